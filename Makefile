@@ -1,0 +1,65 @@
+# Every command a person needs, from a clean checkout. `make` alone lists them.
+#
+# Recipes end in `exec`, so that the program itself, not a shell around it, receives Ctrl-C and a
+# terminate signal, and can take its processes down before it leaves.
+
+PYTHON ?= python3
+SETUP_PYTHON := $(PYTHON)
+VENV := .venv
+RUN := $(VENV)/bin/python
+STAMP := $(VENV)/.complete
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo dev test prove bench lint format types contracts lock clean java
+.NOTPARALLEL:
+.SUFFIXES:
+MAKEFLAGS += --no-print-directory --no-builtin-rules
+
+help: ## list these commands
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+setup: $(STAMP) ## create .venv with everything pinned (done by the other commands when needed)
+	@echo "ready: $(VENV)"
+
+$(STAMP): requirements/dev.txt pyproject.toml tools/setup.sh
+	@exec sh tools/setup.sh "$(SETUP_PYTHON)" "$(VENV)" "$(STAMP)"
+
+java:
+	@exec sh tools/require_java.sh
+
+demo: java $(STAMP) ## run the examples on a real stream and check the outcome (two minutes at most)
+	@exec $(RUN) -m tenuto_local.demo
+
+dev: java $(STAMP) ## keep the stack up for one example: make dev APP=examples/food_order
+	@test -n "$(APP)" || { echo "make dev: say which example, for instance: make dev APP=examples/food_order" >&2; exit 2; }
+	@exec $(RUN) -m tenuto_local.dev "$(APP)"
+
+test: java $(STAMP) lint types contracts ## lint, types, import contracts and every test (ten minutes at most)
+	@exec $(RUN) -m pytest
+
+prove: java $(STAMP) ## thousands of seeds, crashes at every write, protocol mutants, kills on the real stack
+	@exec $(RUN) -m tests.prove
+
+bench: java $(STAMP) ## measure five workloads on the embedded stack and write JSON
+	@exec $(RUN) -m bench
+
+lint: $(STAMP) ## ruff: rules and format
+	@$(RUN) -m ruff check --quiet
+	@exec $(RUN) -m ruff format --quiet --check
+
+types: $(STAMP) ## mypy, strict
+	@exec $(RUN) -m mypy --no-error-summary
+
+contracts: $(STAMP) ## which package may import which
+	@exec sh tools/quiet.sh $(VENV)/bin/lint-imports --cache-dir .cache/import-linter
+
+format: $(STAMP) ## rewrite what ruff can put right
+	@$(RUN) -m ruff check --quiet --fix-only
+	@exec $(RUN) -m ruff format --quiet
+
+lock: ## resolve pyproject.toml and requirements/dev.in anew into requirements/dev.txt (needs uv)
+	@exec sh tools/lock.sh
+
+clean: ## remove what these commands created
+	@rm -rf $(VENV) .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
+	@find adapters control_plane infra tests examples bench -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
