@@ -1,0 +1,149 @@
+"""The head item: one flat DynamoDB item per lane, and its reading.
+
+Owns attribute names and the parse from item to `Head`. Does not own the writes that change it (`transitions`).
+
+Every part of the head is a top-level attribute, so a write names just what it changes and needs no parent map to exist:
+
+    ver tok pend                fencing token, id of the last writer, unique mark "look into the inbox"
+    s.<name>  b.<name>          state; what the run first saw of a name it has published since (NULL: absent)
+    w.<source>                  next offset the lane accepts of a topic-partition
+    o.<sequence>  f.<nonce>     outbox entry; a finished message or call (value: when, ms)
+    rid run att holder lease    the active invocation: nonce, its fixed part, attempt, holder, lease end (ms)
+    fails err awaits wake seg   failed attempts, last error, awaited slots and wake time, names of journal segments
+    j.<ver>.<slot>              journal slots of the invocation claimed at that ver
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import msgspec
+
+from tenuto.lane.writes import Item, Key, Value
+from tenuto.protocol.ids import Lane
+from tenuto.protocol.messages import Head, Run
+from tenuto.protocol.records import Event, unpack_out
+
+HEAD_SK = "H"
+STATE, BASE, WATERMARK, OUT, FIN = "s.", "b.", "w.", "o.", "f."
+JOURNAL = "j."
+T = TypeVar("T")
+
+
+class RunRecord(msgspec.Struct, frozen=True, array_like=True):
+    """The part of a run that never changes after its claim."""
+
+    event: Event
+    ver: int
+    start_ms: int
+    first_out: int
+    input_item: str | None
+
+
+RUN_ATTRIBUTES = ("rid", "run", "att", "holder", "lease", "fails", "err", "awaits", "wake", "seg")
+
+_run_encoder = msgspec.msgpack.Encoder()
+_run_decoder = msgspec.msgpack.Decoder(RunRecord)
+
+
+def head_key(lane: Lane) -> Key:
+    """Where a lane's head is."""
+    return Key(lane.pk, HEAD_SK)
+
+
+def slot_attribute(run_ver: int, slot: str) -> str:
+    """The attribute of a journal slot; the claim's `ver` tells it from a stray slot of an older run."""
+    return f"{JOURNAL}{run_ver}.{slot}"
+
+
+def pack_run(run: Run) -> bytes:
+    """The stored form of a run's fixed part."""
+    return _run_encoder.encode(RunRecord(run.event, run.ver, run.start_ms, run.first_out, run.input_item))
+
+
+def parse_head(item: Item | None) -> Head:
+    """The head in an item; None (no item) is the head of a lane that never did anything.
+
+    Raises ValueError when an attribute does not hold what the schema says.
+    """
+    if item is None:
+        return Head()
+    run = _parse_run(item)
+    state: dict[str, bytes] = {}
+    base: dict[str, bytes | None] = {}
+    watermarks: dict[str, int] = {}
+    out, fin, slots = {}, {}, {}
+    stray: list[str] = []
+    journal = f"{JOURNAL}{run.ver}." if run else None
+    for name, value in item.items():
+        prefix, rest = name[:2], name[2:]
+        if prefix == STATE:
+            state[rest] = _as(bytes, name, value)
+        elif prefix == BASE:
+            if run is None:
+                stray.append(name)
+            else:
+                base[rest] = None if value is None else _as(bytes, name, value)
+        elif prefix == WATERMARK:
+            watermarks[rest] = _as(int, name, value)
+        elif prefix == OUT:
+            out[rest] = unpack_out(_as(bytes, name, value))
+        elif prefix == FIN:
+            fin[rest] = _as(int, name, value)
+        elif prefix == JOURNAL:
+            if journal and name.startswith(journal):
+                slots[name[len(journal) :]] = _as(bytes, name, value)
+            else:
+                stray.append(name)
+    return Head(
+        ver=_optional(int, "ver", item) or 0,
+        tok=_optional(str, "tok", item),
+        pend=_optional(str, "pend", item),
+        state=state,
+        base=base,
+        watermarks=watermarks,
+        out=dict(sorted(out.items())),
+        fin=fin,
+        run=run,
+        slots=slots,
+        segments=_texts("seg", item) or (),
+        stray=tuple(stray),
+    )
+
+
+def _parse_run(item: Item) -> Run | None:
+    packed = _optional(bytes, "run", item)
+    if packed is None:
+        return None
+    fixed = _run_decoder.decode(packed)
+    return Run(
+        event=fixed.event,
+        ver=fixed.ver,
+        start_ms=fixed.start_ms,
+        first_out=fixed.first_out,
+        input_item=fixed.input_item,
+        attempt=_as(int, "att", item.get("att")),
+        holder=_as(str, "holder", item.get("holder")),
+        lease_ms=_as(int, "lease", item.get("lease")),
+        failures=_optional(int, "fails", item) or 0,
+        awaits=_texts("awaits", item),
+        wake_ms=_optional(int, "wake", item),
+        error=_optional(str, "err", item),
+    )
+
+
+def _as(kind: type[T], name: str, value: Value) -> T:
+    if not isinstance(value, kind):
+        problem = f"attribute {name!r} of a head should hold {kind.__name__}, not {type(value).__name__}"
+        raise ValueError(problem)  # noqa: TRY004 - bad data, not a bad call
+    return value
+
+
+def _optional(kind: type[T], name: str, item: Item) -> T | None:
+    value = item.get(name)
+    return None if value is None else _as(kind, name, value)
+
+
+def _texts(name: str, item: Item) -> tuple[str, ...] | None:
+    values = _optional(list, name, item)
+    return None if values is None else tuple(_as(str, name, v) for v in values)

@@ -1,0 +1,445 @@
+"""Every write a lane takes, numbered as in the protocol's table.
+
+Owns conditions and effects, as data; each clause has a label by which mutation tests remove it. Does not own the order
+of writes (function runtime and dispatcher) nor any I/O.
+
+Rules that hold for the whole file: `ver` rises with 1, 2, 6 and 7 and with nothing else; `tok` is written with `ver`
+and only ever lets a writer recognise its own write; a clause marked *defence* is implied by others and kept against a
+mistake in those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from tenuto.lane.head import (
+    BASE,
+    FIN,
+    OUT,
+    RUN_ATTRIBUTES,
+    STATE,
+    WATERMARK,
+    head_key,
+    pack_run,
+    slot_attribute,
+)
+from tenuto.lane.writes import Absent, AbsentOrAtMost, Clause, Delete, Equals, Key, Put, Update, Value
+from tenuto.protocol.ids import Lane, offset_position, out_sequence
+from tenuto.protocol.limits import LANE_TTL_S, RESULT_TTL_S, TIMER_BUCKET_MS, TIMER_SHARDS, TOMBSTONE_TTL_S
+from tenuto.protocol.messages import Head, Run, Trim
+from tenuto.protocol.records import CallSource, Event, KafkaSource, MessageSource, Out, Result, pack
+
+NO_TRIM = Trim()
+
+
+@dataclass(frozen=True, slots=True)
+class Effects:
+    """What finished events change: state (None clears a name), outbox (by position), watermarks and finished ids.
+
+    `first` holds the lowest offset consumed of each source: the lane must not have passed it yet.
+    """
+
+    state: Mapping[str, bytes | None] = field(default_factory=dict)
+    out: Mapping[int, Out] = field(default_factory=dict)
+    watermarks: Mapping[str, int] = field(default_factory=dict)
+    first: Mapping[str, int] = field(default_factory=dict)
+    finished: tuple[str, ...] = ()
+    now_ms: int = 0
+    expires: bool = False
+
+
+def effects_of(
+    events: Sequence[Event],
+    state: Mapping[str, bytes | None],
+    out: Mapping[int, Out],
+    now_ms: int,
+    *,
+    expires: bool = False,
+) -> Effects:
+    """The effects of `events` having finished, in this order. `expires`: the lane belongs to one invocation only."""
+    watermarks: dict[str, int] = {}
+    first: dict[str, int] = {}
+    finished: list[str] = []
+    for event in events:
+        match event.source:
+            case KafkaSource() as source:
+                name = source.watermark
+                watermarks[name] = max(watermarks.get(name, 0), source.offset + 1)
+                first[name] = min(first.get(name, source.offset), source.offset)
+            case MessageSource() | CallSource():
+                finished.append(event.nonce)
+    return Effects(dict(state), dict(out), watermarks, first, tuple(finished), now_ms, expires)
+
+
+# --- 1, 2: from an idle lane ---------------------------------------------------------------------------------------
+
+
+def spec_commit(
+    lane: Lane,
+    head: Head,
+    effects: Effects,
+    tok: str,
+    *,
+    drain: bool,
+    clears: bool = False,
+    trim: Trim = NO_TRIM,
+) -> Update:
+    """1. Everything a speculated batch did, in one write.
+
+    `clears` joins write 12 to the commit of a drained batch that was all the inbox held: the mark goes if it is still
+    the one that was seen before the query.
+    """
+    sets, removes = _effects(effects, head.ver + 1)
+    sets |= {"ver": head.ver + 1, "tok": tok}
+    removes += _trimmed(trim)
+    conditions = _from_idle("spec", head, effects, drain=drain)
+    if clears and head.pend is not None:
+        removes.append("pend")
+        conditions = (*conditions, Equals("spec.clear", "pend", head.pend))
+    return Update(head_key(lane), sets, tuple(removes), conditions)
+
+
+def claim(lane: Lane, head: Head, before: Effects, run: Run, tok: str, *, drain: bool, trim: Trim = NO_TRIM) -> Update:
+    """2. Take the lease for `run`, together with the effects of the events before it in its batch.
+
+    A lane that expires when it is over does not do so while a run is in it.
+    """
+    sets, removes = _effects(replace(before, expires=False), head.ver + 1)
+    removes.append("ttl")
+    sets |= {
+        "ver": head.ver + 1,
+        "tok": tok,
+        "rid": run.event.nonce,
+        "run": pack_run(run),
+        "att": run.attempt,
+        "holder": run.holder,
+        "lease": run.lease_ms,
+    }
+    source = run.event.source
+    if isinstance(source, KafkaSource):
+        first = {source.watermark: source.offset, **before.first}
+        before = Effects(first=first)
+    return Update(head_key(lane), sets, (*removes, *_trimmed(trim)), _from_idle("claim", head, before, drain=drain))
+
+
+def _from_idle(name: str, head: Head, effects: Effects, *, drain: bool) -> tuple[Clause, ...]:
+    clauses: list[Clause] = [_ver(f"{name}.ver", head.ver), Absent(f"{name}.idle", "rid")]  # idle: defence
+    clauses += [AbsentOrAtMost(f"{name}.watermark", WATERMARK + n, at) for n, at in effects.first.items()]  # defence
+    if not drain:
+        clauses.append(Absent(f"{name}.pend", "pend"))
+    return tuple(clauses)
+
+
+# --- 3, 5, 7: by the owner of the run ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What an attempt makes durable of its journal: new slots, outgoing entries (index → entry), rolled segments.
+
+    `rolled` slots leave the head for a segment item that was put before, `large` ones never enter it; `segments` is
+    the list with the names of these items.
+    """
+
+    slots: Mapping[str, bytes] = field(default_factory=dict)
+    out: Mapping[int, Out] = field(default_factory=dict)
+    rolled: tuple[str, ...] = ()
+    segments: tuple[str, ...] | None = None
+    large: Mapping[str, bytes] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        """Whether there is anything to write."""
+        return bool(self.slots or self.out or self.rolled or self.large)
+
+
+def checkpoint(lane: Lane, ver: int, run: Run, progress: Progress) -> Update:
+    """3. Journal slots, one attribute each: rewriting the journal whole would erase what others put into it.
+
+    A slot that is there already was written by a twin of this attempt, which an invocation that was delivered twice can
+    have.
+    """
+    sets, removes = _progress(run, progress)
+    free = tuple(Absent("checkpoint.slots", slot_attribute(run.ver, slot)) for slot in progress.slots)
+    return Update(head_key(lane), sets, removes, (Equals("checkpoint.ver", "ver", ver), *free))
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """What a suspended invocation waits for: any of the slots, or the time. `error` says why when it is a retry."""
+
+    slots: tuple[str, ...]
+    wake_ms: int | None
+    failures: int = 0
+    error: str | None = None
+
+
+def suspend(
+    lane: Lane,
+    ver: int,
+    run: Run,
+    progress: Progress,
+    state: Mapping[str, bytes | None],
+    base: Mapping[str, bytes | None],
+    wait: Wait,
+) -> Update:
+    """5. Let go of the function, keeping the lane.
+
+    `base` goes as values: a copy from the item would, after a lost response, take published state for first-seen state.
+    """
+    sets, removes = _progress(run, progress)
+    gone = _state(state, sets)
+    sets |= {BASE + name: value for name, value in base.items()}
+    sets["awaits"] = list(wait.slots)
+    sets["fails"] = wait.failures
+    drop = [*removes, *gone]
+    for attribute, value in (("wake", wait.wake_ms), ("err", wait.error)):
+        if value is None:
+            drop.append(attribute)
+        else:
+            sets[attribute] = value
+    free = tuple(Absent("suspend.slots", slot_attribute(run.ver, slot)) for slot in wait.slots)
+    return Update(head_key(lane), sets, tuple(drop), (Equals("suspend.ver", "ver", ver), *free))
+
+
+def final_commit(lane: Lane, head: Head, effects: Effects, tok: str, *, trim: Trim = NO_TRIM) -> Update:
+    """7. The end of a claimed run. `head` is the owner's view: its ver, run, slots and base."""
+    run = head.run
+    if run is None:
+        raise ValueError("a final commit needs the run it ends")
+    sets, removes = _effects(effects, run.ver)
+    sets |= {"ver": head.ver + 1, "tok": tok}
+    over = [slot_attribute(run.ver, slot) for slot in head.slots]
+    bases = [BASE + name for name in head.base]
+    drop = (*removes, *RUN_ATTRIBUTES, *over, *bases, *_trimmed(trim))
+    return Update(head_key(lane), sets, drop, (Equals("commit.ver", "ver", head.ver),))
+
+
+def _progress(run: Run, progress: Progress) -> tuple[dict[str, Value], tuple[str, ...]]:
+    sets: dict[str, Value] = {slot_attribute(run.ver, s): data for s, data in progress.slots.items()}
+    sets |= {OUT + out_sequence(run.ver, i): pack(entry) for i, entry in progress.out.items()}
+    if progress.segments is not None:
+        sets["seg"] = list(progress.segments)
+    return sets, tuple(slot_attribute(run.ver, s) for s in progress.rolled)
+
+
+# --- 6: by a dispatcher --------------------------------------------------------------------------------------------
+
+
+def takeover(
+    lane: Lane,
+    head: Head,
+    holder: str,
+    lease_ms: int,
+    due: Mapping[str, bytes],
+    tok: str,
+    failures: int | None = None,
+) -> Update:
+    """6. Resume a suspended run, or take over one whose function has ended.
+
+    `due` fills slots of ended sleeps. `failures` is the new count when the function is known to have failed.
+    """
+    run = head.run
+    if run is None:
+        raise ValueError("only a run can be taken over")
+    sets: dict[str, Value] = {slot_attribute(run.ver, s): data for s, data in due.items()}
+    sets |= {"ver": head.ver + 1, "tok": tok, "att": run.attempt + 1, "holder": holder, "lease": lease_ms}
+    if failures is not None:
+        sets["fails"] = failures
+    clauses = (_ver("takeover.ver", head.ver), Equals("takeover.run", "rid", run.event.nonce))  # ver: defence
+    return Update(head_key(lane), sets, ("awaits", "wake"), clauses)
+
+
+# --- 8 to 12, 14, 15: around the head ------------------------------------------------------------------------------
+
+
+def slot_put(lane: Lane, run: Run, slot: str, data: bytes) -> Update:
+    """8. A result for a waiting run, after a guard."""
+    attribute = slot_attribute(run.ver, slot)
+    clauses = (Equals("slot.run", "rid", run.event.nonce), Absent("slot.free", attribute))
+    return Update(head_key(lane), {attribute: data}, (), clauses)
+
+
+def inbox_put(lane: Lane, event: Event) -> Put:
+    """9. Durable acceptance of an event by a lane that cannot take it now; its key is its duplicate guard."""
+    return Put(inbox_key(lane, event), {"ev": pack(event)}, (Absent("inbox.absent", "pk"),))
+
+
+def tombstone(lane: Lane, event: Event, now_ms: int) -> Put:
+    """14. What stays of a drained message, so that a late duplicate is refused."""
+    return Put(inbox_key(lane, event), {"done": 1, "ttl": now_ms // 1000 + TOMBSTONE_TTL_S})
+
+
+def inbox_key(lane: Lane, event: Event) -> Key:
+    """Where an event waits: ordered within its source."""
+    match event.source:
+        case KafkaSource() as source:
+            return Key(lane.pk, f"I#k|{source.watermark}#{offset_position(source.offset)}")
+        case MessageSource(sender, sequence):
+            return Key(lane.pk, f"I#m|{sender}#{sequence}")
+        case CallSource():
+            return Key(lane.pk, f"I#c#{event.nonce}")
+
+
+INBOX_LOW, INBOX_HIGH = "I#", "I$"
+"""Bounds of an inbox query."""
+
+
+def mark_pend(lane: Lane, token: str) -> Update:
+    """11. Say that the inbox holds something; the token is unique, so that only a mark that was seen is cleared."""
+    return Update(head_key(lane), {"pend": token})
+
+
+def clear_pend(lane: Lane, head: Head, trim: Trim = NO_TRIM) -> Update:
+    """12. The inbox was found empty by a query made after this head was read."""
+    if head.pend is None:
+        raise ValueError("there is no mark to clear")
+    clauses = (
+        _ver("clear.ver", head.ver),  # defence
+        Equals("clear.pend", "pend", head.pend),
+        Absent("clear.idle", "rid"),
+    )
+    return Update(head_key(lane), {}, ("pend", *_trimmed(trim)), clauses)
+
+
+def trim_head(lane: Lane, trim: Trim) -> Update:
+    """14, 15. Forget shipped entries and finished ids, when no other write of the head is at hand."""
+    return Update(head_key(lane), {}, _trimmed(trim))
+
+
+def result_put(invocation: str, result: Result, now_ms: int) -> Put:
+    """15. The result item of an invocation; repeated puts carry the same result."""
+    return Put(result_key(invocation), {"res": pack(result), "ttl": now_ms // 1000 + RESULT_TTL_S})
+
+
+def result_expected(invocation: str, now_ms: int, delay_ms: int) -> Put:
+    """A place for the result of a message that runs later, so that whoever attaches is told to wait."""
+    ttl = (now_ms + delay_ms) // 1000 + RESULT_TTL_S
+    return Put(result_key(invocation), {"ttl": ttl}, (Absent("result.absent", "pk"),))
+
+
+def result_key(invocation: str) -> Key:
+    """Where the result of an invocation is."""
+    return Key(f"R#{invocation}", "R")
+
+
+def segment_name(run: Run, ver: int, number: int) -> str:
+    """Sort key of a journal segment.
+
+    The writer's `ver` is part of it, so that an attempt that was fenced off can never overwrite a segment of its
+    successor.
+    """
+    return f"J#{run.ver:012d}#{number:06d}#{ver:012d}"
+
+
+def input_name(nonce: str, holder: str) -> str:
+    """Sort key of a large input; the holder is part of it, so that claims that compete do not share it."""
+    return f"V#{nonce}#{holder}"
+
+
+def input_put(lane: Lane, name: str, data: bytes) -> Put:
+    """A large input, put before the claim that names it."""
+    return Put(Key(lane.pk, name), {"input": data})
+
+
+def segment_put(lane: Lane, name: str, slots: Mapping[str, bytes]) -> Put:
+    """Journal slots on their way out of the head; put before the head's write drops them there."""
+    return Put(Key(lane.pk, name), dict(slots))
+
+
+# --- 4, 10, 18: timers ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Timer:
+    """An item that makes someone look at a lane: a guard, the end of a sleep, or a delayed message.
+
+    `kind` is "guard", "sleep" or "send"; a send carries the message, its sender's partition key and sequence.
+    """
+
+    lane: Lane
+    kind: str
+    invocation: str
+    due_ms: int
+    nonce: str
+    message: bytes | None = None
+    sender: str | None = None
+    sequence: str | None = None
+
+    @property
+    def key(self) -> Key:
+        """Ordered by due time within its bucket and shard."""
+        shard = sum(self.lane.pk.encode()) % TIMER_SHARDS
+        sk = f"{self.due_ms:015d}#{self.lane.pk}#{self.kind}#{self.nonce}"
+        return Key(timer_bucket(self.due_ms // TIMER_BUCKET_MS, shard), sk)
+
+
+def timer_bucket(minute: int, shard: int) -> str:
+    """Partition key of a bucket of timers; `minute` counts from the epoch."""
+    return f"T#{minute}#{shard}"
+
+
+def timer_put(timer: Timer) -> Put:
+    """4, 10. Idempotent: the same timer is the same item."""
+    attributes: dict[str, Value] = {
+        "lane": timer.lane.pk,
+        "kind": timer.kind,
+        "inv": timer.invocation,
+        "due": timer.due_ms,
+        "nonce": timer.nonce,
+    }
+    extra = {"msg": timer.message, "sender": timer.sender, "seq": timer.sequence}
+    attributes |= {name: value for name, value in extra.items() if value is not None}
+    return Put(timer.key, attributes)
+
+
+def timer_delete(timer: Timer) -> Delete:
+    """18. Only once its lane has nothing left for it to drive."""
+    return Delete(timer.key)
+
+
+def parse_timer(item: Mapping[str, Value]) -> Timer:
+    """The timer in an item. Raises ValueError when it is none."""
+    lane, kind, inv, due, nonce = (item.get(n) for n in ("lane", "kind", "inv", "due", "nonce"))
+    if not (isinstance(lane, str) and isinstance(kind, str) and isinstance(inv, str)):
+        raise ValueError(f"not a timer: {sorted(item)}")  # noqa: TRY004 - bad data, not a bad call
+    if not (isinstance(due, int) and isinstance(nonce, str)):
+        raise ValueError(f"not a timer: {sorted(item)}")  # noqa: TRY004 - bad data, not a bad call
+    msg, sender, seq = item.get("msg"), item.get("sender"), item.get("seq")
+    return Timer(
+        Lane.from_pk(lane),
+        kind,
+        inv,
+        due,
+        nonce,
+        msg if isinstance(msg, bytes) else None,
+        sender if isinstance(sender, str) else None,
+        seq if isinstance(seq, str) else None,
+    )
+
+
+# --- shared parts --------------------------------------------------------------------------------------------------
+
+
+def _ver(label: str, seen: int) -> Clause:
+    return Equals(label, "ver", seen) if seen else Absent(label, "ver")
+
+
+def _effects(effects: Effects, ver: int) -> tuple[dict[str, Value], list[str]]:
+    sets: dict[str, Value] = {}
+    removes = _state(effects.state, sets)
+    sets |= {WATERMARK + name: at for name, at in effects.watermarks.items()}
+    sets |= {OUT + out_sequence(ver, i): pack(entry) for i, entry in effects.out.items()}
+    sets |= {FIN + nonce: effects.now_ms for nonce in effects.finished}
+    if effects.expires:
+        sets["ttl"] = effects.now_ms // 1000 + LANE_TTL_S
+    return sets, removes
+
+
+def _state(state: Mapping[str, bytes | None], sets: dict[str, Value]) -> list[str]:
+    sets.update({STATE + name: value for name, value in state.items() if value is not None})
+    return [STATE + name for name, value in state.items() if value is None]
+
+
+def _trimmed(trim: Trim) -> tuple[str, ...]:
+    return (*(OUT + s for s in trim.out), *(FIN + n for n in trim.fin), *trim.stray)

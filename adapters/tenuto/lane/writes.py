@@ -1,0 +1,136 @@
+"""Writes as data: what a single-item conditional write sets, removes and requires.
+
+Owns the vocabulary (`Update`, `Put`, `Delete`, clauses) and its meaning on plain items. Does not own which writes a
+lane takes (`transitions`), nor DynamoDB's expression language (`tenuto.store.dynamodb`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TypeAlias, assert_never
+
+Value: TypeAlias = str | int | bytes | list["Value"] | dict[str, "Value"] | None
+"""What an attribute may hold: DynamoDB's S, N, B, NULL, L and M."""
+
+Item: TypeAlias = dict[str, Value]
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """Primary key of an item."""
+
+    pk: str
+    sk: str
+
+
+@dataclass(frozen=True, slots=True)
+class Equals:
+    """The attribute exists and equals the value."""
+
+    label: str
+    attribute: str
+    value: str | int
+
+
+@dataclass(frozen=True, slots=True)
+class Absent:
+    """The attribute does not exist."""
+
+    label: str
+    attribute: str
+
+
+@dataclass(frozen=True, slots=True)
+class AbsentOrAtMost:
+    """The attribute does not exist or is at most the number."""
+
+    label: str
+    attribute: str
+    number: int
+
+
+Clause: TypeAlias = Equals | Absent | AbsentOrAtMost
+"""One term of a condition; a condition is the conjunction of its clauses. Mutation tests name clauses by label."""
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """Create or change one item if every clause holds."""
+
+    key: Key
+    sets: Mapping[str, Value] = field(default_factory=dict)
+    removes: tuple[str, ...] = ()
+    conditions: tuple[Clause, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """Replace one whole item if every clause holds."""
+
+    key: Key
+    attributes: Mapping[str, Value]
+    conditions: tuple[Clause, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """Delete one item; deleting what is not there is no error."""
+
+    key: Key
+
+
+Write: TypeAlias = Update | Put | Delete
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """The write took place; `item` is what it left (None after a delete)."""
+
+    item: Item | None
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A clause did not hold; `item` is what was there instead (None: nothing)."""
+
+    item: Item | None
+
+
+Answer: TypeAlias = Applied | Refused
+
+
+def holds(clause: Clause, item: Item | None) -> bool:
+    """Whether a clause holds on an item (None: no item)."""
+    attributes: Mapping[str, Value] = item or {}
+    match clause:
+        case Equals(_, attribute, value):
+            return attribute in attributes and attributes[attribute] == value
+        case Absent(_, attribute):
+            return attribute not in attributes
+        case AbsentOrAtMost(_, attribute, number):
+            found = attributes.get(attribute)
+            return attribute not in attributes or (isinstance(found, int) and found <= number)
+        case _:
+            assert_never(clause)
+
+
+def apply(write: Write, item: Item | None) -> Answer:
+    """What a write does to an item: the reference for every table."""
+    match write:
+        case Delete():
+            return Applied(None)
+        case Put(key, attributes, conditions):
+            if not all(holds(c, item) for c in conditions):
+                return Refused(item)
+            return Applied({"pk": key.pk, "sk": key.sk, **attributes})
+        case Update(key, sets, removes, conditions):
+            if not all(holds(c, item) for c in conditions):
+                return Refused(item)
+            changed: Item = dict(item) if item is not None else {"pk": key.pk, "sk": key.sk}
+            for attribute in removes:
+                changed.pop(attribute, None)
+            changed.update(sets)
+            return Applied(changed)
+        case _:
+            assert_never(write)

@@ -1,0 +1,149 @@
+"""Identifiers: lanes, invocations, awakeables and positions in an inbox.
+
+Owns how names become storage keys (injectively) and how ids are derived (deterministically). Does not own randomness:
+whoever needs a random id passes the random part in.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+from typing import NamedTuple
+
+INDEX_DIGITS_MAX = 6
+"""Digits of a command's index, with room above the limit of commands."""
+
+SEPARATOR = "\x1f"
+"""Joins the parts inside an opaque id; service names cannot hold it, and the key is the last but one part."""
+
+MAX_KEY_BYTES = 1024
+"""Longest object key, in UTF-8 bytes. DynamoDB's partition key holds 2,048 bytes; escaping may grow a key."""
+
+
+class Lane(NamedTuple):
+    """One queue of work: a service and a key. Everything of a lane happens in order."""
+
+    service: str
+    key: str
+
+    @property
+    def pk(self) -> str:
+        """The partition key of the lane's records, injective over (service, key)."""
+        return f"{_escape(self.service)}/{_escape(self.key)}"
+
+    @classmethod
+    def from_pk(cls, pk: str) -> Lane:
+        """The lane a partition key stands for. Raises ValueError when it is not one."""
+        service, _, key = pk.partition("/")
+        return cls(_unescape(service), _unescape(key))
+
+
+class InvocationId(NamedTuple):
+    """An invocation's id with the lane it lives in, so that an id alone finds its record."""
+
+    lane: Lane
+    nonce: str
+
+    def __str__(self) -> str:
+        return "inv_" + _pack(self.lane.service, self.nonce, self.lane.key)
+
+    @classmethod
+    def parse(cls, text: str) -> InvocationId:
+        """Raises ValueError when `text` is not an invocation id."""
+        service, nonce, key = _unpack("inv_", text, 3)
+        return cls(Lane(service, key), nonce)
+
+
+class AwakeableId(NamedTuple):
+    """Names one journal slot of one invocation, for whoever will resolve it."""
+
+    invocation: InvocationId
+    slot: str
+
+    def __str__(self) -> str:
+        inv = self.invocation
+        return "awk_" + _pack(inv.lane.service, inv.nonce, self.slot, inv.lane.key)
+
+    @classmethod
+    def parse(cls, text: str) -> AwakeableId:
+        """Raises ValueError when `text` is not an awakeable id."""
+        service, nonce, slot, key = _unpack("awk_", text, 4)
+        return cls(InvocationId(Lane(service, key), nonce), slot)
+
+
+def awakeable_slot(index: int) -> str:
+    """The journal slot that an awakeable's result goes to."""
+    return f"{index}a"
+
+
+def is_awakeable_slot(slot: str) -> bool:
+    """Whether a slot may be filled from outside."""
+    number = slot.removesuffix("a")
+    return number != slot and number.isascii() and number.isdigit() and len(number) <= INDEX_DIGITS_MAX
+
+
+def digest(*parts: str) -> str:
+    """24 hex characters that stand for `parts`; equal parts give equal text, on every machine and in every process."""
+    hashed = hashlib.sha256()
+    for part in parts:
+        data = part.encode()
+        hashed.update(len(data).to_bytes(4, "big"))
+        hashed.update(data)
+    return hashed.hexdigest()[:24]
+
+
+def source_of_partition(epoch: str, topic: str, partition: int) -> str:
+    """The name under which a lane keeps its watermark for one topic-partition of one subscription epoch."""
+    return f"{epoch}|{topic}|{partition}"
+
+
+def kafka_nonce(epoch: str, topic: str, partition: int, offset: int) -> str:
+    """The invocation nonce of a Kafka record: the same record always gives the same invocation."""
+    return f"k{digest(epoch, topic, str(partition), str(offset))}"
+
+
+def message_nonce(sender: str, command: int) -> str:
+    """The invocation nonce of a message: `sender` is the sending invocation's id, `command` its command index."""
+    return f"m{digest(sender, str(command))}"
+
+
+def call_nonce(handler: str, idempotency_key: str) -> str:
+    """The invocation nonce of a call with an idempotency key."""
+    return f"c{digest(handler, idempotency_key)}"
+
+
+def out_sequence(ver: int, index: int) -> str:
+    """Position of an outgoing message in its lane: text order is sending order."""
+    return f"{ver:012d}.{index:06d}"
+
+
+def offset_position(offset: int) -> str:
+    """Inbox position of a spilled Kafka record: text order is offset order."""
+    return f"{offset:019d}"
+
+
+def _escape(text: str) -> str:
+    return text.replace("%", "%25").replace("/", "%2F").replace("#", "%23")
+
+
+def _unescape(text: str) -> str:
+    return text.replace("%23", "#").replace("%2F", "/").replace("%25", "%")
+
+
+def _pack(*parts: str) -> str:
+    return base64.urlsafe_b64encode(SEPARATOR.join(parts).encode()).decode().rstrip("=")
+
+
+def _unpack(prefix: str, text: str, count: int) -> list[str]:
+    if not text.startswith(prefix):
+        raise ValueError(f"{text!r} does not start with {prefix!r}")
+    body = text[len(prefix) :]
+    try:
+        raw = base64.b64decode(body + "=" * (-len(body) % 4), altchars=b"-_", validate=True).decode()
+    except (binascii.Error, UnicodeDecodeError) as e:
+        raise ValueError(f"{text!r} is not a well-formed id") from e
+    parts = raw.split(SEPARATOR, count - 1)
+    if len(parts) != count or prefix + _pack(*parts) != text:
+        raise ValueError(f"{text!r} is not a well-formed id")
+    return parts

@@ -1,0 +1,220 @@
+"""Wire messages: an activation goes to a function, an outcome comes back; discovery asks what a function serves.
+
+Owns the messages' shape and JSON codec (a Lambda payload is JSON; bytes travel as base64). Does not own what either
+side does with them.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypeAlias
+
+import msgspec
+from msgspec import Struct
+
+from tenuto.protocol.records import Event, Failure, Out, Result
+
+PROTOCOL_VERSION = 1
+
+
+class RetryPolicy(Struct, frozen=True):
+    """Pauses between attempts: exponential from `initial_ms` to `max_ms`; `max_attempts` None means for ever."""
+
+    initial_ms: int = 50
+    factor: float = 2.0
+    max_ms: int = 60_000
+    max_attempts: int | None = None
+
+
+class Run(Struct, frozen=True):
+    """The one active invocation of a lane. Fixed at its claim; only attempt, holder, lease and suspension change.
+
+    A large input is not in `event` but in the item that `input_item` names.
+    """
+
+    event: Event
+    ver: int
+    start_ms: int
+    first_out: int
+    attempt: int
+    holder: str
+    lease_ms: int
+    failures: int = 0
+    awaits: tuple[str, ...] | None = None
+    wake_ms: int | None = None
+    error: str | None = None
+    input_item: str | None = None
+
+    @property
+    def suspended(self) -> bool:
+        """True when no attempt is running and the invocation waits for slots or for a time."""
+        return self.awaits is not None
+
+
+class Head(Struct, frozen=True):
+    """A lane's head as it was read or as the last write left it.
+
+    `base` holds what the first attempt of the active invocation saw of every name it has since published (None:
+    absent). `segments` names the items that hold the rolled part of its journal.
+    `stray` lists attributes of journals that are over; the next write removes them.
+    """
+
+    ver: int = 0
+    tok: str | None = None
+    pend: str | None = None
+    state: dict[str, bytes] = {}
+    base: dict[str, bytes | None] = {}
+    watermarks: dict[str, int] = {}
+    out: dict[str, Out] = {}
+    fin: dict[str, int] = {}
+    run: Run | None = None
+    slots: dict[str, bytes] = {}
+    segments: tuple[str, ...] = ()
+    stray: tuple[str, ...] = ()
+
+
+class Trim(Struct, frozen=True):
+    """What the next write of the head may remove: shipped outbox entries, finished ids, stray attributes."""
+
+    out: tuple[str, ...] = ()
+    fin: tuple[str, ...] = ()
+    stray: tuple[str, ...] = ()
+
+
+Mode: TypeAlias = Literal["speculate", "drain", "resume", "shared"]
+
+
+class Activation(Struct, frozen=True, tag="activation"):
+    """Run these events of one lane, starting from this head.
+
+    `speculate`: several events, nothing owned. `drain`: one inbox item. `resume`: the head's own run, already taken
+    over with `holder`. `shared`: one read-only handler. `claim_first` takes the lease before the handler starts.
+    `attempt` counts from 1 for the first event.
+    """
+
+    service: str
+    key: str
+    mode: Mode
+    head: Head
+    holder: str
+    events: tuple[Event, ...] = ()
+    attempt: int = 1
+    claim_first: bool = False
+    trim: Trim = Trim()
+    table: str = "tenuto"
+    version: int = PROTOCOL_VERSION
+
+
+class Discover(Struct, frozen=True, tag="discover"):
+    """Asks a function for its manifest."""
+
+    version: int = PROTOCOL_VERSION
+
+
+Request: TypeAlias = Activation | Discover
+
+
+class EventResult(Struct, frozen=True):
+    """How one event of an activation ended."""
+
+    event_id: str
+    result: Result
+
+
+class Stopped(Struct, frozen=True):
+    """A retryable failure of the event after the finished ones; nothing of it is durable."""
+
+    event_id: str
+    failure: Failure
+    retry_after_ms: int | None = None
+
+
+class Speculated(Struct, frozen=True, tag="speculated"):
+    """Nothing durable happened: the control plane commits these effects with one conditional write, or drops them."""
+
+    results: tuple[EventResult, ...]
+    state: dict[str, bytes | None] = {}
+    out: tuple[Out, ...] = ()
+    stopped: Stopped | None = None
+
+
+class Committed(Struct, frozen=True, tag="committed"):
+    """The function claimed and committed; `head` is what its last write left."""
+
+    results: tuple[EventResult, ...]
+    head: Head
+
+
+class Suspended(Struct, frozen=True, tag="suspended"):
+    """The function claimed and suspended; events before the suspended one are finished."""
+
+    results: tuple[EventResult, ...]
+    head: Head
+
+
+class Fenced(Struct, frozen=True, tag="fenced"):
+    """The function lost the lane, or could not claim it: read the head again."""
+
+    reason: str
+
+
+class HandlerManifest(Struct, frozen=True):
+    """One handler as discovery reports it."""
+
+    name: str
+    kind: Literal["exclusive", "shared", "stateless"]
+    retry: RetryPolicy = RetryPolicy()
+
+
+class ServiceManifest(Struct, frozen=True):
+    """One service as discovery reports it; `keyed` services are virtual objects."""
+
+    name: str
+    keyed: bool
+    handlers: tuple[HandlerManifest, ...]
+
+
+class Manifest(Struct, frozen=True, tag="manifest"):
+    """Everything a function serves; `timeout_ms` is the time an invocation of it has, as Lambda told it."""
+
+    services: tuple[ServiceManifest, ...]
+    timeout_ms: int = 10_000
+    version: int = PROTOCOL_VERSION
+
+
+class Rejected(Struct, frozen=True, tag="rejected"):
+    """The function cannot serve the request at all: unknown service or handler, or another protocol version."""
+
+    failure: Failure
+
+
+Outcome: TypeAlias = Speculated | Committed | Suspended | Fenced | Manifest | Rejected
+
+_json = msgspec.json.Encoder()
+_request_decoder: msgspec.json.Decoder[Request] = msgspec.json.Decoder(Request)
+_outcome_decoder: msgspec.json.Decoder[Outcome] = msgspec.json.Decoder(Outcome)
+
+
+def encode(message: Request | Outcome) -> bytes:
+    """JSON bytes of a message."""
+    return _json.encode(message)
+
+
+def decode_request(data: bytes) -> Request:
+    """Raises msgspec.DecodeError (ValidationError) when `data` is no request."""
+    return _request_decoder.decode(data)
+
+
+def decode_outcome(data: bytes) -> Outcome:
+    """Raises msgspec.DecodeError (ValidationError) when `data` is no outcome."""
+    return _outcome_decoder.decode(data)
+
+
+def request_from_builtins(payload: Any) -> Request:
+    """A request out of already parsed JSON, as Lambda hands it to a handler. Raises msgspec.ValidationError."""
+    request: Request = msgspec.convert(payload, Request)
+    return request
+
+
+def to_builtins(outcome: Outcome) -> Any:
+    """An outcome as plain JSON types, as Lambda expects a handler to return it."""
+    return msgspec.to_builtins(outcome)

@@ -1,0 +1,214 @@
+"""Records: what a lane stores and what crosses the wire inside messages.
+
+Owns the frozen structs for events, results, journal slots and outgoing entries, and their binary codec. Does not own
+where they are stored (`tenuto.lane`) nor what they mean to a running handler (`tenuto.machine`).
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import msgspec
+from msgspec import Struct
+
+from tenuto.protocol.ids import InvocationId, Lane, source_of_partition
+
+
+class Failure(Struct, frozen=True, array_like=True):
+    """Why an invocation or a step ended for good."""
+
+    message: str
+    status_code: int = 500
+    metadata: dict[str, str] = {}
+
+
+class Success(Struct, frozen=True, tag="ok"):
+    """A result: serialised bytes, None for a handler that returned nothing serialisable to send."""
+
+    value: bytes | None = None
+
+
+class Failed(Struct, frozen=True, tag="failed"):
+    """A terminal failure as a result."""
+
+    failure: Failure
+
+
+Result: TypeAlias = Success | Failed
+
+
+class KafkaSource(Struct, frozen=True, tag="kafka"):
+    """Where a Kafka event came from. `dead_letter` is the topic for events that can never be handled."""
+
+    epoch: str
+    topic: str
+    partition: int
+    offset: int
+    timestamp_ms: int
+    raw_key: bytes | None = None
+    dead_letter: str | None = None
+
+    @property
+    def watermark(self) -> str:
+        """The name of the lane's watermark for this partition."""
+        return source_of_partition(self.epoch, self.topic, self.partition)
+
+
+class MessageSource(Struct, frozen=True, tag="message"):
+    """A message from another lane: `sender` is that lane's partition key, `sequence` the position in its outbox."""
+
+    sender: str
+    sequence: str
+
+
+class CallSource(Struct, frozen=True, tag="call"):
+    """A call or send over HTTP. `keep_result` stores the result so that it can be attached to later."""
+
+    keep_result: bool = False
+
+
+Source: TypeAlias = KafkaSource | MessageSource | CallSource
+
+
+class Event(Struct, frozen=True):
+    """One thing to handle: becomes exactly one invocation, whatever repeats."""
+
+    id: str
+    handler: str
+    source: Source
+    input: bytes | None = None
+    headers: tuple[tuple[str, bytes], ...] = ()
+
+    @property
+    def nonce(self) -> str:
+        """The id's part that is unique within the lane."""
+        return InvocationId.parse(self.id).nonce
+
+
+# --- journal slots -------------------------------------------------------------------------------------------------
+
+
+class RunSlot(Struct, frozen=True, tag="run"):
+    """The result of a `ctx.run` step."""
+
+    name: str
+    result: Result
+
+
+class DueSlot(Struct, frozen=True, tag="due"):
+    """When a sleep ends, fixed at its first suspension (milliseconds since the epoch)."""
+
+    wake_ms: int
+
+
+class TriedSlot(Struct, frozen=True, tag="tried"):
+    """A step with retry limits waits for its next try outside the function: how often it failed, since when (ms)."""
+
+    name: str
+    tries: int
+    since_ms: int
+
+
+class SleptSlot(Struct, frozen=True, tag="slept"):
+    """A sleep that is over."""
+
+
+class AwakeableSlot(Struct, frozen=True, tag="awakeable"):
+    """The result an awakeable was resolved or rejected with."""
+
+    result: Result
+
+
+class SentSlot(Struct, frozen=True, tag="sent"):
+    """A message that already left, so that a replay does not send it again."""
+
+    target: str
+
+
+class SelectedSlot(Struct, frozen=True, tag="selected"):
+    """Which of several concurrent commands completed first."""
+
+    winner: int
+
+
+Slot: TypeAlias = RunSlot | TriedSlot | DueSlot | SleptSlot | AwakeableSlot | SentSlot | SelectedSlot
+
+
+# --- outgoing entries ----------------------------------------------------------------------------------------------
+
+
+class SendOut(Struct, frozen=True, tag="send"):
+    """A message to another lane, delivered at once or, with `due_ms`, not before that time."""
+
+    service: str
+    key: str
+    event_id: str
+    handler: str
+    input: bytes | None = None
+    headers: tuple[tuple[str, bytes], ...] = ()
+    due_ms: int | None = None
+    keep_result: bool = False
+
+    @property
+    def lane(self) -> Lane:
+        """The receiving lane."""
+        return Lane(self.service, self.key)
+
+
+class PublishOut(Struct, frozen=True, tag="publish"):
+    """A record for a Kafka topic; a `dead` one is a dead letter, whose large value may be in the item `value_item`."""
+
+    topic: str
+    value: bytes | None
+    key: bytes | None = None
+    headers: tuple[tuple[str, bytes], ...] = ()
+    dead: bool = False
+    value_item: str | None = None
+
+
+class ResultOut(Struct, frozen=True, tag="result"):
+    """The result of an invocation, on its way to its result item."""
+
+    invocation: str
+    result: Result
+
+
+class ResolveOut(Struct, frozen=True, tag="resolve"):
+    """The resolution of another invocation's awakeable."""
+
+    awakeable: str
+    result: Result
+
+
+Out: TypeAlias = SendOut | PublishOut | ResultOut | ResolveOut
+
+_encoder = msgspec.msgpack.Encoder()
+_slot_decoder: msgspec.msgpack.Decoder[Slot] = msgspec.msgpack.Decoder(Slot)
+_out_decoder: msgspec.msgpack.Decoder[Out] = msgspec.msgpack.Decoder(Out)
+_event_decoder: msgspec.msgpack.Decoder[Event] = msgspec.msgpack.Decoder(Event)
+_result_decoder: msgspec.msgpack.Decoder[Result] = msgspec.msgpack.Decoder(Result)
+
+
+def pack(record: Slot | Out | Event | Result) -> bytes:
+    """The stored form of a record."""
+    return _encoder.encode(record)
+
+
+def unpack_slot(data: bytes) -> Slot:
+    """Raises msgspec.DecodeError when `data` is not a journal slot."""
+    return _slot_decoder.decode(data)
+
+
+def unpack_out(data: bytes) -> Out:
+    """Raises msgspec.DecodeError when `data` is not an outgoing entry."""
+    return _out_decoder.decode(data)
+
+
+def unpack_event(data: bytes) -> Event:
+    """Raises msgspec.DecodeError when `data` is not an event."""
+    return _event_decoder.decode(data)
+
+
+def unpack_result(data: bytes) -> Result:
+    """Raises msgspec.DecodeError when `data` is not a result."""
+    return _result_decoder.decode(data)

@@ -1,0 +1,84 @@
+"""The in-memory table: the reference that the DynamoDB driver is held against, and the ground of the simulation.
+
+Owns items in a dict. Does not own durability.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tenuto.lane.writes import Answer, Applied, Delete, Item, Key, Write, apply
+from tenuto.store.port import Page, TableRefusedError
+
+ITEM_BYTES_MAX = 409_600
+"""DynamoDB's item limit (400 KB)."""
+
+
+class MemoryTable:
+    """A `Table` in a dict. Requests are counted by kind in `requests`."""
+
+    def __init__(self) -> None:
+        self.items: dict[tuple[str, str], Item] = {}
+        self.requests: dict[str, int] = {}
+
+    async def write(self, write: Write) -> Answer:
+        """See `Table.write`."""
+        self._count(type(write).__name__.lower())
+        return self.apply(write)
+
+    def apply(self, write: Write) -> Answer:
+        """Apply without counting."""
+        at = (write.key.pk, write.key.sk)
+        answer = apply(write, self.items.get(at))
+        if isinstance(answer, Applied):
+            if answer.item is None:
+                self.items.pop(at, None)
+            else:
+                size = item_bytes(answer.item)
+                if size > ITEM_BYTES_MAX:
+                    raise TableRefusedError(f"item {at} of {size} bytes exceeds DynamoDB's {ITEM_BYTES_MAX}")
+                self.items[at] = answer.item
+        return answer
+
+    async def get(self, key: Key) -> Item | None:
+        """See `Table.get`."""
+        self._count("get")
+        return self.items.get((key.pk, key.sk))
+
+    async def query(self, pk: str, low: str, high: str, *, limit: int = 100, after: str | None = None) -> Page:
+        """See `Table.query`."""
+        self._count("query")
+        names = sorted(sk for (p, sk) in self.items if p == pk and low <= sk <= high and (after is None or sk > after))
+        items = [self.items[pk, sk] for sk in names[:limit]]
+        return Page(items, names[limit - 1] if len(names) > limit else None)
+
+    async def delete_all(self, deletes: Sequence[Delete]) -> None:
+        """See `Table.delete_all`."""
+        for start in range(0, len(deletes), 25):
+            self._count("batch_delete")
+            for delete in deletes[start : start + 25]:
+                self.apply(delete)
+
+    def _count(self, kind: str) -> None:
+        self.requests[kind] = self.requests.get(kind, 0) + 1
+
+
+def item_bytes(item: Item) -> int:
+    """Size of an item as DynamoDB counts it, to within a few bytes."""
+    return sum(len(name.encode()) + _value_bytes(value) for name, value in item.items())
+
+
+def _value_bytes(value: object) -> int:
+    match value:
+        case str():
+            return len(value.encode())
+        case bytes():
+            return len(value)
+        case int():
+            return len(str(value)) // 2 + 2
+        case list():
+            return 3 + sum(1 + _value_bytes(v) for v in value)
+        case dict():
+            return 3 + sum(1 + len(str(k).encode()) + _value_bytes(v) for k, v in value.items())
+        case _:
+            return 1

@@ -1,0 +1,52 @@
+"""The port: what any table of lanes can do.
+
+Owns the protocol class and the errors a table raises. Does not own an implementation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from tenuto.lane.writes import Answer, Delete, Item, Key, Write
+
+
+class TableUnavailableError(Exception):
+    """The table did not answer (network, throttling, server error): whether the write took place is unknown."""
+
+
+class TableRefusedError(Exception):
+    """The table will never accept this request (item too large, no such table, no permission)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Items of a query, in order of their sort key; `last` is where to go on, None at the end."""
+
+    items: list[Item]
+    last: str | None = None
+
+
+class Table(Protocol):
+    """One DynamoDB-shaped table: single-item conditional writes, strongly consistent reads.
+
+    Every method raises TableUnavailableError when the outcome is unknown and TableRefusedError when trying again cannot
+    help.
+    """
+
+    async def write(self, write: Write) -> Answer:
+        """Apply one conditional write. The answer carries the item as it is after (applied) or instead (refused)."""
+        ...
+
+    async def get(self, key: Key) -> Item | None:
+        """One strongly consistent read."""
+        ...
+
+    async def query(self, pk: str, low: str, high: str, *, limit: int = 100, after: str | None = None) -> Page:
+        """Items of a partition with low <= sk <= high in order, strongly consistent, at most `limit` in a page."""
+        ...
+
+    async def delete_all(self, deletes: Sequence[Delete]) -> None:
+        """Delete items in as few requests as possible (25 a request on DynamoDB)."""
+        ...

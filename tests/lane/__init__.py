@@ -1,0 +1,1 @@
+"""The record of a lane and its writes."""
