@@ -1,0 +1,53 @@
+"""tenuto: durable handlers for Kafka events and calls, on Lambda and DynamoDB.
+
+Owns the public names a handler author imports. Does not own anything else: each lives in the module it comes from.
+"""
+
+from tenuto.context import (
+    Context,
+    KafkaOrigin,
+    ObjectContext,
+    ObjectSharedContext,
+    Request,
+    RunOptions,
+    gather,
+    idempotency_key,
+)
+from tenuto.errors import (
+    BadInputError,
+    JournalMismatchError,
+    RetryableError,
+    StateTooLargeError,
+    TenutoError,
+    TerminalError,
+    UnserialisableError,
+)
+from tenuto.runtime.futures import DurableFuture
+from tenuto.serde import BytesSerde, JsonSerde, Serde
+from tenuto.service import Handler, InvocationRetryPolicy, Service, VirtualObject
+
+__all__ = [
+    "BadInputError",
+    "BytesSerde",
+    "Context",
+    "DurableFuture",
+    "Handler",
+    "InvocationRetryPolicy",
+    "JournalMismatchError",
+    "JsonSerde",
+    "KafkaOrigin",
+    "ObjectContext",
+    "ObjectSharedContext",
+    "Request",
+    "RetryableError",
+    "RunOptions",
+    "Serde",
+    "Service",
+    "StateTooLargeError",
+    "TenutoError",
+    "TerminalError",
+    "UnserialisableError",
+    "VirtualObject",
+    "gather",
+    "idempotency_key",
+]

@@ -1,0 +1,84 @@
+"""The Lambda entry point: `handler = aws.handler(my_object)`.
+
+Owns the wiring of the runtime inside a function: its loop, clock, table and time budget. Imports no AWS client; the
+first durable write does (`tenuto.store.dynamodb`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import time
+from collections.abc import Callable
+from typing import Any, Protocol, assert_never
+
+from tenuto.hosts import activation
+from tenuto.protocol.messages import Activation, Discover, Outcome
+from tenuto.runtime.activation import activate
+from tenuto.runtime.environment import Environment, ThreadWriteLoop
+from tenuto.service import Service, Services, VirtualObject
+from tenuto.store.dynamodb import BlockingDynamoTable
+from tenuto.store.port import Table
+
+
+class LambdaContext(Protocol):
+    """The part of Lambda's context object that is used."""
+
+    def get_remaining_time_in_millis(self) -> int:
+        """Milliseconds until Lambda stops this invocation."""
+        ...
+
+
+def handler(*services: Service | VirtualObject) -> Callable[[Any, LambdaContext], Any]:
+    """A plain Lambda handler that serves these services and objects.
+
+    Raises TypeError or ValueError at import time when two share a name.
+    """
+    return _Function(Services(services))
+
+
+class _Function:
+    """One function process: keeps its loop and its table client between invocations."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._writes = ThreadWriteLoop()
+        self._tables: dict[str, Table] = {}
+
+    def __call__(self, event: Any, context: LambdaContext) -> Any:
+        """Lambda calls this. Raises ProtocolError for a payload that is no activation."""
+        request = activation.read(event)
+        refusal = activation.refusal(request)
+        if refusal is not None:
+            return activation.answer(refusal)
+        return activation.answer(self._serve(request, context.get_remaining_time_in_millis()))
+
+    def _serve(self, request: Activation | Discover, remaining_ms: int) -> Outcome:
+        match request:
+            case Discover():
+                return self._services.manifest(remaining_ms)
+            case Activation():
+                env = Environment(
+                    table=self._table(request.table),
+                    now_ms=_now_ms,
+                    deadline_ms=_now_ms() + remaining_ms,
+                    writes=self._writes,
+                    jitter=random.random,
+                    nonce=os.urandom(4).hex(),
+                )
+                if self._loop is None:
+                    self._loop = asyncio.new_event_loop()
+                return self._loop.run_until_complete(activate(request, self._services, env))
+            case _:
+                assert_never(request)
+
+    def _table(self, name: str) -> Table:
+        if name not in self._tables:
+            self._tables[name] = BlockingDynamoTable(name)
+        return self._tables[name]
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,467 @@
+"""One activation: the events of a lane, one after the other, and the outcome that answers it.
+
+Owns how events of a batch build on each other, what a handler's end means (retry, suspension, dead letter, commit) and
+the outcome. Does not own commands (`attempt`) or writes (`lease`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias, assert_never
+
+from tenuto.errors import (
+    BadInputError,
+    FencedError,
+    JournalMismatchError,
+    RetryableError,
+    StateTooLargeError,
+    TerminalError,
+    UnserialisableError,
+)
+from tenuto.lane.transitions import Effects, effects_of
+from tenuto.machine.journal import Journal
+from tenuto.machine.phases import Phase
+from tenuto.protocol.backoff import pause_ms
+from tenuto.protocol.dead_letters import dead_letter
+from tenuto.protocol.limits import DEADLINE_MARGIN_MS, OUT_BYTES_MAX, OWN_POSITIONS, WRITE_ATTRIBUTES_MAX
+from tenuto.protocol.messages import (
+    Activation,
+    Committed,
+    EventResult,
+    Fenced,
+    Outcome,
+    Rejected,
+    Speculated,
+    Stopped,
+    Suspended,
+)
+from tenuto.protocol.records import (
+    CallSource,
+    Event,
+    Failed,
+    Failure,
+    KafkaSource,
+    Out,
+    PublishOut,
+    Result,
+    ResultOut,
+    Success,
+    pack,
+)
+from tenuto.runtime.attempt import Attempt, OutOfTimeError, StepWaitsError, Unwind, describe
+from tenuto.runtime.environment import Environment
+from tenuto.runtime.handlers import HandlerSpec, Registry
+from tenuto.runtime.lease import Lease
+from tenuto.runtime.state import StateView
+from tenuto.serde import BytesSerde
+
+log = logging.getLogger("tenuto.handler")
+
+CALL_OUTPUT_BYTES_MAX = 4_000_000
+"""A result that is only answered, never stored, has to fit Lambda's response beside its encoding."""
+
+RESUMED_MS_MIN = 3 * DEADLINE_MARGIN_MS
+"""What a resumed run may use of its function even if its lease seems to be over."""
+
+MISMATCH_PAUSE_MS = 60_000
+"""A diverged invocation is tried again this often: a corrected deployment lets it go on by itself."""
+
+REFUSED_INPUTS = (BadInputError, UnserialisableError, StateTooLargeError)
+"""Failures that no handler decided on: the event goes to the dead-letter topic, its changes are dropped."""
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The handler ended; its changes are not written yet."""
+
+    result: Result
+    state: Mapping[str, bytes | None]
+    out: Mapping[int, Out]
+
+
+@dataclass(frozen=True, slots=True)
+class Failing:
+    """The attempt failed while nothing was owned: the control plane tries again."""
+
+    failure: Failure
+    retry_after_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """The invocation is suspended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """Another attempt owns the lane."""
+
+    reason: str
+
+
+End: TypeAlias = Done | Failing | Waiting | Lost
+
+
+@dataclass(slots=True)
+class Batch:
+    """What the finished events of an activation have changed so far."""
+
+    state: dict[str, bytes]
+    changed: dict[str, bytes | None] = field(default_factory=dict)
+    out: dict[int, Out] = field(default_factory=dict)
+    events: list[Event] = field(default_factory=list)
+    results: list[EventResult] = field(default_factory=list)
+    size: int = 0
+
+    def add(self, event: Event, done: Done) -> None:
+        """Lay a finished event over the ones before it."""
+        self.events.append(event)
+        self.results.append(EventResult(event.id, _answered(event, done.result)))
+        self.changed.update(done.state)
+        self.out.update(done.out)
+        for name, value in done.state.items():
+            if value is None:
+                self.state.pop(name, None)
+            else:
+                self.state[name] = value
+        self.size += sum(len(pack(entry)) for entry in done.out.values())
+
+    def effects(self, env: Environment, *, expires: bool) -> Effects:
+        """What a write commits of the finished events, or a claim along with itself."""
+        return effects_of(self.events, self.changed, self.out, env.now_ms(), expires=expires)
+
+    def full(self) -> bool:
+        """Whether another event might not fit into the same commit."""
+        attributes = len(self.changed) + len(self.out) + len(self.events)
+        return self.size > OUT_BYTES_MAX // 2 or attributes > WRITE_ATTRIBUTES_MAX // 3
+
+
+async def activate(request: Activation, registry: Registry, env: Environment) -> Outcome:
+    """Run the events of an activation. Raises what fails it as a whole, such as storage that does not answer."""
+    for event in request.events:
+        if registry.find(request.service, event.handler) is None:
+            return Rejected(Failure(f"no handler {request.service}/{event.handler} in this function", 404))
+    if request.mode == "resume" and request.head.run is not None:
+        env = _within_lease(env, request.head.run.lease_ms)
+    lease = Lease(request, env)
+    try:
+        match request.mode:
+            case "resume":
+                return await _resume(request, registry, lease, env)
+            case "shared":
+                return await _shared(request, registry, lease, env)
+            case "speculate" | "drain":
+                return await _speculate(request, registry, lease, env)
+            case _:
+                assert_never(request.mode)
+    finally:
+        # A lease that was never taken has no flush under way; asking its loop would only cost a change of threads.
+        if lease.phase is not Phase.SPECULATING:
+            await env.writes.run(lease.close())
+
+
+def _within_lease(env: Environment, lease_ms: int) -> Environment:
+    """An environment that ends with the lease.
+
+    Whoever took the run over wrote the lease before this function started, and a cold start may have used up much of
+    it: past it another attempt may begin, and would repeat the step that runs here then. Some time is always left, so
+    that clocks that differ cannot keep an invocation from getting on.
+    """
+    return replace(env, deadline_ms=min(env.deadline_ms, max(lease_ms, env.now_ms() + RESUMED_MS_MIN)))
+
+
+async def _speculate(request: Activation, registry: Registry, lease: Lease, env: Environment) -> Outcome:
+    keyed = registry.keyed(request.service)
+    batch = Batch(dict(request.head.state))
+    committed: list[EventResult] = []
+    stopped: Stopped | None = None
+    for number, event in enumerate(request.events):
+        if number and (batch.full() or env.remaining_ms() <= 2 * DEADLINE_MARGIN_MS):
+            break
+        # Not the number of entries: an event that went to the dead letters left gaps where its messages would have
+        # been.
+        first_out = max(batch.out, default=-1) + 1
+        lease.journal = Journal(first_out=first_out, next_out=first_out)
+        # Handed on as a call: only a claim needs it, and few events claim.
+        before = functools.partial(batch.effects, env, expires=not keyed)
+        invocation = _Invocation(event, lease, batch.state, before, registry, env, expires=not keyed)
+        failures = 0 if number else request.attempt - 1
+        match await invocation.until_end(failures, claim_first=request.claim_first and not number):
+            case Done() as done:
+                batch.add(event, done)
+                if lease.phase is Phase.COMMITTED:
+                    committed += batch.results
+                    batch = Batch(dict(lease.head.state))
+                    if not lease.may_continue:
+                        break
+                    await env.writes.run(lease.renew())
+            case Failing(failure, retry_after_ms):
+                stopped = Stopped(event.id, failure, retry_after_ms)
+                break
+            case Waiting():
+                return Suspended((*committed, *batch.results), lease.head)
+            case Lost(reason):
+                # What was committed before stands; the control plane finds out about the rest by its next write.
+                return Committed(tuple(committed), lease.head) if committed else Fenced(reason)
+            case _ as end:
+                assert_never(end)
+    if committed:
+        committed += await _commit_rest(batch, lease, env, keyed=keyed)
+        return Committed(tuple(committed), lease.head)
+    out = tuple(batch.out[i] for i in sorted(batch.out))
+    return Speculated(tuple(batch.results), batch.changed, out, stopped)
+
+
+async def _commit_rest(batch: Batch, lease: Lease, env: Environment, *, keyed: bool) -> list[EventResult]:
+    """Write 1 for events that were speculated behind a committed one, and their results; none when it is refused.
+
+    Calls are left to the control plane, which knows what their callers wait for.
+    """
+    if not batch.events or not all(isinstance(event.source, KafkaSource) for event in batch.events):
+        return []
+    try:
+        await env.writes.run(lease.commit_speculation(batch.effects(env, expires=not keyed)))
+    except FencedError:
+        return []
+    return batch.results
+
+
+async def _resume(request: Activation, registry: Registry, lease: Lease, env: Environment) -> Outcome:
+    run = lease.run
+    if registry.find(request.service, run.event.handler) is None:
+        return Rejected(Failure(f"no handler {request.service}/{run.event.handler} in this function", 404))
+    try:
+        event = await env.writes.run(lease.load())
+    except FencedError as e:
+        return Fenced(str(e))
+    initial = dict(request.head.state)
+    for name, value in request.head.base.items():
+        if value is None:
+            initial.pop(name, None)
+        else:
+            initial[name] = value
+    keyed = registry.keyed(request.service)
+    invocation = _Invocation(event, lease, initial, Effects, registry, env, expires=not keyed)
+    end = await invocation.until_end(run.failures, claim_first=False)
+    match end:
+        case Done(result):
+            return Committed((EventResult(event.id, _answered(event, result)),), lease.head)
+        case Waiting():
+            return Suspended((), lease.head)
+        case Lost(reason):
+            return Fenced(reason)
+        case Failing(failure):
+            raise AssertionError(f"an owned attempt never just fails: {failure.message}")
+        case _:
+            assert_never(end)
+
+
+async def _shared(request: Activation, registry: Registry, lease: Lease, env: Environment) -> Outcome:
+    results = []
+    for event in request.events:
+        invocation = _Invocation(event, lease, request.head.state, Effects, registry, env, expires=False)
+        end = await invocation.until_end(0, claim_first=False)
+        match end:
+            case Done(result):
+                results.append(EventResult(event.id, result))
+            case Failing(failure):
+                return Speculated(tuple(results), stopped=Stopped(event.id, failure))
+            case Waiting() | Lost():
+                raise AssertionError("a shared handler takes no lease")
+            case _:
+                assert_never(end)
+    return Speculated(tuple(results))
+
+
+class _Invocation:
+    """One event of an activation, over as many attempts as fit into it."""
+
+    def __init__(
+        self,
+        event: Event,
+        lease: Lease,
+        initial: Mapping[str, bytes],
+        before: Callable[[], Effects],
+        registry: Registry,
+        env: Environment,
+        *,
+        expires: bool,
+    ) -> None:
+        spec = registry.find(lease.lane.service, event.handler)
+        if spec is None:
+            raise LookupError(event.handler)
+        self._spec: HandlerSpec = spec
+        self._event = event
+        self._lease = lease
+        self._initial = initial
+        self._before = before
+        self._registry = registry
+        self._env = env
+        self._expires = expires
+
+    async def until_end(self, failures: int, *, claim_first: bool) -> End:
+        """Attempts until the invocation is done, suspended, lost, or has to be tried again from outside."""
+        if claim_first:
+            try:
+                claimed = self._lease.claim(self._event, self._before(), self._env.now_ms())
+                await self._env.writes.run(claimed)
+            except FencedError as e:
+                return Lost(str(e))
+        while True:
+            state = StateView(self._initial)
+            attempt = Attempt(self._event, self._lease, state, self._before, self._env)
+            done, error = await self._attempt(attempt, state)
+            if attempt.suspended:
+                return Waiting()
+            if done is None and error is not None:
+                end = await self._failed(attempt, error, failures)
+                if end is None:
+                    failures += 1
+                    self._lease.journal.restart()
+                    continue
+                if not isinstance(end, Done):
+                    return end
+                done = end
+            if done is None:
+                raise AssertionError("an attempt ends with a result, an error or a suspension")
+            return await self._finish(done)
+
+    async def _attempt(self, attempt: Attempt, state: StateView) -> tuple[Done | None, BaseException | None]:
+        """Run the handler once: its end, or why there is none."""
+        error: BaseException | None = None
+        result: Result | None = None
+        try:
+            result = Success(await self._call(attempt))
+        except Unwind:
+            error = attempt.broken
+        except TerminalError as e:
+            if isinstance(e, REFUSED_INPUTS):
+                error = e
+            else:
+                result = Failed(Failure(str(e), e.status_code, e.metadata))
+        except Exception as e:  # noqa: BLE001 - whatever a handler raises is a failed attempt
+            error = e
+        await attempt.settle()
+        error = attempt.broken or error
+        if error is not None or result is None or attempt.suspended:
+            return None, error
+        out = {position: entry for position, (_, entry) in self._lease.journal.out.items()}
+        return Done(result, state.changed, out), None
+
+    async def _call(self, attempt: Attempt) -> bytes | None:
+        spec, event = self._spec, self._event
+        context = self._registry.context(spec, attempt)
+        if not spec.takes_input:
+            value = await spec.call(context)
+        else:
+            try:
+                argument = _argument(spec, event)
+            except BadInputError as e:
+                raise e.naming(f"the input of {spec.target}") from None
+            value = await spec.call(context, argument)
+        if value is None:
+            return None
+        try:
+            return spec.output.serialize(value)
+        except UnserialisableError as e:
+            raise e.naming(f"the result of {spec.target}") from None
+
+    async def _failed(self, attempt: Attempt, error: BaseException, failures: int) -> End | None:
+        """What a failed attempt leads to; None: the next attempt, in this function."""
+        lease, env, policy = self._lease, self._env, self._spec.retry
+        if isinstance(error, FencedError):
+            return Lost(str(error))
+        if isinstance(error, TerminalError):
+            return self._dead(Failure(str(error), error.status_code, error.metadata))
+        if not isinstance(error, Exception):
+            raise error
+        failure = Failure(describe(error))
+        if failures & (failures + 1) == 0:
+            # The first, second, fourth, eighth ... failure in a row, with the place in the handler's own code.
+            log.warning("%s: attempt %d failed: %s", self._spec.target, failures + 1, failure.message, exc_info=error)
+        mismatch = isinstance(error, JournalMismatchError)
+        spent = policy.max_attempts is not None and failures + 1 >= policy.max_attempts
+        counts = not isinstance(error, OutOfTimeError | StepWaitsError)
+        if spent and counts and not mismatch:
+            return self._dead(failure)
+        if isinstance(error, RetryableError) and error.retry_after is not None:
+            wait_ms = round(error.retry_after.total_seconds() * 1000)
+        else:
+            wait_ms = MISMATCH_PAUSE_MS if mismatch else pause_ms(policy, failures + 1, env.jitter())
+        if not lease.owning:
+            return Failing(failure, wait_ms)
+        if isinstance(error, OutOfTimeError):
+            return await self._pause(attempt, failures, failure.message, env.now_ms())
+        if attempt.can_hold(wait_ms):
+            await asyncio.sleep(wait_ms / 1000)
+            return None
+        return await self._pause(attempt, failures + counts, failure.message, env.now_ms() + wait_ms)
+
+    async def _pause(self, attempt: Attempt, failures: int, message: str, wake_ms: int) -> End:
+        try:
+            await attempt.pause(failures, message, wake_ms)
+        except FencedError as e:
+            return Lost(str(e))
+        return Waiting()
+
+    def _dead(self, failure: Failure) -> Done:
+        """The invocation ends here; an event that came from Kafka goes to its dead-letter topic, with the reason."""
+        source = self._event.source
+        out: dict[int, Out] = {}
+        if isinstance(source, KafkaSource) and source.dead_letter is not None:
+            item = self._lease.run.input_item if self._lease.owning else None
+            out[self._own_position(out)] = dead_letter(self._event, source, failure.message, item)
+        return Done(Failed(failure), {}, out)
+
+    async def _finish(self, done: Done) -> End:
+        """Write the end of an owned invocation; leave a speculative one to the batch."""
+        event, lease = self._event, self._lease
+        out = dict(done.out)
+        keep = isinstance(event.source, CallSource) and (event.source.keep_result or lease.owning)
+        if keep:
+            out[self._own_position(out)] = ResultOut(event.id, done.result)
+        if _too_large(event, done.result, out):
+            return await self._finish(self._dead(Failure("the result or its messages exceed the size limit", 413)))
+        done = Done(done.result, done.state, out)
+        if lease.owning:
+            effects = effects_of([event], done.state, out, self._env.now_ms(), expires=self._expires)
+            try:
+                await self._env.writes.run(lease.commit(effects))
+            except FencedError as e:
+                return Lost(str(e))
+        return done
+
+    def _own_position(self, out: Mapping[int, Out]) -> int:
+        """Outbox position of an entry that no command made.
+
+        Positions of an owned run's commands may be published already, also ones this attempt has not come to: stay
+        clear of all of them.
+        """
+        if self._lease.owning:
+            return OWN_POSITIONS + len(out)
+        return max(self._lease.journal.next_out, *(p + 1 for p in out), 0)
+
+
+def _argument(spec: HandlerSpec, event: Event) -> Any:
+    """The handler's argument; a missing input (tombstone, empty body) is None, if the handler's type admits that."""
+    if event.input is not None:
+        return spec.input.deserialize(event.input)
+    return None if isinstance(spec.input, BytesSerde) else spec.input.deserialize(b"null")
+
+
+def _too_large(event: Event, result: Result, out: Mapping[int, Out]) -> bool:
+    # A dead letter is never too large: it goes by its input's item, or past the outbox.
+    stored = sum(len(pack(entry)) for entry in out.values() if not (isinstance(entry, PublishOut) and entry.dead))
+    answered = len(result.value) if isinstance(result, Success) and result.value is not None else 0
+    return stored > OUT_BYTES_MAX or (isinstance(event.source, CallSource) and answered > CALL_OUTPUT_BYTES_MAX)
+
+
+def _answered(event: Event, result: Result) -> Result:
+    """What goes back to the control plane: only a caller has use for the value."""
+    if isinstance(result, Success) and not isinstance(event.source, CallSource):
+        return Success()
+    return result

@@ -1,0 +1,87 @@
+"""What an activation needs from its surroundings, injected so that the simulation can own all of it.
+
+Owns the ports of the runtime (clock, threads, the loop that durable writes run on). Does not own their wiring
+(`tenuto.aws`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from tenuto.store.port import Table
+
+T = TypeVar("T")
+
+
+class WriteLoop(Protocol):
+    """Where durable writes run: beside the handler's loop, so that blocking user code cannot hold them up."""
+
+    def post(self, action: Callable[[], None]) -> None:
+        """Run something there soon, without waiting for it."""
+        ...
+
+    async def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine there and wait for its result."""
+        ...
+
+
+class InlineWriteLoop:
+    """The handler's own loop: for tests and the simulation, where nothing blocks."""
+
+    def post(self, action: Callable[[], None]) -> None:
+        """See `WriteLoop.post`."""
+        action()
+
+    async def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """See `WriteLoop.run`."""
+        return await work
+
+
+class ThreadWriteLoop:
+    """A loop in a daemon thread of its own, started at the first durable write."""
+
+    def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def post(self, action: Callable[[], None]) -> None:
+        """See `WriteLoop.post`."""
+        self._running().call_soon_threadsafe(action)
+
+    async def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """See `WriteLoop.run`."""
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._running()))
+
+    def _running(self) -> asyncio.AbstractEventLoop:
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+            threading.Thread(target=self._loop.run_forever, name="tenuto-writes", daemon=True).start()
+        return self._loop
+
+
+async def in_thread(call: Callable[[], T]) -> T:
+    """Run a blocking step in a worker thread, with this task's context variables."""
+    return await asyncio.to_thread(call)
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """Surroundings of one activation. `deadline_ms` is when the function will be stopped, by its own clock.
+
+    `nonce` is this process's own: it tells it from a twin, when one invocation was delivered twice.
+    """
+
+    table: Table
+    now_ms: Callable[[], int]
+    deadline_ms: int
+    writes: WriteLoop
+    thread: Callable[[Callable[[], Any]], Awaitable[Any]] = in_thread
+    jitter: Callable[[], float] = lambda: 0.0
+    nonce: str = ""
+
+    def remaining_ms(self) -> int:
+        """Milliseconds this function may still run."""
+        return self.deadline_ms - self.now_ms()

@@ -1,0 +1,63 @@
+"""The state a handler sees: what was stored, with its own changes laid over it.
+
+Owns reading, changing and measuring state as bytes. Does not own serialisation or storage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from tenuto.errors import StateTooLargeError, TerminalError
+from tenuto.protocol.limits import STATE_BYTES_MAX, WRITE_ATTRIBUTES_MAX
+
+STATE_KEYS_MAX = WRITE_ATTRIBUTES_MAX // 4
+"""Names a lane's state may have: a suspending write can name each twice, as published and as first seen."""
+
+STATE_NAME_BYTES_MAX = 255
+
+
+class StateView:
+    """State as one invocation sees it. `initial` is what its first attempt found."""
+
+    def __init__(self, initial: Mapping[str, bytes]) -> None:
+        self.initial = dict(initial)
+        self.changed: dict[str, bytes | None] = {}
+        self._size = sum(len(k) + len(v) for k, v in initial.items())
+
+    def get(self, name: str) -> bytes | None:
+        """The value of a name, None when it has none."""
+        return self.changed[name] if name in self.changed else self.initial.get(name)
+
+    def set(self, name: str, value: bytes) -> None:
+        """Raises StateTooLargeError when the lane's state would no longer fit its head."""
+        if not name or len(name.encode()) > STATE_NAME_BYTES_MAX:
+            raise TerminalError(f"a state name has 1 to {STATE_NAME_BYTES_MAX} bytes", 400)
+        before = self.get(name)
+        grown = self._size + len(value) - (len(before) if before is not None else -len(name))
+        if grown > STATE_BYTES_MAX:
+            raise StateTooLargeError(f"state with {name!r}", grown, STATE_BYTES_MAX)
+        if before is None and len(self.names()) >= STATE_KEYS_MAX:
+            raise TerminalError(
+                f"an object may have {STATE_KEYS_MAX} state names; put {name!r} inside another value", 413
+            )
+        self._size = grown
+        self.changed[name] = value
+
+    def clear(self, name: str) -> None:
+        """Forget a name; one that has no value is no error."""
+        before = self.get(name)
+        if before is not None:
+            self._size -= len(before) + len(name)
+            self.changed[name] = None
+
+    def names(self) -> list[str]:
+        """Names that have a value, sorted."""
+        return sorted(n for n in {*self.initial, *self.changed} if self.get(n) is not None)
+
+    def current(self) -> dict[str, bytes]:
+        """All values as they are now."""
+        return {n: v for n in self.names() if (v := self.get(n)) is not None}
+
+    def base(self, known: Mapping[str, bytes | None]) -> dict[str, bytes | None]:
+        """What the first attempt saw of each changed name that `known` does not cover yet."""
+        return {n: self.initial.get(n) for n in self.changed if n not in known}
