@@ -1,0 +1,119 @@
+"""Deployments: which function serves which service, learnt by asking the functions.
+
+Owns discovery, its repetition, and the check that every subscription has its handler. Does not own invoking (a port).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import logging
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from tenuto.protocol.messages import Discover, Manifest, Rejected, ServiceManifest, decode_outcome, encode
+from tenuto_control.config import Config, ConfigError
+from tenuto_control.core.routing import Subscription
+from tenuto_control.ports import FunctionInvoker, FunctionMissingError, InvokeError, Target
+
+log = logging.getLogger("tenuto.deployments")
+
+DISCOVERY_TRIES_MAX = 5
+DISCOVERY_PAUSE_S = 1.0
+FUNCTION_TIMEOUT_MS_MIN = 1_500
+"""Below this a function would hand its invocations on for ever: it starts nothing in its last half second."""
+
+REFRESH_INTERVAL_S = 30.0
+"""How often functions are asked again, so that a new version's handlers are seen."""
+
+
+class Deployments:
+    """The `Targets` of a control plane. Call `discover` before the first `find`."""
+
+    def __init__(self, config: Config, invoker: FunctionInvoker) -> None:
+        self._config = config
+        self._invoker = invoker
+        self._targets: dict[str, Target] = {}
+
+    def find(self, service: str) -> Target | None:
+        """See `Targets.find`."""
+        return self._targets.get(service)
+
+    def listed(self) -> Sequence[ServiceManifest]:
+        """See `Targets.listed`."""
+        return [target.manifest for _, target in sorted(self._targets.items())]
+
+    async def discover(self) -> None:
+        """Ask every function. Raises ConfigError when one does not answer, or two serve the same service."""
+        found: dict[str, Target] = {}
+        for name in self._config.functions:
+            manifest = await self._ask(name)
+            if manifest.timeout_ms < FUNCTION_TIMEOUT_MS_MIN:
+                raise ConfigError(
+                    f"[functions.{name}]: its timeout leaves {manifest.timeout_ms} ms, too little to claim, step and "
+                    "commit in; give it 3 seconds or more"
+                )
+            for service in manifest.services:
+                if service.name in found:
+                    raise ConfigError(
+                        f"service {service.name!r} is served by two functions, {found[service.name].function!r} and "
+                        f"{name!r}: rename one of them or remove a [functions] section"
+                    )
+                concurrency = self._config.functions[name].concurrency
+                found[service.name] = Target(name, service, manifest.timeout_ms, concurrency)
+        check_subscriptions(self._config.subscriptions, {n: t.manifest for n, t in found.items()})
+        self._targets = found
+
+    async def refresh(self) -> None:
+        """Ask again at intervals, for ever; what is known stays when a function does not answer."""
+        while True:
+            await asyncio.sleep(REFRESH_INTERVAL_S)
+            try:
+                await self.discover()
+            except ConfigError as e:
+                log.warning("discovery keeps what it knew: %s", e)
+
+    async def _ask(self, name: str) -> Manifest:
+        last = ""
+        for tried in range(DISCOVERY_TRIES_MAX):
+            if tried:
+                log.warning("function %s does not answer discovery, asking again: %s", name, last)
+                await asyncio.sleep(DISCOVERY_PAUSE_S)
+            try:
+                answer = decode_outcome(await self._invoker.invoke(name, encode(Discover())))
+            except FunctionMissingError as e:
+                raise ConfigError(f"[functions.{name}]: {e}; deploy it, or correct its name") from e
+            except (InvokeError, msgspec.DecodeError) as e:
+                last = str(e)
+                continue
+            match answer:
+                case Manifest():
+                    return answer
+                case Rejected(failure):
+                    raise ConfigError(f"[functions.{name}] refuses discovery: {failure.message}")
+                case _:
+                    last = f"it answered {type(answer).__name__}"
+        raise ConfigError(
+            f"[functions.{name}] does not answer discovery: {last}. It has to export a handler made by aws.handler(...)"
+        )
+
+
+def check_subscriptions(subscriptions: Sequence[Subscription], services: Mapping[str, ServiceManifest]) -> None:
+    """Raises ConfigError naming the first subscription whose handler does not exist, and what does."""
+    for subscription in subscriptions:
+        wanted = f"{subscription.service}/{subscription.handler}"
+        service = services.get(subscription.service)
+        handler = next((h for h in service.handlers if h.name == subscription.handler), None) if service else None
+        if service is None or handler is None:
+            known = [f"{s.name}/{h.name}" for s in services.values() for h in s.handlers]
+            near = difflib.get_close_matches(wanted, known, n=1)
+            hint = (
+                f"did you mean {near[0]!r}?" if near else f"the functions serve {', '.join(sorted(known)) or 'nothing'}"
+            )
+            raise ConfigError(f"subscription of {subscription.topic!r}: there is no handler {wanted!r}; {hint}")
+        if handler.kind == "shared":
+            raise ConfigError(
+                f"subscription of {subscription.topic!r}: {wanted!r} is a shared handler, which only reads; "
+                "events need an exclusive one"
+            )

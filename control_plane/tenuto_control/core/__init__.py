@@ -1,0 +1,4 @@
+"""Decisions as data: keys and routes, offsets, pauses.
+
+Pure: takes `now` and random fractions, performs nothing.
+"""

@@ -1,0 +1,247 @@
+"""From a Kafka record to the event of a lane, or to the reason why it can never be one.
+
+Owns key rules, the ordering of records without a keyed service, invocation ids of records and the headers of
+quarantined ones. Does not own decoding of values: only the handler's type hints know what a value should be.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, TypeAlias, assert_never
+
+import msgspec
+
+from tenuto.protocol.ids import MAX_KEY_BYTES, InvocationId, Lane, kafka_nonce
+from tenuto.protocol.records import Event, KafkaSource
+
+DEAD_LETTER_SUFFIX = ".dead-letter"
+"""Where a topic's records go that can never be handled, unless the subscription names another topic."""
+
+PARTITION_KEY_BYTES_MAX = 2_048
+"""Longest partition key of DynamoDB. Escaping may bring a key of legal length above it."""
+
+Ordering: TypeAlias = Literal["key", "partition", "none"]
+Start: TypeAlias = Literal["earliest", "latest"]
+
+
+class Record(Protocol):
+    """What routing needs of a record; `tenuto_control.ports.LogRecord` is one.
+
+    A `value` of None is a tombstone.
+    """
+
+    @property
+    def topic(self) -> str:
+        """Its topic."""
+        ...
+
+    @property
+    def partition(self) -> int:
+        """Its partition."""
+        ...
+
+    @property
+    def offset(self) -> int:
+        """Its offset."""
+        ...
+
+    @property
+    def timestamp_ms(self) -> int:
+        """When it was produced, milliseconds since the epoch."""
+        ...
+
+    @property
+    def key(self) -> bytes | None:
+        """Its key, if it has one."""
+        ...
+
+    @property
+    def value(self) -> bytes | None:
+        """Its value; None is a tombstone."""
+        ...
+
+    @property
+    def headers(self) -> tuple[tuple[str, bytes], ...]:
+        """Its headers, in order; names may repeat."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class TextKey:
+    """The record's key is UTF-8 text."""
+
+
+@dataclass(frozen=True, slots=True)
+class BytesKey:
+    """The record's key is any bytes; the lane's key is their hexadecimal form."""
+
+
+@dataclass(frozen=True, slots=True)
+class JsonKey:
+    """The key is a field of the record's JSON value, reached by these names."""
+
+    path: tuple[str, ...]
+
+
+KeyRule: TypeAlias = TextKey | BytesKey | JsonKey
+
+
+def parse_key_rule(text: str) -> KeyRule:
+    """`utf-8`, `bytes` or `json:<field>[.<field>…]`. Raises ValueError with the forms that exist."""
+    if text == "utf-8":
+        return TextKey()
+    if text == "bytes":
+        return BytesKey()
+    if text.startswith("json:"):
+        path = tuple(text.removeprefix("json:").split("."))
+        if all(path):
+            return JsonKey(path)
+    raise ValueError(f'"{text}" is no key rule: use "utf-8", "bytes" or "json:<field>", for instance "json:user.id"')
+
+
+@dataclass(frozen=True, slots=True)
+class Subscription:
+    """A topic whose records become events of one handler.
+
+    `ordering` other than `key` is for unkeyed services: `partition` runs the records of a partition one after
+    the other, `none` runs every record by itself. `epoch` names one life of the topic: watermarks of another
+    epoch do not count.
+    """
+
+    topic: str
+    service: str
+    handler: str
+    key: KeyRule = TextKey()
+    ordering: Ordering = "key"
+    dead_letter: str | None = None
+    epoch: str = "0"
+    start: Start = "earliest"
+
+    @property
+    def dead_letter_topic(self) -> str:
+        """The topic for records that can never be handled."""
+        return self.dead_letter or self.topic + DEAD_LETTER_SUFFIX
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantine:
+    """The record can never become an event, for this reason."""
+
+    reason: str
+
+
+def route(record: Record, subscription: Subscription) -> Event | Quarantine:
+    """The event a record stands for. Total: whatever the bytes are, the answer is one of the two."""
+    nonce = kafka_nonce(subscription.epoch, record.topic, record.partition, record.offset)
+    try:
+        key = _lane_key(record, subscription, nonce)
+    except _UnusableKeyError as e:
+        return Quarantine(str(e))
+    source = KafkaSource(
+        epoch=subscription.epoch,
+        topic=record.topic,
+        partition=record.partition,
+        offset=record.offset,
+        timestamp_ms=record.timestamp_ms,
+        raw_key=record.key,
+        dead_letter=subscription.dead_letter_topic,
+    )
+    return Event(
+        id=str(InvocationId(Lane(subscription.service, key), nonce)),
+        handler=subscription.handler,
+        source=source,
+        input=record.value,
+        headers=record.headers,
+    )
+
+
+def quarantine_headers(record: Record, reason: str) -> tuple[tuple[str, bytes], ...]:
+    """The record's own headers, then why it was refused and where it was read."""
+    return (
+        *record.headers,
+        ("tenuto-reason", reason.encode()),
+        ("tenuto-source-topic", record.topic.encode()),
+        ("tenuto-source-partition", str(record.partition).encode()),
+        ("tenuto-source-offset", str(record.offset).encode()),
+    )
+
+
+class _UnusableKeyError(Exception):
+    """The record gives no usable key; the message says why."""
+
+
+def _lane_key(record: Record, subscription: Subscription, nonce: str) -> str:
+    match subscription.ordering:
+        case "partition":
+            return f"{record.topic}/{record.partition}"
+        case "none":
+            return nonce
+        case "key":
+            key = _key_by_rule(record, subscription.key)
+        case _:
+            assert_never(subscription.ordering)
+    size = len(key.encode())
+    if size > MAX_KEY_BYTES:
+        raise _UnusableKeyError(f"the key is {size} bytes long; at most {MAX_KEY_BYTES} are possible")
+    stored = len(Lane(subscription.service, key).pk.encode())
+    if stored > PARTITION_KEY_BYTES_MAX:
+        raise _UnusableKeyError(
+            f"service and key take {stored} bytes as a partition key; at most {PARTITION_KEY_BYTES_MAX} are possible"
+        )
+    return key
+
+
+def _key_by_rule(record: Record, rule: KeyRule) -> str:
+    if isinstance(rule, JsonKey):
+        return _json_field(record.value, rule.path)
+    if record.key is None:
+        raise _UnusableKeyError(
+            'the record has no key; key the producer, or subscribe with key = "json:<field>" or another ordering'
+        )
+    match rule:
+        case BytesKey():
+            return record.key.hex()
+        case TextKey():
+            try:
+                return record.key.decode()
+            except UnicodeDecodeError as e:
+                raise _UnusableKeyError(f'the key is not UTF-8 ({e.reason}); key = "bytes" takes any key') from e
+        case _:
+            assert_never(rule)
+
+
+def _json_field(value: bytes | None, path: tuple[str, ...]) -> str:
+    field = ".".join(path)
+    if value is None:
+        raise _UnusableKeyError(f'a tombstone has no field "{field}" to take the key from')
+    try:
+        found: Any = msgspec.json.decode(value)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as e:
+        raise _UnusableKeyError(f'the value is not JSON, so it has no field "{field}" to take the key from: {e}') from e
+    for name in path:
+        if not isinstance(found, dict) or name not in found:
+            raise _UnusableKeyError(f'the value has no field "{field}" to take the key from')
+        found = found[name]
+    # True is an int in Python; as a key it would be a mistake like any other value that is neither text nor
+    # whole number.
+    if isinstance(found, bool) or not isinstance(found, str | int):
+        raise _UnusableKeyError(f'the field "{field}" holds {_json_kind(found)}; a key is text or a whole number')
+    try:
+        return found if isinstance(found, str) else str(found)
+    except ValueError as e:
+        # Python refuses to print numbers of thousands of digits.
+        raise _UnusableKeyError(f'the field "{field}" holds a number too long for a key') from e
+
+
+def _json_kind(value: Any) -> str:
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "a boolean"
+        case float():
+            return "a fraction"
+        case list():
+            return "a list"
+        case _:
+            return "an object"

@@ -1,0 +1,443 @@
+"""Activations of one lane: which events go into one, what its outcome means, and the commit of speculation.
+
+Owns batching, the call of the function, writes 1 and 7 from this side, and the reading of outcomes and invoke errors.
+Does not own when a lane activates (`lane_worker`).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+from msgspec.structs import replace
+
+from tenuto.lane.head import parse_head
+from tenuto.lane.transitions import Effects, effects_of, final_commit, result_key, spec_commit
+from tenuto.lane.writes import Applied
+from tenuto.protocol.dead_letters import dead_letter
+from tenuto.protocol.ids import Lane
+from tenuto.protocol.limits import INLINE_BYTES_MAX, OWN_POSITIONS
+from tenuto.protocol.messages import (
+    Activation,
+    Committed,
+    EventResult,
+    Fenced,
+    Head,
+    Manifest,
+    Mode,
+    Outcome,
+    Rejected,
+    Speculated,
+    Stopped,
+    Suspended,
+    Trim,
+    decode_outcome,
+    encode,
+)
+from tenuto.protocol.records import (
+    CallSource,
+    Event,
+    Failed,
+    Failure,
+    KafkaSource,
+    Out,
+    PublishOut,
+    Result,
+    ResultOut,
+    unpack_result,
+)
+from tenuto_control.dispatcher.services import Services
+from tenuto_control.dispatcher.work import CallWork, Work
+from tenuto_control.ports import (
+    FunctionFailedError,
+    FunctionMissingError,
+    FunctionThrottledError,
+    FunctionUnreachableError,
+    InvokeError,
+    PayloadTooLargeError,
+    Target,
+)
+
+log = logging.getLogger("tenuto.lane")
+
+
+@dataclass(frozen=True, slots=True)
+class Attempted:
+    """What came of an activation: the head it left (None: read again), the work that is finished, and what failed.
+
+    `failed_at` names the handler whose attempt failed; then there is a pause: `pause_ms`, or by its policy. A
+    `harmless` failure does not count as an attempt. `ended` are holders that certainly run no more.
+    """
+
+    head: Head | None
+    finished: tuple[Work, ...] = ()
+    failed_at: str | None = None
+    pause_ms: int | None = None
+    harmless: bool = False
+    ended: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Drained:
+    """An inbox item in the place of queued work: nobody in this process waits for it."""
+
+    event: Event
+
+
+@dataclass(slots=True)
+class Activations:
+    """Activates one lane, one activation at a time. `busy` is the work that one is about, while it runs."""
+
+    lane: Lane
+    services: Services
+    busy: tuple[Work, ...] | None = None
+    _claim_first: bool = False
+    _batch_max: int | None = None
+    _holder: str = ""
+    _log_key: tuple[str, int] = field(default=("", 0))
+
+    # --- the four ways to activate ----------------------------------------------------------------------------------
+
+    async def speculate(self, head: Head, queue: Iterable[Work], attempt: int, trim: Trim) -> Attempted | None:
+        """Run queued events. None when stored results have answered all of them."""
+        target = self._target()
+        if target is None:
+            return self._unserved(next(iter(queue)).event)
+        async with self.services.capacity.place(target):
+            # Chosen only now that there is a place: what arrived while waiting for it joins the batch.
+            batch = await self._batch(head, queue)
+            if not batch:
+                return None
+            self.busy = tuple(batch)
+            events = [work.event for work in batch]
+            try:
+                outcome = await self._invoke(target, head, events, "speculate", attempt, trim)
+            except BaseException:
+                self.busy = None
+                raise
+        try:
+            # Still busy: until its commit is answered nobody may promise this work to run elsewhere.
+            return await self._judge(outcome, head, batch, trim, drain=False, clears=False)
+        finally:
+            self.busy = None
+
+    async def drain(self, head: Head, events: Sequence[Event], attempt: int, trim: Trim, *, clears: bool) -> Attempted:
+        """Run inbox items. `clears`: they are all there is, so their commit may clear the mark."""
+        target = self._target()
+        if target is None:
+            return self._unserved(events[0])
+        batch = list(events[: 1 if self._batch_max else len(events)])
+        async with self.services.capacity.place(target):
+            outcome = await self._invoke(target, head, batch, "drain", attempt, trim)
+        works = [Drained(event) for event in batch]
+        clears = clears and len(batch) == len(events)
+        return await self._judge(outcome, head, works, trim, drain=True, clears=clears)
+
+    async def resume(self, head: Head, holder: str, trim: Trim) -> Attempted:
+        """Run the head's own run, which this process has just taken over as `holder`, within a place of its own."""
+        target = self._target()
+        if target is None or head.run is None:
+            raise AssertionError("a takeover needs a target and a run")
+        outcome = await self._invoke(target, head, [], "resume", 1, trim, holder)
+        return await self._judge(outcome, head, [], trim, drain=False, clears=False)
+
+    async def shared(self, head: Head, event: Event) -> Result:
+        """Run a read-only handler. Raises InvokeError."""
+        target = self._target()
+        if target is None:
+            return Failed(Failure(f"no function serves {self.lane.service}", 404))
+        async with self.services.capacity.place(target):
+            outcome = await self._invoke(target, head, [event], "shared", 1, Trim())
+        match outcome:
+            case Speculated((EventResult(_, result),)):
+                return result
+            case Speculated(_, stopped=Stopped(_, failure)):
+                return Failed(failure)
+            case Rejected(failure):
+                return Failed(failure)
+            case InvokeError():
+                raise outcome
+            case _:
+                raise FunctionFailedError(f"a shared handler answered {type(outcome).__name__}")
+
+    async def bury_run(self, head: Head, reason: str, trim: Trim) -> Attempted:
+        """End a run, which this process has just taken over, as failed for good: its function never answers."""
+        if head.run is None:
+            raise AssertionError("there is no run to end")
+        event, item = head.run.event, head.run.input_item
+        failure = Failure(reason)
+        out: dict[int, Out] = {OWN_POSITIONS: ResultOut(event.id, Failed(failure))}
+        if isinstance(event.source, KafkaSource) and event.source.dead_letter is not None:
+            out = {OWN_POSITIONS: dead_letter(event, event.source, reason, item)}
+        effects = self._effects([event], {}, out)
+        tok = f"{self.services.token()}.bury"
+        log.error("%s: %s ends as failed: %s", self.lane.pk, event.handler, reason)
+        written = await self.services.writer.write(final_commit(self.lane, head, effects, tok, trim=trim), tok)
+        return Attempted(parse_head(written.answer.item))
+
+    # --- choosing ---------------------------------------------------------------------------------------------------
+
+    async def _batch(self, head: Head, queue: Iterable[Work]) -> list[Work]:
+        limits = self.services.limits
+        batch: list[Work] = []
+        last: dict[str, int] = {}
+        size = 0
+        for work in list(queue):
+            if isinstance(work, CallWork) and work.checked is not head and await self._answered(work, head):
+                continue
+            source = work.event.source
+            if isinstance(source, KafkaSource):
+                # What was delivered again waits for the next head, whose watermark tells what of it is finished.
+                if source.offset <= last.get(source.watermark, -1):
+                    continue
+                last[source.watermark] = source.offset
+            size += len(work.event.input or b"")
+            if batch and (size > limits.batch_bytes_max or len(batch) >= (self._batch_max or limits.batch_events_max)):
+                break
+            batch.append(work)
+            if isinstance(work, CallWork):
+                # Were it committed by the claim of an event behind it, its result would be lost with the function.
+                break
+        return [w for w in batch if not (isinstance(w, CallWork) and w.answer.done())]
+
+    async def _answered(self, work: CallWork, head: Head) -> bool:
+        """Whether a stored result answers a call. The head was read first, as the protocol demands."""
+        source = work.event.source
+        known = isinstance(source, CallSource) and source.keep_result
+        if known or work.attempted:
+            key = result_key(work.event.id)
+            item = await self.services.writer.patiently(lambda: self.services.writer.table.get(key))
+            packed = item.get("res") if item else None
+            if isinstance(packed, bytes):
+                work.finish(unpack_result(packed))
+                return True
+        if work.event.nonce in head.fin:
+            lost = Failed(Failure("the call took effect, and its result was lost with the process that ran it", 500))
+            work.finish(work.tentative or lost)
+            return True
+        work.checked = head
+        return work.answer.cancelled()
+
+    # --- calling ----------------------------------------------------------------------------------------------------
+
+    def _target(self) -> Target | None:
+        return self.services.targets.find(self.lane.service)
+
+    async def _invoke(
+        self,
+        target: Target,
+        head: Head,
+        events: Sequence[Event],
+        mode: Mode,
+        attempt: int,
+        trim: Trim,
+        holder: str | None = None,
+    ) -> Outcome | InvokeError:
+        request = Activation(
+            service=self.lane.service,
+            key=self.lane.key,
+            mode=mode,
+            # The function needs neither outbox nor finished ids; what of them may go, the trim names.
+            head=replace(head, out={}, fin={}, watermarks={}, run=head.run if mode == "resume" else None),
+            holder=holder or self.services.token(),
+            events=tuple(events),
+            attempt=attempt,
+            claim_first=self._claim_first,
+            trim=trim,
+            table=self.services.table_name,
+        )
+        self._holder = request.holder
+        try:
+            return decode_outcome(await self.services.invoker.invoke(target.function, encode(request)))
+        except InvokeError as e:
+            return e
+        except msgspec.DecodeError as e:
+            return FunctionFailedError(f"{target.function} answered something that is no outcome: {e}")
+
+    # --- judging ----------------------------------------------------------------------------------------------------
+
+    async def _judge(
+        self,
+        outcome: Outcome | InvokeError,
+        head: Head,
+        batch: Sequence[Work | Drained],
+        trim: Trim,
+        *,
+        drain: bool,
+        clears: bool,
+    ) -> Attempted:
+        for work in batch:
+            if isinstance(work, CallWork):
+                work.attempted = True
+        match outcome:
+            case Speculated():
+                return await self._commit(outcome, head, batch, trim, drain=drain, clears=clears)
+            case Committed(results, left) | Suspended(results, left):
+                self._claim_first = False
+                self._batch_max = None
+                if left.run is not None and left.run.suspended and left.run.error and left.run.wake_ms is not None:
+                    again_s = max(0.0, (left.run.wake_ms - self.services.clock.now_ms()) / 1000)
+                    self._warn(f"attempt at {left.run.event.handler} failed, next in {again_s:.1f} s: {left.run.error}")
+                return Attempted(left, self._finish(batch, results), ended=frozenset({self._holder}))
+            case Fenced():
+                self._claim_first = True
+                return Attempted(None, ended=frozenset({self._holder}))
+            case InvokeError():
+                return self._unanswered(outcome, head, batch)
+            case Rejected(failure):
+                self._warn(failure.message)
+                handler = self._handler(head, batch)
+                pause = self.services.limits.invoke_retry_max_ms
+                return Attempted(
+                    None, failed_at=handler, pause_ms=pause, harmless=True, ended=frozenset({self._holder})
+                )
+            case Manifest():
+                raise AssertionError("an activation is not answered with a manifest")
+
+    async def _commit(
+        self,
+        outcome: Speculated,
+        head: Head,
+        batch: Sequence[Work | Drained],
+        trim: Trim,
+        *,
+        drain: bool,
+        clears: bool,
+    ) -> Attempted:
+        done = list(batch[: len(outcome.results)])
+        stopped = outcome.stopped
+        finished: tuple[Work, ...] = ()
+        if done:
+            clears = clears and len(done) == len(batch)
+            head, applied = await self._commit_done(outcome, head, done, trim, drain=drain, clears=clears)
+            if not applied:
+                return Attempted(head)
+            finished = self._finish(done, outcome.results)
+        if stopped is None:
+            self._batch_max = None
+            return Attempted(head, finished)
+        handler = batch[len(done)].event.handler
+        self._warn(f"attempt at {handler} failed: {stopped.failure.message}")
+        return Attempted(head, finished, failed_at=handler, pause_ms=stopped.retry_after_ms)
+
+    async def _commit_done(
+        self,
+        outcome: Speculated,
+        head: Head,
+        done: Sequence[Work | Drained],
+        trim: Trim,
+        *,
+        drain: bool,
+        clears: bool,
+    ) -> tuple[Head, bool]:
+        """Write 1. Returns the head afterwards, and whether the write took place."""
+        events = [work.event for work in done]
+        out: dict[int, Out] = dict(enumerate(outcome.out))
+        for work, result in zip(done, outcome.results, strict=False):
+            if isinstance(work, CallWork):
+                work.tentative = result.result
+            if isinstance(work, CallWork) and work.keep:
+                out[len(out)] = ResultOut(work.event.id, result.result)
+        if not drain and self._leaves_nothing(outcome, events, out):
+            return head, True
+        patience_ms = None
+        if self._needs_guard(events, out):
+            # The guard may be swept once it is due, so the commit it protects is given up well before.
+            patience_ms = self.services.limits.commit_guard_ms // 2
+            await self.services.delivery.guard(self.lane, events[0].nonce, self.services.limits.commit_guard_ms)
+        out = await self._past_the_outbox(out)
+        effects = self._effects(events, outcome.state, out)
+        tok = f"{self.services.token()}.spec"
+        write = spec_commit(self.lane, head, effects, tok, drain=drain, clears=clears, trim=trim)
+        written = await self.services.writer.write(write, tok, patience_ms)
+        left = parse_head(written.answer.item)
+        if not isinstance(written.answer, Applied):
+            self._claim_first = left.run is None and left.ver != head.ver
+            return left, False
+        self._claim_first = False
+        return left, True
+
+    async def _past_the_outbox(self, out: dict[int, Out]) -> dict[int, Out]:
+        """Produce large dead letters now: no head could hold them, their offsets are held, and twice does no harm."""
+        large = {
+            at: entry
+            for at, entry in out.items()
+            if isinstance(entry, PublishOut) and entry.dead and len(entry.value or b"") > INLINE_BYTES_MAX
+        }
+        if large:
+            await self.services.delivery.ship(self.lane, {f"dead.{at}": entry for at, entry in large.items()}, set())
+        return {at: entry for at, entry in out.items() if at not in large}
+
+    def _leaves_nothing(self, outcome: Speculated, events: Sequence[Event], out: dict[int, Out]) -> bool:
+        """An unkeyed invocation that took no durable action and sent nothing leaves no record."""
+        return not out and not outcome.state and not self.services.keyed(self.lane.service) and bool(events)
+
+    def _effects(self, events: Sequence[Event], state: dict[str, bytes | None], out: dict[int, Out]) -> Effects:
+        expires = not self.services.keyed(self.lane.service)
+        return effects_of(events, state, out, self.services.clock.now_ms(), expires=expires)
+
+    @staticmethod
+    def _needs_guard(events: Sequence[Event], out: dict[int, Out]) -> bool:
+        """Calls alone that send messages: no Kafka offset or inbox item would bring anyone back to ship them."""
+        only_calls = all(isinstance(event.source, CallSource) for event in events)
+        return only_calls and any(not isinstance(entry, ResultOut) for entry in out.values())
+
+    def _finish(self, batch: Sequence[Work | Drained], results: Sequence[EventResult]) -> tuple[Work, ...]:
+        finished: list[Work] = []
+        for work, result in zip(batch, results, strict=False):
+            if isinstance(work, Drained):
+                continue
+            if isinstance(work, CallWork):
+                work.finish(result.result)
+            finished.append(work)
+        return tuple(finished)
+
+    def _unanswered(self, error: InvokeError, head: Head, batch: Sequence[Work | Drained]) -> Attempted:
+        limits = self.services.limits
+        handler = self._handler(head, batch)
+        match error:
+            case FunctionThrottledError():
+                # It did not run: the same batch goes again, from the same head.
+                pause = limits.invoke_retry_initial_ms * (1 + round(3 * self.services.rng.random()))
+                return Attempted(
+                    head, failed_at=handler, pause_ms=pause, harmless=True, ended=frozenset({self._holder})
+                )
+            case FunctionUnreachableError():
+                self._warn(str(error))
+                return Attempted(None, failed_at=handler, pause_ms=limits.invoke_retry_max_ms // 10, harmless=True)
+            case FunctionMissingError():
+                self._warn(str(error))
+                return Attempted(
+                    None,
+                    failed_at=handler,
+                    pause_ms=limits.invoke_retry_max_ms,
+                    harmless=True,
+                    ended=frozenset({self._holder}),
+                )
+            case PayloadTooLargeError() | FunctionFailedError() | _:
+                # One event of a batch may be what kills the function: the next attempts are at one event each.
+                self._batch_max = 1
+                self._warn(f"attempt at {handler} failed: {error}")
+                return Attempted(None, failed_at=handler, ended=frozenset({self._holder}))
+
+    def _unserved(self, event: Event) -> Attempted:
+        self._warn(f"no function serves {self.lane.service}, its work waits")
+        return Attempted(
+            None, failed_at=event.handler, pause_ms=self.services.limits.invoke_retry_max_ms, harmless=True
+        )
+
+    @staticmethod
+    def _handler(head: Head, batch: Sequence[Work | Drained]) -> str:
+        if batch:
+            return batch[0].event.handler
+        return head.run.event.handler if head.run else "?"
+
+    def _warn(self, text: str) -> None:
+        """Log a failure at its first, second, fourth, eighth ... time in a row."""
+        last, times = self._log_key
+        times = times + 1 if last == text else 1
+        self._log_key = (text, times)
+        if times & (times - 1) == 0:
+            log.warning("%s: %s%s", self.lane.pk, text, f" ({times} times)" if times > 1 else "")

@@ -1,0 +1,196 @@
+"""Delivery of messages and results: from an outbox, or straight from HTTP, to where they are durable.
+
+Owns the write order inbox item, guard, mark (9, 10, 11), the guard before a slot (8), and what shipping each kind of
+outbox entry means (15). Does not own when a lane ships.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from typing import assert_never
+
+from tenuto.lane.head import head_key, parse_head
+from tenuto.lane.transitions import (
+    Timer,
+    inbox_put,
+    mark_pend,
+    result_put,
+    slot_put,
+    timer_put,
+)
+from tenuto.lane.writes import Applied, Delete, Key, Refused
+from tenuto.protocol.ids import AwakeableId, InvocationId, Lane, is_awakeable_slot
+from tenuto.protocol.limits import VALUE_BYTES_MAX
+from tenuto.protocol.records import (
+    AwakeableSlot,
+    CallSource,
+    Event,
+    MessageSource,
+    Out,
+    PublishOut,
+    ResolveOut,
+    Result,
+    ResultOut,
+    SendOut,
+    pack,
+)
+from tenuto_control.dispatcher.writer import Writer
+from tenuto_control.limits import Limits
+from tenuto_control.ports import Clock, LogUnavailableError, RecordSink
+
+log = logging.getLogger("tenuto.delivery")
+
+HTTP_SENDER = "http"
+"""Stands in a timer for the sender of a message that came over HTTP; no partition key looks like it."""
+
+
+class Delivery:
+    """Puts things where they are durable, then tells the lanes concerned.
+
+    `look` is called with a lane whose inbox or slots have something new; `told` with an invocation whose result is
+    stored; `arm` with a timer that was put.
+    """
+
+    def __init__(
+        self,
+        writer: Writer,
+        sink: RecordSink,
+        clock: Clock,
+        limits: Limits,
+        token: Callable[[], str],
+        look: Callable[[Lane], None],
+        told: Callable[[str, Result], None],
+        arm: Callable[[Timer], None],
+    ) -> None:
+        self._writer = writer
+        self._sink = sink
+        self._clock = clock
+        self._limits = limits
+        self._token = token
+        self._look = look
+        self._told = told
+        self._arm = arm
+
+    async def accept(self, lane: Lane, events: Iterable[Event]) -> None:
+        """Make events durable in a lane's inbox. When this returns, they will be run, whatever process dies.
+
+        An event that is there as a tombstone has run already. One that is there alive may lack its mark, whose writer
+        may have died, so guard and mark are repeated for it.
+        """
+        nonce = None
+        for event in events:
+            written = await self._writer.write(inbox_put(lane, event))
+            answer = written.answer
+            if isinstance(answer, Refused) and answer.item is not None and "done" in answer.item:
+                continue
+            nonce = event.nonce
+        if nonce is None:
+            return
+        due_ms = self._clock.now_ms() + self._limits.guard_delay_ms
+        await self._writer.write(timer_put(Timer(lane, "guard", nonce, due_ms, self._token())))
+        await self._writer.write(mark_pend(lane, self._token()))
+        self._look(lane)
+
+    async def guard(self, lane: Lane, invocation: str, delay_ms: int) -> None:
+        """Make sure that someone looks at a lane after this delay."""
+        due_ms = self._clock.now_ms() + delay_ms
+        await self._writer.write(timer_put(Timer(lane, "guard", invocation, due_ms, self._token())))
+
+    async def ship(self, sender: Lane, entries: Mapping[str, Out], shipped: set[str]) -> None:
+        """Deliver outbox entries, in order, adding each that is to `shipped`.
+
+        Idempotent but for published records, which carry their id. A topic that takes no records holds up only itself:
+        LogUnavailableError is raised at the end, when everything else has been delivered.
+        """
+        inboxes: dict[Lane, list[tuple[str, SendOut]]] = {}
+        stuck: dict[str, LogUnavailableError] = {}
+        for sequence, entry in entries.items():
+            match entry:
+                case SendOut() if entry.due_ms is None or entry.due_ms <= self._clock.now_ms():
+                    inboxes.setdefault(entry.lane, []).append((sequence, entry))
+                    continue
+                case PublishOut(topic=topic):
+                    if topic in stuck:
+                        continue
+                    try:
+                        await self._publish(sender, sequence, entry)
+                    except LogUnavailableError as e:
+                        stuck[topic] = e
+                        continue
+                case _:
+                    await self._ship_one(sender, sequence, entry)
+            shipped.add(sequence)
+        for lane, messages in inboxes.items():
+            await self.accept(lane, [message(sender.pk, sequence, entry) for sequence, entry in messages])
+            shipped.update(sequence for sequence, _ in messages)
+        for error in stuck.values():
+            raise error
+
+    async def _ship_one(self, sender: Lane, sequence: str, entry: SendOut | ResultOut | ResolveOut) -> None:
+        match entry:
+            case SendOut():
+                await self.postpone(sender.pk, sequence, entry)
+            case ResultOut(invocation, result):
+                await self._writer.write(result_put(invocation, result, self._clock.now_ms()))
+                self._told(invocation, result)
+            case ResolveOut(awakeable, result):
+                if not await self.resolve(awakeable, result):
+                    log.info("nobody waits for awakeable %s (any more)", awakeable)
+            case _:
+                assert_never(entry)
+
+    async def _publish(self, sender: Lane, sequence: str, entry: PublishOut) -> None:
+        value = entry.value
+        table = self._writer.table
+        at = None if entry.value_item is None else Key(sender.pk, entry.value_item)
+        if at is not None:
+            item = await self._writer.patiently(lambda: table.get(at))
+            if item is None:
+                # It goes when its record has been produced: this entry was shipped before, and is only not cleared yet.
+                return
+            stored = item.get("input")
+            value = stored if isinstance(stored, bytes) else None
+        identity = ("tenuto-id", f"{sender.pk}#{sequence}".encode())
+        await self._sink.produce(entry.topic, value, entry.key, (*entry.headers, identity))
+        if at is not None:
+            await self._writer.write(Delete(at))
+
+    async def postpone(self, sender: str, sequence: str, entry: SendOut) -> None:
+        """Make a delayed message durable as a timer."""
+        nonce = InvocationId.parse(entry.event_id).nonce
+        timer = Timer(entry.lane, "send", nonce, entry.due_ms or 0, nonce, pack(entry), sender, sequence)
+        await self._writer.write(timer_put(timer))
+        self._arm(timer)
+
+    async def resolve(self, awakeable: str, result: Result) -> bool:
+        """Put a result into a waiting slot, after a guard. False when no run waits under that id."""
+        try:
+            name = AwakeableId.parse(awakeable)
+        except ValueError:
+            return False
+        lane, nonce = name.invocation
+        if not is_awakeable_slot(name.slot):
+            return False
+        table = self._writer.table
+        head = parse_head(await self._writer.patiently(lambda: table.get(head_key(lane))))
+        if head.run is None or head.run.event.nonce != nonce:
+            return False
+        await self.guard(lane, nonce, self._limits.guard_delay_ms)
+        written = await self._writer.write(slot_put(lane, head.run, name.slot, pack(AwakeableSlot(result))))
+        if isinstance(written.answer, Applied):
+            self._look(lane)
+            return True
+        seen = parse_head(written.answer.item)
+        return seen.run is not None and seen.run.event.nonce == nonce
+
+
+def fits(event: Event) -> bool:
+    """Whether an event can wait in an inbox item."""
+    return len(event.input or b"") + sum(len(n) + len(v) for n, v in event.headers) <= VALUE_BYTES_MAX
+
+
+def message(sender: str, sequence: str, entry: SendOut) -> Event:
+    """The event that a message becomes at its receiver; one from HTTP is what it would have been without its delay."""
+    source = CallSource(entry.keep_result) if sender == HTTP_SENDER else MessageSource(sender, sequence)
+    return Event(entry.event_id, entry.handler, source, entry.input, entry.headers)

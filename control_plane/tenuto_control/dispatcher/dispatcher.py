@@ -1,0 +1,338 @@
+"""The dispatcher: all lanes of one control plane process.
+
+Owns the set of lanes at work, the memory of idle ones, local wake-ups, and the face that loops and ingress see
+(`ports.Execution`). Does not own what a lane does (`lane_worker`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections import OrderedDict
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
+
+from tenuto.lane.head import head_key, parse_head
+from tenuto.lane.transitions import Timer, inbox_key, result_expected, result_key, timer_delete
+from tenuto.lane.writes import Key
+from tenuto.protocol.ids import InvocationId, Lane, digest
+from tenuto.protocol.limits import VALUE_BYTES_MAX
+from tenuto.protocol.messages import Head
+from tenuto.protocol.records import (
+    CallSource,
+    Event,
+    Result,
+    ResultOut,
+    SendOut,
+    unpack_out,
+    unpack_result,
+)
+from tenuto.store.port import Table
+from tenuto_control.dispatcher.activations import Activations
+from tenuto_control.dispatcher.capacity import Capacity
+from tenuto_control.dispatcher.delivery import HTTP_SENDER, Delivery, fits, message
+from tenuto_control.dispatcher.lane_worker import Known, LaneWorker
+from tenuto_control.dispatcher.services import Services
+from tenuto_control.dispatcher.work import CallWork, KafkaWork
+from tenuto_control.dispatcher.writer import Writer
+from tenuto_control.limits import Limits
+from tenuto_control.ports import (
+    Answer,
+    Clock,
+    FunctionInvoker,
+    OverloadedError,
+    PayloadTooLargeError,
+    Pending,
+    RecordSink,
+    SchedulerUnavailableError,
+    Targets,
+    TopicPartition,
+    Unknown,
+    WakeScheduler,
+)
+
+log = logging.getLogger("tenuto.dispatcher")
+
+
+class Dispatcher:
+    """Runs lanes. `process` is a name that no other process has, and that this one never had before."""
+
+    def __init__(
+        self,
+        table: Table,
+        invoker: FunctionInvoker,
+        sink: RecordSink,
+        targets: Targets,
+        scheduler: WakeScheduler,
+        clock: Clock,
+        rng: random.Random,
+        limits: Limits,
+        process: str,
+        table_name: str,
+    ) -> None:
+        self._table = table
+        self._clock = clock
+        self._limits = limits
+        self._targets = targets
+        self._workers: dict[Lane, LaneWorker] = {}
+        self._known: OrderedDict[Lane, Known] = OrderedDict()
+        self._waiters: dict[str, set[asyncio.Future[Result]]] = {}
+        self._timers: dict[Key, asyncio.TimerHandle] = {}
+        self._background: set[asyncio.Task[None]] = set()
+        self._tokens = 0
+        self._process = process
+        writer = Writer(table, limits)
+        delivery = Delivery(writer, sink, clock, limits, self._token, self.look, self._told, self.arm)
+        capacity = Capacity(limits.invoke_concurrency_max)
+        self._services = Services(
+            writer, delivery, invoker, capacity, targets, scheduler, clock, rng, limits, self._token, table_name
+        )
+
+    # --- lifecycle --------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Be ready for work."""
+
+    async def stop(self) -> None:
+        """Let what runs end within the drain timeout, then stop everything. Nothing durable depends on it."""
+        for handle in self._timers.values():
+            handle.cancel()
+        self._timers.clear()
+        deadline = self._clock.now_ms() + self._limits.drain_timeout_ms
+        # What runs are invocations: they end on their own, and there is no one event for the end of all.
+        while self._clock.now_ms() < deadline:
+            if not any(w.running for w in self._workers.values()):
+                break
+            await asyncio.sleep(0.01)
+        tasks = [w.task for w in self._workers.values() if w.task is not None] + list(self._background)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._workers.clear()
+
+    # --- Kafka ------------------------------------------------------------------------------------------------------
+
+    def deliver(self, event: Event, released: Callable[[], None]) -> None:
+        """See `Execution.deliver`."""
+        lane, nonce = InvocationId.parse(event.id)
+        # A lane of its own for every event: nothing can have happened there but this event itself.
+        fresh = lane.key == nonce and lane not in self._known
+        self._worker(lane, Head() if fresh else None).add(KafkaWork(event, released))
+
+    async def withdraw(self, partitions: Sequence[TopicPartition], timeout_ms: int) -> None:
+        """See `Execution.withdraw`."""
+        gone = set(partitions)
+        deadline = self._clock.now_ms() + timeout_ms
+        while [w for w in self._workers.values() if w.withdraw(gone)]:
+            if self._clock.now_ms() >= deadline:
+                break
+            await asyncio.sleep(0.01)
+        for worker in self._workers.values():
+            worker.cut(gone)
+
+    # --- calls ------------------------------------------------------------------------------------------------------
+
+    async def call(self, event: Event, wait_ms: int) -> Answer:
+        """See `Execution.call`. Raises OverloadedError when too many calls wait for the key."""
+        lane = InvocationId.parse(event.id).lane
+        worker = self._worker(lane, None)
+        work = worker.call_in_queue(event.id)
+        if work is None:
+            if len(worker.queue) >= self._limits.lane_calls_max:
+                raise OverloadedError(
+                    f"{len(worker.queue)} calls and events wait for this key already; try again later"
+                )
+            work = CallWork(event)
+            worker.add(work)
+        done, _ = await asyncio.wait([work.answer], timeout=wait_ms / 1000)
+        while not done:
+            if not worker.is_running(work):
+                return await self._hand_over(worker, work)
+            head = await self._head(lane)
+            if head.run is not None and head.run.event.id == event.id:
+                # Durable already, and its end stores a result.
+                return Pending()
+            # It runs right now without having claimed: it is not durable, so it may not be promised yet.
+            done, _ = await asyncio.wait([work.answer], timeout=self._limits.result_poll_max_ms / 1000)
+        return work.answer.result()
+
+    async def _hand_over(self, worker: LaneWorker, work: CallWork) -> Answer:
+        """The caller stops waiting: make the call durable, so that its id can be given out.
+
+        Raises PayloadTooLargeError for an input that no item can hold.
+        """
+        if work in worker.queue:
+            worker.queue.remove(work)
+        if not fits(work.event):
+            raise PayloadTooLargeError(f"a call that takes this long may hold {VALUE_BYTES_MAX:,} bytes")
+        source = CallSource(keep_result=True)
+        event = Event(work.event.id, work.event.handler, source, work.event.input, work.event.headers)
+        await self._services.delivery.accept(worker.lane, [event])
+        return Pending()
+
+    async def call_shared(self, event: Event) -> Result:
+        """See `Execution.call_shared`."""
+        lane = InvocationId.parse(event.id).lane
+        return await Activations(lane, self._services).shared(await self._head(lane), event)
+
+    async def send(self, event: Event, delay_ms: int) -> None:
+        """See `Execution.send`."""
+        lane, nonce = InvocationId.parse(event.id)
+        if not fits(event):
+            raise PayloadTooLargeError(f"a message may hold {VALUE_BYTES_MAX:,} bytes, headers included")
+        if delay_ms <= 0:
+            await self._services.delivery.accept(lane, [event])
+            return
+        due_ms = self._clock.now_ms() + delay_ms
+        keep = isinstance(event.source, CallSource) and event.source.keep_result
+        entry = SendOut(lane.service, lane.key, event.id, event.handler, event.input, event.headers, due_ms, keep)
+        await self._services.delivery.postpone(HTTP_SENDER, nonce, entry)
+        if keep:
+            await self._services.writer.write(result_expected(event.id, self._clock.now_ms(), delay_ms))
+
+    async def result(self, invocation: str, wait_ms: int) -> Answer:
+        """See `Execution.result`."""
+        lane = InvocationId.parse(invocation).lane
+        deadline = self._clock.now_ms() + wait_ms
+        pause_ms = self._limits.result_poll_initial_ms
+        told: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self._waiters.setdefault(invocation, set()).add(told)
+        try:
+            while True:
+                answer = await self._stored(lane, invocation)
+                left_ms = deadline - self._clock.now_ms()
+                if not isinstance(answer, Pending) or left_ms <= 0:
+                    return answer
+                done, _ = await asyncio.wait([told], timeout=min(pause_ms, left_ms) / 1000)
+                if done:
+                    return told.result()
+                pause_ms = min(pause_ms * 2, self._limits.result_poll_max_ms)
+        finally:
+            waiting = self._waiters[invocation]
+            waiting.discard(told)
+            if not waiting:
+                del self._waiters[invocation]
+
+    async def _stored(self, lane: Lane, invocation: str) -> Answer:
+        """What storage knows of an invocation: the head first, then the result item."""
+        head = await self._head(lane)
+        for out in head.out.values():
+            if isinstance(out, ResultOut) and out.invocation == invocation:
+                return out.result
+        item = await self._table.get(result_key(invocation))
+        packed = item.get("res") if item else None
+        if isinstance(packed, bytes):
+            return unpack_result(packed)
+        if head.run is not None and head.run.event.id == invocation:
+            return Pending()
+        worker = self._workers.get(lane)
+        if worker is not None and worker.call_in_queue(invocation) is not None:
+            return Pending()
+        if item is not None:
+            # Its message waits for its time.
+            return Pending()
+        waits = await self._table.get(inbox_key(lane, Event(invocation, "", CallSource())))
+        return Pending() if waits is not None and "ev" in waits else Unknown()
+
+    async def resolve(self, awakeable: str, result: Result) -> bool:
+        """See `Execution.resolve`."""
+        return await self._services.delivery.resolve(awakeable, result)
+
+    # --- waking -----------------------------------------------------------------------------------------------------
+
+    def wake(self, lane: Lane) -> None:
+        """A wake-up for a lane: a hint, checked against its head."""
+        self._worker(lane, None).nudge()
+
+    def look(self, lane: Lane) -> None:
+        """Something was put into a lane's inbox or slots."""
+        self._worker(lane, None).nudge(look=True)
+
+    def arm(self, timer: Timer) -> None:
+        """Fire a timer here when it is due, if that is soon; the sweep finds it in any case."""
+        delay_ms = timer.due_ms - self._clock.now_ms()
+        if delay_ms > self._limits.wheel_horizon_ms or timer.key in self._timers:
+            return
+        loop = asyncio.get_running_loop()
+        self._timers[timer.key] = loop.call_later(max(0, delay_ms) / 1000, self._due, timer)
+
+    def _due(self, timer: Timer) -> None:
+        self._timers.pop(timer.key, None)
+        if timer.kind == "send":
+            self._spawn(self.deliver_delayed(timer))
+        elif timer.kind == "sleep":
+            self.wake(timer.lane)
+        else:
+            self.look(timer.lane)
+
+    async def deliver_delayed(self, timer: Timer) -> None:
+        """Move a delayed message to its receiver's inbox, then forget its timer."""
+        if timer.message is None:
+            raise ValueError("a send timer carries its message")
+        entry = unpack_out(timer.message)
+        if not isinstance(entry, SendOut):
+            raise TypeError("a send timer carries a message")
+        await self._services.delivery.accept(
+            timer.lane, [message(timer.sender or HTTP_SENDER, timer.sequence or "", entry)]
+        )
+        await self._services.writer.write(timer_delete(timer))
+
+    async def poke(self, payload: bytes) -> None:
+        """A wake-up from the outside scheduler: the partition key of a lane."""
+        self.look(Lane.from_pk(payload.decode()))
+
+    # --- parts ------------------------------------------------------------------------------------------------------
+
+    def _worker(self, lane: Lane, head: Head | None) -> LaneWorker:
+        worker = self._workers.get(lane)
+        if worker is None:
+            known = self._known.pop(lane, None) or Known(head)
+            worker = LaneWorker(lane, self._services, known, self._idle)
+            self._workers[lane] = worker
+            worker.start()
+        return worker
+
+    def _idle(self, worker: LaneWorker, wake_ms: int | None) -> None:
+        """A worker has nothing left to do."""
+        del self._workers[worker.lane]
+        head = worker.head
+        if head is not None and (head.run is not None or self._services.keyed(worker.lane.service)):
+            self._known[worker.lane] = worker.known()
+            while len(self._known) > self._limits.lane_cache_max:
+                self._known.popitem(last=False)
+        if wake_ms is not None and head is not None and head.run is not None:
+            self.arm(Timer(worker.lane, "sleep", head.run.event.nonce, wake_ms, f"local.{head.ver}"))
+            if wake_ms - self._clock.now_ms() >= self._limits.scheduler_threshold_ms:
+                self._spawn(self._schedule(worker.lane, wake_ms))
+
+    async def _schedule(self, lane: Lane, wake_ms: int) -> None:
+        try:
+            await self._services.scheduler.schedule(digest(lane.pk, str(wake_ms)), wake_ms, lane.pk.encode())
+        except SchedulerUnavailableError as e:
+            # The timer item is what the sleep rests on; the outside wake-up only makes it punctual without us.
+            log.warning("a wake-up could not be scheduled outside: %s", e)
+
+    async def _head(self, lane: Lane) -> Head:
+        return parse_head(await self._table.get(head_key(lane)))
+
+    def _told(self, invocation: str, result: Result) -> None:
+        for future in self._waiters.get(invocation, ()):
+            if not future.done():
+                future.set_result(result)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(self._quietly(work))
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    @staticmethod
+    async def _quietly(work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except Exception:
+            log.exception("a background task failed; the sweep repeats what it was for")
+
+    def _token(self) -> str:
+        self._tokens += 1
+        return f"{self._process}.{self._tokens}"

@@ -1,0 +1,457 @@
+"""One lane in this process: its queue, the head as last seen, and the loop that carries out what the policy decides.
+
+Owns the execution of actions for one lane, one at a time. Does not own the decisions (`core.lane_policy`), how
+functions are called and batches committed (`activations`), or the set of lanes (`dispatcher`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import assert_never
+
+from tenuto.lane.head import head_key, parse_head
+from tenuto.lane.transitions import clear_pend, takeover, trim_head
+from tenuto.lane.writes import Applied
+from tenuto.protocol.backoff import pause_ms
+from tenuto.protocol.ids import Lane
+from tenuto.protocol.limits import FINISHED_TTL_MS
+from tenuto.protocol.messages import Head, Trim
+from tenuto.protocol.records import KafkaSource, ResultOut, SleptSlot, pack
+from tenuto.store.port import TableRefusedError, TableUnavailableError
+from tenuto_control.core.lane_policy import (
+    Bounds,
+    Drain,
+    Idle,
+    Invoke,
+    ReadHead,
+    Release,
+    Resume,
+    Ship,
+    Spill,
+    TakeOver,
+    TrimHead,
+    View,
+    Wait,
+    decide,
+)
+from tenuto_control.dispatcher.activations import Activations, Attempted
+from tenuto_control.dispatcher.delivery import fits
+from tenuto_control.dispatcher.inbox import Inbox
+from tenuto_control.dispatcher.services import Services
+from tenuto_control.dispatcher.work import CallWork, KafkaWork, Work
+from tenuto_control.ports import LogUnavailableError, Target, TopicPartition
+
+log = logging.getLogger("tenuto.lane")
+
+TRIMMED_MAX = 50
+"""Entries of each kind that one write removes on the side: they share its expression with what the write is about."""
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is remembered of an idle lane: its head, and which of its entries the next write may remove."""
+
+    head: Head | None = None
+    shipped: frozenset[str] = frozenset()
+    finished: frozenset[str] = frozenset()
+
+
+class LaneWorker:
+    """Works on one lane until it is idle. `done` is called then, with the head for the cache and the next wake-up."""
+
+    def __init__(
+        self, lane: Lane, services: Services, known: Known, done: Callable[[LaneWorker, int | None], None]
+    ) -> None:
+        self.lane = lane
+        self.head = known.head
+        self.queue: deque[Work] = deque()
+        self.look = False
+        self._services = services
+        self._done = done
+        self._nudge = asyncio.Event()
+        self._stale = False
+        self._cut_off = False
+        self._shipped = set(known.shipped)
+        self._finished = set(known.finished)
+        self._held: list[KafkaWork] = []
+        self._ended: set[str] = set()
+        self._not_before_ms = 0
+        self._blocked_since_ms: int | None = None
+        self._failures = 0
+        self._crashed = False
+        self._ship_failures = 0
+        self._ship_again_ms = 0
+        self._activations = Activations(lane, services)
+        self._inbox = Inbox(lane, services.writer)
+        limits = services.limits
+        self._bounds = Bounds(limits.spill_after_ms, limits.spill_records_max, limits.lease_margin_ms)
+        self.task: asyncio.Task[None] | None = None
+
+    # --- what others ask of it --------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin to work."""
+        self.task = asyncio.get_running_loop().create_task(self._work(), name=f"lane {self.lane.pk}")
+
+    def add(self, work: Work) -> None:
+        """Queue work.
+
+        An event that is here already, from before a rebalance, only gets its new release: run twice in one batch it
+        would take effect twice.
+        """
+        twin = self._twin(work) if self._cut_off else None
+        if isinstance(twin, KafkaWork) and isinstance(work, KafkaWork):
+            twin.renew(work)
+        else:
+            self.queue.append(work)
+        self._nudge.set()
+
+    def _twin(self, work: Work) -> Work | None:
+        here = (*(self._activations.busy or ()), *self.queue, *self._held)
+        return next((w for w in here if w.event.id == work.event.id), None)
+
+    def nudge(self, *, look: bool = False) -> None:
+        """Something may have changed; `look` also asks for a fresh head and an inbox query."""
+        # The head is dropped by the worker's own next step: in the middle of one, it is in use.
+        self.look = self.look or look
+        self._stale = self._stale or look
+        self._nudge.set()
+
+    @property
+    def running(self) -> bool:
+        """Whether an activation or an unfinished release is under way."""
+        return self._activations.busy is not None or bool(self._held)
+
+    def is_running(self, work: Work) -> bool:
+        """Whether this work is part of the activation that runs right now."""
+        return self._activations.busy is not None and work in self._activations.busy
+
+    def known(self) -> Known:
+        """What to remember while the lane is idle."""
+        return Known(self.head, frozenset(self._shipped), frozenset(self._finished))
+
+    def call_in_queue(self, event_id: str) -> CallWork | None:
+        """A queued or running call with this id."""
+        running = self._activations.busy or ()
+        return next((w for w in (*running, *self.queue) if isinstance(w, CallWork) and w.event.id == event_id), None)
+
+    def withdraw(self, partitions: set[TopicPartition]) -> bool:
+        """Forget the events of partitions. True when some of them are being worked on right now."""
+        running = [w for w in (*(self._activations.busy or ()), *self._held) if self._of(w, partitions)]
+        for work in [w for w in self.queue if self._of(w, partitions)]:
+            if work not in running:
+                self.queue.remove(work)
+                if isinstance(work, KafkaWork):
+                    work.withdrawn = True
+        return bool(running)
+
+    def cut(self, partitions: set[TopicPartition]) -> None:
+        """Whatever still runs of these partitions releases nothing any more."""
+        for work in (*(self._activations.busy or ()), *self.queue, *self._held):
+            if isinstance(work, KafkaWork) and self._of(work, partitions):
+                work.withdrawn = True
+                self._cut_off = True
+
+    @staticmethod
+    def _of(work: Work, partitions: set[TopicPartition]) -> bool:
+        source = work.event.source
+        return isinstance(source, KafkaSource) and TopicPartition(source.topic, source.partition) in partitions
+
+    # --- the loop ---------------------------------------------------------------------------------------------------
+
+    async def _work(self) -> None:
+        while True:
+            self._nudge.clear()
+            try:
+                wake_ms = await self._step()
+            except TableRefusedError as e:
+                log.error("%s: the table refuses a write: %s", self.lane.pk, e)  # noqa: TRY400 - the line says it all
+                self.head = None
+                await self._rest()
+                continue
+            except LogUnavailableError as e:
+                self._ship_failures += 1
+                if self._ship_failures == 1:
+                    log.warning("%s: records cannot be produced, trying on: %s", self.lane.pk, e)
+                self._pause_for(min(5_000, 100 * 2 ** min(self._ship_failures, 6)))
+                self._ship_again_ms = self._not_before_ms
+                continue
+            except TableUnavailableError as e:
+                log.warning("%s: the table does not answer, the lane starts over from its head: %s", self.lane.pk, e)
+                self.head = None
+                await self._rest()
+                continue
+            except Exception:
+                # A lane must never die silently: whatever went wrong, its truth is in the table.
+                log.exception("%s: unforeseen, the lane starts over from its head", self.lane.pk)
+                self.head = None
+                await self._rest()
+                continue
+            if wake_ms is not None:
+                # Nothing has been awaited since the decision, so no work can have slipped in between.
+                self._done(self, wake_ms if wake_ms >= 0 else None)
+                return
+
+    async def _rest(self) -> None:
+        """Let time pass after an error of the table, which what is due next would only meet again."""
+        self._pause_for(self._services.limits.table_retry_max_ms)
+        await self._wait_until(self._not_before_ms)
+
+    async def _step(self) -> int | None:  # noqa: C901 - one case for each action
+        """Carry out one action. Not None: the lane is idle until that time (-1: until something arrives)."""
+        now_ms = self._services.clock.now_ms()
+        if self._stale:
+            self._stale = False
+            self.head = None
+        action = decide(self._view(now_ms), self._bounds)
+        match action:
+            case ReadHead():
+                await self._read_head()
+            case Resume(over):
+                await self._take_over(over, failed=False)
+            case TakeOver():
+                await self._take_over((), failed=True)
+            case Ship():
+                await self._ship()
+            case Release():
+                self._release_first()
+            case Spill():
+                await self._spill()
+            case Drain():
+                await self._drain()
+            case Invoke():
+                await self._invoke()
+            case TrimHead():
+                await self._trim()
+            case Wait(until_ms):
+                await self._wait_until(until_ms)
+            case Idle(wake_ms):
+                return -1 if wake_ms is None else wake_ms
+            case _:
+                assert_never(action)
+        return None
+
+    def _view(self, now_ms: int) -> View:
+        head = self.head
+        held_up = self._failures > 0 or self._ship_failures > 0 or (head is not None and head.run is not None)
+        # A head that was dropped tells nothing: each sweep drops it, and would begin the wait anew.
+        if not self.queue or (head is not None and not held_up):
+            self._blocked_since_ms = None
+        elif held_up and self._blocked_since_ms is None:
+            self._blocked_since_ms = now_ms
+        trim = self._trimmable() if head is not None else Trim()
+        return View(
+            head=head,
+            now_ms=now_ms,
+            first=self.queue[0].event if self.queue else None,
+            queued=len(self.queue),
+            shipped=frozenset(self._shipped),
+            look=self.look,
+            ended=frozenset(self._ended),
+            not_before_ms=self._not_before_ms,
+            failing=self._failures > 0,
+            ship_again_ms=self._ship_again_ms,
+            blocked_ms=0 if self._blocked_since_ms is None else now_ms - self._blocked_since_ms,
+            trimmable=len(trim.out),
+        )
+
+    async def _wait_until(self, until_ms: int) -> None:
+        """Wait until a time, or until something arrives."""
+        seconds = max(1, until_ms - self._services.clock.now_ms()) / 1000
+        try:
+            await asyncio.wait_for(self._nudge.wait(), seconds)
+        except TimeoutError:
+            return
+
+    # --- actions ----------------------------------------------------------------------------------------------------
+
+    async def _read_head(self) -> None:
+        table = self._services.writer.table
+        self._learn(parse_head(await self._services.writer.patiently(lambda: table.get(head_key(self.lane)))))
+
+    async def _take_over(self, over: Sequence[str], *, failed: bool) -> None:
+        head = self._seen()
+        run = head.run
+        target = self._services.targets.find(self.lane.service)
+        if run is None or target is None:
+            log.warning("%s: no function serves %s, its work waits", self.lane.pk, self.lane.service)
+            self._pause_for(self._services.limits.invoke_retry_max_ms)
+            self.head = None
+            return
+        async with self._services.capacity.place(target):
+            # Only now: the lease runs from the takeover, and must not be spent on waiting for a place.
+            await self._take_over_now(head, target, over, failed=failed)
+
+    async def _take_over_now(self, head: Head, target: Target, over: Sequence[str], *, failed: bool) -> None:
+        crashes = None if head.run is None or not (failed and self._crashed) else head.run.failures + 1
+        self._crashed = False
+        spent = self._spent(head, crashes)
+        holder = self._services.token()
+        lease_ms = self._services.clock.now_ms() + target.timeout_ms
+        slept = {slot: pack(SleptSlot()) for slot in over}
+        tok = f"{holder}.take"
+        written = await self._services.writer.write(
+            takeover(self.lane, head, holder, lease_ms, slept, tok, crashes), tok
+        )
+        self._learn(parse_head(written.answer.item))
+        if not isinstance(written.answer, Applied):
+            return
+        if spent is not None:
+            self._attempted(await self._activations.bury_run(self._seen(), spent, self._trimmable()), [])
+            return
+        self._attempted(await self._activations.resume(self._seen(), holder, self._trimmable()), [])
+
+    def _spent(self, head: Head, crashes: int | None) -> str | None:
+        """Why a run whose function never answers is given up, if its policy says so."""
+        if head.run is None or crashes is None:
+            return None
+        limit = self._services.policy(self.lane.service, head.run.event.handler).max_attempts
+        if limit is None or crashes < limit:
+            return None
+        return f"{crashes} attempts failed, the last without an answer of its function"
+
+    async def _ship(self) -> None:
+        entries = {seq: out for seq, out in self._seen().out.items() if seq not in self._shipped}
+        try:
+            await self._services.delivery.ship(self.lane, entries, self._shipped)
+        finally:
+            self._release_held()
+        self._ship_failures = 0
+
+    def _release_first(self) -> None:
+        work = self.queue.popleft()
+        if isinstance(work, KafkaWork):
+            work.release()
+
+    async def _spill(self) -> None:
+        events = [w for w in self.queue if isinstance(w, KafkaWork)]
+        # An event too large for an inbox item stays, and with it all behind it: none may overtake it.
+        works = list(itertools.takewhile(lambda w: fits(w.event), events))
+        if not works:
+            # Calls are made durable by their callers, when these stop waiting.
+            await self._wait_until(self._services.clock.now_ms() + self._services.limits.spill_after_ms)
+            return
+        await self._services.delivery.accept(self.lane, [w.event for w in works])
+        for work in works:
+            if work in self.queue:
+                self.queue.remove(work)
+            work.release()
+        self.head = None
+
+    async def _drain(self) -> None:
+        head = self._seen()
+        self.look = False
+        waiting = await self._inbox.live(head)
+        await self._inbox.bury(waiting.done, self._services.clock.now_ms())
+        await self._inbox.forget(waiting.passed)
+        if not waiting.more:
+            self._finished |= self._settled(head, {event.nonce for event in waiting.events})
+        if waiting.events:
+            clears = not waiting.more
+            attempted = await self._activations.drain(
+                head, waiting.events, self._failures + 1, self._trimmable(), clears=clears
+            )
+            self._attempted(attempted, self.queue)
+            ran = [e for e in waiting.events if self.head is not None and e.nonce in self.head.fin]
+            await self._inbox.bury(ran, self._services.clock.now_ms())
+            self._finished |= {event.nonce for event in ran}
+            self.look = self.look or len(ran) < len(waiting.events)
+        elif waiting.more:
+            self.look = True
+        elif head.pend is not None:
+            written = await self._services.writer.write(clear_pend(self.lane, head, self._trimmable()))
+            self._learn(parse_head(written.answer.item))
+
+    def _settled(self, head: Head, live: set[str]) -> set[str]:
+        """Finished ids that nothing needs any more: no live item bears them, so their items are tombstones by now.
+
+        A call's may still be looked for by a process that lost the response to its commit, so it stays for a while.
+        """
+        old = self._services.clock.now_ms() - FINISHED_TTL_MS
+        return {n for n, at in head.fin.items() if n not in live and (not n.startswith("c") or at < old)}
+
+    async def _invoke(self) -> None:
+        head = self._seen()
+        attempted = await self._activations.speculate(head, self.queue, self._failures + 1, self._trimmable())
+        for work in [w for w in self.queue if isinstance(w, CallWork) and w.answer.done()]:
+            self.queue.remove(work)
+        if attempted is not None:
+            self._attempted(attempted, self.queue)
+
+    async def _trim(self) -> None:
+        written = await self._services.writer.write(trim_head(self.lane, self._trimmable()))
+        self._learn(parse_head(written.answer.item))
+
+    # --- afterwards -------------------------------------------------------------------------------------------------
+
+    def _attempted(self, attempted: Attempted, queue: deque[Work] | list[Work]) -> None:
+        """Take in what came of an activation."""
+        for work in attempted.finished:
+            if work in queue:
+                queue.remove(work)
+            if isinstance(work, KafkaWork):
+                self._held.append(work)
+            self._finished.add(work.event.nonce)
+        self._ended |= attempted.ended
+        if attempted.failed_at is not None:
+            policy = self._services.policy(self.lane.service, attempted.failed_at)
+            pause = pause_ms(policy, self._failures + 1, self._services.rng.random())
+            self._pause_for(pause if attempted.pause_ms is None else attempted.pause_ms)
+            self._failures += 0 if attempted.harmless else 1
+            self._crashed = self._crashed or (bool(attempted.ended) and not attempted.harmless)
+        else:
+            self._failures = 0
+            self._not_before_ms = 0
+        self._learn(attempted.head)
+
+    def _learn(self, head: Head | None) -> None:
+        self.head = head
+        if head is None:
+            return
+        self._shipped &= head.out.keys()
+        self._finished &= head.fin.keys()
+        if head.pend is None:
+            # Nothing waits that could bear an old id, and whoever once lost the answer to a call has long given up.
+            old = self._services.clock.now_ms() - FINISHED_TTL_MS
+            self._finished |= {nonce for nonce, at in head.fin.items() if at < old}
+        if head.run is None or head.run.suspended:
+            self._ended.clear()
+        results = {out.invocation: out.result for out in head.out.values() if isinstance(out, ResultOut)}
+        for work in [w for w in self.queue if isinstance(w, CallWork)]:
+            known = results.get(work.event.id)
+            if known is None and work.tentative is not None and work.event.nonce in head.fin:
+                known = work.tentative
+            if known is not None:
+                self._finished.add(work.event.nonce)
+                work.finish(known)
+                self.queue.remove(work)
+        self._release_held()
+
+    def _release_held(self) -> None:
+        """Events whose effects are committed are let go once everything they sent has been delivered."""
+        if self.head is None or self.head.out.keys() - self._shipped:
+            return
+        for work in self._held:
+            work.release()
+        self._held.clear()
+
+    def _trimmable(self) -> Trim:
+        head = self._seen()
+        return Trim(
+            out=tuple(seq for seq in head.out if seq in self._shipped)[:TRIMMED_MAX],
+            fin=tuple(nonce for nonce in head.fin if nonce in self._finished)[:TRIMMED_MAX],
+            stray=head.stray[:TRIMMED_MAX],
+        )
+
+    def _seen(self) -> Head:
+        if self.head is None:
+            raise AssertionError("the policy reads the head before anything else")
+        return self.head
+
+    def _pause_for(self, pause: int) -> None:
+        self._not_before_ms = self._services.clock.now_ms() + pause

@@ -1,0 +1,73 @@
+"""The dispatcher's conditional writes: repeated after lost responses, recognised by their `tok`.
+
+Owns patience with a table that does not answer, and its log lines. Does not own what is written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from tenuto.lane.writes import Answer, Applied, Refused, Write
+from tenuto.store.port import Table, TableUnavailableError
+from tenuto_control.limits import Limits
+
+T = TypeVar("T")
+log = logging.getLogger("tenuto.table")
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A write's answer; `lost` says that an earlier response was, so that a refusal may be our own write's doing."""
+
+    answer: Answer
+    lost: bool = False
+
+
+class Writer:
+    """Applies writes until the table answers. A lane waits meanwhile: its events stay in Kafka."""
+
+    def __init__(self, table: Table, limits: Limits) -> None:
+        self.table = table
+        self._limits = limits
+
+    async def write(self, write: Write, tok: str | None = None, patience_ms: int | None = None) -> Written:
+        """Apply a write. With `tok`, a refusal by our own earlier write counts as applied.
+
+        With `patience_ms`, raises TableUnavailableError when the table has not answered by then.
+        """
+        lost = 0
+
+        async def once() -> Answer:
+            nonlocal lost
+            try:
+                return await self.table.write(write)
+            except TableUnavailableError:
+                lost += 1
+                raise
+
+        answer = await self.patiently(once, patience_ms)
+        if lost and tok is not None and isinstance(answer, Refused) and answer.item and answer.item.get("tok") == tok:
+            return Written(Applied(answer.item), lost=True)
+        return Written(answer, lost=lost > 0)
+
+    async def patiently(self, ask: Callable[[], Awaitable[T]], patience_ms: int | None = None) -> T:
+        """Repeat until the table answers, with growing pauses. Raises TableRefusedError at once."""
+        pause_ms = self._limits.table_retry_initial_ms
+        loop = asyncio.get_running_loop()
+        until = None if patience_ms is None else loop.time() + patience_ms / 1000
+        logged = False
+        while True:
+            try:
+                return await ask()
+            except TableUnavailableError as e:
+                if until is not None and loop.time() >= until:
+                    raise
+                if pause_ms > self._limits.table_retry_initial_ms * 2 and not logged:
+                    log.warning("the table does not answer, trying on: %s", e)
+                    logged = True
+                await asyncio.sleep(pause_ms / 1000)
+                pause_ms = min(pause_ms * 2, self._limits.table_retry_max_ms)

@@ -1,0 +1,324 @@
+"""Kafka as the event log and as the record sink, on aiokafka.
+
+Owns the bridge between aiokafka's group membership and the EventLog port, starting positions of new groups,
+waiting for topics that do not exist yet, and the idempotent producer. Does not own what is committed or when.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import aiokafka
+from aiokafka.errors import ConsumerStoppedError, KafkaError, UnknownTopicOrPartitionError
+
+from tenuto_control.config import KafkaConfig
+from tenuto_control.core.routing import Start
+from tenuto_control.drivers.kafka_client import (
+    connection_settings,
+    describe,
+    quiet_client_log,
+)
+from tenuto_control.limits import Limits
+from tenuto_control.ports import AssignmentListener, LogRecord, LogUnavailableError, TopicPartition
+
+MISSING_TOPICS_INTERVAL_S = 2.0
+"""How often topics that do not exist yet are looked for."""
+
+METADATA_AGE_MAX_MS = 5_000
+"""How late the group may learn of new topics and partitions."""
+
+FETCH_WAIT_MS = 250
+REBALANCE_MARGIN_MS = 5_000
+"""Beyond draining, a member has this long to commit and to join again before its group goes on without it."""
+
+REQUEST_BYTES_MAX = 32 * 1024 * 1024
+"""No bound of this side's own on produced records: the topic's `max.message.bytes` decides."""
+
+ACKNOWLEDGE_MARGIN_S = 1.0
+"""Above the client's own bound, so that where it can say what is wrong, it does."""
+
+STOP_TIMEOUT_S = 5.0
+
+_log = logging.getLogger("tenuto_control.kafka")
+# Timeouts are among the operating system's errors.
+_ERRORS = (KafkaError, OSError)
+
+
+class KafkaEventLog:
+    """One member of the consumer group (the EventLog port). After `stop` it may be started again."""
+
+    def __init__(self, kafka: KafkaConfig, limits: Limits, starts: Mapping[str, Start]) -> None:
+        """`starts` says where a topic is read from while its group has no committed offset.
+
+        The default is `earliest`.
+        """
+        self._kafka = kafka
+        self._limits = limits
+        self._starts = starts
+        self._settings = connection_settings(kafka, limits)
+        self._consumer: Any = None
+        self._missing: asyncio.Task[None] | None = None
+
+    async def start(self, topics: Sequence[str], listener: AssignmentListener) -> None:
+        """Connect and join the group in the background.
+
+        Raises LogUnavailableError; may then be called again.
+        """
+        assert self._consumer is None, "the event log is started already"
+        quiet_client_log()
+        limits = self._limits
+        consumer = aiokafka.AIOKafkaConsumer(
+            **self._settings,
+            group_id=self._kafka.group_id,
+            enable_auto_commit=False,
+            isolation_level="read_committed",
+            # A committed offset that the log no longer has leads to its oldest record, never past unread
+            # ones.
+            auto_offset_reset="earliest",
+            session_timeout_ms=limits.session_timeout_ms,
+            heartbeat_interval_ms=limits.heartbeat_interval_ms,
+            rebalance_timeout_ms=limits.drain_timeout_ms + REBALANCE_MARGIN_MS,
+            fetch_max_wait_ms=FETCH_WAIT_MS,
+            metadata_max_age_ms=METADATA_AGE_MAX_MS,
+        )
+        try:
+            # Started without topics, because with them aiokafka would wait here for every topic to exist.
+            await consumer.start()
+        except _ERRORS as e:
+            await _close(consumer)
+            raise LogUnavailableError(describe(e, self._kafka)) from e
+        except BaseException:
+            await _close(consumer)
+            raise
+        self._consumer = consumer
+        consumer.subscribe(topics, listener=_Listener(consumer, listener, self._starts, self._request_timeout_s))
+        self._missing = asyncio.create_task(self._await_missing(consumer, frozenset(topics)))
+
+    async def poll(self, max_records: int, timeout_ms: int) -> list[LogRecord]:
+        """Records in offset order per partition; empty after the timeout and while the group rebalances.
+
+        aiokafka checks a batch against the assignment and hands it over without a pause in between, so
+        records of an assignment that has ended are never returned.
+        """
+        try:
+            # aiokafka waits without bound while the group rebalances, hence the second bound around its own.
+            async with asyncio.timeout(2 * timeout_ms / 1_000):
+                batches = await self._consumer.getmany(timeout_ms=timeout_ms, max_records=max_records)
+        except TimeoutError:
+            return []
+        except (*_ERRORS, ConsumerStoppedError) as e:
+            raise LogUnavailableError(describe(e, self._kafka)) from e
+        return [_record(raw) for batch in batches.values() for raw in batch]
+
+    def pause(self, partitions: Sequence[TopicPartition]) -> None:
+        """Stop delivering these partitions; those that are not ours (any more) are passed over."""
+        self._consumer.pause(*self._owned(partitions))
+
+    def resume(self, partitions: Sequence[TopicPartition]) -> None:
+        """Deliver these partitions again; those that are not ours (any more) are passed over."""
+        self._consumer.resume(*self._owned(partitions))
+
+    async def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
+        """Store offsets.
+
+        LogUnavailableError when the group has moved on without this member or does not answer.
+        """
+        try:
+            # aiokafka tries again without bound while the coordinator is away.
+            async with asyncio.timeout(self._request_timeout_s):
+                await self._consumer.commit({_of_client(tp): offset for tp, offset in offsets.items()})
+        except _ERRORS as e:
+            raise LogUnavailableError(describe(e, self._kafka)) from e
+
+    async def stop(self) -> None:
+        """Leave the group, without another call of the listener. Nothing happens when it was not started."""
+        consumer, self._consumer = self._consumer, None
+        missing, self._missing = self._missing, None
+        if missing is not None:
+            missing.cancel()
+            await asyncio.gather(missing, return_exceptions=True)
+        if consumer is not None:
+            await _close(consumer)
+
+    @property
+    def _request_timeout_s(self) -> float:
+        return self._limits.log_request_timeout_ms / 1_000
+
+    def _owned(self, partitions: Iterable[TopicPartition]) -> list[Any]:
+        assigned = self._consumer.assignment()
+        return [tp for tp in map(_of_client, partitions) if tp in assigned]
+
+    async def _await_missing(self, consumer: Any, topics: frozenset[str]) -> None:
+        """Say once which topics do not exist, and have the group take them in as they appear."""
+        known: frozenset[str] | None = None
+        while True:
+            try:
+                existing = topics & await consumer.topics()
+            except _ERRORS:
+                existing = known
+            if existing is not None and existing != known:
+                for topic in sorted(topics - existing):
+                    _log.warning('topic "%s" does not exist; its subscription waits until it is created', topic)
+                for topic in sorted(existing - known if known is not None else ()):
+                    _log.info('topic "%s" exists now', topic)
+                known = existing
+            if known == topics:
+                return
+            await asyncio.sleep(MISSING_TOPICS_INTERVAL_S)
+
+
+class _Listener(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc] # the base class carries no types
+    """Bridges rebalances.
+
+    New partitions stay paused until our side knows of them and their position is settled.
+    """
+
+    def __init__(
+        self, consumer: Any, listener: AssignmentListener, starts: Mapping[str, Start], timeout_s: float
+    ) -> None:
+        self._consumer = consumer
+        self._listener = listener
+        self._starts = starts
+        self._timeout_s = timeout_s
+
+    async def on_partitions_revoked(self, revoked: Iterable[Any]) -> None:
+        partitions = [TopicPartition(tp.topic, tp.partition) for tp in sorted(revoked)]
+        if partitions:
+            await self._listener.revoked(partitions)
+
+    async def on_partitions_assigned(self, assigned: Iterable[Any]) -> None:
+        partitions = sorted(assigned)
+        if not partitions:
+            return
+        self._consumer.pause(*partitions)
+        for tp in partitions:
+            if self._starts.get(tp.topic, "earliest") == "latest":
+                await self._begin_at_end(tp)
+        await self._listener.assigned([TopicPartition(tp.topic, tp.partition) for tp in partitions])
+        still = self._consumer.assignment()
+        self._consumer.resume(*(tp for tp in partitions if tp in still))
+
+    async def _begin_at_end(self, tp: Any) -> None:
+        """Put a group that never committed at the partition's end, and commit that.
+
+        What comes from now on counts.
+        """
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                if await self._consumer.committed(tp) is not None:
+                    return
+                end = (await self._consumer.end_offsets([tp]))[tp]
+                self._consumer.seek(tp, end)
+                await self._consumer.commit({tp: end})
+        except _ERRORS as e:
+            # Reading from the beginning delivers more than was asked for, which is the side to err on.
+            _log.warning("%s/%d: its end could not be found (%s); reading from the beginning", *tp, e)
+
+
+class KafkaSink:
+    """An idempotent producer that waits for all replicas (the RecordSink port).
+
+    Connects at the first record.
+    """
+
+    def __init__(self, kafka: KafkaConfig, limits: Limits) -> None:
+        self._kafka = kafka
+        self._timeout_s = limits.log_request_timeout_ms / 1_000
+        self._settings = connection_settings(kafka, limits)
+        self._producer: _Producer | None = None
+        self._connecting = asyncio.Lock()
+
+    async def produce(
+        self, topic: str, value: bytes | None, key: bytes | None, headers: Sequence[tuple[str, bytes]]
+    ) -> None:
+        """Return when the record is acknowledged. Raises LogUnavailableError when it is not known to be."""
+        producer = await self._connected()
+        if value is None and key is None:
+            key = b""  # aiokafka refuses a record with neither.
+        try:
+            # Waiting for a topic's metadata is bounded by the client; waiting for an acknowledgement is not.
+            async with asyncio.timeout(self._timeout_s + ACKNOWLEDGE_MARGIN_S):
+                await producer.send_and_wait(topic, value, key=key, headers=list(headers))
+        except UnknownTopicOrPartitionError as e:
+            raise LogUnavailableError(f'topic "{topic}" does not exist; create it') from e
+        except _ERRORS as e:
+            # Whoever called will produce the record again: it must not wait in a buffer as well, nor does an
+            # idempotent producer recover from a broken sequence. The next record gets a new producer.
+            await self._abandon(producer)
+            raise LogUnavailableError(f'record for topic "{topic}": {describe(e, self._kafka)}') from e
+
+    async def stop(self) -> None:
+        """Send what is buffered and disconnect."""
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            await _close(producer)
+
+    async def _connected(self) -> _Producer:
+        async with self._connecting:
+            if self._producer is None:
+                quiet_client_log()
+                producer = _Producer(
+                    **self._settings, acks="all", enable_idempotence=True, max_request_size=REQUEST_BYTES_MAX
+                )
+                try:
+                    async with asyncio.timeout(self._timeout_s):
+                        await producer.start()
+                except _ERRORS as e:
+                    await _close(producer)
+                    raise LogUnavailableError(describe(e, self._kafka)) from e
+                except BaseException:
+                    await _close(producer)
+                    raise
+                self._producer = producer
+            return self._producer
+
+    async def _abandon(self, producer: _Producer) -> None:
+        if self._producer is producer:
+            self._producer = None
+            await producer.abandon()
+
+
+class _Producer(aiokafka.AIOKafkaProducer):  # type: ignore[misc] # the base class carries no types
+    """A producer that can also end without its buffered records, whose broker may be away for good."""
+
+    async def abandon(self) -> None:
+        """Disconnect. Calls that wait for an acknowledgement run into their own bound."""
+        self._closed = True
+        try:
+            async with asyncio.timeout(STOP_TIMEOUT_S):
+                await self._sender.close()
+                await self.client.close()
+        except _ERRORS as e:
+            _log.debug("abandoning a Kafka producer: %s", e)
+
+
+async def _close(client: Any) -> None:
+    """Stop an aiokafka client.
+
+    One that cannot even stop has nothing more to say than what was raised before.
+    """
+    try:
+        async with asyncio.timeout(STOP_TIMEOUT_S):
+            await client.stop()
+    except _ERRORS as e:
+        _log.debug("closing a Kafka client: %s", e)
+
+
+def _of_client(tp: TopicPartition) -> Any:
+    return aiokafka.TopicPartition(tp.topic, tp.partition)
+
+
+def _record(raw: Any) -> LogRecord:
+    return LogRecord(
+        topic=raw.topic,
+        partition=raw.partition,
+        offset=raw.offset,
+        timestamp_ms=raw.timestamp,
+        key=raw.key,
+        value=raw.value,
+        # A header may have no value at all in Kafka; nobody tells that from an empty one.
+        headers=tuple((name, value or b"") for name, value in raw.headers),
+    )

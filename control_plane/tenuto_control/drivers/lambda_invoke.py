@@ -1,0 +1,114 @@
+"""Invokes Lambda functions by the ordinary Invoke call (the FunctionInvoker port).
+
+Owns the translation of AWS's answers and errors into the port's. Retries nothing: the dispatcher decides what
+a failure means.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+import msgspec
+from botocore.exceptions import BotoCoreError, ClientError
+
+from tenuto_control.config import FunctionConfig
+from tenuto_control.ports import (
+    FunctionFailedError,
+    FunctionMissingError,
+    FunctionThrottledError,
+    FunctionUnreachableError,
+    InvokeError,
+    PayloadTooLargeError,
+)
+
+if TYPE_CHECKING:
+    from types_aiobotocore_lambda import LambdaClient
+
+ERROR_TEXT_CHARS_MAX = 500
+"""How much of a function's own error message goes into a log line."""
+
+STREAMED_BYTES_MIN = 1024 * 1024
+"""Requests of this size are handed over as a stream.
+
+Written in one piece, they would hold up the event loop.
+"""
+
+_TOO_MANY_REQUESTS = 429
+_CONFLICT = 409
+_PAYLOAD_TOO_LARGE = 413
+_SERVER_ERROR_MIN = 500
+
+
+class LambdaInvoker:
+    """Functions by their name in the configuration.
+
+    The client must not retry and must outwait the slowest function.
+    """
+
+    def __init__(self, client: LambdaClient, functions: Mapping[str, FunctionConfig]) -> None:
+        self._client = client
+        self._targets = {name: _target(name, function) for name, function in functions.items()}
+
+    async def invoke(self, function: str, payload: bytes) -> bytes:
+        """The function's answer. Raises a subclass of InvokeError."""
+        target = self._targets.get(function)
+        if target is None:
+            raise FunctionMissingError(f'no function "{function}" is configured; add a section [functions.{function}]')
+        body_in = payload if len(payload) < STREAMED_BYTES_MIN else io.BytesIO(payload)
+        try:
+            response = await self._client.invoke(**target, InvocationType="RequestResponse", Payload=body_in)
+            body: bytes = await response["Payload"].read()
+        except ClientError as e:
+            raise _of_refusal(function, e) from e
+        except (BotoCoreError, aiohttp.ClientError, OSError) as e:
+            raise FunctionUnreachableError(f'function "{function}" gave no answer: {str(e) or type(e).__name__}') from e
+        if response.get("FunctionError"):
+            raise FunctionFailedError(f'function "{function}" failed: {_failure_text(body)}')
+        return body
+
+
+def _target(name: str, function: FunctionConfig) -> dict[str, Any]:
+    target = {"FunctionName": function.function or name}
+    if function.qualifier is not None:
+        target["Qualifier"] = function.qualifier
+    return target
+
+
+def _of_refusal(function: str, error: ClientError) -> InvokeError:
+    """The port's error for an HTTP error of the Invoke call (status codes.
+
+    AWS Lambda API reference, Invoke).
+    """
+    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    details = error.response.get("Error", {})
+    code, message = details.get("Code", "?"), details.get("Message", "no message")
+    text = f"{code}: {message}"
+    if status in (_TOO_MANY_REQUESTS, _CONFLICT):
+        # A conflict is a function that is being created, updated or restored: like throttling, it passes and
+        # nothing ran.
+        return FunctionThrottledError(f'function "{function}" takes no invocation at the moment ({text})')
+    if status == _PAYLOAD_TOO_LARGE or code == "RequestTooLargeException":
+        return PayloadTooLargeError(f'the request to function "{function}" is too large ({text})')
+    if status == 0 or status >= _SERVER_ERROR_MIN:
+        return FunctionUnreachableError(f'function "{function}" could not be reached ({text})')
+    return FunctionMissingError(
+        f'function "{function}" cannot be invoked ({text}); check its name, qualifier and permission'
+    )
+
+
+class _FailurePayload(msgspec.Struct, rename="camel"):
+    """What Lambda answers when a function failed."""
+
+    error_type: str = "Unknown"
+    error_message: str = ""
+
+
+def _failure_text(body: bytes) -> str:
+    try:
+        failure = msgspec.json.decode(body, type=_FailurePayload)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return body[:ERROR_TEXT_CHARS_MAX].decode(errors="replace")
+    return f"{failure.error_type}: {failure.error_message[:ERROR_TEXT_CHARS_MAX]}"

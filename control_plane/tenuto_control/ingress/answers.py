@@ -1,0 +1,177 @@
+"""Answers: every response the ingress gives, in one shape each.
+
+Owns status codes and bodies. An error is always `{"error": {"message": …}}`; the failure of a handler adds
+`metadata`, which tells its 404 from that of an unknown address. Does not own when to give which answer.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any, Final, assert_never
+
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+
+from tenuto.protocol.records import Failed, Result, Success
+from tenuto.store.port import TableRefusedError, TableUnavailableError
+from tenuto_control.ingress.problems import RefusedError
+from tenuto_control.ingress.requests import json_problem
+from tenuto_control.ports import (
+    Answer,
+    InvokeError,
+    LogUnavailableError,
+    OverloadedError,
+    PayloadTooLargeError,
+    Pending,
+    Unknown,
+)
+
+INVOCATION_HEADER: Final = "x-tenuto-invocation-id"
+RETRY_AFTER_S: Final = 1
+"""When to come back after a 503."""
+
+ERROR_STATUS_MIN: Final = 400
+ERROR_STATUS_MAX: Final = 599
+
+_log: Final = logging.getLogger("tenuto.ingress")
+
+
+def remember(request: Request, invocation: str) -> None:
+    """From here on, every answer to this request carries the invocation's id, errors included."""
+    request.state.invocation = invocation
+
+
+def error(
+    request: Request,
+    status: int,
+    message: str,
+    metadata: Mapping[str, str] | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    """The one shape of an error."""
+    body: dict[str, Any] = {"message": message}
+    if metadata is not None:
+        body["metadata"] = dict(metadata)
+    return JSONResponse({"error": body}, status, {**_identity(request), **(headers or {})})
+
+
+def accepted(request: Request, body: Mapping[str, str], *, attach: str | None = None) -> Response:
+    """202, with a `location` to attach to when the result will be there."""
+    headers = _identity(request)
+    if attach is not None:
+        headers["location"] = f"{request.scope.get('root_path', '')}/invocations/{attach}/attach"
+    return JSONResponse(dict(body), HTTPStatus.ACCEPTED, headers)
+
+
+def answer(request: Request, invocation: str, found: Answer) -> Response:
+    """What is known of an invocation."""
+    match found:
+        case Success() | Failed():
+            return result(request, found)
+        case Pending():
+            body = {"invocation_id": invocation, "status": "pending"}
+            return accepted(request, body, attach=invocation)
+        case Unknown():
+            return error(
+                request,
+                HTTPStatus.NOT_FOUND,
+                "no such invocation: never accepted, or its result was not kept",
+            )
+        case _:
+            assert_never(found)
+
+
+def result(request: Request, found: Result) -> Response:
+    """200 with the handler's output, 204 without one, or the status of its terminal failure."""
+    match found:
+        case Success():
+            if found.value is None:
+                return Response(status_code=HTTPStatus.NO_CONTENT, headers=_identity(request))
+            # A handler may return bytes of its own making.
+            kind = "application/octet-stream" if json_problem(found.value) else "application/json"
+            return Response(found.value, HTTPStatus.OK, _identity(request), kind)
+        case Failed(failure=failure):
+            proper = ERROR_STATUS_MIN <= failure.status_code <= ERROR_STATUS_MAX
+            status = failure.status_code if proper else HTTPStatus.INTERNAL_SERVER_ERROR
+            return error(request, status, failure.message, failure.metadata)
+        case _:
+            assert_never(found)
+
+
+def refused(request: Request, exc: Exception) -> Response:
+    """A request that cannot be served as it is."""
+    assert isinstance(exc, RefusedError)
+    return error(request, exc.status, exc.message, headers=exc.headers)
+
+
+def no_route(request: Request, exc: Exception) -> Response:
+    """What the router refuses: an unknown address (404) or method (405)."""
+    assert isinstance(exc, HTTPException)
+    message = str(exc.detail)
+    if exc.status_code == HTTPStatus.NOT_FOUND:
+        message = f"nothing answers at {request.scope['path']!r}; GET / lists what does"
+    elif exc.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        allowed = (exc.headers or {}).get("Allow", "")
+        message = f"{request.method} is not possible here; use {allowed}"
+    return error(request, exc.status_code, message, headers=exc.headers)
+
+
+def unavailable(request: Request, exc: Exception) -> Response:
+    """503: a part of the system did not answer, and what became of the request is unknown."""
+    _log.warning("%s %s: %s: %s", request.method, request.scope["path"], type(exc).__name__, exc)
+    match exc:
+        case OverloadedError():
+            retry = {"retry-after": str(RETRY_AFTER_S)}
+            return error(request, HTTPStatus.SERVICE_UNAVAILABLE, f"nothing was accepted: {exc}", headers=retry)
+        case PayloadTooLargeError():
+            return error(
+                request,
+                HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+                "input and state together are larger than a function can be given",
+            )
+        case TableUnavailableError():
+            part = "the table"
+        case LogUnavailableError():
+            part = "the event log"
+        case InvokeError():
+            part = "the function"
+        case _:
+            raise exc
+    message = (
+        f"{part} did not answer; whether the request took effect is unknown. Repeat it with the same idempotency-key"
+    )
+    return error(request, HTTPStatus.SERVICE_UNAVAILABLE, message, headers={"retry-after": str(RETRY_AFTER_S)})
+
+
+def broken(request: Request, exc: Exception) -> Response:
+    """500: trying again cannot help. The log has the reason, the caller does not."""
+    _log.error("%s %s: %s: %s", request.method, request.scope["path"], type(exc).__name__, exc)
+    return error(request, HTTPStatus.INTERNAL_SERVER_ERROR, "internal error; the control plane's log has the reason")
+
+
+def gone(request: Request, exc: Exception) -> Response:
+    """The client left while it was sending; nobody reads this."""
+    assert isinstance(exc, ClientDisconnect)
+    return error(request, HTTPStatus.BAD_REQUEST, "the request ended before its body did")
+
+
+def _identity(request: Request) -> dict[str, str]:
+    invocation = getattr(request.state, "invocation", None)
+    return {} if invocation is None else {INVOCATION_HEADER: invocation}
+
+
+HANDLERS: Final = {
+    RefusedError: refused,
+    HTTPException: no_route,
+    TableUnavailableError: unavailable,
+    LogUnavailableError: unavailable,
+    InvokeError: unavailable,
+    OverloadedError: unavailable,
+    TableRefusedError: broken,
+    ClientDisconnect: gone,
+    Exception: broken,
+}
+"""Which exception becomes which answer. An unforeseen one reaches the server's log with its traceback."""

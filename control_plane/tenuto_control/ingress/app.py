@@ -1,0 +1,204 @@
+"""The ASGI application: routes, and what each asks of the dispatcher.
+
+Owns the meaning of a request: which invocation it is, how long it waits, what is kept. Holds nothing between
+requests and starts nothing of its own, so the same application runs under uvicorn and, through Mangum, in
+a Lambda function. Does not own authentication (a gateway's or proxy's) nor the way an invocation runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Final, TypeAlias
+
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from tenuto.protocol.ids import AwakeableId, InvocationId, Lane, call_nonce
+from tenuto.protocol.messages import HandlerManifest
+from tenuto.protocol.records import CallSource, Event, Result, Success
+from tenuto_control.ingress import answers, listing, paths, requests
+from tenuto_control.ingress.listing import Catalogue
+from tenuto_control.ingress.problems import RefusedError
+from tenuto_control.ports import Execution
+
+WAIT_MS_MAX: Final = 25_000
+"""How long a request waits for a result: below the 29 seconds after which API Gateway gives up."""
+
+READY_MS_MAX: Final = 2_000
+"""How long the readiness probe may take."""
+
+NONCE_BYTES: Final = 12
+LANE_PK_BYTES_MAX: Final = 2_048
+"""DynamoDB's limit for a partition key. Escaping may triple a key that is itself within its limit."""
+
+ReadyProbe: TypeAlias = Callable[[], Awaitable[str | None]]
+"""Tells why the control plane is not ready to serve, None when it is."""
+
+
+def create_app(
+    execution: Execution,
+    catalogue: Catalogue,
+    *,
+    ready: ReadyProbe,
+    wait_ms_max: int = WAIT_MS_MAX,
+    random_bytes: Callable[[int], bytes] = secrets.token_bytes,
+) -> Starlette:
+    """The ingress over a dispatcher. `random_bytes` makes the ids of calls that bring no idempotency key."""
+    ingress = _Ingress(execution, catalogue, ready, wait_ms_max, random_bytes)
+    app = Starlette(
+        routes=[
+            Route("/", ingress.index, methods=["GET"]),
+            Route("/health", ingress.health, methods=["GET"]),
+            Route("/ready", ingress.readiness, methods=["GET"]),
+            Route("/call/{target:path}", ingress.call, methods=["POST"]),
+            Route("/send/{target:path}", ingress.send, methods=["POST"]),
+            Route("/invocations/{id}/attach", ingress.attach, methods=["GET"]),
+            Route("/invocations/{id}/output", ingress.output, methods=["GET"]),
+            Route("/awakeables/{id}/resolve", ingress.resolve, methods=["POST"]),
+            Route("/awakeables/{id}/reject", ingress.reject, methods=["POST"]),
+        ],
+        middleware=[Middleware(paths.RawPath)],
+        exception_handlers=answers.HANDLERS,
+    )
+    # A redirect would turn a POST with a stray slash into something else; the 404 says what is wrong.
+    app.router.redirect_slashes = False
+    return app
+
+
+@dataclass(frozen=True, slots=True)
+class _Ingress:
+    execution: Execution
+    catalogue: Catalogue
+    ready: ReadyProbe
+    wait_ms_max: int
+    random_bytes: Callable[[int], bytes]
+
+    async def index(self, request: Request) -> Response:
+        """List services and handlers, each with a line to paste."""
+        base = str(request.base_url).rstrip("/")
+        if request.headers.get("accept", "").startswith("text/plain"):
+            return PlainTextResponse(listing.as_text(self.catalogue.listed(), base))
+        return JSONResponse(listing.as_json(self.catalogue.listed(), base))
+
+    async def health(self, _request: Request) -> Response:
+        """Tell that the process is alive, and nothing more."""
+        return JSONResponse({"status": "alive"})
+
+    async def readiness(self, request: Request) -> Response:
+        """Tell whether calls can be served."""
+        try:
+            async with asyncio.timeout(READY_MS_MAX / 1_000):
+                problem = await self.ready()
+        except TimeoutError:
+            problem = f"the readiness probe took longer than {READY_MS_MAX} ms"
+        if problem is None:
+            return JSONResponse({"status": "ready"})
+        return answers.error(request, HTTPStatus.SERVICE_UNAVAILABLE, f"not ready: {problem}")
+
+    async def call(self, request: Request) -> Response:
+        """Run a handler and wait for its result."""
+        requests.refuse_unknown_parameters(request, ())
+        wait_ms = requests.wait_ms(request, self.wait_ms_max)
+        handler, event = await self._event(request)
+        if handler.kind == "shared":
+            return answers.result(request, await self._call_shared(event, wait_ms))
+        return answers.answer(request, event.id, await self.execution.call(event, wait_ms))
+
+    async def send(self, request: Request) -> Response:
+        """Accept a message and answer once it is durable."""
+        requests.refuse_unknown_parameters(request, ("delay",))
+        delay_ms = requests.delay_ms(request)
+        handler, event = await self._event(request)
+        if handler.kind == "shared":
+            raise RefusedError(f"{handler.name} is a shared handler, which only reads: /call it for its answer")
+        await self.execution.send(event, delay_ms)
+        kept = isinstance(event.source, CallSource) and event.source.keep_result
+        body = {"invocation_id": event.id, "status": "accepted"}
+        return answers.accepted(request, body, attach=event.id if kept else None)
+
+    async def attach(self, request: Request) -> Response:
+        """Wait for the result of an invocation."""
+        return await self._result(request, requests.wait_ms(request, self.wait_ms_max))
+
+    async def output(self, request: Request) -> Response:
+        """Tell the result of an invocation as it stands."""
+        return await self._result(request, 0)
+
+    async def resolve(self, request: Request) -> Response:
+        """Give an awakeable its value."""
+        awakeable = _awakeable(request)
+        return await self._settle(request, awakeable, Success(await requests.read_body(request)))
+
+    async def reject(self, request: Request) -> Response:
+        """Let an awakeable fail."""
+        awakeable = _awakeable(request)
+        body = await requests.read_body(request)
+        failed = requests.rejection(body, json=requests.is_json_type(request))
+        return await self._settle(request, awakeable, failed)
+
+    async def _call_shared(self, event: Event, wait_ms: int) -> Result:
+        """Run a read-only handler. It leaves no record to attach to, so a wait that is over is a failure."""
+        try:
+            async with asyncio.timeout(wait_ms / 1_000):
+                return await self.execution.call_shared(event)
+        except TimeoutError:
+            raise RefusedError(
+                f"the shared handler {event.handler} took longer than {wait_ms} ms; "
+                "it wrote nothing and may be called again",
+                HTTPStatus.GATEWAY_TIMEOUT,
+            ) from None
+
+    async def _result(self, request: Request, wait_ms: int) -> Response:
+        text = paths.decode_segment(request.path_params["id"])
+        try:
+            canonical = str(InvocationId.parse(text))
+        except ValueError:
+            canonical = ""
+        if canonical != text:
+            raise RefusedError("this is not an invocation id; one begins with inv_ and is given by /call and /send")
+        answers.remember(request, text)
+        return answers.answer(request, text, await self.execution.result(text, wait_ms))
+
+    async def _settle(self, request: Request, awakeable: str, result: Result) -> Response:
+        if await self.execution.resolve(awakeable, result):
+            return answers.accepted(request, {"awakeable_id": awakeable, "status": "accepted"})
+        raise RefusedError("nobody waits for this awakeable (any more)", HTTPStatus.NOT_FOUND)
+
+    async def _event(self, request: Request) -> tuple[HandlerManifest, Event]:
+        """The event a call or send stands for. Raises RefusedError."""
+        target = paths.parse_target(request.path_params["target"])
+        service, handler = listing.find_handler(self.catalogue, target)
+        idempotency_key = requests.idempotency_key(request)
+        if idempotency_key is None:
+            nonce = "c" + self.random_bytes(NONCE_BYTES).hex()
+        else:
+            nonce = call_nonce(handler.name, idempotency_key)
+        # An invocation of an unkeyed service is a lane of its own.
+        lane = Lane(service.name, nonce if target.key is None else target.key)
+        if len(lane.pk.encode()) > LANE_PK_BYTES_MAX:
+            raise RefusedError("the key has too many of the characters '/', '#' and '%' for its length: shorten it")
+        headers = requests.event_headers(request)
+        body = await requests.read_body(request)
+        invocation = str(InvocationId(lane, nonce))
+        answers.remember(request, invocation)
+        source = CallSource(keep_result=idempotency_key is not None)
+        return handler, Event(invocation, handler.name, source, body, headers)
+
+
+def _awakeable(request: Request) -> str:
+    """The awakeable's id in the path. Raises RefusedError (400) when it is none."""
+    text = paths.decode_segment(request.path_params["id"])
+    try:
+        canonical = str(AwakeableId.parse(text))
+    except ValueError:
+        canonical = ""
+    if canonical != text:
+        raise RefusedError("this is not an awakeable id; one begins with awk_ and is made by the handler that waits")
+    return text

@@ -1,0 +1,186 @@
+"""What a request says besides its path: body, headers, wait, delay, idempotency key.
+
+Owns their reading, bounds and defaults. Does not own what becomes of them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Collection, Iterable
+from http import HTTPStatus
+from typing import Final
+
+import msgspec
+from starlette.requests import Request
+
+from tenuto.protocol.limits import PAYLOAD_BYTES_MAX, STATE_BYTES_MAX
+from tenuto.protocol.records import Failed, Failure
+from tenuto_control.ingress.delays import parse_delay
+from tenuto_control.ingress.problems import RefusedError
+
+BODY_BYTES_MAX: Final = PAYLOAD_BYTES_MAX * 3 // 4 - 2 * STATE_BYTES_MAX
+"""Largest body. In an activation it travels as base64 (4 characters for 3 bytes), beside the lane's head."""
+
+HEADERS_BYTES_MAX: Final = 16_384
+"""What the headers passed on to a handler may weigh together: they are stored with the invocation."""
+
+IDEMPOTENCY_KEY_CHARACTERS_MAX: Final = 1_024
+"""Longest idempotency key."""
+
+NAME_CHARACTERS_COMPARED_MAX: Final = 100
+"""Names longer than this are not compared with others: nobody mistypes them, and it costs their square."""
+
+_JSON_TYPE: Final = re.compile(r"\s*application/(?:[\w.+-]+\+)?json\s*(?:;.*)?", re.IGNORECASE | re.ASCII)
+_WAIT: Final = re.compile(r"wait\s*=\s*(?P<value>.*)", re.IGNORECASE | re.ASCII)
+_WAIT_SECONDS_DIGITS_MAX: Final = 9
+
+# RFC 9110, section 7.6.1: meant for the next hop alone. So is whatever `connection` names.
+_HOP_BY_HOP: Final = frozenset(
+    {
+        "connection",
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    }
+)
+# Headers are stored with the invocation, and secrets have no place there.
+_CREDENTIALS: Final = frozenset({"authorization", "cookie", "x-amz-security-token", "x-api-key"})
+# Said to the ingress or about the HTTP message, not to the handler.
+_FRAMING: Final = frozenset({"content-length", "expect", "host", "prefer"})
+_WITHHELD: Final = _HOP_BY_HOP | _CREDENTIALS | _FRAMING
+
+_any_json: Final = msgspec.json.Decoder(msgspec.Raw)
+
+
+class _Rejection(msgspec.Struct, forbid_unknown_fields=True):
+    message: str
+
+
+_rejection: Final = msgspec.json.Decoder(_Rejection | str)
+
+
+async def read_body(request: Request) -> bytes | None:
+    """The body untouched, None when it is empty.
+
+    Raises RefusedError: 413 over the limit, 400 when the content type says JSON and the body is none.
+    """
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > BODY_BYTES_MAX:
+            raise RefusedError(
+                f"the body is larger than {BODY_BYTES_MAX} bytes: store it elsewhere and send a reference",
+                HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+            )
+    if body and is_json_type(request):
+        problem = json_problem(body)
+        if problem is not None:
+            raise RefusedError(f"the body is not the JSON its content type promises: {problem}")
+    return bytes(body) or None
+
+
+def is_json_type(request: Request) -> bool:
+    """Whether the content type is JSON or one of its `+json` kin."""
+    return _JSON_TYPE.fullmatch(request.headers.get("content-type", "")) is not None
+
+
+def json_problem(data: bytes | bytearray) -> str | None:
+    """What keeps `data` from being JSON; None when it is."""
+    try:
+        _any_json.decode(data)
+    except msgspec.DecodeError as e:
+        return str(e)
+    except RecursionError:
+        return "it is nested too deeply"
+    return None
+
+
+def rejection(body: bytes | None, *, json: bool) -> Failed:
+    """The failure an awakeable is rejected with: `{"message": …}`, a JSON string, or plain text."""
+    if body is None:
+        return Failed(Failure("the awakeable was rejected"))
+    try:
+        found = _rejection.decode(body)
+    except msgspec.DecodeError as e:
+        if json:
+            raise RefusedError(f'a rejection is text, or {{"message": "…"}} as JSON: {e}') from None
+    else:
+        return Failed(Failure(found if isinstance(found, str) else found.message))
+    try:
+        return Failed(Failure(body.decode()))
+    except UnicodeDecodeError:
+        raise RefusedError("a rejection's message must be UTF-8 text") from None
+
+
+def event_headers(request: Request) -> tuple[tuple[str, bytes], ...]:
+    """The request's own headers, in order, without what concerns the connection, the ingress or a secret."""
+    named = {name.strip().lower() for line in request.headers.getlist("connection") for name in line.split(",")}
+    kept = tuple(
+        (name.decode("latin-1"), bytes(value))
+        for name, value in request.headers.raw
+        if name.decode("latin-1") not in _WITHHELD | named
+    )
+    if sum(len(name) + len(value) for name, value in kept) > HEADERS_BYTES_MAX:
+        raise RefusedError(
+            f"the headers are larger than {HEADERS_BYTES_MAX} bytes: put the data into the body",
+            HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+        )
+    return kept
+
+
+def wait_ms(request: Request, limit_ms: int) -> int:
+    """How long to wait for a result: the limit, lowered by `prefer: wait=N` (seconds, RFC 7240)."""
+    for line in request.headers.getlist("prefer"):
+        for preference in line.split(","):
+            asked = _WAIT.fullmatch(preference.partition(";")[0].strip())
+            if asked is None:
+                continue
+            text = asked["value"].strip('"')
+            if not (text.isascii() and text.isdecimal() and len(text) <= _WAIT_SECONDS_DIGITS_MAX):
+                raise RefusedError("`prefer: wait=N` takes whole seconds, such as wait=10")
+            return min(limit_ms, int(text) * 1_000)
+    return limit_ms
+
+
+def idempotency_key(request: Request) -> str | None:
+    """The idempotency key, if the request has one. Raises RefusedError (400) when it cannot serve as one."""
+    keys = request.headers.getlist("idempotency-key")
+    if not keys:
+        return None
+    if len(keys) > 1 or not keys[0] or len(keys[0]) > IDEMPOTENCY_KEY_CHARACTERS_MAX:
+        raise RefusedError(
+            f"`idempotency-key` must occur once and hold 1 to {IDEMPOTENCY_KEY_CHARACTERS_MAX} characters"
+        )
+    return keys[0]
+
+
+def delay_ms(request: Request) -> int:
+    """The `delay` parameter in milliseconds, 0 without one. Raises RefusedError (400) on nonsense."""
+    delays = request.query_params.getlist("delay")
+    if len(delays) > 1:
+        raise RefusedError("`delay` is given more than once")
+    return parse_delay(delays[0]) if delays else 0
+
+
+def refuse_unknown_parameters(request: Request, known: Collection[str]) -> None:
+    """A mistyped `delay` must not run at once. Raises RefusedError (400)."""
+    for name in request.query_params:
+        if name not in known:
+            hint = suggestion(name, known) or (
+                " (a delay needs /send)" if name == "delay" else f" (known: {', '.join(known) or 'none'})"
+            )
+            raise RefusedError(f"unknown query parameter {name[:NAME_CHARACTERS_COMPARED_MAX]!r}{hint}")
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """A phrase that names the nearest known name, empty when none is near."""
+    if len(name) > NAME_CHARACTERS_COMPARED_MAX:
+        return ""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f", did you mean {near[0]!r}?" if near else ""

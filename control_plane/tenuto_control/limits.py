@@ -1,0 +1,100 @@
+"""The control plane's own limits, in one place. Names end in their unit.
+
+Owns the tuning of loops, drivers and ingress, each overridable under `[limits]` in `tenuto.toml`. Limits that
+both sides must agree on are in `tenuto.protocol.limits`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Bounds of one control plane process.
+
+    All are positive; construction raises ValueError naming the one that is not.
+    """
+
+    # Records between their delivery and their release. A partition above its bound is paused until half of it
+    # is free; one poll may overshoot a bound by `poll_records_max`.
+    partition_records_max: int = 2_000
+    partition_bytes_max: int = 16 * MIB
+    process_records_max: int = 50_000
+    process_bytes_max: int = 256 * MIB
+
+    poll_records_max: int = 500
+    poll_timeout_ms: int = 200
+    commit_interval_ms: int = 200
+    quarantine_concurrency: int = 16
+
+    # A rebalance halts the whole group until its slowest member has drained, so draining is brief; what is
+    # cut off is delivered again to the partition's next owner and meets the watermark there.
+    drain_timeout_ms: int = 5_000
+    session_timeout_ms: int = 10_000
+    heartbeat_interval_ms: int = 1_000
+    log_request_timeout_ms: int = 10_000
+    """How long one request to the log may take, commits and produced records included."""
+
+    log_retry_initial_ms: int = 200
+    log_retry_max_ms: int = 5_000
+    table_retry_initial_ms: int = 50
+    table_retry_max_ms: int = 5_000
+    failure_log_interval_ms: int = 5_000
+    """A failure that goes on is logged again after this time, not at every try."""
+
+    invoke_concurrency_max: int = 256
+    invoke_connect_timeout_ms: int = 3_000
+    invoke_read_timeout_ms: int = 905_000
+    """Above the longest timeout a function can have (900 s).
+
+    Giving up earlier would leave an attempt running unseen.
+    """
+    invoke_retry_initial_ms: int = 50
+    invoke_retry_max_ms: int = 10_000
+
+    aws_connect_timeout_ms: int = 2_000
+    aws_read_timeout_ms: int = 10_000
+    aws_connections_max: int = 128
+
+    batch_events_max: int = 100
+    batch_bytes_max: int = MIB
+    """Waiting events of one key that one invocation takes, and what their inputs may weigh."""
+    lane_cache_max: int = 100_000
+    """Heads of idle lanes kept in memory; one that was dropped costs a read."""
+    lane_calls_max: int = 1_000
+    """Calls that may wait for one key in this process; further ones are refused (503)."""
+    spill_after_ms: int = 5_000
+    spill_records_max: int = 200
+    """Events of a key that waits are moved to its inbox after this time, or when so many have gathered."""
+    lease_margin_ms: int = 500
+    """How long after its end a foreign lease is respected, against clocks that differ."""
+    guard_delay_ms: int = 5_000
+    """When a guard falls due that protects only the few writes that follow it."""
+    commit_guard_ms: int = 60_000
+    """When the guard falls due that protects a commit of calls which send messages."""
+    result_poll_initial_ms: int = 25
+    result_poll_max_ms: int = 1_000
+
+    sweep_interval_ms: int = 5_000
+    sweep_lookback_ms: int = 600_000
+    sweep_deep_interval_ms: int = 60_000
+    sweep_deep_buckets_max: int = 500
+    """Every so often a sweep also looks at older buckets, from a stored cursor on, so many at a time."""
+    timer_postpone_ms: int = 60_000
+    """A due timer that is still needed moves on by this much, doubling up to an hour: old buckets empty."""
+    wheel_horizon_ms: int = 120_000
+    """Timers due within this time are held in memory; later ones are found by the sweep."""
+    scheduler_threshold_ms: int = 120_000
+    """Sleeps at least this long are also handed to the outside scheduler, whose precision is a minute."""
+
+    http_wait_ms_max: int = 25_000
+    """How long a call is held open before the answer is an id to attach to (API Gateway ends at 29 s)."""
+    http_body_bytes_max: int = 4 * MIB
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            if getattr(self, field.name) <= 0:
+                raise ValueError(f"{field.name} must be above zero, not {getattr(self, field.name)}")

@@ -1,0 +1,279 @@
+"""Moves records from the event log to the dispatcher, and offsets back once their work no longer needs them.
+
+Owns delivery order within a partition, back-pressure, commits, rebalances and the quarantine of records that
+can never be handled. Does not own what an event does (`tenuto_control.dispatcher`) nor what a record means
+(`core.routing`).
+
+    poll -> route -+-> execution.deliver -> released -+-> window -> commit
+                   +-> quarantine -> acknowledged ----+
+
+An offset is committed when everything below it was released or quarantined. Records of a partition that moves
+away before that are delivered again to its next owner, where the lane's watermark recognises them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+from tenuto.protocol.messages import RetryPolicy
+from tenuto_control.core.backoff import pause_ms
+from tenuto_control.core.offsets import OffsetWindow
+from tenuto_control.core.routing import Quarantine, Subscription, quarantine_headers, route
+from tenuto_control.limits import Limits
+from tenuto_control.loops.failures import FailureLog
+from tenuto_control.ports import (
+    Clock,
+    EventLog,
+    Execution,
+    LogRecord,
+    LogUnavailableError,
+    RecordSink,
+    TopicPartition,
+)
+
+
+@dataclass(slots=True)
+class _Assigned:
+    """A partition while it is ours. A new assignment of the same partition is a new object."""
+
+    window: OffsetWindow = field(default_factory=OffsetWindow)
+    committed: int | None = None
+    paused: bool = False
+    leaving: bool = False
+    quarantines: set[asyncio.Task[None]] = field(default_factory=set)
+
+
+class Consumer:
+    """One member of the group, as long as `run` runs."""
+
+    def __init__(
+        self,
+        log: EventLog,
+        sink: RecordSink,
+        execution: Execution,
+        subscriptions: Iterable[Subscription],
+        limits: Limits,
+        clock: Clock,
+    ) -> None:
+        self._log = log
+        self._sink = sink
+        self._execution = execution
+        self._subscriptions = {subscription.topic: subscription for subscription in subscriptions}
+        self._limits = limits
+        self._failures = FailureLog(clock, limits.failure_log_interval_ms)
+        self._retry = RetryPolicy(initial_ms=limits.log_retry_initial_ms, max_ms=limits.log_retry_max_ms)
+        self._partitions: dict[TopicPartition, _Assigned] = {}
+        self._stopping = asyncio.Event()
+        self._committing = asyncio.Lock()
+        self._producing = asyncio.Semaphore(limits.quarantine_concurrency)
+        self._tasks = asyncio.TaskGroup()
+
+    async def run(self) -> None:
+        """Consume until `stop` is called or the task is cancelled; then drain, commit and leave the group."""
+        if not await self._join():
+            return
+        try:
+            async with self._tasks:
+                committing = self._tasks.create_task(self._commit_regularly(), name="commit offsets")
+                await self._consume()
+                committing.cancel()
+                await self.revoked(list(self._partitions))
+        finally:
+            # After an orderly stop nothing is left to revoke; after a cancellation this is where it happens.
+            await self.revoked(list(self._partitions))
+            await self._log.stop()
+
+    def stop(self) -> None:
+        """Ask `run` to come to its orderly end; returns at once."""
+        self._stopping.set()
+
+    # --- the group's calls (AssignmentListener) -------------------------------------------------------------
+
+    async def assigned(self, partitions: Sequence[TopicPartition]) -> None:
+        """Start from the group's committed offsets, with nothing in flight."""
+        for tp in partitions:
+            self._partitions[tp] = _Assigned()
+
+    async def revoked(self, partitions: Sequence[TopicPartition]) -> None:
+        """Finish or drop the partitions' work and commit what is done, within the drain timeout."""
+        ours = {tp: self._partitions[tp] for tp in partitions if tp in self._partitions}
+        for assigned in ours.values():
+            assigned.leaving = True
+        await self._execution.withdraw(list(ours), self._limits.drain_timeout_ms)
+        for assigned in ours.values():
+            for task in assigned.quarantines:
+                task.cancel()
+        await self._commit(ours)
+        for tp, assigned in ours.items():
+            if self._partitions.get(tp) is assigned:
+                del self._partitions[tp]
+
+    # --- in -------------------------------------------------------------------------------------------------
+
+    async def _join(self) -> bool:
+        """Start the log, however long it takes; False when told to stop first."""
+        attempt = 1
+        while not self._stopping.is_set():
+            try:
+                await self._log.start(sorted(self._subscriptions), self)
+            except LogUnavailableError as e:
+                attempt += 1
+                self._failures.failed("joining the consumer group", e)
+                await self._pause(attempt)
+            else:
+                self._failures.succeeded("joining the consumer group")
+                return True
+        return False
+
+    async def _consume(self) -> None:
+        attempt = 1
+        while not self._stopping.is_set():
+            try:
+                records = await self._log.poll(self._limits.poll_records_max, self._limits.poll_timeout_ms)
+            except LogUnavailableError as e:
+                attempt += 1
+                self._failures.failed("reading from the log", e)
+                await self._pause(attempt)
+                continue
+            if attempt > 1:
+                attempt = 1
+                self._failures.succeeded("reading from the log")
+            for record in records:
+                self._take(record)
+            self._apply_pressure()
+            # A log with records at hand answers without a pause; the work they make has to get its turn.
+            await asyncio.sleep(0)
+
+    def _take(self, record: LogRecord) -> None:
+        tp = TopicPartition(record.topic, record.partition)
+        assigned = self._partitions.get(tp)
+        if assigned is None or assigned.leaving:
+            return  # The partition is on its way to another member, who reads this record again.
+        if not assigned.window.deliver(record.offset, _weight(record)):
+            return
+        subscription = self._subscriptions[record.topic]
+        released = partial(self._release, assigned, record.offset)
+        match route(record, subscription):
+            case Quarantine(reason):
+                task = self._tasks.create_task(
+                    self._quarantine(record, subscription.dead_letter_topic, reason, released),
+                    name=f"quarantine {record.topic}/{record.partition}/{record.offset}",
+                )
+                assigned.quarantines.add(task)
+                task.add_done_callback(assigned.quarantines.discard)
+            case event:
+                self._execution.deliver(event, released)
+
+    def _release(self, assigned: _Assigned, offset: int) -> None:
+        assigned.window.finish(offset)
+        if assigned.paused and self._pressure(assigned.window) <= RELIEVED:
+            self._apply_pressure()
+
+    async def _quarantine(self, record: LogRecord, topic: str, reason: str, released: Callable[[], None]) -> None:
+        """Produce the record to its dead-letter topic, however long it takes; only its own offset waits."""
+        what = f'quarantine to "{topic}"'
+        headers = quarantine_headers(record, reason)
+        attempt = 1
+        while True:
+            try:
+                async with self._producing:
+                    await self._sink.produce(topic, record.value, record.key, headers)
+            except LogUnavailableError as e:
+                attempt += 1
+                self._failures.failed(what, e)
+                await asyncio.sleep(pause_ms(self._retry, attempt, 0.0) / 1_000)
+            else:
+                self._failures.succeeded(what)
+                released()
+                return
+
+    # --- back-pressure --------------------------------------------------------------------------------------
+
+    def _apply_pressure(self) -> None:
+        """Pause what is above its bound, resume what has fallen below half of it."""
+        windows = [assigned.window for assigned in self._partitions.values()]
+        process = max(
+            sum(window.records for window in windows) / self._limits.process_records_max,
+            sum(window.bytes for window in windows) / self._limits.process_bytes_max,
+        )
+        pausing: list[TopicPartition] = []
+        resuming: list[TopicPartition] = []
+        for tp, assigned in self._partitions.items():
+            if assigned.leaving:
+                continue
+            pressure = max(process, self._pressure(assigned.window))
+            if not assigned.paused and pressure >= FULL:
+                assigned.paused = True
+                pausing.append(tp)
+            elif assigned.paused and pressure <= RELIEVED:
+                assigned.paused = False
+                resuming.append(tp)
+        if pausing:
+            self._log.pause(pausing)
+        if resuming:
+            self._log.resume(resuming)
+
+    def _pressure(self, window: OffsetWindow) -> float:
+        return max(
+            window.records / self._limits.partition_records_max,
+            window.bytes / self._limits.partition_bytes_max,
+        )
+
+    # --- out ------------------------------------------------------------------------------------------------
+
+    async def _commit_regularly(self) -> None:
+        while True:
+            await asyncio.sleep(self._limits.commit_interval_ms / 1_000)
+            await self._commit({tp: assigned for tp, assigned in self._partitions.items() if not assigned.leaving})
+
+    async def _commit(self, partitions: dict[TopicPartition, _Assigned]) -> None:
+        """Commit what has advanced.
+
+        A failure is logged only: the next commit covers it, or redelivery does.
+        """
+        async with self._committing:
+            offsets = {
+                tp: offset
+                for tp, assigned in partitions.items()
+                if (offset := assigned.window.committable) is not None and offset != assigned.committed
+            }
+            if not offsets:
+                return
+            try:
+                await self._log.commit(offsets)
+            except LogUnavailableError as e:
+                self._failures.failed("committing offsets", e)
+                return
+            self._failures.succeeded("committing offsets")
+            for tp, offset in offsets.items():
+                partitions[tp].committed = offset
+
+    async def _pause(self, attempt: int) -> None:
+        """Wait before `attempt`, or until told to stop."""
+        try:
+            async with asyncio.timeout(pause_ms(self._retry, attempt, 0.0) / 1_000):
+                await self._stopping.wait()
+        except TimeoutError:
+            pass
+
+
+FULL = 1.0
+"""The share of its bound at which a partition is paused."""
+
+RELIEVED = 0.5
+"""The share of its bound at which a paused partition goes on.
+
+Apart from `FULL`, so that it does not flutter.
+"""
+
+RECORD_OVERHEAD_BYTES = 256
+"""What a record weighs in memory besides its key, value and headers, roughly."""
+
+
+def _weight(record: LogRecord) -> int:
+    """Bytes a record holds in memory while it is in flight, roughly."""
+    headers = sum(len(name) + len(value) for name, value in record.headers)
+    return RECORD_OVERHEAD_BYTES + len(record.key or b"") + len(record.value or b"") + headers

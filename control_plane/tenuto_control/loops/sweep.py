@@ -1,0 +1,170 @@
+"""The sweep: looks at due timers, so that whatever process died, someone comes by.
+
+Owns the walk over timer buckets and when a timer may go (18). Does not own waking or running lanes (the dispatcher).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Iterable
+
+from tenuto.lane.head import head_key, parse_head
+from tenuto.lane.transitions import Timer, parse_timer, timer_bucket, timer_delete, timer_put
+from tenuto.lane.writes import AbsentOrAtMost, Item, Key, Update
+from tenuto.protocol.ids import Lane
+from tenuto.protocol.limits import TIMER_BUCKET_MS, TIMER_SHARDS
+from tenuto.store.port import Table, TableRefusedError, TableUnavailableError
+from tenuto_control.dispatcher.dispatcher import Dispatcher
+from tenuto_control.dispatcher.inbox import Inbox
+from tenuto_control.dispatcher.writer import Writer
+from tenuto_control.limits import Limits
+from tenuto_control.ports import Clock
+
+log = logging.getLogger("tenuto.sweep")
+
+CURSOR = Key("T#cursor", "C")
+"""Where the deep sweep has got to: no timer is in a bucket before its minute."""
+
+CURSOR_LAG_MINUTES = 60
+"""The cursor stays this far behind, so that a slow process may still put timers into recent buckets."""
+
+POSTPONE_MS_MAX = 3_600_000
+
+
+class Sweeper:
+    """Sweeps timers until cancelled."""
+
+    def __init__(self, table: Table, dispatcher: Dispatcher, clock: Clock, rng: random.Random, limits: Limits) -> None:
+        self._table = table
+        self._dispatcher = dispatcher
+        self._clock = clock
+        self._rng = rng
+        self._limits = limits
+        self._writer = Writer(table, limits)
+
+    async def run(self) -> None:
+        """Sweep for ever, at intervals with jitter so that several control planes take turns."""
+        deep_ms = 0
+        while True:
+            try:
+                await self.sweep()
+                if self._clock.now_ms() >= deep_ms:
+                    await self.sweep_deep()
+                    deep_ms = self._clock.now_ms() + self._limits.sweep_deep_interval_ms
+            except TableUnavailableError as e:
+                log.warning("the sweep is interrupted, it starts again soon: %s", e)
+            except (ValueError, TableRefusedError):
+                log.exception("the sweep met a record it cannot read, it starts again soon")
+            await asyncio.sleep(self._limits.sweep_interval_ms * (0.5 + self._rng.random()) / 1000)
+
+    async def sweep(self) -> None:
+        """Look at the timers of recent buckets, and arm those that are due soon."""
+        now_ms = self._clock.now_ms()
+        first = (now_ms - self._limits.sweep_lookback_ms) // TIMER_BUCKET_MS
+        last = (now_ms + self._limits.sweep_interval_ms * 2) // TIMER_BUCKET_MS
+        for minute in range(first, last + 1):
+            await self._bucket(minute)
+
+    async def sweep_deep(self) -> None:
+        """Look at older buckets from the stored cursor on, and move the cursor past those that are empty."""
+        now = self._clock.now_ms() // TIMER_BUCKET_MS
+        item = await self._table.get(CURSOR)
+        stored = item.get("minute") if item else None
+        cursor = stored if isinstance(stored, int) else now - CURSOR_LAG_MINUTES
+        recent = now - self._limits.sweep_lookback_ms // TIMER_BUCKET_MS
+        empty = True
+        for minute in range(cursor, min(recent, cursor + self._limits.sweep_deep_buckets_max)):
+            found = await self._bucket(minute)
+            empty = empty and not found
+            if empty and minute < now - CURSOR_LAG_MINUTES:
+                cursor = minute + 1
+        if cursor != stored:
+            further = AbsentOrAtMost("cursor.further", "minute", cursor)
+            await self._table.write(Update(CURSOR, {"minute": cursor}, (), (further,)))
+
+    async def _bucket(self, minute: int) -> bool:
+        """Treat the timers of one minute. True when there were any."""
+        found = False
+        for shard in range(TIMER_SHARDS):
+            after: str | None = None
+            while True:
+                page = await self._table.query(timer_bucket(minute, shard), "0", "9~", after=after)
+                timers = [timer for item in page.items if (timer := _readable(item)) is not None]
+                found = found or bool(page.items)
+                await self._treat(timers)
+                after = page.last
+                if after is None:
+                    break
+        return found
+
+    async def _treat(self, timers: Iterable[Timer]) -> None:
+        over: list[Timer] = []
+        kept: set[Lane] = set()
+        unneeded: dict[tuple[Lane, str], bool] = {}
+        for timer in timers:
+            if timer.due_ms > self._clock.now_ms():
+                self._dispatcher.arm(timer)
+                continue
+            if timer.kind == "send":
+                await self._deliver(timer)
+            else:
+                at = (timer.lane, timer.invocation)
+                if at not in unneeded:
+                    unneeded[at] = await self._unneeded(timer)
+                if unneeded[at]:
+                    over.append(timer)
+                else:
+                    kept.add(timer.lane)
+                    await self._keep(timer)
+        # Once for all timers of a lane: each look makes it read its head anew.
+        for lane in sorted(kept):
+            self._dispatcher.look(lane)
+        if over:
+            await self._writer.patiently(lambda: self._table.delete_all([timer_delete(t) for t in over]))
+
+    async def _deliver(self, timer: Timer) -> None:
+        try:
+            await self._dispatcher.deliver_delayed(timer)
+        except (ValueError, TypeError, TableRefusedError):
+            # It stays, visible, and must not keep the sweep from the timers behind it.
+            log.exception("a delayed message for %s cannot be delivered", timer.lane.pk)
+
+    async def _unneeded(self, timer: Timer) -> bool:
+        """Whether nothing is left for a timer to drive.
+
+        That is: its due time had passed before the head was read, no live item waits, its invocation is over, the
+        outbox is empty, and the head has not changed since.
+        """
+        before = parse_head(await self._table.get(head_key(timer.lane)))
+        if before.out or (before.run is not None and before.run.event.nonce == timer.invocation):
+            return False
+        if timer.kind == "sleep":
+            # It was put after its invocation's claim, so an invocation that is not there any more is over.
+            return True
+        if await Inbox(timer.lane, self._writer).any_live():
+            return False
+        after = parse_head(await self._table.get(head_key(timer.lane)))
+        return after.ver == before.ver and not after.out
+
+    async def _keep(self, timer: Timer) -> None:
+        """A timer that stays needed moves on, so that old buckets become empty."""
+        late_ms = self._clock.now_ms() - timer.due_ms
+        if late_ms < self._limits.timer_postpone_ms:
+            return
+        # Several control planes postpone the same timer at slightly different times: on a common grid their copies are
+        # the same item, where they would otherwise double at every postponement.
+        grid_ms = 1 << min(late_ms, POSTPONE_MS_MAX).bit_length()
+        due_ms = (self._clock.now_ms() // grid_ms + 2) * grid_ms
+        moved = Timer(timer.lane, timer.kind, timer.invocation, due_ms, timer.nonce)
+        await self._writer.write(timer_put(moved))
+        await self._writer.write(timer_delete(timer))
+
+
+def _readable(item: Item) -> Timer | None:
+    try:
+        return parse_timer(item)
+    except ValueError:
+        log.exception("an item among the timers is none")
+        return None

@@ -1,0 +1,215 @@
+"""Ports: what the control plane needs from the world, and what its loops and ingress need from the dispatcher.
+
+Owns the protocol classes and their errors. Each has a driver (`drivers/`) and an in-memory twin, under one contract
+suite.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, TypeAlias
+
+from tenuto.protocol.messages import ServiceManifest
+from tenuto.protocol.records import Event, Result
+
+
+class TopicPartition(NamedTuple):
+    """A partition of a topic."""
+
+    topic: str
+    partition: int
+
+
+@dataclass(frozen=True, slots=True)
+class LogRecord:
+    """A record as the log delivers it. A `value` of None is a tombstone."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp_ms: int
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[tuple[str, bytes], ...] = ()
+
+
+class LogUnavailableError(Exception):
+    """The log did not answer; nothing is known to have happened. The message is fit for a log line."""
+
+
+class AssignmentListener(Protocol):
+    """Is told of a rebalance before (`revoked`) and after (`assigned`) it takes place."""
+
+    async def revoked(self, partitions: Sequence[TopicPartition]) -> None:
+        """These partitions are about to move: finish or drop their work, commit, return."""
+        ...
+
+    async def assigned(self, partitions: Sequence[TopicPartition]) -> None:
+        """These partitions are now ours."""
+        ...
+
+
+class EventLog(Protocol):
+    """A consumer group member. Methods raise LogUnavailableError when the log does not answer."""
+
+    async def start(self, topics: Sequence[str], listener: AssignmentListener) -> None:
+        """Join the group; partitions arrive through the listener."""
+        ...
+
+    async def poll(self, max_records: int, timeout_ms: int) -> list[LogRecord]:
+        """Next records of the unpaused assigned partitions, in offset order per partition; empty after the timeout."""
+        ...
+
+    def pause(self, partitions: Sequence[TopicPartition]) -> None:
+        """Stop delivering these partitions until resumed."""
+        ...
+
+    def resume(self, partitions: Sequence[TopicPartition]) -> None:
+        """Deliver these partitions again."""
+        ...
+
+    async def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
+        """Store the next offset to read of each partition. Raises LogUnavailableError for one that was lost."""
+        ...
+
+    async def stop(self) -> None:
+        """Leave the group."""
+        ...
+
+
+class RecordSink(Protocol):
+    """Produces records durably (acks=all)."""
+
+    async def produce(
+        self, topic: str, value: bytes | None, key: bytes | None, headers: Sequence[tuple[str, bytes]]
+    ) -> None:
+        """Return when the record is acknowledged. Raises LogUnavailableError when it is not known to be."""
+        ...
+
+
+class OverloadedError(Exception):
+    """Too much waits already; nothing was accepted. The message is fit for a caller."""
+
+
+class InvokeError(Exception):
+    """An invocation did not return an outcome. The message is fit for a log line."""
+
+
+class FunctionThrottledError(InvokeError):
+    """Refused for concurrency (429): the function did not run."""
+
+
+class FunctionFailedError(InvokeError):
+    """The function ran and its process or handler failed, timed out or answered too much: it runs no more."""
+
+
+class FunctionUnreachableError(InvokeError):
+    """No answer: the function may or may not have run, and may be running still."""
+
+
+class FunctionMissingError(InvokeError):
+    """There is no such function, or it may not be invoked."""
+
+
+class PayloadTooLargeError(InvokeError):
+    """The request is beyond Lambda's payload limit: the function did not run."""
+
+
+class FunctionInvoker(Protocol):
+    """Invokes functions synchronously, without retries of its own (a client retry would invoke twice)."""
+
+    async def invoke(self, function: str, payload: bytes) -> bytes:
+        """The function's answer. Raises a subclass of InvokeError."""
+        ...
+
+
+class WakeScheduler(Protocol):
+    """Asks someone outside to wake a lane later. A hint: it may be late, lost or doubled."""
+
+    async def schedule(self, name: str, at_ms: int, payload: bytes) -> None:
+        """Idempotent by `name`. Raises SchedulerUnavailableError."""
+        ...
+
+    async def cancel(self, name: str) -> None:
+        """Forget a schedule; unknown names are no error. Raises SchedulerUnavailableError."""
+        ...
+
+
+class SchedulerUnavailableError(Exception):
+    """The scheduler did not answer."""
+
+
+class Clock(Protocol):
+    """Wall-clock time of this process. Passing time is asyncio's."""
+
+    def now_ms(self) -> int:
+        """Milliseconds since the epoch."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Which function serves a service, and what discovery said of it."""
+
+    function: str
+    manifest: ServiceManifest
+    timeout_ms: int = 10_000
+    concurrency: int = 256
+
+
+class Targets(Protocol):
+    """Finds the function behind a service."""
+
+    def find(self, service: str) -> Target | None:
+        """None when no deployment serves it."""
+        ...
+
+    def listed(self) -> Sequence[ServiceManifest]:
+        """Every service that is served."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """The invocation is accepted and not finished yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """No trace of the invocation: never accepted, or its result has expired."""
+
+
+Answer: TypeAlias = Result | Pending | Unknown
+
+
+class Execution(Protocol):
+    """What loops and ingress ask of the dispatcher."""
+
+    def deliver(self, event: Event, released: Callable[[], None]) -> None:
+        """Queue a Kafka event. `released` is called once, when its offset no longer has to be held."""
+        ...
+
+    async def withdraw(self, partitions: Sequence[TopicPartition], timeout_ms: int) -> None:
+        """Forget what these partitions queued and wait for what runs; afterwards `released` is not called."""
+        ...
+
+    async def call(self, event: Event, wait_ms: int) -> Answer:
+        """Run an exclusive or stateless handler; Pending when it takes longer than `wait_ms`."""
+        ...
+
+    async def call_shared(self, event: Event) -> Result:
+        """Run a read-only handler on the lane's current state, without a write."""
+        ...
+
+    async def send(self, event: Event, delay_ms: int) -> None:
+        """Accept a one-way message durably; it runs after the delay."""
+        ...
+
+    async def result(self, invocation: str, wait_ms: int) -> Answer:
+        """The result of an invocation by id, waiting up to `wait_ms` for it."""
+        ...
+
+    async def resolve(self, awakeable: str, result: Result) -> bool:
+        """Resolve or reject an awakeable. False when no invocation waits under that id (any more)."""
+        ...

@@ -1,0 +1,400 @@
+"""One suite over the in-memory log and a real broker: what the EventLog and RecordSink ports promise."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+from uuid import uuid4
+
+import pytest
+
+from tenuto_control.config import KafkaConfig
+from tenuto_control.core.routing import Start
+from tenuto_control.drivers import kafka as driver
+from tenuto_control.drivers.kafka import KafkaEventLog, KafkaSink
+from tenuto_control.limits import Limits
+from tenuto_control.ports import EventLog, LogRecord, LogUnavailableError, RecordSink, TopicPartition
+from tenuto_local.kafka_broker import KafkaBroker
+from tenuto_local.topics import create_topics
+from tests.support.memory_kafka import MemoryKafka
+
+TEST_TIMEOUT_S = 40.0
+SETTLE_S = 20.0
+REBALANCE_TIMEOUT_S = 1.0
+LIMITS = Limits(drain_timeout_ms=500, session_timeout_ms=2_000, heartbeat_interval_ms=100, log_request_timeout_ms=3_000)
+
+
+class Cluster(Protocol):
+    """What the suite needs of either log. Topics and groups are fresh for every test."""
+
+    async def create(self, topic: str, partitions: int) -> None: ...
+    def member(self, group: str, starts: Mapping[str, Start]) -> EventLog: ...
+    def sink(self) -> RecordSink: ...
+    async def close(self) -> None: ...
+
+
+class MemoryCluster:
+    def __init__(self) -> None:
+        self._kafka = MemoryKafka(rebalance_timeout_s=REBALANCE_TIMEOUT_S)
+
+    async def create(self, topic: str, partitions: int) -> None:
+        self._kafka.create_topic(topic, partitions)
+
+    def member(self, group: str, starts: Mapping[str, Start]) -> EventLog:
+        return self._kafka.member(group, starts)
+
+    def sink(self) -> RecordSink:
+        return self._kafka.sink()
+
+    async def close(self) -> None:
+        pass
+
+
+class RealCluster:
+    def __init__(self, broker: KafkaBroker) -> None:
+        self._broker = broker
+        self._sinks: list[KafkaSink] = []
+
+    async def create(self, topic: str, partitions: int) -> None:
+        await create_topics(self._broker.bootstrap_servers, {topic: partitions})
+
+    def member(self, group: str, starts: Mapping[str, Start]) -> EventLog:
+        return KafkaEventLog(
+            KafkaConfig(bootstrap_servers=self._broker.bootstrap_servers, group_id=group), LIMITS, starts
+        )
+
+    def sink(self) -> RecordSink:
+        sink = KafkaSink(KafkaConfig(bootstrap_servers=self._broker.bootstrap_servers), LIMITS)
+        self._sinks.append(sink)
+        return sink
+
+    async def close(self) -> None:
+        for sink in self._sinks:
+            await sink.stop()
+
+
+@pytest.fixture(scope="module")
+def broker() -> Iterator[KafkaBroker]:
+    with tempfile.TemporaryDirectory() as workdir:
+        broker = KafkaBroker(Path(workdir))
+        asyncio.run(broker.start())
+        try:
+            yield broker
+        finally:
+            asyncio.run(broker.stop())
+
+
+@pytest.fixture(params=["memory", pytest.param("kafka", marks=pytest.mark.stack)])
+def make_cluster(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Cluster]:
+    monkeypatch.setattr(driver, "REBALANCE_MARGIN_MS", int(REBALANCE_TIMEOUT_S * 1_000) - LIMITS.drain_timeout_ms)
+    monkeypatch.setattr(driver, "METADATA_AGE_MAX_MS", 300)
+    if request.param == "memory":
+        return MemoryCluster
+    broker: KafkaBroker = request.getfixturevalue("broker")
+    return lambda: RealCluster(broker)
+
+
+@dataclass
+class Member:
+    """A member with what it was told and what it read."""
+
+    log: EventLog
+    owned: set[TopicPartition] = field(default_factory=set)
+    revocations: list[set[TopicPartition]] = field(default_factory=list)
+    records: list[LogRecord] = field(default_factory=list)
+    on_revoked: Callable[[], Coroutine[Any, Any, None]] | None = None
+
+    async def revoked(self, partitions: Sequence[TopicPartition]) -> None:
+        self.revocations.append(set(partitions))
+        if self.on_revoked is not None:
+            await self.on_revoked()
+        self.owned.difference_update(partitions)
+
+    async def assigned(self, partitions: Sequence[TopicPartition]) -> None:
+        self.owned.update(partitions)
+
+    async def poll(self) -> list[LogRecord]:
+        records = await self.log.poll(100, 50)
+        assert all(TopicPartition(record.topic, record.partition) in self.owned for record in records)
+        self.records += records
+        return records
+
+    async def poll_until(self, done: Callable[[], bool]) -> None:
+        async with asyncio.timeout(SETTLE_S):
+            while not done():
+                await self.poll()
+
+    async def polled_for(self, seconds: float) -> list[LogRecord]:
+        before = len(self.records)
+        deadline = asyncio.get_running_loop().time() + seconds
+        while asyncio.get_running_loop().time() < deadline:
+            await self.poll()
+        return self.records[before:]
+
+    @property
+    def values(self) -> list[bytes | None]:
+        return [record.value for record in self.records]
+
+
+class Scene:
+    """A topic and a group of their own, on either cluster."""
+
+    def __init__(self, cluster: Cluster, stack: AsyncExitStack) -> None:
+        self._stack = stack
+        self.cluster = cluster
+        self.topic = f"t-{uuid4().hex[:8]}"
+        self.group = f"g-{uuid4().hex[:8]}"
+        self._sink = cluster.sink()
+
+    async def join(self, start: Start = "earliest") -> Member:
+        member = Member(self.cluster.member(self.group, {self.topic: start}))
+        await member.log.start([self.topic], member)
+        self._stack.push_async_callback(member.log.stop)
+        return member
+
+    async def produce(
+        self, *values: bytes | None, key: bytes = b"k", headers: Sequence[tuple[str, bytes]] = ()
+    ) -> None:
+        for value in values:
+            await self._sink.produce(self.topic, value, key, headers)
+
+    def tp(self, partition: int = 0) -> TopicPartition:
+        return TopicPartition(self.topic, partition)
+
+
+def play(make_cluster: Callable[[], Cluster], scenario: Callable[[Scene], Coroutine[Any, Any, None]]) -> None:
+    async def bounded() -> None:
+        async with asyncio.timeout(TEST_TIMEOUT_S), AsyncExitStack() as stack:
+            cluster = make_cluster()
+            stack.push_async_callback(cluster.close)
+            await scenario(Scene(cluster, stack))
+
+    asyncio.run(bounded())
+
+
+def numbered(count: int, first: int = 0) -> list[bytes]:
+    return [str(number).encode() for number in range(first, first + count)]
+
+
+def test_records_come_in_order_with_headers_and_tombstones(make_cluster: Callable[[], Cluster]) -> None:
+    async def scenario(scene: Scene) -> None:
+        await scene.cluster.create(scene.topic, 1)
+        headers = (("a", b"1"), ("a", b"\x00"), ("b", b""))
+        await scene.produce(*numbered(150), headers=headers)
+        await scene.produce(None)
+        await scene.cluster.sink().produce(scene.topic, b"unkeyed", None, ())
+        member = await scene.join()
+        await member.poll_until(lambda: len(member.records) >= 152)
+        assert member.values == [*numbered(150), None, b"unkeyed"]
+        assert [record.offset for record in member.records] == list(range(152))
+        assert all(record.headers == headers for record in member.records[:150])
+        assert (member.records[150].key, member.records[151].key) == (b"k", None)
+        assert all(record.timestamp_ms >= 0 for record in member.records)
+
+    play(make_cluster, scenario)
+
+
+def test_the_next_member_goes_on_at_the_committed_offset(make_cluster: Callable[[], Cluster]) -> None:
+    async def scenario(scene: Scene) -> None:
+        await scene.cluster.create(scene.topic, 1)
+        await scene.produce(*numbered(10))
+        first = await scene.join()
+        await first.poll_until(lambda: len(first.records) == 10)
+        await first.log.commit({scene.tp(): 4})
+        await first.log.stop()
+        assert first.revocations == []
+        second = await scene.join()
+        await second.poll_until(lambda: len(second.records) == 6)
+        assert second.values == numbered(6, first=4)
+
+    play(make_cluster, scenario)
+
+
+def test_members_share_the_partitions_and_may_commit_while_revoked(
+    make_cluster: Callable[[], Cluster],
+) -> None:
+    async def scenario(scene: Scene) -> None:
+        await scene.cluster.create(scene.topic, 4)
+        everything = {scene.tp(partition) for partition in range(4)}
+        first = await scene.join()
+        await first.poll_until(lambda: first.owned == everything)
+        for number in range(40):
+            await scene.produce(str(number).encode(), key=str(number).encode())
+        await first.poll_until(lambda: len(first.records) == 40)
+
+        async def commit() -> None:
+            ends = {TopicPartition(record.topic, record.partition): record.offset + 1 for record in first.records}
+            await first.log.commit(ends)
+
+        first.on_revoked = commit
+        second = await scene.join()
+        await first.poll_until(lambda: len(first.owned) == 2 and len(second.owned) == 2)
+        assert first.revocations == [everything]
+        assert first.owned | second.owned == everything
+        assert await second.polled_for(0.5) == []
+
+        for number in range(40):
+            await scene.produce(str(number).encode(), key=str(number).encode())
+        while len(first.records) + len(second.records) < 80:
+            await first.poll()
+            await second.poll()
+        assert first.records[40:]
+        assert second.records
+
+        first.on_revoked = None
+        await second.log.stop()
+        await first.poll_until(lambda: first.owned == everything)
+
+    play(make_cluster, scenario)
+
+
+def test_a_member_left_behind_cannot_commit(make_cluster: Callable[[], Cluster]) -> None:
+    async def scenario(scene: Scene) -> None:
+        await scene.cluster.create(scene.topic, 1)
+        await scene.produce(*numbered(5))
+        zombie = await scene.join()
+        await zombie.poll_until(lambda: len(zombie.records) == 5)
+        heir_is_done = asyncio.Event()
+        refused: list[str] = []
+
+        async def outlast_the_group() -> None:
+            await heir_is_done.wait()
+            try:
+                await zombie.log.commit({scene.tp(): 2})
+            except LogUnavailableError as e:
+                refused.append(str(e))
+
+        zombie.on_revoked = outlast_the_group
+        heir = await scene.join()
+        await heir.poll_until(lambda: len(heir.records) == 5)
+        await heir.log.commit({scene.tp(): 5})
+        heir_is_done.set()
+        await heir.poll_until(lambda: bool(refused))
+        assert "another member" in refused[0]
+        zombie.on_revoked = None
+        await zombie.log.stop()
+        await heir.log.stop()
+        last = await scene.join()
+        await scene.produce(b"next")
+        await last.poll_until(lambda: len(last.records) == 1)
+        assert last.records[0].offset == 5
+
+    play(make_cluster, scenario)
+
+
+def test_paused_partitions_wait_and_lose_nothing(make_cluster: Callable[[], Cluster]) -> None:
+    async def scenario(scene: Scene) -> None:
+        await scene.cluster.create(scene.topic, 1)
+        member = await scene.join()
+        await scene.produce(*numbered(5))
+        await member.poll_until(lambda: len(member.records) == 5)
+        member.log.pause([scene.tp(), scene.tp(99)])
+        await scene.produce(*numbered(5, first=5))
+        assert await member.polled_for(0.7) == []
+        member.log.resume([scene.tp(), scene.tp(99)])
+        await member.poll_until(lambda: len(member.records) == 10)
+        assert member.values == numbered(10)
+
+    play(make_cluster, scenario)
+
+
+def test_latest_means_from_the_first_assignment_on(make_cluster: Callable[[], Cluster]) -> None:
+    async def scenario(scene: Scene) -> None:
+        await scene.cluster.create(scene.topic, 1)
+        await scene.produce(b"before")
+        first = await scene.join("latest")
+        await first.poll_until(lambda: bool(first.owned))
+        await first.log.stop()
+        await scene.produce(b"between")
+        second = await scene.join("latest")
+        await second.poll_until(lambda: bool(second.owned))
+        await scene.produce(b"after")
+        await second.poll_until(lambda: len(second.records) == 2)
+        assert second.values == [b"between", b"after"]
+
+    play(make_cluster, scenario)
+
+
+def test_a_topic_may_be_created_later(make_cluster: Callable[[], Cluster]) -> None:
+    async def scenario(scene: Scene) -> None:
+        member = await scene.join()
+        with pytest.raises(LogUnavailableError, match="does not exist; create it"):
+            await scene.produce(b"too early")
+        assert await member.polled_for(0.5) == []
+        await scene.cluster.create(scene.topic, 2)
+        await scene.produce(b"now")
+        await member.poll_until(lambda: len(member.records) == 1)
+        assert len(member.owned) == 2
+
+    play(make_cluster, scenario)
+
+
+def test_a_record_may_have_neither_key_nor_value(make_cluster: Callable[[], Cluster]) -> None:
+    async def scenario(scene: Scene) -> None:
+        await scene.cluster.create(scene.topic, 1)
+        await scene.cluster.sink().produce(scene.topic, None, None, [("tenuto-reason", b"no key")])
+        member = await scene.join()
+        await member.poll_until(lambda: len(member.records) == 1)
+        assert member.records[0].value is None
+        assert member.records[0].headers == (("tenuto-reason", b"no key"),)
+
+    play(make_cluster, scenario)
+
+
+@pytest.mark.stack
+def test_an_unreachable_broker_is_one_readable_error() -> None:
+    async def scenario() -> None:
+        config = KafkaConfig(bootstrap_servers="127.0.0.1:1")
+        log = KafkaEventLog(config, LIMITS, {})
+        for _ in range(2):
+            with pytest.raises(
+                LogUnavailableError, match=r"Kafka at 127.0.0.1:1 cannot be reached .*bootstrap_servers"
+            ):
+                await log.start(["t"], Member(log))
+        with pytest.raises(LogUnavailableError, match="cannot be reached"):
+            await KafkaSink(config, LIMITS).produce("t", b"v", None, ())
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.stack
+def test_a_member_and_a_sink_outlive_a_killed_broker(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        broker = KafkaBroker(tmp_path)
+        async with AsyncExitStack() as stack:
+            await broker.start()
+            stack.push_async_callback(broker.stop)
+            cluster = RealCluster(broker)
+            stack.push_async_callback(cluster.close)
+            scene = Scene(cluster, stack)
+            await cluster.create(scene.topic, 1)
+            member = await scene.join()
+            await scene.produce(*numbered(5))
+            await member.poll_until(lambda: len(member.records) == 5)
+            await broker.kill()
+            with pytest.raises(LogUnavailableError):
+                await scene.produce(b"lost")
+            with pytest.raises(LogUnavailableError):
+                await member.log.commit({scene.tp(): 5})
+            await broker.restart()
+            async with asyncio.timeout(SETTLE_S):
+                while True:
+                    try:
+                        await scene.produce(b"found")
+                    except LogUnavailableError:
+                        await asyncio.sleep(0.1)
+                    else:
+                        break
+            while b"found" not in member.values:
+                try:
+                    await member.poll()
+                except LogUnavailableError:
+                    await asyncio.sleep(0.1)
+            assert member.values[:5] == numbered(5)
+
+    asyncio.run(asyncio.wait_for(scenario(), TEST_TIMEOUT_S + SETTLE_S))

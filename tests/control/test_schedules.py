@@ -1,0 +1,185 @@
+"""Schedules that once lost or repeated work, one test each.
+
+Owns dispatcher and runtime together, at the seams between lanes, calls and dead letters. Does not own random schedules
+(`tests/simulation`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+from tenuto import InvocationRetryPolicy, ObjectContext, VirtualObject
+from tenuto.context import Context
+from tenuto.protocol.messages import decode_request
+from tenuto.service import Service, Services
+from tenuto_control.ports import FunctionFailedError, FunctionThrottledError, LogUnavailableError
+from tests.costs.meter import Meter
+from tests.support.virtual_time import run_virtual
+
+
+@dataclass(slots=True)
+class Faulty(Meter):
+    """A meter whose function can be cut off or throttled, and whose topic "missing" takes no records."""
+
+    cut_off: asyncio.Event | None = None
+    throttles: int = 0
+    records: list[tuple[str, bytes | None]] = field(default_factory=list)
+
+    async def invoke(self, function: str, payload: bytes) -> bytes:
+        """See `FunctionInvoker.invoke`."""
+        if self.throttles and decode_request(payload).version and b'"resume"' in payload:
+            self.throttles -= 1
+            raise FunctionThrottledError("429")
+        answer = asyncio.ensure_future(Meter.invoke(self, function, payload))
+        if self.cut_off is None:
+            return await answer
+        cut = asyncio.ensure_future(self.cut_off.wait())
+        await asyncio.wait([answer, cut], return_when=asyncio.FIRST_COMPLETED)
+        if answer.done():
+            cut.cancel()
+            return answer.result()
+        self.cut_off = None
+        answer.cancel()
+        raise FunctionFailedError("killed")
+
+    async def produce(
+        self, topic: str, value: bytes | None, _key: bytes | None, _headers: Sequence[tuple[str, bytes]]
+    ) -> None:
+        """See `RecordSink.produce`."""
+        if topic == "missing":
+            raise LogUnavailableError("no such topic")
+        self.records.append((topic, value))
+
+
+def faulty(service: Service | VirtualObject) -> Faulty:
+    """A control plane and a function for one service."""
+    return Faulty(Services([service]))
+
+
+def test_a_call_before_a_claiming_event_takes_effect_once() -> None:
+    box = VirtualObject("box")
+    began: list[int] = []
+
+    @box.handler()
+    async def add(ctx: ObjectContext, n: int) -> int:
+        total = (await ctx.get("t", int) or 0) + n
+        ctx.set("t", total)
+        return total
+
+    @box.handler()
+    async def slow(_ctx: ObjectContext, _n: int) -> None:
+        await asyncio.sleep(1)
+
+    async def scenario() -> None:
+        meter = faulty(box)
+
+        async def first_time_for_ever() -> None:
+            began.append(1)
+            if len(began) == 1 and meter.cut_off is not None:
+                meter.cut_off.set()
+                await asyncio.sleep(100)
+
+        @box.handler()
+        async def durable(ctx: ObjectContext, _n: int) -> None:
+            await ctx.run("step", first_time_for_ever)
+
+        meter.deliver(slow, "k")
+        await asyncio.sleep(0.2)
+        meter.cut_off = asyncio.Event()
+        call = asyncio.ensure_future(meter.dispatcher.call(meter.event_of_call(add, "k", "c1"), 25_000))
+        await asyncio.sleep(0.1)
+        meter.deliver(durable, "k")
+        await call
+        await meter.quiet()
+        assert meter.head("box", "k").state["t"] == b"1"
+
+    run_virtual(scenario())
+
+
+def test_throttling_is_no_failed_attempt() -> None:
+    box = VirtualObject("box")
+
+    @box.handler(retry_policy=InvocationRetryPolicy(max_attempts=3))
+    async def naps(ctx: ObjectContext, _n: int) -> None:
+        for _ in range(4):
+            await ctx.sleep(timedelta(seconds=2))
+        ctx.set("done", 1)
+
+    async def scenario() -> None:
+        meter = faulty(box)
+        meter.throttles = 5
+        meter.deliver(naps, "k")
+        await asyncio.sleep(60)
+        assert meter.head("box", "k").state["done"] == b"1"
+        assert meter.records == []
+
+    run_virtual(scenario())
+
+
+def test_a_sleeping_invocation_of_a_service_does_not_expire() -> None:
+    service = Service("service")
+
+    @service.handler()
+    async def naps(ctx: Context, _n: int) -> None:
+        await ctx.sleep(timedelta(days=5))
+
+    async def scenario() -> None:
+        meter = faulty(service)
+        meter.deliver(naps, "")
+        await asyncio.sleep(2)
+        (head,) = (item for (_, sk), item in meter.table.items.items() if sk == "H")
+        assert "awaits" in head
+        assert "ttl" not in head
+
+    run_virtual(scenario())
+
+
+def test_an_event_too_large_for_durable_steps_goes_to_the_dead_letters_whole() -> None:
+    box = VirtualObject("box")
+
+    @box.handler()
+    async def steps(ctx: ObjectContext, _data: bytes) -> None:
+        await ctx.run("step", int)
+
+    async def scenario(size: int, handler: Any) -> None:
+        meter = faulty(box)
+        meter.dead_letter = "box.dead-letter"
+        meter.deliver(handler, "k", b"x" * size)
+        await asyncio.sleep(30)
+        assert [(topic, len(value or b"")) for topic, value in meter.records] == [("box.dead-letter", size)]
+        assert meter.released == [0]
+
+    @box.handler(retry_policy=InvocationRetryPolicy(max_attempts=1))
+    async def fails(ctx: ObjectContext, _data: bytes) -> None:
+        await ctx.run("step", int)
+        raise ValueError("for good")
+
+    run_virtual(scenario(500_000, steps))
+    run_virtual(scenario(300_000, fails))
+
+
+def test_a_topic_that_takes_no_records_holds_up_only_itself() -> None:
+    box = VirtualObject("box")
+
+    @box.handler()
+    async def told(ctx: ObjectContext, n: int) -> None:
+        ctx.set("told", n)
+
+    @box.handler()
+    async def sends(ctx: ObjectContext, _n: int) -> None:
+        ctx.publish("good", 1)
+        ctx.publish("missing", 2)
+        ctx.object_send(told, "other", 3)
+
+    async def scenario() -> None:
+        meter = faulty(box)
+        meter.deliver(sends, "k")
+        await asyncio.sleep(60)
+        assert [topic for topic, _ in meter.records] == ["good"]
+        assert meter.head("box", "other").state["told"] == b"3"
+
+    run_virtual(scenario())

@@ -1,0 +1,1 @@
+"""What several suites share. Holds no tests."""
