@@ -1,0 +1,87 @@
+"""A real DynamoDB Local: in memory, one database for all credentials, on the loopback interface only.
+
+Owns its process and its port. Its data live as long as it does. Creates no tables.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from tenuto_local.errors import ProcessFailed
+from tenuto_local.jars import DYNAMODB_LOCAL, RESOURCES, Progress, classpath, compile_java, fetch, silent
+from tenuto_local.ports import LOOPBACK, free_port
+from tenuto_local.processes import ManagedProcess
+
+READY_TIMEOUT_S = 40.0
+START_ATTEMPTS_MAX = 3
+READY_MARKER = "DynamoDB Local is listening"
+
+# No class archive here: the manifest of DynamoDB Local's jar names its own directory in its class path, and
+# the JVM refuses to write an archive over a directory that is not empty.
+JVM_FLAGS = (
+    "-Xms64m",
+    "-Xmx512m",
+    "-XX:+UseSerialGC",
+    # The second compiler competes with everything else for two cores, and pays off only in long runs.
+    "-XX:TieredStopAtLevel=1",
+    "-XX:-UsePerfData",
+    "-Djava.awt.headless=true",
+)
+
+
+class DynamoDBLocal:
+    """One DynamoDB Local under `workdir`. With `port` None, a free one is chosen and kept for its life."""
+
+    def __init__(self, workdir: Path, port: int | None = None, progress: Progress = silent) -> None:
+        self._workdir = workdir
+        self._fixed_port = port
+        self._port = port or 0
+        self._progress = progress
+        self._process: ManagedProcess | None = None
+
+    @property
+    def endpoint_url(self) -> str:
+        """`http://host:port`, valid once started."""
+        return f"http://{LOOPBACK}:{self._port}"
+
+    @property
+    def pid(self) -> int:
+        """The JVM's process id; raises `ProcessFailed` when it does not run."""
+        if self._process is None:
+            raise ProcessFailed("DynamoDB Local is not running")
+        return self._process.pid
+
+    async def start(self) -> None:
+        """Fetch what is missing, then start and wait until requests are served. Raises `LocalStackError`."""
+        home = await fetch(DYNAMODB_LOCAL, self._progress)
+        launcher = await compile_java(RESOURCES / "LoopbackDynamoDB.java", home)
+        for attempt in range(1, START_ATTEMPTS_MAX + 1):
+            self._port = self._fixed_port or free_port()
+            self._process = ManagedProcess(
+                "DynamoDB Local",
+                _java(home, launcher, self._port),
+                self._workdir / "dynamodb.log",
+                ready_marker=READY_MARKER,
+                ready_timeout_s=READY_TIMEOUT_S,
+                cwd=self._workdir,
+                env=os.environ | {"DDB_LOCAL_TELEMETRY": "0"},
+            )
+            try:
+                await self._process.start()
+                return
+            except ProcessFailed as error:
+                # Between choosing a free port and binding it, another process may have taken it.
+                if self._fixed_port or attempt == START_ATTEMPTS_MAX or "Failed to bind" not in str(error):
+                    raise
+
+    async def stop(self) -> None:
+        """Stop it; nothing happens when it does not run."""
+        if self._process is not None:
+            await self._process.stop()
+
+
+def _java(home: Path, launcher: Path, port: int) -> list[str]:
+    native = f"-Dsqlite4java.library.path={home / 'lib'}"
+    options = ["-port", str(port), "-inMemory", "-sharedDb", "-disableTelemetry"]
+    return ["java", *JVM_FLAGS, native, "-cp", classpath(home, launcher), "LoopbackDynamoDB", *options]

@@ -1,0 +1,178 @@
+"""The Java components: fetching them once with Maven, and the command lines that run them.
+
+Owns the cache directory (`$TENUTO_CACHE`, default `~/.cache/tenuto`), its locks and its layout. A finished
+component is complete or absent, never half there: everything is made in a temporary directory and renamed.
+Two processes may do it at the same time; the second waits for the first. Nothing touches the network once a
+component is there. Knows nothing of how a component is configured.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import hashlib
+import os
+import shutil
+import tempfile
+import time
+import zipfile
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tenuto_local.errors import FetchFailed, PrerequisiteMissing
+from tenuto_local.processes import ManagedProcess
+
+Progress = Callable[[str], None]
+
+MAVEN_TIMEOUT_S = 600.0
+JAVAC_TIMEOUT_S = 60.0
+LOCK_WAIT_S = 900.0
+LOCK_POLL_S = 0.1
+RESOURCES = Path(__file__).parent / "maven"
+
+
+@dataclass(frozen=True, slots=True)
+class JarSet:
+    """What Maven fetches for one component. `directory` names its versions: a new version is a new one."""
+
+    title: str
+    directory: str
+    pom: str
+    size_mb: int
+
+
+KAFKA_BROKER = JarSet("the Kafka broker", "kafka_2.13-4.3.1", "kafka.pom.xml", 44)
+DYNAMODB_LOCAL = JarSet("DynamoDB Local", "dynamodb-local-3.1.0", "dynamodb.pom.xml", 48)
+
+
+def silent(_line: str) -> None:
+    """A `Progress` that shows nothing."""
+
+
+def cache_root() -> Path:
+    """The cache directory, as configured; it may not exist yet."""
+    configured = os.environ.get("TENUTO_CACHE")
+    return Path(configured).expanduser().resolve() if configured else Path.home() / ".cache" / "tenuto"
+
+
+def java_identity() -> str:
+    """A short name for the installed Java: class archives fit only the very JVM that wrote them."""
+    java = shutil.which("java")
+    if java is None:
+        raise PrerequisiteMissing("java not found")
+    binary = Path(java).resolve()
+    return hashlib.sha256(f"{binary}:{binary.stat().st_mtime_ns}".encode()).hexdigest()[:12]
+
+
+async def fetch(jar_set: JarSet, progress: Progress = silent) -> Path:
+    """Return the component's directory (jars in `lib/`), downloading it first when it is not in the cache.
+
+    Raises `FetchFailed` with Maven's own complaint when the download fails.
+    """
+    home = cache_root() / jar_set.directory
+    if home.is_dir():
+        return home
+    async with locked(jar_set.directory):
+        if home.is_dir():
+            return home
+        if shutil.which("mvn") is None:
+            raise PrerequisiteMissing(f"Maven (mvn) is needed once, to fetch {jar_set.title}, and was not found")
+        progress(f"fetching {jar_set.title} (about {jar_set.size_mb} MB, once)")
+        with _TemporarySibling(home) as staging:
+            shutil.copy(RESOURCES / jar_set.pom, staging / "pom.xml")
+            # Maven's own repository is not made for two downloads of the same artifact at once.
+            async with locked("maven"):
+                await _run_maven(jar_set, staging)
+            staging.rename(home)
+    return home
+
+
+def fetched(*jar_sets: JarSet) -> bool:
+    """Whether these components are all in the cache, so that Maven is not needed."""
+    return all((cache_root() / jar_set.directory).is_dir() for jar_set in jar_sets)
+
+
+def classpath(home: Path, *more: Path) -> str:
+    """The jars of a component, sorted: a class archive fits only the same class path in the same order."""
+    return os.pathsep.join([*(str(path) for path in more), *sorted(str(jar) for jar in (home / "lib").glob("*.jar"))])
+
+
+async def compile_java(source: Path, home: Path) -> Path:
+    """Compile one Java file against the jars of a component, once; returns the jar of its classes."""
+    jar = home / f"{source.stem}-{hashlib.sha256(source.read_bytes()).hexdigest()[:12]}.jar"
+    if jar.exists():
+        return jar
+    async with locked(f"{home.name}-classes"):
+        if jar.exists():
+            return jar
+        with _TemporarySibling(jar) as staging:
+            classes = staging / "classes"
+            argv = ["javac", "-nowarn", "-d", str(classes), "-cp", classpath(home), str(source)]
+            compiler = ManagedProcess("javac", argv, staging / "javac.log")
+            await _run_to_end(compiler, JAVAC_TIMEOUT_S, f"{source.name} could not be compiled")
+            with zipfile.ZipFile(staging / "out.jar", "w") as archive:
+                for path in sorted(classes.rglob("*.class")):
+                    archive.write(path, path.relative_to(classes))
+            (staging / "out.jar").rename(jar)
+    return jar
+
+
+@asynccontextmanager
+async def locked(name: str) -> AsyncIterator[None]:
+    """Hold the lock `name` of the cache among all processes; the system frees it when its holder dies."""
+    root = cache_root()
+    root.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + LOCK_WAIT_S
+    with (root / f".{name}.lock").open("w") as lock:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise FetchFailed(f"another process has held {lock.name} for {LOCK_WAIT_S:.0f} s") from None
+                await asyncio.sleep(LOCK_POLL_S)
+        yield
+
+
+class _TemporarySibling:
+    """A directory beside `target`, hence on the same file system, removed unless it was renamed away."""
+
+    def __init__(self, target: Path) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        self._path = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+
+    def __enter__(self) -> Path:
+        return self._path
+
+    def __exit__(self, *_: object) -> None:
+        shutil.rmtree(self._path, ignore_errors=True)
+
+
+async def _run_maven(jar_set: JarSet, staging: Path) -> None:
+    argv = [
+        "mvn",
+        "-q",
+        "-B",
+        "dependency:copy-dependencies",
+        "-DoutputDirectory=lib",
+        "-DincludeScope=runtime",
+    ]
+    maven = ManagedProcess("mvn", argv, staging / "maven.log", cwd=staging)
+    await _run_to_end(maven, MAVEN_TIMEOUT_S, f"{jar_set.title} could not be fetched; check the network")
+
+
+async def _run_to_end(process: ManagedProcess, timeout_s: float, complaint: str) -> None:
+    process.spawn()
+    try:
+        status = await process.wait_exit(timeout_s)
+        if status == 0:
+            return
+        outcome = f"took more than {timeout_s:.0f} s" if status is None else f"ended with status {status}"
+        lines = process.log_since_start().strip().splitlines()
+        detail = next((line for line in lines if "ERROR" in line or "error" in line), "it said nothing")
+        raise FetchFailed(f"{complaint} ({process.name} {outcome}: {detail})")
+    finally:
+        await process.kill()

@@ -1,0 +1,35 @@
+"""Loopback ports below the ephemeral range. Owns the range and the search; listens on nothing itself."""
+
+from __future__ import annotations
+
+import random
+import socket
+
+from tenuto_local.errors import ConfigurationError
+
+LOOPBACK = "127.0.0.1"
+# Linux hands out ports from 32768 upwards to outgoing connections; a server port up there can be taken at any
+# moment.
+PORT_MIN = 18_000
+PORT_MAX = 32_000
+ATTEMPTS_MAX = 200
+
+
+def bind_loopback_socket() -> socket.socket:
+    """Return a TCP socket bound to a free loopback port of the range; it is the caller's to close."""
+    for _ in range(ATTEMPTS_MAX):
+        sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        try:
+            sock.bind((LOOPBACK, random.randint(PORT_MIN, PORT_MAX)))
+        except OSError:
+            sock.close()
+            continue
+        return sock
+    raise ConfigurationError(f"no free port between {PORT_MIN} and {PORT_MAX} on {LOOPBACK}")
+
+
+def free_port() -> int:
+    """Return a port that was free a moment ago, for a process that can only bind by number."""
+    with bind_loopback_socket() as sock:
+        port: int = sock.getsockname()[1]
+        return port

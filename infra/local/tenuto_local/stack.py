@@ -1,0 +1,256 @@
+"""The whole stack on one machine: Kafka, DynamoDB, and one endpoint for Lambda and Scheduler.
+
+Owns what is started and that all of it ends: on leaving, on an error half-way, on Ctrl-C, and by the kernel
+when this process is killed. What the environment already names is used and not started:
+
+    TENUTO_BOOTSTRAP_SERVERS    no broker
+    AWS_ENDPOINT_URL_DYNAMODB   no DynamoDB Local
+    AWS_ENDPOINT_URL            no gateway and no DynamoDB Local; functions are expected to be deployed there
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import aiohttp
+import msgspec
+
+from tenuto_local.aws_api import credentials, region
+from tenuto_local.dynamodb_local import DynamoDBLocal
+from tenuto_local.errors import ConfigurationError, ProcessFailed
+from tenuto_local.gateway_contract import ADMIN_DYNAMODB, ADMIN_FUNCTIONS, READY_MARKER
+from tenuto_local.jars import DYNAMODB_LOCAL, KAFKA_BROKER, Progress, fetched, silent
+from tenuto_local.kafka_broker import KafkaBroker
+from tenuto_local.lambda_service.function_spec import FunctionSpec
+from tenuto_local.ports import LOOPBACK, free_port
+from tenuto_local.prerequisites import check_prerequisites
+from tenuto_local.processes import ManagedProcess
+from tenuto_local.workdir import Workdir
+
+GATEWAY_READY_TIMEOUT_S = 20.0
+ADMIN_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class External:
+    """The addresses the environment brings along; None: start that component here."""
+
+    bootstrap_servers: str | None
+    aws_endpoint_url: str | None
+    dynamodb_endpoint_url: str | None
+
+    @classmethod
+    def from_environment(cls) -> Self:
+        """Read the three variables; an empty one counts as absent."""
+        endpoint = os.environ.get("AWS_ENDPOINT_URL") or None
+        return cls(
+            bootstrap_servers=os.environ.get("TENUTO_BOOTSTRAP_SERVERS") or None,
+            aws_endpoint_url=endpoint,
+            dynamodb_endpoint_url=os.environ.get("AWS_ENDPOINT_URL_DYNAMODB") or endpoint,
+        )
+
+
+class EmbeddedStack:
+    """The stack as an async context manager; `start` and `stop` do the same for a fixture.
+
+    It is bound to no event loop, but (on Linux) to the thread that starts it: its processes die with that
+    thread. With `workdir` None everything it writes goes to a temporary directory that is removed at the end.
+    """
+
+    def __init__(
+        self, functions: Sequence[FunctionSpec] = (), workdir: Path | None = None, progress: Progress = silent
+    ) -> None:
+        self._functions = [spec.check() for spec in functions]
+        self._requested_workdir = workdir
+        self._progress = progress
+        self._external = External.from_environment()
+        self._workdir: Workdir | None = None
+        self._broker: KafkaBroker | None = None
+        self._dynamodb: DynamoDBLocal | None = None
+        self._gateway: ManagedProcess | None = None
+        self._gateway_url: str | None = None
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        _type: type[BaseException] | None,
+        _error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        await self.stop()
+
+    async def start(self) -> None:
+        """Start everything at once and wait until it serves; raises `LocalStackError`, with nothing left."""
+        assert self._workdir is None, "the stack is already started"
+        if not (self._external.bootstrap_servers and self._external.dynamodb_endpoint_url):
+            report = check_prerequisites()
+            complete = fetched(KAFKA_BROKER, DYNAMODB_LOCAL)
+            size_mb = KAFKA_BROKER.size_mb + DYNAMODB_LOCAL.size_mb
+            self._progress(report.line + ("" if complete else f", fetching about {size_mb} MB once"))
+            report.require(maven=not complete)
+        self._workdir = Workdir(self._requested_workdir)
+        started_s = time.monotonic()
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._start_broker())
+                group.create_task(self._start_aws())
+        except BaseExceptionGroup as errors:
+            await self.stop()
+            # One cause is what a person can act on; the other component was cancelled or failed likewise.
+            raise errors.exceptions[0] from None
+        except BaseException:
+            await self.stop()
+            raise
+        self._progress(f"the stack is up after {time.monotonic() - started_s:.1f} s")
+
+    async def stop(self) -> None:
+        """End every process and remove the temporary directory; may be called at any time, and twice."""
+        try:
+            if self._gateway is not None:
+                await self._gateway.stop()
+            stops = [component.stop() for component in (self._broker, self._dynamodb) if component is not None]
+            await asyncio.gather(*stops)
+        finally:
+            if self._workdir is not None:
+                self._workdir.close()
+                self._workdir = None
+
+    @property
+    def broker(self) -> KafkaBroker:
+        """The broker; raises `ConfigurationError` when an external one is used."""
+        if self._broker is None:
+            raise ConfigurationError(
+                "the broker is not the stack's own (TENUTO_BOOTSTRAP_SERVERS), it cannot be managed"
+            )
+        return self._broker
+
+    @property
+    def bootstrap_servers(self) -> str:
+        """Kafka's address."""
+        return self._external.bootstrap_servers or self.broker.bootstrap_servers
+
+    @property
+    def aws_endpoint_url(self) -> str:
+        """The endpoint of all AWS services."""
+        url = self._external.aws_endpoint_url or self._gateway_url
+        if url is None:
+            raise ProcessFailed("the gateway is not running")
+        return url
+
+    @property
+    def dynamodb_endpoint_url(self) -> str:
+        """DynamoDB's own endpoint, without a proxy before it."""
+        if self._external.dynamodb_endpoint_url is not None:
+            return self._external.dynamodb_endpoint_url
+        if self._dynamodb is None:
+            raise ProcessFailed("DynamoDB Local is not running")
+        return self._dynamodb.endpoint_url
+
+    @property
+    def workdir(self) -> Path:
+        """Where the stack writes: logs, the broker's data, and `functions/<name>.log`."""
+        if self._workdir is None:
+            raise ProcessFailed("the stack is not running")
+        return self._workdir.path
+
+    def environment(self) -> dict[str, str]:
+        """The variables that point a child process, boto3 or a control plane at this stack."""
+        return {
+            **credentials(),
+            "AWS_REGION": region(),
+            "AWS_DEFAULT_REGION": region(),
+            "AWS_ENDPOINT_URL": self.aws_endpoint_url,
+            "AWS_ENDPOINT_URL_DYNAMODB": self.dynamodb_endpoint_url,
+            "TENUTO_BOOTSTRAP_SERVERS": self.bootstrap_servers,
+        }
+
+    async def register(self, *functions: FunctionSpec) -> None:
+        """Add functions, or replace those of the same name, while the stack runs."""
+        await self._admin("POST", ADMIN_FUNCTIONS, msgspec.json.encode([spec.check() for spec in functions]))
+
+    async def describe_functions(self) -> dict[str, dict[str, Any]]:
+        """By name: `workers` (pid, state, request_id), `queued`, `invocations`, `cold_starts`, `log`."""
+        answer = await self._admin("GET", ADMIN_FUNCTIONS)
+        return {function["name"]: function for function in answer["functions"]}
+
+    async def dynamodb_request_counts(self) -> dict[str, int]:
+        """Requests that went to DynamoDB through `aws_endpoint_url`, by operation; a batch counts as its members."""
+        counts: dict[str, int] = (await self._admin("GET", ADMIN_DYNAMODB))["requests"]
+        return counts
+
+    async def worker_pids(self, function: str) -> list[int]:
+        """The process ids of a function's workers; raises `ConfigurationError` for an unknown function."""
+        functions = await self.describe_functions()
+        if function not in functions:
+            raise ConfigurationError(f"there is no function {function!r}; there are {sorted(functions)}")
+        return [worker["pid"] for worker in functions[function]["workers"]]
+
+    async def _start_broker(self) -> None:
+        if self._external.bootstrap_servers is None:
+            self._broker = KafkaBroker(_subdirectory(self.workdir, "kafka"), progress=self._progress)
+            await self._broker.start()
+
+    async def _start_aws(self) -> None:
+        if self._external.dynamodb_endpoint_url is None:
+            self._dynamodb = DynamoDBLocal(_subdirectory(self.workdir, "dynamodb"), progress=self._progress)
+            await self._dynamodb.start()
+        if self._external.aws_endpoint_url is None:
+            await self._start_gateway()
+        elif self._functions:
+            names = ", ".join(spec.name for spec in self._functions)
+            self._progress(f"AWS_ENDPOINT_URL is set: the functions {names} are expected at {self.aws_endpoint_url}")
+
+    async def _start_gateway(self) -> None:
+        port = free_port()
+        functions = self.workdir / "functions.json"
+        functions.write_bytes(msgspec.json.encode(self._functions))
+        options = {
+            "--port": str(port),
+            "--dynamodb": self.dynamodb_endpoint_url,
+            "--functions": str(functions),
+            "--logs": str(_subdirectory(self.workdir, "functions")),
+        }
+        self._gateway = ManagedProcess(
+            "the AWS gateway",
+            [
+                sys.executable,
+                "-m",
+                "tenuto_local.gateway",
+                *(word for option in options.items() for word in option),
+            ],
+            self.workdir / "gateway.log",
+            ready_marker=READY_MARKER,
+            ready_timeout_s=GATEWAY_READY_TIMEOUT_S,
+        )
+        await self._gateway.start()
+        self._gateway_url = f"http://{LOOPBACK}:{port}"
+
+    async def _admin(self, method: str, path: str, body: bytes | None = None) -> Any:
+        if self._gateway_url is None:
+            raise ConfigurationError("the functions are not the stack's own (AWS_ENDPOINT_URL), they cannot be managed")
+        timeout = aiohttp.ClientTimeout(total=ADMIN_TIMEOUT_S)
+        async with (
+            aiohttp.ClientSession(timeout=timeout) as session,
+            session.request(method, self._gateway_url + path, data=body) as answer,
+        ):
+            value = await answer.json()
+            if not answer.ok:
+                raise ConfigurationError(value["message"])
+            return value
+
+
+def _subdirectory(parent: Path, name: str) -> Path:
+    path = parent / name
+    path.mkdir(exist_ok=True)
+    return path

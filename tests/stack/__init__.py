@@ -1,0 +1,1 @@
+"""The real stack: end to end, and under kills."""

@@ -1,0 +1,158 @@
+"""The commands a person types, as processes: `demo` and `dev`.
+
+Owns that they end as they promise and leave nothing behind. Does not own what the examples do.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tenuto_local.system import import_path
+
+pytestmark = [pytest.mark.stack, pytest.mark.slow]
+
+ROOT = Path(__file__).resolve().parents[2]
+DEMO_TIMEOUT_S = 120.0
+START_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 25.0
+POLL_S = 0.05
+
+
+class Command:
+    """One command in a process group of its own, with a temporary directory of its own."""
+
+    def __init__(self, tmp_path: Path, *arguments: str) -> None:
+        self.temporary = tmp_path / "tmp"
+        self.temporary.mkdir()
+        self._log = tmp_path / "output.log"
+        environment = {
+            **os.environ,
+            "PYTHONPATH": import_path("tenuto", "tenuto_control", "tenuto_local"),
+            "TMPDIR": str(self.temporary),
+        }
+        with self._log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", *arguments],
+                cwd=ROOT,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    @property
+    def output(self) -> str:
+        return self._log.read_text("utf-8")
+
+    def wait_for(self, pattern: str, timeout_s: float = START_TIMEOUT_S) -> re.Match[str]:
+        deadline = time.monotonic() + timeout_s
+        while (match := re.search(pattern, self.output, re.MULTILINE)) is None:
+            assert self.process.poll() is None, f"ended before {pattern!r}:\n{self.output}"
+            assert time.monotonic() < deadline, f"no {pattern!r} in {timeout_s} s:\n{self.output}"
+            time.sleep(POLL_S)
+        return match
+
+    def interrupt(self) -> int:
+        self.process.send_signal(signal.SIGINT)
+        return self.process.wait(STOP_TIMEOUT_S)
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+
+
+@pytest.fixture
+def commands() -> Iterator[list[Command]]:
+    started: list[Command] = []
+    yield started
+    for command in started:
+        command.close()
+
+
+def descendants(pid: int) -> set[int]:
+    """The living descendants of a process."""
+    found: set[int] = set()
+    for listing in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in map(int, listing.read_text().split()):
+            found |= {child} | descendants(child)
+    return found
+
+
+def post(url: str, body: bytes = b"") -> bytes:
+    request = urllib.request.Request(url, data=body, headers={"content-type": "application/json"}, method="POST")
+    with urllib.request.urlopen(request, timeout=STOP_TIMEOUT_S) as answer:
+        found: bytes = answer.read()
+        return found
+
+
+def test_the_demo_agrees_with_the_truth(tmp_path: Path, commands: list[Command]) -> None:
+    demo = Command(tmp_path, "tenuto_local.demo", "--no-live", "--events", "60")
+    commands.append(demo)
+    status = demo.process.wait(DEMO_TIMEOUT_S)
+    assert status == 0, demo.output
+    for promised in (
+        r"Java \d+ ✓ Maven ✓",
+        r"^up after [\d.]+ s:",
+        r"not ready, sleeps until [\d:.]+ with \d+ later events queued; \d+ neighbours run",
+        r"function process \d+ killed after step 2",
+        r"went on at step 3 in another process; step 2 ran once",
+        r"^user_updates +24 +\d+ +0 +0 +0 +0$",
+        r"^profile_enricher +24 +\d+ +0 +0 +0 +0$",
+        r"^food_order +12 +\d+ +0 +0 +0 +0$",
+        r"^DynamoDB writes per event: [\d.]+, expected at most [\d.]+",
+        r"^no difference",
+        r"kcat -P -b",
+        r"examples/user_updates/handler.py$",
+    ):
+        assert re.search(promised, demo.output, re.MULTILINE), f"no {promised!r}:\n{demo.output}"
+    assert list(demo.temporary.iterdir()) == []
+
+
+@pytest.mark.parametrize("moment", [r"^tenuto demo", r"the stack is up", r"sent \d+ of"])
+def test_an_interrupted_demo_leaves_nothing(tmp_path: Path, commands: list[Command], moment: str) -> None:
+    demo = Command(tmp_path, "tenuto_local.demo", "--no-live", "--events", "60")
+    commands.append(demo)
+    demo.wait_for(moment)
+    children = descendants(demo.process.pid)
+    status = demo.interrupt()
+    assert status == 130, demo.output
+    assert "Traceback" not in demo.output
+    assert [pid for pid in children if Path(f"/proc/{pid}").exists()] == []
+    assert list(demo.temporary.iterdir()) == []
+
+
+def test_dev_serves_an_app_until_it_is_interrupted(tmp_path: Path, commands: list[Command]) -> None:
+    dev = Command(tmp_path, "tenuto_local.dev", "examples/profile_enricher")
+    commands.append(dev)
+    ingress = dev.wait_for(r"INGRESS=(\S+)").group(1)
+    assert post(f"{ingress}/call/profile/ann/user_event", b'{"id": "ann", "name": "Ann"}') == b""
+    assert b'"Ann"' in post(f"{ingress}/call/profile/ann/show")
+    children = descendants(dev.process.pid)
+    assert children
+    assert dev.interrupt() == 130
+    assert [pid for pid in children if Path(f"/proc/{pid}").exists()] == []
+    assert list(dev.temporary.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("folder", "complaint"),
+    [("examples/nowhere", "no such folder"), ("examples", "there is no tenuto.toml")],
+)
+def test_dev_says_what_an_app_is(tmp_path: Path, commands: list[Command], folder: str, complaint: str) -> None:
+    dev = Command(tmp_path, "tenuto_local.dev", folder)
+    commands.append(dev)
+    assert dev.process.wait(STOP_TIMEOUT_S) == 2
+    assert complaint in dev.output
+    assert "Traceback" not in dev.output
