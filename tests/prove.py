@@ -1,0 +1,127 @@
+"""The long proof: crashes at every write, protocol mutants, kills on the real stack, random seeds.
+
+Owns the order, the budgets (TENUTO_PROVE_SECONDS for the simulation, of which mutants take what they need, and
+TENUTO_PROVE_CHAOS_EVENTS for the real stack) and the last line. Does not own what is proven (`tests.simulation`,
+`tests.stack.chaos`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+from collections.abc import Callable
+
+from tests.simulation import exhaustive, mutants, scenarios
+from tests.simulation.directed import DIRECTED
+from tests.simulation.runner import Verdict, judge_seeds
+from tests.stack import chaos
+
+DEFAULT_SECONDS = 420.0
+DEFAULT_CHAOS_EVENTS = 10_000
+CHAOS_EVENTS_PER_SECOND = 50
+"""What the real stack does on two cores under kills: the kills go on for about as long as the events do."""
+
+CHAOS_KEYS = 300
+FIRST_SEED = 1_000_000
+SEEDS_MAX = 100_000_000
+MUTANT_SHARE = 0.25
+"""The part of the budget that hunting mutants may take at most, shared by those that are hard to kill."""
+
+HUNT_SECONDS_MIN = 30.0
+SHOWN_MAX = 10
+
+
+class Tally:
+    """Counts, and prints the first failures in full."""
+
+    def __init__(self) -> None:
+        self.passed = 0
+        self.failed = 0
+
+    def take(self, count: int, failures: list[Verdict]) -> None:
+        """Some runs are over, and these of them failed."""
+        self.passed += count - len(failures)
+        for verdict in failures:
+            self.failed += 1
+            if self.failed <= SHOWN_MAX:
+                print(verdict.text(), flush=True)
+
+
+def main() -> int:
+    """The exit status: 1 when anything failed."""
+    seconds = float(os.environ.get("TENUTO_PROVE_SECONDS", DEFAULT_SECONDS))
+    began = time.monotonic()
+    tally = Tally()
+    print(f"crashes before and after every write of {len(scenarios.SMALL)} scenarios", flush=True)
+    for verdict in exhaustive.judge_all(list(scenarios.SMALL)):
+        tally.take(1, [] if verdict.problem is None else [verdict])
+    print(f"  {tally.passed} passed, {tally.failed} failed, {time.monotonic() - began:.0f} s", flush=True)
+    _mutants(tally, seconds * MUTANT_SHARE)
+    simulated = time.monotonic() - began
+    _chaos(tally, int(os.environ.get("TENUTO_PROVE_CHAOS_EVENTS", DEFAULT_CHAOS_EVENTS)))
+    left = max(HUNT_SECONDS_MIN, seconds - simulated)
+    print(f"random seeds from {FIRST_SEED} for {left:.0f} s", flush=True)
+    said = time.monotonic()
+    for count, failures in judge_seeds(FIRST_SEED, FIRST_SEED + SEEDS_MAX, jobs=os.cpu_count() or 1, seconds=left):
+        tally.take(count, failures)
+        if time.monotonic() - said > 30:
+            said = time.monotonic()
+            print(f"  {tally.passed} passed, {tally.failed} failed so far", flush=True)
+    print(f"{tally.passed} passed, {tally.failed} failed")
+    return 1 if tally.failed else 0
+
+
+def _chaos(tally: Tally, events: int) -> None:
+    """SIGKILL on the real stack; none with TENUTO_PROVE_CHAOS_EVENTS=0."""
+    if not events:
+        return
+    seed = int(time.time()) % 1_000_000
+    print(f"kills on the real stack: {events} events, seed {seed}", flush=True)
+    options = chaos.Options(events=events, keys=CHAOS_KEYS, seconds=events / CHAOS_EVENTS_PER_SECOND, seed=seed)
+    began = time.monotonic()
+    report = asyncio.run(chaos.run(options, lambda line: print(f"  {line}", flush=True)))
+    print(f"  {report.line()}, {time.monotonic() - began:.0f} s", flush=True)
+    wrong = [*report.differences, *report.tracebacks]
+    tally.take(
+        1, [Verdict("kills on the real stack", chaos.replay(options), "; ".join(wrong[:SHOWN_MAX]))] if wrong else []
+    )
+
+
+def _mutants(tally: Tally, seconds: float) -> None:
+    print(f"{len(mutants.DEADLY)} mutants of the protocol; equivalent by argument:", flush=True)
+    for label, argument in mutants.EQUIVALENT.items():
+        print(f"  {label}: {argument}")
+    for label, schedule in DIRECTED.items():
+        tally.take(1, _directed(label, schedule))
+    for label in mutants.DEADLY:
+        kill = mutants.hunt(label, max(HUNT_SECONDS_MIN, seconds / len(mutants.DEADLY)))
+        if kill.verdict is None:
+            problem = f"nobody missed it in {kill.runs} runs"
+            tally.take(
+                1, [Verdict(f"mutant {label}", f"python -m tests.simulation --seeds … --without {label}", problem)]
+            )
+        else:
+            law = (kill.verdict.problem or "").partition(" at ")[0]
+            print(f"  {label}: missed by {law} after {kill.runs} runs", flush=True)
+            tally.take(1, [])
+
+
+def _directed(label: str, schedule: Callable[[frozenset[str]], None]) -> list[Verdict]:
+    """A schedule written for one clause: it has to break without the clause, and only then."""
+    replay = "python -m pytest tests/simulation/test_mutants.py"
+    try:
+        schedule(frozenset())
+    except AssertionError as e:
+        return [Verdict(f"schedule for {label}", replay, f"broken with the clause: {e}")]
+    try:
+        schedule(frozenset([label]))
+    except AssertionError as e:
+        print(f"  {label}: missed by its schedule: {e}", flush=True)
+        return []
+    return [Verdict(f"mutant {label}", replay, "its schedule does not miss it")]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

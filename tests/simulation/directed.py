@@ -1,0 +1,217 @@
+"""Schedules written by hand, for clauses that random ones rarely miss: each shows what the clause prevents.
+
+Owns one schedule a clause, with its own law. Does not own the hunts over random schedules (`mutants`).
+
+A schedule takes the labels that are left out and raises AssertionError when the law is broken.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from tenuto import ObjectContext, VirtualObject
+from tenuto.lane.head import head_key, parse_head
+from tenuto.lane.transitions import Effects, Timer, claim, inbox_put, mark_pend, takeover, timer_put
+from tenuto.lane.writes import Answer, Applied, Update, Write
+from tenuto.protocol.ids import InvocationId, Lane, kafka_nonce
+from tenuto.protocol.messages import Activation, Head, Run
+from tenuto.protocol.records import Event, KafkaSource, RunSlot, Success, unpack_slot
+from tenuto.runtime.activation import activate
+from tenuto.runtime.environment import Environment, InlineWriteLoop
+from tenuto.service import Services
+from tenuto.store.port import Page
+from tests.costs.meter import CountingTable, Meter
+from tests.support.virtual_time import VirtualClock, run_virtual
+
+chain = VirtualObject("chain")
+LANE = Lane("chain", "k")
+answers: Iterator[int] = iter(())
+
+
+@chain.handler()
+async def note(ctx: ObjectContext) -> None:
+    """Append the offset to the key's list."""
+    await _append(ctx)
+
+
+@chain.handler()
+async def step(ctx: ObjectContext) -> None:
+    """As note, with a durable step."""
+    await ctx.run("step", int)
+    await _append(ctx)
+
+
+async def _append(ctx: ObjectContext) -> None:
+    origin = ctx.request().kafka
+    assert origin is not None
+    ctx.set("seen", [*(await ctx.get("seen") or []), origin.offset])
+
+
+class Table(CountingTable):
+    """Leaves clauses out, and lets a schedule act between a query and its answer."""
+
+    def __init__(self, without: frozenset[str]) -> None:
+        super().__init__()
+        self.without = without
+        self.after_query: Callable[[], None] | None = None
+        self.heads: list[Head] = []
+        self.dies_after: str | None = None
+
+    async def write(self, write: Write) -> Answer:
+        """See `Table.write`."""
+        if isinstance(write, Update):
+            kept = tuple(c for c in write.conditions if c.label not in self.without)
+            write = replace(write, conditions=kept)
+        answer = await super().write(write)
+        if write.key == head_key(LANE) and isinstance(answer, Applied):
+            self.heads.append(parse_head(answer.item))
+            if isinstance(write, Update) and self.dies_after in write.removes:
+                self.dies_after = None
+                await asyncio.Event().wait()
+        return answer
+
+    async def query(self, pk: str, low: str, high: str, *, limit: int = 100, after: str | None = None) -> Page:
+        """See `Table.query`."""
+        page = await super().query(pk, low, high, limit=limit, after=after)
+        if pk == LANE.pk and self.after_query is not None:
+            act, self.after_query = self.after_query, None
+            act()
+        return page
+
+    def spill(self, offset: int, handler: str, mark: str) -> None:
+        """What another control plane does with an event it cannot run: item, guard, mark."""
+        nonce = kafka_nonce("0", "t", 0, offset)
+        event = Event(str(InvocationId(LANE, nonce)), handler, KafkaSource("0", "t", 0, offset, 0), b"1")
+        self.apply(inbox_put(LANE, event))
+        self.apply(timer_put(Timer(LANE, "guard", nonce, 10**15, mark)))
+        self.apply(mark_pend(LANE, mark))
+
+
+def overtaking(handler_name: str) -> Callable[[frozenset[str]], None]:
+    """An event was spilled elsewhere; a control plane with an older head in memory gets the event behind it."""
+
+    def schedule(without: frozenset[str]) -> None:
+        handler = {"note": note, "step": step}[handler_name]
+
+        async def scenario() -> None:
+            table = Table(without)
+            meter = Meter(Services([chain]), table=table)
+            meter.deliver(handler, "k")
+            await meter.quiet()
+            table.spill(1, handler_name, "elsewhere.1")
+            meter._offset += 1
+            meter.deliver(handler, "k")
+            await meter.quiet()
+            _in_order(table, [0, 1, 2])
+
+        run_virtual(scenario())
+
+    return schedule
+
+
+def mark_lost_at_clearing(without: frozenset[str]) -> None:
+    """The inbox is found empty; before its mark is cleared, an item and a new mark arrive."""
+
+    async def scenario() -> None:
+        table = Table(without)
+        meter = Meter(Services([chain]), table=table)
+        meter.deliver(note, "k")
+        await meter.quiet()
+        table.apply(mark_pend(LANE, "stale"))
+        table.after_query = lambda: table.spill(1, "note", "elsewhere.1")
+        meter.dispatcher.look(LANE)
+        await meter.quiet()
+        meter._offset += 1
+        meter.deliver(note, "k")
+        await meter.quiet()
+        _in_order(table, [0, 1, 2])
+
+    run_virtual(scenario())
+
+
+def mark_lost_at_commit(without: frozenset[str]) -> None:
+    """All the inbox holds is drained; before the commit that clears the mark more arrives, then the process dies."""
+
+    async def scenario() -> None:
+        table = Table(without)
+        meter = Meter(Services([chain]), table=table)
+        meter.deliver(note, "k")
+        await meter.quiet()
+        table.spill(1, "note", "elsewhere.1")
+        table.after_query = lambda: table.spill(2, "note", "elsewhere.2")
+        table.dies_after = "pend"
+        meter.dispatcher.look(LANE)
+        await asyncio.sleep(1)
+        other = Meter(Services([chain]), table=table, clock=meter.clock)
+        other._offset = 2
+        other.deliver(note, "k")
+        await other.quiet()
+        _in_order(table, [0, 1, 2, 3])
+
+    run_virtual(scenario())
+
+
+twin = VirtualObject("chain")
+
+
+@twin.handler(name="step")
+async def differing(ctx: ObjectContext) -> None:
+    """A step whose result differs each time it runs."""
+    await ctx.run("step", lambda: next(answers))
+    await asyncio.sleep(1)
+    await ctx.run("next", int)
+
+
+def twins(without: frozenset[str]) -> None:
+    """The invocation that resumes a run is delivered twice: both own it, by the same fencing token."""
+    global answers  # noqa: PLW0603 - the outside of this schedule
+    answers = iter((1, 2))
+
+    async def scenario() -> None:
+        table = Table(without)
+        clock = VirtualClock()
+        services = Services([twin])
+        event = Event(
+            str(InvocationId(LANE, kafka_nonce("0", "t", 0, 0))), "step", KafkaSource("0", "t", 0, 0, 0), b"1"
+        )
+
+        def env(nonce: str) -> Environment:
+            return Environment(table, clock.now_ms, clock.now_ms() + 10_000, InlineWriteLoop(), _inline, nonce=nonce)
+
+        run = Run(event, 1, 0, 0, 1, "h", 0)
+        claimed = table.apply(claim(LANE, Head(), Effects(), run, "t", drain=False))
+        assert isinstance(claimed, Applied)
+        answer = table.apply(takeover(LANE, parse_head(claimed.item), "h2", 0, {}, "t"))
+        assert isinstance(answer, Applied)
+        again = Activation("chain", "k", "resume", parse_head(answer.item), "h2")
+        both = [activate(again, services, env(str(n))) for n in (1, 2)]
+        await asyncio.gather(*both, return_exceptions=True)
+        slots = {slot for head in table.heads if (slot := head.slots.get("0")) is not None}
+        found = [unpack_slot(data) for data in slots]
+        assert len(found) == 1, f"a journaled result changed: {found}"
+        assert isinstance(found[0], RunSlot)
+        assert isinstance(found[0].result, Success)
+
+    run_virtual(scenario())
+
+
+async def _inline(call: Callable[[], object]) -> object:
+    return call()
+
+
+def _in_order(table: Table, offsets: list[int]) -> None:
+    head = parse_head(table.items[LANE.pk, "H"])
+    seen = head.state.get("seen", b"[]").decode()
+    assert seen == str(offsets).replace(" ", ""), f"the key saw {seen}"
+
+
+DIRECTED: dict[str, Callable[[frozenset[str]], None]] = {
+    "spec.pend": overtaking("note"),
+    "claim.pend": overtaking("step"),
+    "clear.pend": mark_lost_at_clearing,
+    "spec.clear": mark_lost_at_commit,
+    "checkpoint.slots": twins,
+}
+"""What each clause prevents, as a schedule that breaks without it and only then."""

@@ -1,0 +1,173 @@
+"""Scenarios: drawn from a seed, and small fixed ones for exhaustive runs.
+
+Owns what happens in a run before any fault: which events, calls and programs. Does not own running it (`world`).
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+from tests.simulation import faults, programs
+from tests.simulation.programs import (
+    Announce,
+    Ask,
+    AskWithin,
+    GiveUp,
+    Nap,
+    Op,
+    Race,
+    Remember,
+    Repeat,
+    Step,
+    Tell,
+    Together,
+)
+from tests.simulation.world import Delivery, Request, Scenario
+
+
+def drawn(seed: int, profile: str | None = None) -> Scenario:
+    """The random scenario of a seed. `profile` names one of `faults.PROFILES` instead of a drawn one."""
+    rng = random.Random(f"scenario {seed}")
+    if profile == "churn":
+        return _contended(seed, rng)
+    if profile == "zombies":
+        return _outlived(seed, rng)
+    rates = faults.drawn(rng) if profile is None else faults.PROFILES[profile]
+    keys = [f"k{i}" for i in range(rng.choice([1, 2, 4, 8]))]
+    topics = {"events": rng.choice([1, 2, 4])} | ({"more": 1} if rng.random() < 0.4 else {})
+    plays = programs.drawn(rng, keys, rng.choice([1, 3, 6]))
+    span_s = rng.choice([0.0, 2.0, 20.0, 40.0])
+    deliveries = tuple(
+        Delivery(rng.uniform(0, span_s), rng.choice(sorted(topics)), *_cargo(rng, keys, len(plays)))
+        for _ in range(rng.choice([1, 5, 15, 40]))
+    )
+    requests = tuple(
+        Request(
+            rng.uniform(0, span_s),
+            rng.choice(keys),
+            f"i{n}",
+            rng.randrange(len(plays)),
+            rng.choice([None, None, 0, 700, 8_000]),
+        )
+        for n in range(rng.choice([0, 0, 2, 6]))
+    )
+    return Scenario(
+        seed=seed,
+        rates=rates,
+        programs=tuple(plays),
+        topics=topics,
+        deliveries=deliveries,
+        requests=requests,
+        control_planes=rng.choice([1, 2, 3]),
+        faults_until_s=rng.choice([5.0, 30.0, 60.0]),
+        shuffle=rng.random() < 0.25,
+    )
+
+
+def _contended(seed: int, rng: random.Random) -> Scenario:
+    """Few keys, many short events on several partitions, three control planes: everybody meets everybody."""
+    keys = ["k0", "k1"][: rng.choice([1, 1, 2])]
+    quick: programs.Program = (Remember("x"),)
+    plays = (
+        quick,
+        quick,
+        (Nap(rng.choice([301, 500, 900])),),
+        (Step("a"),),
+        (Tell(rng.choice(keys)), Remember("y")),
+        (Ask(),) if rng.random() < 0.3 else (Step("a"), Nap(400)),
+    )
+    topics = {"events": 1, "more": 1, "most": 1}
+    weights = [0, 6, rng.choice([0, 2]), rng.choice([0, 1, 2]), rng.choice([0, 1, 3]), rng.choice([0, 1])]
+    span_s = rng.choice([0.5, 3.0, 8.0])
+    deliveries = tuple(
+        Delivery(
+            rng.uniform(0, span_s),
+            rng.choice(sorted(topics)),
+            rng.choice(keys),
+            rng.choices(range(len(plays)), weights)[0],
+        )
+        for _ in range(rng.choice([10, 30, 60]))
+    )
+    requests = tuple(
+        Request(rng.uniform(0, span_s), rng.choice(keys), f"i{n}", 1, rng.choice([None, None, 0]))
+        for n in range(rng.choice([0, 4]))
+    )
+    return Scenario(
+        seed=seed,
+        rates=replace(faults.CHURN, latency_ms=rng.choice([3.0, 30.0, 80.0])),
+        programs=plays,
+        topics=topics,
+        deliveries=deliveries,
+        requests=requests,
+        control_planes=3,
+        faults_until_s=span_s + 4,
+        spill_after_ms=rng.choice([1, 30, 200]),
+    )
+
+
+def _outlived(seed: int, rng: random.Random) -> Scenario:
+    """A few events of several steps each, whose attempts are given up too early."""
+    ops: list[Op] = [Step("a"), Step("b"), Nap(400), Remember("x"), Together(("p", "q"), 350), Ask(), AskWithin(500)]
+    plays = [(Remember("told"),), *(tuple(rng.choices(ops, k=rng.randint(1, 4))) for _ in range(3))]
+    return Scenario(
+        seed=seed,
+        rates=faults.ZOMBIES,
+        programs=tuple(plays),
+        topics={"events": 1},
+        deliveries=tuple(Delivery(rng.uniform(0, 4), "events", "k", rng.randint(1, 3)) for _ in range(4)),
+        control_planes=rng.choice([1, 2]),
+        faults_until_s=12.0,
+    )
+
+
+def _cargo(rng: random.Random, keys: list[str], plays: int) -> tuple[str | None, int | None]:
+    dice = rng.random()
+    if dice < 0.02:
+        return None, rng.randrange(1, plays)
+    return rng.choice(keys), None if dice < 0.04 else rng.randrange(1, plays)
+
+
+def _fixed(*ops: Op, events: int = 1, apart_s: float = 0.0, call: bool = False) -> Scenario:
+    """One program on one key; program 1 is the scenario's, program 0 what its messages play."""
+    deliveries = tuple(Delivery(n * apart_s, "events", "a", 1) for n in range(events))
+    return Scenario(
+        seed=1,
+        rates=faults.NONE,
+        programs=((Remember("told"),), tuple(ops)),
+        topics={"events": 1},
+        deliveries=() if call else deliveries,
+        requests=(Request(0.0, "a", "once", 1),) if call else (),
+        control_planes=1,
+        faults_until_s=1.0,
+    )
+
+
+SMALL: dict[str, Scenario] = {
+    "state only, a batch": _fixed(Remember("x"), events=3),
+    "steps": _fixed(Step("a"), Step("b"), Remember("x")),
+    "steps in a batch": _fixed(Remember("x"), Step("a"), events=3),
+    "step and sleep": _fixed(Step("a"), Nap(1_500), Step("b"), events=2),
+    "send": _fixed(Remember("x"), Tell("b"), Tell("b")),
+    "send from a claimed run": _fixed(Tell("b"), Step("a"), Tell("b"), Nap(900), Tell("b")),
+    "delayed send": _fixed(Tell("b", 1_200), Remember("x")),
+    "awakeable": _fixed(Ask()),
+    "awakeable by a handler": _fixed(Ask(helper=True)),
+    "awakeable or time": _fixed(AskWithin(700)),
+    "together and race": _fixed(Together(("p", "q"), 600), Race("r", 5)),
+    "call": _fixed(Remember("x"), call=True),
+    "call with a step and a send": _fixed(Step("a"), Tell("b"), call=True),
+    "publish": _fixed(Remember("x"), Announce()),
+    "terminal error": _fixed(Step("a"), GiveUp(), events=2),
+    "events while taken": _fixed(Nap(4_000), Tell("a"), events=4, apart_s=0.6),
+    "long journal": _fixed(Repeat(40, (Step("a"),)), Nap(800), Step("b")),
+    "poison in a batch": replace(
+        _fixed(Tell("b"), Tell("b")),
+        deliveries=(
+            Delivery(0.0, "events", "a", 1),
+            Delivery(0.0, "events", "a", None),
+            Delivery(0.0, "events", "a", 1),
+        ),
+    ),
+}
+"""Small enough to be run again with a crash before and after every one of its writes."""

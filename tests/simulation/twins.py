@@ -1,0 +1,256 @@
+"""In-memory twins of DynamoDB, Lambda and EventBridge Scheduler that fail by plan.
+
+Owns what the ports promise and what they do not: lost answers, refused requests, attempts that go on unseen, wake-ups
+that come late, twice or never. Does not own the plan (`faults`) nor crashes (`gate`). Kafka's twin is
+`tests.support.memory_kafka`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from contextvars import Context
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from tenuto.lane.writes import Answer, Applied, Delete, Item, Key, Put, Update, Write
+from tenuto.protocol.messages import Activation, Outcome, decode_request, encode
+from tenuto.runtime.activation import activate
+from tenuto.runtime.environment import Environment, InlineWriteLoop
+from tenuto.service import Services
+from tenuto.store.memory import MemoryTable
+from tenuto.store.port import Page, TableUnavailableError
+from tenuto_control.ports import (
+    FunctionFailedError,
+    FunctionMissingError,
+    FunctionThrottledError,
+    FunctionUnreachableError,
+    PayloadTooLargeError,
+    SchedulerUnavailableError,
+)
+from tests.simulation.gate import Gate, Process, current
+
+T = TypeVar("T")
+Watch = Callable[[Process | None, Write, Item | None, Item | None], None]
+"""Is told of every applied write: who wrote, what, the item before and after."""
+
+PAYLOAD_BYTES_MAX = 6_291_456
+"""Lambda's limit of a synchronous request or response (AWS Lambda quotas: 6 MB)."""
+
+
+class World(MemoryTable):
+    """The one table all processes share. `without` names clauses that are left out of every condition (mutants)."""
+
+    def __init__(self, watch: Watch, without: frozenset[str] = frozenset()) -> None:
+        super().__init__()
+        self.refusals = 0
+        self._watch = watch
+        self._without = without
+
+    def apply(self, write: Write) -> Answer:
+        """Apply and tell the watcher."""
+        before = self.items.get((write.key.pk, write.key.sk))
+        answer = super().apply(self._mutated(write))
+        if isinstance(answer, Applied):
+            self._watch(current.get(), write, before, answer.item)
+        else:
+            self.refusals += 1
+        return answer
+
+    def _mutated(self, write: Write) -> Write:
+        if not self._without:
+            return write
+        match write:
+            case Update() | Put():
+                kept = tuple(c for c in write.conditions if c.label not in self._without)
+                return replace(write, conditions=kept)
+            case _:
+                return write
+
+
+class GatedTable:
+    """The table as one process reaches it (the Table port)."""
+
+    def __init__(self, world: World, gate: Gate) -> None:
+        self._world = world
+        self._gate = gate
+
+    async def write(self, write: Write) -> Answer:
+        """See `Table.write`."""
+        return await self._cross(f"write {_summary(write)}", lambda: self._world.write(write), write=True)
+
+    async def get(self, key: Key) -> Item | None:
+        """See `Table.get`."""
+        return await self._cross(f"get {key.pk} {key.sk}", lambda: self._world.get(key))
+
+    async def query(self, pk: str, low: str, high: str, *, limit: int = 100, after: str | None = None) -> Page:
+        """See `Table.query`."""
+        return await self._cross(
+            f"query {pk} {low}", lambda: self._world.query(pk, low, high, limit=limit, after=after)
+        )
+
+    async def delete_all(self, deletes: Sequence[Delete]) -> None:
+        """See `Table.delete_all`."""
+        await self._cross("delete batch", lambda: self._world.delete_all(deletes), write=True)
+
+    async def _cross(self, operation: str, act: Callable[[], Awaitable[T]], *, write: bool = False) -> T:
+        return await self._gate.cross(operation, act, TableUnavailableError, write=write)
+
+
+def _summary(write: Write) -> str:
+    match write:
+        case Update(key, sets, removes, conditions):
+            marks = ",".join(sorted({c.label for c in conditions}))
+            return f"{key.pk} {key.sk} set {','.join(sets)} remove {','.join(removes)} if {marks}"
+        case Put(key):
+            return f"{key.pk} {key.sk} put"
+        case Delete(key):
+            return f"{key.pk} {key.sk} delete"
+
+
+class SimulatedLambda:
+    """Functions in processes of their own (the FunctionInvoker port). A process serves one invocation and ends."""
+
+    def __init__(
+        self, services: Services, table: GatedTable, gate: Gate, rng: random.Random, trace: Callable[[str], None]
+    ) -> None:
+        self.timeout_ms = 10_000
+        self.concurrency_max = 64
+        self.invocations = 0
+        self._running = 0
+        self._services = services
+        self._table = table
+        self._gate = gate
+        self._rng = rng
+        self._trace = trace
+
+    async def invoke(self, function: str, payload: bytes) -> bytes:
+        """See `FunctionInvoker.invoke`."""
+        await self._gate.enter("invoke", write=False)
+        faults = self._gate.faults
+        if function != "sim":
+            raise FunctionMissingError(f"no function {function!r}")
+        if len(payload) > PAYLOAD_BYTES_MAX:
+            raise PayloadTooLargeError("the request is too large")
+        if self._running >= self.concurrency_max or faults.happens("invoke_throttled"):
+            raise FunctionThrottledError("too many requests")
+        if faults.happens("invoke_unreachable"):
+            raise FunctionUnreachableError("connection refused")
+        answer = self._start(payload)
+        if faults.happens("invoke_doubled"):
+            # What a client does that retries by itself: both run, the caller hears of one.
+            self._start(payload)
+        if faults.happens("answer_lost"):
+            # The connection breaks at some moment; the attempt knows nothing of it.
+            await asyncio.wait([answer], timeout=self._rng.uniform(0, 2))
+            raise FunctionUnreachableError("connection reset")
+        if faults.happens("zombie"):
+            # A write under way when its function is stopped may still arrive; this is the strongest form of it.
+            await asyncio.wait([answer], timeout=self._rng.choice([0.005, 0.05, 0.5]))
+            raise FunctionFailedError("the process ended, or so it seems")
+        if faults.happens("answer_late"):
+            await asyncio.sleep(self._rng.uniform(0.1, 3))
+        result = await asyncio.shield(answer)
+        await self._gate.leave("invoke", 0)
+        if isinstance(result, str):
+            raise FunctionFailedError(result)
+        return result
+
+    def _start(self, payload: bytes) -> asyncio.Future[bytes | str]:
+        """Run the payload in a new process; the future holds the answer, or how the process ended without one."""
+        self.invocations += 1
+        self._running += 1
+        loop = self._gate.loop
+        process = Process(f"fn-{self.invocations}", "function", loop, self._gate.faults.skew_ms())
+        answer: asyncio.Future[bytes | str] = loop.create_future()
+
+        def end(how: bytes | str) -> None:
+            if not answer.done():
+                self._running -= 1
+                timer.cancel()
+                answer.set_result(how)
+
+        # Timers of the platform belong to no process.
+        outside = Context()
+        timer = loop.call_later(self.timeout_ms / 1_000, process.kill, context=outside)
+        process.last_words.append(lambda: end("the process ended: crash or time-out"))
+        process.spawn(self._serve(process, payload, end), "activation")
+        return answer
+
+    async def _serve(self, process: Process, payload: bytes, end: Callable[[bytes | str], None]) -> None:
+        faults = self._gate.faults
+        if faults.happens("function_slow"):
+            await asyncio.sleep(self._rng.uniform(0, self.timeout_ms / 500))
+        request = decode_request(payload)
+        assert isinstance(request, Activation)
+        self._trace(f"{process.name} {request.mode} {request.service}/{request.key} ver {request.head.ver}")
+        env = Environment(
+            table=self._table,
+            now_ms=process.now_ms,
+            deadline_ms=process.now_ms() + self.timeout_ms - (self._gate.loop.now_ms() - process.born_ms),
+            writes=InlineWriteLoop(),
+            thread=_inline,
+            jitter=self._rng.random,
+        )
+        try:
+            outcome: Outcome = await activate(request, self._services, env)
+        except Exception as e:  # noqa: BLE001 - Lambda answers any error of a handler with its text
+            self._trace(f"{process.name} failed: {e!r}")
+            end(f"{type(e).__name__}: {e}")
+            return
+        self._trace(f"{process.name} answers {_named(outcome)}")
+        data = encode(outcome)
+        end(data if len(data) <= PAYLOAD_BYTES_MAX else "Function.ResponseSizeTooLarge")
+
+
+def _named(outcome: Outcome) -> str:
+    text = repr(outcome)
+    return text if len(text) < 240 else text[:240] + "…"
+
+
+async def _inline(call: Callable[[], Any]) -> Any:
+    """Steps of simulated handlers do not block, so they need no thread."""
+    return call()
+
+
+class SimulatedScheduler:
+    """Wake-ups from outside (the WakeScheduler port), with the precision of a minute. `fire` is what receives them."""
+
+    def __init__(self, gate: Gate, rng: random.Random, fire: Callable[[bytes], None]) -> None:
+        self._gate = gate
+        self._rng = rng
+        self._fire = fire
+        self._pending: dict[str, asyncio.TimerHandle] = {}
+
+    async def schedule(self, name: str, at_ms: int, payload: bytes) -> None:
+        """See `WakeScheduler.schedule`."""
+
+        async def act() -> None:
+            if name in self._pending:
+                return
+            faults = self._gate.faults
+            if faults.happens("wake_lost"):
+                return
+            delay_s = max(0, at_ms - self._gate.loop.now_ms()) / 1_000
+            if faults.happens("wake_late"):
+                delay_s += self._rng.uniform(0, 60)
+            self._pending[name] = self._at(delay_s, payload)
+            if faults.happens("wake_doubled"):
+                self._at(delay_s + self._rng.uniform(0, 60), payload)
+
+        await self._gate.cross(f"schedule {name}", act, SchedulerUnavailableError, write=False)
+
+    async def cancel(self, name: str) -> None:
+        """See `WakeScheduler.cancel`."""
+
+        async def act() -> None:
+            handle = self._pending.pop(name, None)
+            # A schedule that is already on its way fires although it was cancelled.
+            if handle is not None and not self._gate.faults.happens("wake_doubled"):
+                handle.cancel()
+
+        await self._gate.cross(f"cancel {name}", act, SchedulerUnavailableError, write=False)
+
+    def _at(self, delay_s: float, payload: bytes) -> asyncio.TimerHandle:
+        return self._gate.loop.call_later(delay_s, self._fire, payload, context=Context())

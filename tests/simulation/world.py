@@ -1,0 +1,507 @@
+"""One simulated world: control planes, functions, Kafka, the people outside, and what befalls them.
+
+Owns a run from start to rest: produces events, calls and answers, kills and replaces control planes, stops the faults,
+and then waits until everything that was accepted is done. Does not own the laws (`oracles`) nor the faults' draw
+(`faults`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import traceback
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextvars import Context
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, TypeVar
+
+import msgspec
+
+from tenuto.lane.writes import Item, Write
+from tenuto.protocol.ids import AwakeableId, InvocationId, Lane, call_nonce, source_of_partition
+from tenuto.protocol.messages import ServiceManifest
+from tenuto.protocol.records import CallSource, Event, Failed, Result, Success
+from tenuto_control.core.routing import Subscription
+from tenuto_control.limits import Limits
+from tenuto_control.ports import LogUnavailableError, Pending, Target, TopicPartition, Unknown
+from tests.simulation import faults, programs
+from tests.simulation.control import ControlPlane
+from tests.simulation.gate import CrashPoint, Gate, Process, adopt, current
+from tests.simulation.loop import EPOCH_MS, SimulatedLoop, StuckError
+from tests.simulation.oracles import Oracles, Violation, chain_of
+from tests.simulation.twins import GatedTable, SimulatedLambda, SimulatedScheduler, World
+from tests.support.memory_kafka import MemoryKafka, Operation
+
+T = TypeVar("T")
+
+PROGRESS_WITHIN_S = 600.0
+"""Virtual time without faults within which some event or step must finish: the longest sleeps and pauses, several
+times."""
+
+REST_WITHIN_S = 100_000.0
+"""Virtual time without faults within which everything must be done."""
+
+LOOK_EVERY_S = 0.5
+OUTSIDE_WAIT_S = 30.0
+"""How long a caller or resolver waits for an answer before asking again."""
+
+TRACE_LINES = 400
+SLOW_STEP_S = 3.0
+WAITS_SHOWN = 20
+SWEEP_LOOKBACK_MS = 300_000
+"""Shorter than in production, so that runs of virtual hours stay quick and the deep sweep gets its share of work."""
+
+POISON = b"{ this is no cargo"
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """A record to produce at a time: to a topic, for a key, with a program (None: a value that nobody can read)."""
+
+    at_s: float
+    topic: str
+    key: str | None
+    program: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A call (or, with `delay_ms`, a send) from outside, repeated with its idempotency key until it is answered."""
+
+    at_s: float
+    key: str
+    idempotency_key: str
+    program: int
+    delay_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scenario:
+    """Everything a run starts from. Equal scenarios give equal runs."""
+
+    seed: int
+    rates: faults.Rates
+    programs: tuple[programs.Program, ...]
+    topics: Mapping[str, int]
+    deliveries: tuple[Delivery, ...]
+    requests: tuple[Request, ...] = ()
+    control_planes: int = 2
+    faults_until_s: float = 30.0
+    shuffle: bool = False
+    spill_after_ms: int | None = None
+    crash: CrashPoint | None = None
+    without: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """How a run went."""
+
+    scenario: Scenario
+    violations: list[Violation]
+    took_ms: int
+    writes: dict[str, int]
+    requests: dict[str, int]
+    invocations: int
+    faults: Counter[str]
+    trace: list[str]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every law held."""
+        return not self.violations
+
+
+def run(scenario: Scenario, trace: Callable[[str], None] | None = None) -> Report:
+    """Run a scenario to its end. Uses no wall clock, no thread and no I/O."""
+    rng = random.Random(scenario.seed)
+    loop = SimulatedLoop(random.Random(rng.random()) if scenario.shuffle else None)
+    loop.adopt = adopt
+    simulation = Simulation(scenario, loop, rng, trace)
+    try:
+        loop.run_until_complete(simulation.play())
+    except StuckError as e:
+        simulation.oracles.report("liveness", str(e))
+    finally:
+        loop.abandon()
+    return simulation.outcome()
+
+
+class Simulation:
+    """A world while it runs. Also plays the outside of `programs.Outside`."""
+
+    def __init__(
+        self, scenario: Scenario, loop: SimulatedLoop, rng: random.Random, trace: Callable[[str], None] | None
+    ) -> None:
+        self.scenario = scenario
+        self.loop = loop
+        self._rng = rng
+        self._trace_to = trace
+        self._trace: deque[str] = deque(maxlen=TRACE_LINES)
+        self.plan = faults.FaultPlan(random.Random(rng.random()), scenario.rates)
+        self.plan.on_fault = lambda name: self.trace(f"FAULT {name}")
+        self.gate = Gate(loop, self.plan, scenario.crash)
+        self.oracles = Oracles(loop, 2 * scenario.rates.skew_ms)
+        self.world = World(self._wrote, scenario.without)
+        self.oracles.table = self.world.items
+        self.oracles.published = self._published
+        self.oracles.let_go = lambda source: (
+            (self.kafka.committed(TopicPartition(source.topic, source.partition)) or 0) > source.offset
+        )
+        self.table = GatedTable(self.world, self.gate)
+        self.kafka = MemoryKafka(self._kafka_hook, loop.now_ms)
+        self.services = programs.services(scenario.programs, self)
+        self.functions = SimulatedLambda(self.services, self.table, self.gate, rng, self.trace)
+        self._manifest = self.services.manifest(self.functions.timeout_ms)
+        self.scheduler = SimulatedScheduler(self.gate, rng, self._woken)
+        self.limits = Limits(sweep_lookback_ms=SWEEP_LOOKBACK_MS)
+        if scenario.spill_after_ms is not None:
+            self.limits = replace(self.limits, spill_after_ms=scenario.spill_after_ms)
+        self.subscriptions = [Subscription(t, "box", "event") for t in scenario.topics]
+        self.planes: list[ControlPlane] = []
+        self._planes_made = 0
+        self._numbers: dict[asyncio.Task[Any] | None, int] = {}
+        self._lanes: dict[TopicPartition, dict[int, str]] = {}
+        self._poison: set[tuple[str, int, int]] = set()
+        self._checked: dict[TopicPartition, int] = {}
+        self._answers: dict[str, Result] = {}
+        self._effects = 0
+        self._people: set[asyncio.Task[None]] = set()
+
+    # --- what control planes find (Targets) --------------------------------------------------------------------------
+
+    def find(self, service: str) -> Target | None:
+        """Every service is in the one function."""
+        found = next((s for s in self._manifest.services if s.name == service), None)
+        return Target("sim", found, self.functions.timeout_ms) if found else None
+
+    def listed(self) -> Sequence[ServiceManifest]:
+        """See `Targets.listed`."""
+        return self._manifest.services
+
+    # --- the run -----------------------------------------------------------------------------------------------------
+
+    async def play(self) -> None:
+        """From the first event to rest, or to the first violation."""
+        for topic, partitions in self.scenario.topics.items():
+            self.kafka.create_topic(topic, partitions)
+            self.kafka.create_topic(f"{topic}.dead-letter")
+        self.kafka.create_topic(programs.ANNOUNCEMENTS)
+        for _ in range(self.scenario.control_planes):
+            self._start_plane()
+        living = asyncio.ensure_future(self._live())
+        tripped = asyncio.ensure_future(self.oracles.tripped.wait())
+        await asyncio.wait([living, tripped], return_when=asyncio.FIRST_COMPLETED)
+        if living.done():
+            living.result()
+        for text in self.loop.unhandled:
+            self.oracles.report("unhandled", text)
+
+    async def _live(self) -> None:
+        for delivery in self.scenario.deliveries:
+            self.loop.call_later(delivery.at_s, self._produce, delivery)
+        for request in self.scenario.requests:
+            self._person(self._ask(request))
+        last = max([0.0, *(d.at_s for d in self.scenario.deliveries), *(r.at_s for r in self.scenario.requests)])
+        await asyncio.sleep(max(last, self.scenario.faults_until_s))
+        self.plan.quiet = True
+        self.trace("quiet from here on")
+        quiet_at = moved_at = self.loop.time()
+        progress = -1
+        while waits := self._unsettled():
+            now = self.loop.time()
+            if progress != self.oracles.progress:
+                progress, moved_at = self.oracles.progress, now
+            if now > moved_at + PROGRESS_WITHIN_S or now > quiet_at + REST_WITHIN_S:
+                still = "\n  ".join(waits[:WAITS_SHOWN])
+                self.oracles.report("liveness", f"nothing moves since {now - moved_at:.0f} s, but:\n  {still}")
+                return
+            await asyncio.sleep(LOOK_EVERY_S)
+        self.trace("at rest")
+
+    def outcome(self) -> Report:
+        """The run's report."""
+        return Report(
+            self.scenario,
+            self.oracles.violations,
+            round(self.loop.time() * 1_000),
+            {str(role): n for role, n in self.gate.writes.items()},
+            dict(self.world.requests),
+            self.functions.invocations,
+            self.plan.counts,
+            list(self._trace),
+        )
+
+    def trace(self, text: str) -> None:
+        """A line of the run's history."""
+        process = current.get()
+        line = f"{self.loop.time() * 1_000:11.1f} {process.name if process else '-':7} {text}"
+        self._trace.append(line)
+        if self._trace_to is not None:
+            self._trace_to(line)
+
+    # --- control planes ----------------------------------------------------------------------------------------------
+
+    def _start_plane(self) -> None:
+        self._planes_made += 1
+        process = Process(f"cp-{self._planes_made}", "control", self.loop, self.plan.skew_ms())
+        process.mourn = self._failed
+        plane = ControlPlane(self, process, random.Random(self._rng.random()))
+        self.planes.append(plane)
+        process.last_words.append(lambda: self._lost(plane))
+        plane.start()
+
+    def _failed(self, task: asyncio.Task[Any], error: BaseException) -> None:
+        where = "".join(traceback.format_exception(error)[-4:])
+        self.trace(f"{task.get_name()} failed: {error!r}\n{where}")
+        if task.get_name().startswith("lane "):
+            self.oracles.report("liveness", f"the worker of {task.get_name()} died: {where}")
+
+    def _lost(self, plane: ControlPlane) -> None:
+        self.trace(f"{plane.process.name} dies")
+        self.planes.remove(plane)
+        plane.member.crash()
+        session_s = self._rng.uniform(0.5, self.limits.session_timeout_ms / 1_000)
+        self.loop.call_later(session_s, self.kafka.expel, plane.member, context=Context())
+        self.loop.call_later(self.plan.crash_pause_s(), self._start_plane, context=Context())
+
+    async def at_some_plane(self, act: Callable[[ControlPlane], Awaitable[T]], what: str) -> T | None:
+        """Ask any living control plane for something, as its ingress would; None when no answer came."""
+        if not self.planes:
+            await asyncio.sleep(1)
+            return None
+        plane = self._rng.choice(self.planes)
+
+        async def work() -> T:
+            return await act(plane)
+
+        task = plane.process.spawn(work(), what)
+        await asyncio.wait([task], timeout=OUTSIDE_WAIT_S)
+        if not task.done() or task.cancelled():
+            return None
+        if (error := task.exception()) is not None:
+            self.trace(f"{what} failed: {error!r}")
+            return None
+        result: T = task.result()
+        return result
+
+    def _woken(self, payload: bytes) -> None:
+        self._person(self._once(lambda: self.at_some_plane(lambda p: p.dispatcher.poke(payload), "wake-up")))
+
+    # --- Kafka -------------------------------------------------------------------------------------------------------
+
+    def _produce(self, delivery: Delivery) -> None:
+        value = POISON if delivery.program is None else msgspec.json.encode(programs.Cargo(delivery.program))
+        key = None if delivery.key is None else delivery.key.encode()
+        record = self.kafka.append(delivery.topic, value, key)
+        tp = TopicPartition(record.topic, record.partition)
+        if delivery.key is None or delivery.program is None:
+            self._poison.add((record.topic, record.partition, record.offset))
+        if delivery.key is not None:
+            self._lanes.setdefault(tp, {})[record.offset] = Lane("box", delivery.key).pk
+
+    async def _kafka_hook(self, operation: Operation) -> None:
+        task = asyncio.current_task()
+        if operation.when == "before":
+            write = operation.name in ("commit", "produce")
+            self._numbers[task] = await self.gate.enter(operation.name, write=write)
+            if operation.name != "stop" and self.plan.happens("refused"):
+                raise LogUnavailableError(f"{operation.name}: the broker did not answer")
+            return
+        number = self._numbers.pop(task, 0)
+        if operation.name == "commit":
+            self._check_commits()
+        if operation.name == "poll":
+            self._disturb(operation.member)
+        await self.gate.leave(operation.name, number)
+        if operation.name != "start" and self.plan.happens("lost"):
+            raise LogUnavailableError(f"the answer to {operation.name} was lost")
+
+    def _disturb(self, name: str) -> None:
+        """Now and then a member is left behind without knowing, or another one comes and goes."""
+        if self.plan.happens("expelled"):
+            for plane in self.planes:
+                if plane.member.name == name:
+                    self.kafka.expel(plane.member)
+        if self.plan.happens("rebalance"):
+            self._person(self._visit())
+
+    async def _visit(self) -> None:
+        visitor = self.kafka.member()
+        with contextlib.suppress(LogUnavailableError):
+            await visitor.start(list(self.scenario.topics), _Nobody())
+        await asyncio.sleep(self._rng.uniform(0.1, 5))
+        with contextlib.suppress(LogUnavailableError):
+            await visitor.stop()
+
+    def _check_commits(self) -> None:
+        for topic, partitions in self.scenario.topics.items():
+            for partition in range(partitions):
+                tp = TopicPartition(topic, partition)
+                high, low = self.kafka.committed(tp) or 0, self._checked.get(tp, 0)
+                if high > low:
+                    lanes = self._lanes.get(tp, {})
+                    source = source_of_partition("0", topic, partition)
+                    self.oracles.committed(lanes, source, low, high, self.world.items)
+                    self._checked[tp] = high
+
+    def _published(self, topic: str) -> set[bytes]:
+        return {value for r in self.kafka.records(topic) for name, value in r.headers if name == "tenuto-id"}
+
+    # --- people outside ----------------------------------------------------------------------------------------------
+
+    async def effect(self, key: str, what: str) -> int:
+        """See `programs.Outside`."""
+        self.oracles.executes(current.get(), key, what)
+        if self.plan.happens("step_fails"):
+            raise ConnectionError("the outside is out of order, nothing happened")
+        slow_s = self._rng.uniform(0, SLOW_STEP_S) if self.plan.happens("step_slow") else 0.0
+        await asyncio.sleep(self.plan.latency_s() + slow_s)
+        self._effects += 1
+        if self.plan.happens("step_fails"):
+            raise ConnectionError("the outside is out of order, after it happened")
+        return self._effects
+
+    async def hand_out(self, awakeable: str) -> None:
+        """See `programs.Outside`."""
+        for _ in range(self._rng.choice([1, 1, 2])):
+            self._person(self._answer(awakeable, self._rng.choice([0.001, 0.05, 0.5, 3.0, 20.0])))
+
+    def stumble(self) -> None:
+        """See `programs.Outside`."""
+        if self.plan.happens("step_fails"):
+            raise RuntimeError("user code stumbles")
+
+    async def _answer(self, awakeable: str, after_s: float) -> None:
+        await asyncio.sleep(self._rng.uniform(0, after_s))
+        while True:
+            # No two answers are alike, so that a second one would show.
+            self._effects += 1
+            value = Success(str(self._effects).encode())
+            known = await self.at_some_plane(partial(_resolve, awakeable, value), "resolve")
+            self.trace(f"answer to {AwakeableId.parse(awakeable)[0].nonce}: {known}")
+            if known is not None:
+                return
+            await asyncio.sleep(1)
+
+    async def _ask(self, request: Request) -> None:
+        await asyncio.sleep(request.at_s)
+        lane = Lane("box", request.key)
+        nonce = call_nonce("call", request.idempotency_key)
+        cargo = msgspec.json.encode(programs.Cargo(request.program))
+        invocation = str(InvocationId(lane, nonce))
+        event = Event(invocation, "call", CallSource(keep_result=request.delay_ms is None), cargo)
+        delay_ms = request.delay_ms
+
+        async def send(plane: ControlPlane) -> bool:
+            await plane.dispatcher.send(event, delay_ms or 0)
+            return True
+
+        while True:
+            if delay_ms is not None:
+                if await self.at_some_plane(send, "send"):
+                    self._answers.setdefault(invocation, Success())
+                    return
+            else:
+                answer = await self.at_some_plane(lambda plane: plane.dispatcher.call(event, 20_000), "call")
+                match answer:
+                    case Success() | Failed():
+                        self._answered(invocation, answer)
+                        return
+                    case Pending() | Unknown() | None:
+                        pass
+            await asyncio.sleep(self._rng.uniform(0.1, 3))
+
+    def _answered(self, invocation: str, answer: Result) -> None:
+        known = self._answers.setdefault(invocation, answer)
+        if known != answer:
+            self.oracles.report("order", f"{invocation} was answered with {known} and with {answer}")
+
+    async def _once(self, act: Callable[[], Awaitable[Any]]) -> None:
+        await act()
+
+    def _person(self, work: Any) -> None:
+        context = Context()
+        task = self.loop.create_task(work, context=context)
+        self._people.add(task)
+        task.add_done_callback(self._people.discard)
+
+    # --- judgement ---------------------------------------------------------------------------------------------------
+
+    def _wrote(self, process: Process | None, write: Write, before: Item | None, after: Item | None) -> None:
+        self.trace(_change(write, before, after))
+        self.oracles.wrote(process, write, before, after)
+
+    def _unsettled(self) -> list[str]:
+        expected: dict[str, dict[str, str]] = {}
+        counts: Counter[str] = Counter()
+        for tp, lanes in self._lanes.items():
+            for pk in set(lanes.values()):
+                offsets = [
+                    (tp.partition, offset)
+                    for offset, lane in sorted(lanes.items())
+                    if lane == pk and (*tp, offset) not in self._poison
+                ]
+                counts[pk] += len(offsets)
+                if offsets:
+                    expected.setdefault(pk, {})[f"chain.{tp.topic}"] = chain_of(offsets)
+        waits = self.oracles.unsettled(expected, counts, self.world.items)
+        if self.loop.now_ms() == EPOCH_MS:
+            return waits
+        return waits + self._dead_letters() + self._calls()
+
+    def _dead_letters(self) -> list[str]:
+        found: set[tuple[str, int, int]] = set()
+        for topic in self.scenario.topics:
+            for record in self.kafka.records(f"{topic}.dead-letter"):
+                headers = {name: value.decode() for name, value in record.headers}
+                partition, offset = headers["tenuto-source-partition"], headers["tenuto-source-offset"]
+                found.add((headers["tenuto-source-topic"], int(partition), int(offset)))
+        if found - self._poison:
+            self.oracles.report("nothing-lost", f"sound events in the dead-letter topic: {found - self._poison}")
+        return [f"dead letter {record} has not come" for record in sorted(self._poison - found)]
+
+    def _calls(self) -> list[str]:
+        waits = []
+        for request in self.scenario.requests:
+            lane = Lane("box", request.key)
+            invocation = str(InvocationId(lane, call_nonce("call", request.idempotency_key)))
+            item = self.world.items.get((lane.pk, "H"), {})
+            taken = item.get("s.calls", b"[]")
+            assert isinstance(taken, bytes)
+            if invocation not in msgspec.json.decode(taken):
+                waits.append(f"{lane.pk}: call {request.idempotency_key} has not taken effect")
+            if invocation not in self._answers:
+                waits.append(f"{lane.pk}: call {request.idempotency_key} is not answered")
+        return waits
+
+
+async def _resolve(awakeable: str, result: Result, plane: ControlPlane) -> bool:
+    return await plane.dispatcher.resolve(awakeable, result)
+
+
+class _Nobody:
+    """The listener of a group member that does no work."""
+
+    async def revoked(self, partitions: Any) -> None:
+        """Nothing to finish."""
+
+    async def assigned(self, partitions: Any) -> None:
+        """Nothing to start."""
+
+
+def _change(write: Write, before: Item | None, after: Item | None) -> str:
+    at = f"{write.key.pk} {write.key.sk}"
+    if after is None:
+        return f"delete {at}"
+    was = before or {}
+    news = [_short(n, v) for n, v in after.items() if was.get(n) != v and n not in ("pk", "sk", "ttl")]
+    gone = [f"-{n}" for n in was if n not in after]
+    return f"{at}: {' '.join([*news, *gone])}"
+
+
+def _short(name: str, value: Any) -> str:
+    return f"{name}={value}" if isinstance(value, int) or (isinstance(value, str) and len(value) < 40) else name

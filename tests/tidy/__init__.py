@@ -1,0 +1,1 @@
+"""House style kept by test: what a linter does not see."""
