@@ -100,6 +100,33 @@ def test_a_call_before_a_claiming_event_takes_effect_once() -> None:
     run_virtual(scenario())
 
 
+def test_an_event_delivered_again_behind_one_of_another_partition_holds_up_nothing() -> None:
+    box = VirtualObject("box")
+
+    @box.handler()
+    async def note(ctx: ObjectContext, _n: int) -> None:
+        origin = ctx.request().kafka
+        assert origin is not None
+        ctx.set("seen", [*(await ctx.get("seen", list[str]) or []), f"{origin.partition}/{origin.offset}"])
+
+    async def scenario() -> None:
+        first = faulty(box)
+        first.deliver(note, "k", partition=1)
+        await first.quiet()
+        # Its offset was not committed when that process died.
+        second = Meter(first.services, table=first.table, clock=first.clock)
+        second._offset = 6
+        second.deliver(note, "k", partition=0)
+        second._offset = -1
+        second.deliver(note, "k", partition=1)
+        second.deliver(note, "k", partition=1)
+        await second.quiet()
+        assert second.head("box", "k").state["seen"] == b'["1/0","0/7","1/1"]'
+        assert sorted(second.released) == [0, 1, 7]
+
+    run_virtual(scenario())
+
+
 def test_throttling_is_no_failed_attempt() -> None:
     box = VirtualObject("box")
 

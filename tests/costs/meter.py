@@ -118,12 +118,12 @@ class Meter:
 
     # --- ways in ----------------------------------------------------------------------------------------------------
 
-    def deliver(self, handler: Handler[Any, Any], key: str, value: bytes = b"1") -> None:
-        """A record arrives from Kafka."""
+    def deliver(self, handler: Handler[Any, Any], key: str, value: bytes = b"1", partition: int = 0) -> None:
+        """A record arrives from Kafka. Offsets count over all partitions."""
         self._offset = offset = self._offset + 1
-        nonce = kafka_nonce("0", "t", 0, offset)
+        nonce = kafka_nonce("0", "t", partition, offset)
         lane = Lane(handler.service, key or nonce)
-        source = KafkaSource("0", "t", 0, offset, 0, dead_letter=self.dead_letter)
+        source = KafkaSource("0", "t", partition, offset, 0, dead_letter=self.dead_letter)
         event = Event(str(InvocationId(lane, nonce)), handler.name, source, value)
         self.dispatcher.deliver(event, lambda: self.released.append(offset))
 

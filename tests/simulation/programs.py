@@ -310,6 +310,25 @@ class _Player:
         ctx.set("v.answer", await answered)
 
 
+def lasting_ms(program: Program, told_ms: int = 0) -> int:
+    """How long a program may sleep altogether, the programs of the messages it sends (`told_ms` each) included."""
+    return sum(_lasting_ms(op, told_ms) for op in program)
+
+
+def _lasting_ms(op: Op, told_ms: int) -> int:
+    match op:
+        case Nap(ms) | AskWithin(ms) | Race(_, ms):
+            return ms
+        case Together(_, nap_ms):
+            return nap_ms or 0
+        case Tell():
+            return told_ms
+        case Repeat(times, body):
+            return times * lasting_ms(body, told_ms)
+        case _:
+            return 0
+
+
 # --- drawn from a seed ---------------------------------------------------------------------------------------------
 
 

@@ -6,6 +6,7 @@ Owns what happens in a run before any fault: which events, calls and programs. D
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 
 from tests.simulation import faults, programs
@@ -16,14 +17,20 @@ from tests.simulation.programs import (
     GiveUp,
     Nap,
     Op,
+    Program,
     Race,
     Remember,
     Repeat,
     Step,
     Tell,
     Together,
+    lasting_ms,
 )
 from tests.simulation.world import Delivery, Request, Scenario
+
+
+SLEEPS_MS_MAX = 3_600_000
+"""What the events of a random scenario may sleep altogether: one key sleeps it all in sequence, and a run ends."""
 
 
 def drawn(seed: int, profile: str | None = None) -> Scenario:
@@ -38,9 +45,12 @@ def drawn(seed: int, profile: str | None = None) -> Scenario:
     topics = {"events": rng.choice([1, 2, 4])} | ({"more": 1} if rng.random() < 0.4 else {})
     plays = programs.drawn(rng, keys, rng.choice([1, 3, 6]))
     span_s = rng.choice([0.0, 2.0, 20.0, 40.0])
-    deliveries = tuple(
-        Delivery(rng.uniform(0, span_s), rng.choice(sorted(topics)), *_cargo(rng, keys, len(plays)))
-        for _ in range(rng.choice([1, 5, 15, 40]))
+    deliveries = _bounded(
+        plays,
+        tuple(
+            Delivery(rng.uniform(0, span_s), rng.choice(sorted(topics)), *_cargo(rng, keys, len(plays)))
+            for _ in range(rng.choice([1, 5, 15, 40]))
+        ),
     )
     requests = tuple(
         Request(
@@ -65,10 +75,21 @@ def drawn(seed: int, profile: str | None = None) -> Scenario:
     )
 
 
+def _bounded(plays: Sequence[Program], deliveries: tuple[Delivery, ...]) -> tuple[Delivery, ...]:
+    """The first deliveries, as many as sleep no longer than SLEEPS_MS_MAX between them; at least one."""
+    told_ms = lasting_ms(plays[0])
+    total_ms = 0
+    for n, delivery in enumerate(deliveries):
+        total_ms += 0 if delivery.program is None else lasting_ms(plays[delivery.program], told_ms)
+        if total_ms > SLEEPS_MS_MAX:
+            return deliveries[: max(1, n)]
+    return deliveries
+
+
 def _contended(seed: int, rng: random.Random) -> Scenario:
     """Few keys, many short events on several partitions, three control planes: everybody meets everybody."""
     keys = ["k0", "k1"][: rng.choice([1, 1, 2])]
-    quick: programs.Program = (Remember("x"),)
+    quick: Program = (Remember("x"),)
     plays = (
         quick,
         quick,

@@ -48,6 +48,7 @@ from tenuto.protocol.records import (
     ResultOut,
     unpack_result,
 )
+from tenuto_control.core.lane_policy import passed
 from tenuto_control.dispatcher.services import Services
 from tenuto_control.dispatcher.work import CallWork, Work
 from tenuto_control.ports import (
@@ -188,6 +189,10 @@ class Activations:
             if isinstance(work, CallWork) and work.checked is not head and await self._answered(work, head):
                 continue
             source = work.event.source
+            if passed(head, work.event):
+                # Delivered again behind an event of another partition: it is let go of when its turn comes. In a
+                # batch it would take effect twice, so storage would refuse the commit, for ever.
+                continue
             if isinstance(source, KafkaSource):
                 # What was delivered again waits for the next head, whose watermark tells what of it is finished.
                 if source.offset <= last.get(source.watermark, -1):
@@ -354,6 +359,9 @@ class Activations:
         written = await self.services.writer.write(write, tok, patience_ms)
         left = parse_head(written.answer.item)
         if not isinstance(written.answer, Applied):
+            if (left.ver, left.pend) == (head.ver, head.pend) and left.run is None:
+                # Tried again from the same head it would be refused again: the lane pauses and says so.
+                raise AssertionError(f"a commit is refused on a head that has not changed: ver {head.ver}")
             self._claim_first = left.run is None and left.ver != head.ver
             return left, False
         self._claim_first = False
