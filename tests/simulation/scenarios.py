@@ -28,7 +28,6 @@ from tests.simulation.programs import (
 )
 from tests.simulation.world import Delivery, Request, Scenario
 
-
 SLEEPS_MS_MAX = 3_600_000
 """What the events of a random scenario may sleep altogether: one key sleeps it all in sequence, and a run ends."""
 
