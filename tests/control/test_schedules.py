@@ -14,6 +14,8 @@ from typing import Any
 
 from tenuto import InvocationRetryPolicy, ObjectContext, VirtualObject
 from tenuto.context import Context
+from tenuto.lane.transitions import Timer, inbox_put, timer_put
+from tenuto.protocol.ids import InvocationId
 from tenuto.protocol.messages import decode_request
 from tenuto.service import Service, Services
 from tenuto_control.ports import FunctionFailedError, FunctionThrottledError, LogUnavailableError
@@ -208,5 +210,27 @@ def test_a_topic_that_takes_no_records_holds_up_only_itself() -> None:
         await asyncio.sleep(60)
         assert [topic for topic, _ in meter.records] == ["good"]
         assert meter.head("box", "other").state["told"] == b"3"
+
+    run_virtual(scenario())
+
+
+def test_an_ended_sleep_does_not_take_the_guard_of_a_waiting_message_along() -> None:
+    box = VirtualObject("box")
+
+    @box.handler()
+    async def note(_ctx: ObjectContext, _n: int) -> None:
+        """What the message is for does not matter here."""
+
+    async def scenario() -> None:
+        meter = faulty(box)
+        event = meter.event_of_call(note, "k", "c1")
+        lane, nonce = InvocationId.parse(event.id)
+        now_ms = meter.clock.now_ms()
+        meter.table.apply(inbox_put(lane, event))
+        guard = Timer(lane, "guard", nonce, now_ms - 1_000, "guard.1")
+        for timer in (Timer(lane, "sleep", nonce, now_ms - 2_000, "sleep.1"), guard):
+            meter.table.apply(timer_put(timer))
+        await meter.sweeper.sweep()
+        assert [sk for pk, sk in meter.table.items if pk.startswith("T#")] == [guard.key.sk]
 
     run_virtual(scenario())

@@ -18,9 +18,9 @@ from typing import Any, assert_never
 import msgspec
 
 from tenuto.lane.head import HEAD_SK, parse_head
-from tenuto.lane.transitions import Timer, parse_timer
+from tenuto.lane.transitions import Timer, inbox_key, parse_timer
 from tenuto.lane.writes import Delete, Item, Write
-from tenuto.protocol.ids import digest
+from tenuto.protocol.ids import Lane, digest
 from tenuto.protocol.messages import Head, Run
 from tenuto.protocol.records import (
     AwakeableSlot,
@@ -82,6 +82,7 @@ class Oracles:
     timers: dict[str, dict[tuple[str, str], Timer]] = field(default_factory=lambda: defaultdict(dict))
     inbox: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     progress: int = 0
+    unmarked: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     _origins: dict[tuple[str, str], dict[str, tuple[int, int]]] = field(default_factory=dict)
     _owners: dict[tuple[str, int], str] = field(default_factory=dict)
     _slots: dict[tuple[str, str], bytes] = field(default_factory=dict)
@@ -109,8 +110,11 @@ class Oracles:
         live = self.inbox[pk]
         if after is not None and "ev" in after:
             live.add(sk)
+            # Until its guard and mark follow, whoever put it still has it: an offset, an outbox entry, a caller.
+            self.unmarked[pk].add(sk)
         else:
             live.discard(sk)
+            self.unmarked[pk].discard(sk)
         if after is None and before is not None and "done" in before:
             self.report("leftovers", f"the tombstone {pk} {sk} was deleted, a late duplicate would run")
 
@@ -139,6 +143,8 @@ class Oracles:
         self._steps(pk, was, now)
         if now.run is not None and now.run.suspended:
             self.settled_events.add(now.run.event.id)
+        if now.pend != was.pend and now.pend is not None:
+            self.unmarked[pk].clear()
         self._drivers(pk, now)
 
     def _together(self, pk: str, was: Head, now: Head) -> None:
@@ -233,7 +239,8 @@ class Oracles:
             return
         run = now.run
         source = None if run is None else run.event.source
-        if run is not None and (not isinstance(source, KafkaSource) or self.let_go(source)):
+        accepted = run is not None and inbox_key(Lane.from_pk(pk), run.event).sk not in self.unmarked[pk]
+        if run is not None and accepted and (not isinstance(source, KafkaSource) or self.let_go(source)):
             waits_for_others = run.suspended and run.wake_ms is None and not set(run.awaits or ()) & now.slots.keys()
             if not waits_for_others:
                 self.report("driver", f"{pk}: {run.event.id} is unfinished and no timer points at it")

@@ -258,7 +258,9 @@ class Lease:
             return
         progress = await self._roll(progress, rolls)
         write = checkpoint(self.lane, self.head.ver, self.run, progress)
-        self._settle(await self._write(write, holds=write.sets), Step.CHECKPOINTED, "checkpoint")
+        # Equal slots under another `ver` are the next attempt's own: to take them for ours would be to take its lease.
+        applied = {**write.sets, "ver": self.head.ver}
+        self._settle(await self._write(write, holds=applied), Step.CHECKPOINTED, "checkpoint")
         with self.guard:
             self.journal.written(progress)
             if progress.segments is not None:

@@ -102,7 +102,8 @@ class Sweeper:
     async def _treat(self, timers: Iterable[Timer]) -> None:
         over: list[Timer] = []
         kept: set[Lane] = set()
-        unneeded: dict[tuple[Lane, str], bool] = {}
+        # By kind as well: an ended sleep says nothing about the inbox, which the guard of the same invocation is for.
+        unneeded: dict[tuple[Lane, str, str], bool] = {}
         for timer in timers:
             if timer.due_ms > self._clock.now_ms():
                 self._dispatcher.arm(timer)
@@ -110,7 +111,7 @@ class Sweeper:
             if timer.kind == "send":
                 await self._deliver(timer)
             else:
-                at = (timer.lane, timer.invocation)
+                at = (timer.lane, timer.invocation, timer.kind)
                 if at not in unneeded:
                     unneeded[at] = await self._unneeded(timer)
                 if unneeded[at]:
