@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Final, assert_never
 
 from tenuto.lane import transitions
-from tenuto.lane.writes import Absent, AbsentOrAtMost, Clause, Delete, Equals, Put, Update
+from tenuto.lane.writes import Absent, AbsentOrAtMost, AbsentOrEquals, Clause, Delete, Equals, Put, Update
 from tenuto.machine.phases import TRANSITIONS, Phase
 from tenuto.protocol.ids import InvocationId, Lane
 from tenuto.protocol.messages import Head, Run, Trim
@@ -65,14 +65,14 @@ ROWS: Final = (
         transitions.spec_commit(LANE, IDLE, EFFECTS, "tok", drain=False, clears=True),
     ),
     Row(transitions.claim, "function", transitions.claim(LANE, IDLE, EFFECTS, RUN, "tok", drain=False)),
-    Row(transitions.checkpoint, "function", transitions.checkpoint(LANE, 4, RUN, PROGRESS)),
+    Row(transitions.checkpoint, "function", transitions.checkpoint(LANE, 4, RUN, PROGRESS, "own")),
     Row(
         transitions.suspend,
         "function",
-        transitions.suspend(LANE, 4, RUN, PROGRESS, {"name": b""}, {"name": b""}, transitions.Wait(("2a",), None)),
+        transitions.suspend(LANE, 4, RUN, PROGRESS, {"name": b""}, {"name": b""}, transitions.Wait(("2a",), None), "own"),
     ),
     Row(transitions.takeover, "dispatcher", transitions.takeover(LANE, OWNED, "holder", 0, {"0": b""}, "tok")),
-    Row(transitions.final_commit, "function, dispatcher", transitions.final_commit(LANE, OWNED, EFFECTS, "tok")),
+    Row(transitions.final_commit, "function, dispatcher", transitions.final_commit(LANE, OWNED, EFFECTS, "tok", "own")),
     Row(transitions.slot_put, "whoever resolves", transitions.slot_put(LANE, RUN, "2a", b"")),
     Row(transitions.inbox_put, "shipper, ingress, spill", transitions.inbox_put(LANE, EVENT)),
     Row(transitions.mark_pend, "after 9 and 10", transitions.mark_pend(LANE, "unique")),
@@ -167,6 +167,8 @@ def clause_of(clause: Clause) -> str:
             text = "no item" if clause.attribute == "pk" else f"no {attribute}"
         case AbsentOrAtMost():
             text = f"{attribute} ≤ first offset"
+        case AbsentOrEquals():
+            text = f"no {attribute}, or the writer's"
         case _:
             assert_never(clause)
     label = f"`{clause.label}`"

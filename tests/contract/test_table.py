@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from tenuto.lane.writes import (
     Absent,
     AbsentOrAtMost,
+    AbsentOrEquals,
     Answer,
     Applied,
     Clause,
@@ -60,7 +61,7 @@ def dynamodb_local() -> Iterator[str]:
         server = DynamoDBLocal(Path(workdir))
         asyncio.run(server.start())
         try:
-            asyncio.run(_create(server.endpoint_url))
+            asyncio.run(create_lanes(server.endpoint_url))
             yield server.endpoint_url
         finally:
             asyncio.run(server.stop())
@@ -75,13 +76,14 @@ def moto() -> Iterator[str]:
     server.start()
     host, port = server.get_host_and_port()
     try:
-        asyncio.run(_create(f"http://{host}:{port}"))
+        asyncio.run(create_lanes(f"http://{host}:{port}"))
         yield f"http://{host}:{port}"
     finally:
         server.stop()
 
 
-async def _create(endpoint_url: str) -> None:
+async def create_lanes(endpoint_url: str) -> None:
+    """Create the table of the suite."""
     async with client_for(endpoint_url) as client:
         await create_table(client, TABLE)
 
@@ -97,8 +99,8 @@ def open_table(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     endpoint_url: str = request.getfixturevalue("dynamodb_local" if kind == "blocking" else kind)
     if kind == "blocking":
         use_environment(monkeypatch, endpoint_url)
-        return _open_blocking
-    return lambda: _open_async(endpoint_url)
+        return open_blocking
+    return lambda: open_async(endpoint_url)
 
 
 @asynccontextmanager
@@ -107,7 +109,8 @@ async def _open_memory() -> AsyncIterator[Table]:
 
 
 @asynccontextmanager
-async def _open_blocking() -> AsyncIterator[Table]:
+async def open_blocking() -> AsyncIterator[Table]:
+    """The driver of functions, which finds its server in the environment."""
     table = BlockingDynamoTable(TABLE)
     try:
         yield table
@@ -116,7 +119,8 @@ async def _open_blocking() -> AsyncIterator[Table]:
 
 
 @asynccontextmanager
-async def _open_async(endpoint_url: str) -> AsyncIterator[Table]:
+async def open_async(endpoint_url: str) -> AsyncIterator[Table]:
+    """The driver of the control plane."""
     async with client_for(endpoint_url) as client:
         yield DynamoTable(client, TABLE)
 
@@ -210,6 +214,8 @@ HELD = (
     Absent("c", "never"),
     AbsentOrAtMost("c", "never", 0),
     AbsentOrAtMost("c", "number", 7),
+    AbsentOrEquals("c", "never", "x"),
+    AbsentOrEquals("c", "text", "x"),
 )
 BROKEN = (
     Equals("c", "number", 8),
@@ -222,6 +228,9 @@ BROKEN = (
     AbsentOrAtMost("c", "number", 6),
     AbsentOrAtMost("c", "text", 7),
     AbsentOrAtMost("c", "nothing", 7),
+    AbsentOrEquals("c", "text", "y"),
+    AbsentOrEquals("c", "number", "7"),
+    AbsentOrEquals("c", "nothing", "x"),
 )
 
 
@@ -362,7 +371,7 @@ def test_pages_join_across_the_megabyte_limit(dynamodb_local: str) -> None:
         assert [i["sk"] for i in first.items + second.items] == ["S#0", "S#1", "S#2", "S#3"]
         assert second.last is None
 
-    run(lambda: _open_async(dynamodb_local), scenario)
+    run(lambda: open_async(dynamodb_local), scenario)
 
 
 def test_delete_all_takes_few_requests(open_table: Open) -> None:
@@ -409,6 +418,7 @@ ANY_VALUE: st.SearchStrategy[Value] = st.recursive(
 CLAUSES: st.SearchStrategy[tuple[Clause, ...]] = st.lists(
     st.builds(Equals, st.just("c"), ATTRIBUTES, st.integers(0, 2) | st.text(max_size=1))
     | st.builds(Absent, st.just("c"), ATTRIBUTES)
+    | st.builds(AbsentOrEquals, st.just("c"), ATTRIBUTES, st.sampled_from(["", "text"]))
     | st.builds(AbsentOrAtMost, st.just("c"), ATTRIBUTES, st.integers(0, 2)),
     max_size=2,
 ).map(tuple)
@@ -507,14 +517,16 @@ def test_items_are_stored_as_any_tool_reads_them(dynamodb_local: str) -> None:
 
 
 def test_creating_the_table_again_changes_nothing(dynamodb_local: str) -> None:
+    twice = f"{TABLE}-twice"
+
     async def main() -> None:
         async with client_for(dynamodb_local) as client:
-            await asyncio.gather(*(create_table(client, "twice") for _ in range(3)))
-            await create_table(client, "twice")
-            described = await client.describe_time_to_live(TableName="twice")
+            await asyncio.gather(*(create_table(client, twice) for _ in range(3)))
+            await create_table(client, twice)
+            described = await client.describe_time_to_live(TableName=twice)
             expected = {"TimeToLiveStatus": "ENABLED", "AttributeName": "ttl"}
             assert described["TimeToLiveDescription"] == expected
-            table = (await client.describe_table(TableName="twice"))["Table"]
+            table = (await client.describe_table(TableName=twice))["Table"]
             assert table["BillingModeSummary"]["BillingMode"] == "PAY_PER_REQUEST"
 
     asyncio.run(main())
@@ -524,12 +536,12 @@ def test_a_table_of_other_make_is_not_taken(dynamodb_local: str) -> None:
     async def main() -> None:
         async with client_for(dynamodb_local) as client:
             await client.create_table(
-                TableName="other",
+                TableName=f"{TABLE}-other",
                 AttributeDefinitions=[{"AttributeName": "id", "AttributeType": "S"}],
                 KeySchema=[{"AttributeName": "id", "KeyType": "HASH"}],
                 BillingMode="PAY_PER_REQUEST",
             )
             with pytest.raises(ConfigurationError, match="other keys"):
-                await create_table(client, "other")
+                await create_table(client, f"{TABLE}-other")
 
     asyncio.run(main())

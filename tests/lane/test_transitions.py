@@ -71,6 +71,7 @@ from tests.lane.samples import (
     suspended,
 )
 
+OWN = "process"
 MARK = KAFKA.watermark
 EFFECTS = effects_of([EVENT], {"name": b'"Eve"', "old": None}, {0: OUT}, now_ms=5_000)
 TRIM = Trim(out=("000000000001.000000",), fin=("m1",), stray=("j.1.0",))
@@ -95,11 +96,11 @@ def progressed() -> Progress:
 def waits(*slots: str, wake_ms: int | None = 9) -> Update:
     state = {"name": b'"Eve"', "old": None}
     base = {"name": b'"Ann"', "old": b"1"}
-    return suspend(LANE, 4, RUN, Progress({"1": ANSWER}, {0: OUT}), state, base, Wait(slots, wake_ms, 2, "why"))
+    return suspend(LANE, 4, RUN, Progress({"1": ANSWER}, {0: OUT}), state, base, Wait(slots, wake_ms, 2, "why"), OWN)
 
 
 def commits(item: Item) -> Update:
-    return final_commit(LANE, head(item), EFFECTS, "new", trim=TRIM)
+    return final_commit(LANE, head(item), EFFECTS, "new", OWN, trim=TRIM)
 
 
 # Each head write, with an item it applies to: rising ones raise `ver`, the others leave it alone.
@@ -111,7 +112,7 @@ RISING: dict[str, tuple[Update, Item]] = {
     "7 final commit": (commits(owned()), owned()),
 }
 LEVEL: dict[str, tuple[Update, Item]] = {
-    "3 checkpoint": (checkpoint(LANE, 4, RUN, progressed()), owned()),
+    "3 checkpoint": (checkpoint(LANE, 4, RUN, progressed(), OWN), owned()),
     "5 suspend": (waits("0a"), owned()),
     "8 slot put": (slot_put(LANE, RUN, "0a", ANSWER), suspended()),
     "11 mark": (mark_pend(LANE, "p2"), owned()),
@@ -132,13 +133,15 @@ REFUSING: dict[str, tuple[Update, Item]] = {
     "claim.idle": (claimed(idle()), idle(rid="x")),
     "claim.watermark": (claimed(idle()), idle({f"w.{MARK}": OFFSET + 1})),
     "claim.pend": (claimed(idle()), idle(pend="p")),
-    "checkpoint.ver": (checkpoint(LANE, 4, RUN, progressed()), owned(ver=5)),
-    "checkpoint.slots": (checkpoint(LANE, 4, RUN, progressed()), owned({"j.4.1": ANSWER})),
+    "checkpoint.ver": (checkpoint(LANE, 4, RUN, progressed(), OWN), owned(ver=5)),
+    "checkpoint.own": (checkpoint(LANE, 4, RUN, progressed(), OWN), owned({"own": "twin"})),
     "suspend.ver": (waits("0a"), owned(ver=5)),
+    "suspend.own": (waits("0a"), owned({"own": "twin"})),
     "suspend.slots": (waits("0a"), owned({"j.4.0a": ANSWER})),
     "takeover.ver": (takeover(LANE, head(owned()), "h2", 1, {}, "new"), owned(ver=5)),
     "takeover.run": (takeover(LANE, head(owned()), "h2", 1, {}, "new"), owned(rid="x")),
     "commit.ver": (commits(owned()), owned(ver=5)),
+    "commit.own": (commits(owned()), owned({"own": "twin"})),
     "slot.run": (slot_put(LANE, RUN, "0a", ANSWER), suspended(rid="x")),
     "slot.free": (slot_put(LANE, RUN, "0a", ANSWER), suspended({"j.4.0a": ANSWER})),
     "clear.ver": (clear_pend(LANE, head(idle(pend="p"))), idle(pend="p", ver=4)),
@@ -281,7 +284,7 @@ def test_a_claim_is_guarded_by_the_lowest_offset_of_its_batch() -> None:
 
 def test_a_checkpoint_touches_only_its_own_slots() -> None:
     before = owned({"j.4.0": b"0", "j.4.5a": ANSWER})
-    after = head(applied(checkpoint(LANE, 4, RUN, progressed()), before))
+    after = head(applied(checkpoint(LANE, 4, RUN, progressed(), OWN), before))
     assert after.slots == {"1": ANSWER, "5a": ANSWER}, "slot 0 has rolled, an answer from outside stays"
     assert after.segments == ("J#1",)
     assert after.out == {"000000000004.000000": OUT}
@@ -307,7 +310,7 @@ def test_a_suspension_repeated_after_a_lost_response_is_the_same() -> None:
 
 
 def test_a_later_suspension_forgets_the_time_and_the_error_of_the_one_before() -> None:
-    write = suspend(LANE, 4, RUN, Progress(), {}, {}, Wait(("0a",), None))
+    write = suspend(LANE, 4, RUN, Progress(), {}, {}, Wait(("0a",), None), OWN)
     after = head(applied(write, owned(wake=7, err="old"))).run
     assert after is not None
     assert (after.wake_ms, after.error) == (None, None)
@@ -343,7 +346,7 @@ def test_a_takeover_begins_the_next_attempt_and_fills_due_slots() -> None:
 
 def test_the_former_owner_is_fenced_by_a_takeover() -> None:
     after = applied(takeover(LANE, head(owned()), "h2", 20_000, {}, "t"), owned())
-    for write in (checkpoint(LANE, 4, RUN, progressed()), waits("0a"), commits(owned())):
+    for write in (checkpoint(LANE, 4, RUN, progressed(), OWN), waits("0a"), commits(owned())):
         refused(write, after)
 
 
@@ -351,7 +354,7 @@ def test_a_slot_is_filled_once_and_survives_a_checkpoint() -> None:
     put = slot_put(LANE, RUN, "0a", ANSWER)
     once = applied(put, suspended())
     refused(put, once)
-    assert head(applied(checkpoint(LANE, 4, RUN, progressed()), once)).slots["0a"] == ANSWER
+    assert head(applied(checkpoint(LANE, 4, RUN, progressed(), OWN), once)).slots["0a"] == ANSWER
 
 
 def test_a_slot_of_a_run_that_is_over_is_not_filled() -> None:
@@ -384,7 +387,7 @@ def test_nonsense_is_refused_before_it_is_written() -> None:
     with pytest.raises(ValueError, match="only a run"):
         takeover(LANE, Head(), "h", 0, {}, "t")
     with pytest.raises(ValueError, match="needs the run"):
-        final_commit(LANE, Head(), Effects(), "t")
+        final_commit(LANE, Head(), Effects(), "t", OWN)
 
 
 def test_a_result_can_be_put_again() -> None:
@@ -397,8 +400,9 @@ def test_a_result_can_be_put_again() -> None:
 
 
 def test_segments_of_two_attempts_have_two_names() -> None:
-    assert segment_name(RUN, 4, 0) != segment_name(RUN, 5, 0)
-    assert applied(segment_put(LANE, segment_name(RUN, 4, 0), {"0": ANSWER}), None)["0"] == ANSWER
+    assert segment_name(RUN, 4, 0, OWN) != segment_name(RUN, 5, 0, OWN)
+    assert segment_name(RUN, 4, 0, OWN) != segment_name(RUN, 4, 0, "twin")
+    assert applied(segment_put(LANE, segment_name(RUN, 4, 0, OWN), {"0": ANSWER}), None)["0"] == ANSWER
 
 
 # --- timers ----------------------------------------------------------------------------------------------------------

@@ -8,13 +8,14 @@ A schedule takes the labels that are left out and raises AssertionError when the
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import timedelta
 
 from tenuto import ObjectContext, VirtualObject
 from tenuto.lane.head import head_key, parse_head
 from tenuto.lane.transitions import Effects, Timer, claim, inbox_put, mark_pend, takeover, timer_put
-from tenuto.lane.writes import Answer, Applied, Update, Write
+from tenuto.lane.writes import Answer, Applied, Delete, Update, Write
 from tenuto.protocol.ids import InvocationId, Lane, kafka_nonce
 from tenuto.protocol.messages import Activation, Head, Run
 from tenuto.protocol.records import Event, KafkaSource, RunSlot, Success, unpack_slot
@@ -27,7 +28,15 @@ from tests.support.virtual_time import VirtualClock, run_virtual
 
 chain = VirtualObject("chain")
 LANE = Lane("chain", "k")
-answers: Iterator[int] = iter(())
+
+
+caller = VirtualObject("caller")
+
+
+@caller.handler()
+async def double(_ctx: ObjectContext, n: int) -> int:
+    """A result to ask for."""
+    return 2 * n
 
 
 @chain.handler()
@@ -58,10 +67,13 @@ class Table(CountingTable):
         self.after_query: Callable[[], None] | None = None
         self.heads: list[Head] = []
         self.dies_after: str | None = None
+        self.late_s = 0.0
 
     async def write(self, write: Write) -> Answer:
         """See `Table.write`."""
-        if isinstance(write, Update):
+        if not isinstance(write, Delete):
+            if any(clause.label == "result.absent" for clause in write.conditions):
+                await asyncio.sleep(self.late_s)
             kept = tuple(c for c in write.conditions if c.label not in self.without)
             write = replace(write, conditions=kept)
         answer = await super().write(write)
@@ -153,48 +165,88 @@ def mark_lost_at_commit(without: frozenset[str]) -> None:
     run_virtual(scenario())
 
 
-twin = VirtualObject("chain")
-
-
-@twin.handler(name="step")
-async def differing(ctx: ObjectContext) -> None:
-    """A step whose result differs each time it runs."""
-    await ctx.run("step", lambda: next(answers))
-    await asyncio.sleep(1)
-    await ctx.run("next", int)
-
-
-def twins(without: frozenset[str]) -> None:
-    """The invocation that resumes a run is delivered twice: both own it, by the same fencing token."""
-    global answers  # noqa: PLW0603 - the outside of this schedule
-    answers = iter((1, 2))
+def result_forgotten(without: frozenset[str]) -> None:
+    """A delayed call runs before the place for its result is made: the process that accepted it was slow."""
 
     async def scenario() -> None:
         table = Table(without)
-        clock = VirtualClock()
-        services = Services([twin])
-        event = Event(
-            str(InvocationId(LANE, kafka_nonce("0", "t", 0, 0))), "step", KafkaSource("0", "t", 0, 0, 0), b"1"
-        )
-
-        def env(nonce: str) -> Environment:
-            return Environment(table, clock.now_ms, clock.now_ms() + 10_000, InlineWriteLoop(), _inline, nonce=nonce)
-
-        run = Run(event, 1, 0, 0, 1, "h", 0)
-        claimed = table.apply(claim(LANE, Head(), Effects(), run, "t", drain=False))
-        assert isinstance(claimed, Applied)
-        answer = table.apply(takeover(LANE, parse_head(claimed.item), "h2", 0, {}, "t"))
-        assert isinstance(answer, Applied)
-        again = Activation("chain", "k", "resume", parse_head(answer.item), "h2")
-        both = [activate(again, services, env(str(n))) for n in (1, 2)]
-        await asyncio.gather(*both, return_exceptions=True)
-        slots = {slot for head in table.heads if (slot := head.slots.get("0")) is not None}
-        found = [unpack_slot(data) for data in slots]
-        assert len(found) == 1, f"a journaled result changed: {found}"
-        assert isinstance(found[0], RunSlot)
-        assert isinstance(found[0].result, Success)
+        table.late_s = 5.0
+        meter = Meter(Services([caller]), table=table)
+        event = meter.event_of_call(double, "k", "c1", keep=True)
+        await meter.dispatcher.send(event, 1_000)
+        await meter.quiet()
+        answer = await meter.dispatcher.result(event.id, 1_000)
+        assert answer == Success(b"2"), f"who asks for the result is told {answer}"
 
     run_virtual(scenario())
+
+
+@dataclass(frozen=True, slots=True)
+class Twin:
+    """How one of two twins behaves: what its step answers, how long that takes, how long the handler dawdles then."""
+
+    answer: int
+    step_s: float = 0.0
+    after_s: float = 0.0
+
+
+def twins(handler_name: str, first: Twin, second: Twin) -> Callable[[frozenset[str]], None]:
+    """The invocation that resumes a run is delivered twice: both hold it, by the same fencing token."""
+
+    async def attempt(table: Table, clock: VirtualClock, head: Head, twin: Twin) -> None:
+        box = VirtualObject("chain")
+
+        async def step() -> int:
+            await asyncio.sleep(twin.step_s)
+            return twin.answer
+
+        async def keep(ctx: ObjectContext) -> None:
+            ctx.set("kept", await ctx.run("step", step))
+            await asyncio.sleep(twin.after_s)
+
+        @box.handler()
+        async def checkpoints(ctx: ObjectContext) -> None:
+            await keep(ctx)
+            await ctx.run("next", int)
+
+        @box.handler()
+        async def suspends(ctx: ObjectContext) -> None:
+            await keep(ctx)
+            await ctx.sleep(timedelta(seconds=5))
+
+        @box.handler()
+        async def commits(ctx: ObjectContext) -> None:
+            await keep(ctx)
+
+        nonce = f"twin {twin.answer}"
+        env = Environment(table, clock.now_ms, clock.now_ms() + 10_000, InlineWriteLoop(), _inline, nonce=nonce)
+        await activate(Activation("chain", "k", "resume", head, "h2"), Services([box]), env)
+
+    def schedule(without: frozenset[str]) -> None:
+        async def scenario() -> None:
+            table = Table(without)
+            clock = VirtualClock()
+            event = Event(
+                str(InvocationId(LANE, kafka_nonce("0", "t", 0, 0))), handler_name, KafkaSource("0", "t", 0, 0, 0), b"1"
+            )
+            claimed = table.apply(claim(LANE, Head(), Effects(), Run(event, 1, 0, 0, 1, "h", 0), "t", drain=False))
+            assert isinstance(claimed, Applied)
+            answer = table.apply(takeover(LANE, parse_head(claimed.item), "h2", 0, {}, "t"))
+            assert isinstance(answer, Applied)
+            both = [attempt(table, clock, parse_head(answer.item), twin) for twin in (first, second)]
+            await asyncio.gather(*both, return_exceptions=True)
+            seen = [str(head.state["kept"], "ascii") for head in table.heads if "kept" in head.state]
+            for head in table.heads:
+                if (data := head.slots.get("0")) is not None:
+                    slot = unpack_slot(data)
+                    assert isinstance(slot, RunSlot)
+                    assert isinstance(slot.result, Success)
+                    seen.append(str(slot.result.value or b"", "ascii"))
+            assert len(set(seen)) == 1, f"a finished step has the results {seen}"
+
+        run_virtual(scenario())
+
+    return schedule
 
 
 async def _inline(call: Callable[[], object]) -> object:
@@ -212,6 +264,9 @@ DIRECTED: dict[str, Callable[[frozenset[str]], None]] = {
     "claim.pend": overtaking("step"),
     "clear.pend": mark_lost_at_clearing,
     "spec.clear": mark_lost_at_commit,
-    "checkpoint.slots": twins,
+    "result.absent": result_forgotten,
+    "checkpoint.own": twins("checkpoints", Twin(1, after_s=1), Twin(2, after_s=1)),
+    "suspend.own": twins("suspends", Twin(1), Twin(2)),
+    "commit.own": twins("commits", Twin(1, after_s=1), Twin(2, step_s=0.5)),
 }
 """What each clause prevents, as a schedule that breaks without it and only then."""

@@ -56,6 +56,7 @@ LIGHT = Rates(
     control_crash=0.0005,
     invoke_throttled=0.02,
     invoke_unreachable=0.01,
+    invoke_doubled=0.01,
     answer_lost=0.02,
     answer_late=0.02,
     function_slow=0.01,
@@ -77,6 +78,7 @@ HEAVY = Rates(
     control_crash=0.003,
     invoke_throttled=0.08,
     invoke_unreachable=0.04,
+    invoke_doubled=0.04,
     answer_lost=0.08,
     answer_late=0.08,
     function_slow=0.04,
@@ -105,7 +107,9 @@ CHURN = Rates(
 )
 """Partitions that keep moving while messages are slow: where two control planes meet on one key."""
 
-ZOMBIES = Rates(lost=0.03, zombie=0.5, step_slow=0.3, answer_lost=0.1, control_crash=0.0005, latency_ms=10.0)
+ZOMBIES = Rates(
+    lost=0.03, zombie=0.5, invoke_doubled=0.1, step_slow=0.3, answer_lost=0.1, control_crash=0.0005, latency_ms=10.0
+)
 """Attempts that live on after everybody takes them for dead: what fencing is for."""
 
 PROFILES: dict[str, Rates] = {"none": NONE, "light": LIGHT, "heavy": HEAVY, "churn": CHURN, "zombies": ZOMBIES}

@@ -192,6 +192,7 @@ class SimulatedLambda:
             writes=InlineWriteLoop(),
             thread=_inline,
             jitter=self._rng.random,
+            nonce=process.name,
         )
         try:
             outcome: Outcome = await activate(request, self._services, env)

@@ -20,11 +20,13 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from tenuto.hosts import event_scheduler
 from tenuto.lane.writes import Item, Write
 from tenuto.protocol.ids import AwakeableId, InvocationId, Lane, call_nonce, source_of_partition
 from tenuto.protocol.messages import ServiceManifest
 from tenuto.protocol.records import CallSource, Event, Failed, Result, Success
 from tenuto_control.core.routing import Subscription
+from tenuto_control.dispatcher import Errand
 from tenuto_control.limits import Limits
 from tenuto_control.ports import LogUnavailableError, Pending, Target, TopicPartition, Unknown
 from tests.simulation import faults, programs
@@ -289,7 +291,10 @@ class Simulation:
         return result
 
     def _woken(self, payload: bytes) -> None:
-        self._person(self._once(lambda: self.at_some_plane(lambda p: p.dispatcher.poke(payload), "wake-up")))
+        woken = event_scheduler.decode(payload)
+        assert isinstance(woken, event_scheduler.WakeUp)
+        errand = Errand(Lane.from_pk(woken.lane), woken.timer)
+        self._person(self._once(lambda: self.at_some_plane(lambda p: p.dispatcher.woken(errand), "wake-up")))
 
     # --- Kafka -------------------------------------------------------------------------------------------------------
 

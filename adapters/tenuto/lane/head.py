@@ -9,6 +9,7 @@ Every part of the head is a top-level attribute, so a write names just what it c
     w.<source>                  next offset the lane accepts of a topic-partition
     o.<sequence>  f.<nonce>     outbox entry; a finished message or call (value: when, ms)
     rid run att holder lease    the active invocation: nonce, its fixed part, attempt, holder, lease end (ms)
+    own                         the process that has written for this attempt, which shuts out its twin
     fails err awaits wake seg   failed attempts, last error, awaited slots and wake time, names of journal segments
     j.<ver>.<slot>              journal slots of the invocation claimed at that ver
 """
@@ -40,7 +41,8 @@ class RunRecord(msgspec.Struct, frozen=True, array_like=True):
     input_item: str | None
 
 
-RUN_ATTRIBUTES = ("rid", "run", "att", "holder", "lease", "fails", "err", "awaits", "wake", "seg")
+OWN = "own"
+RUN_ATTRIBUTES = ("rid", "run", "att", "holder", "lease", OWN, "fails", "err", "awaits", "wake", "seg")
 
 _run_encoder = msgspec.msgpack.Encoder()
 _run_decoder = msgspec.msgpack.Decoder(RunRecord)

@@ -17,6 +17,7 @@ from tenuto.lane.head import (
     BASE,
     FIN,
     OUT,
+    OWN,
     RUN_ATTRIBUTES,
     STATE,
     WATERMARK,
@@ -24,7 +25,7 @@ from tenuto.lane.head import (
     pack_run,
     slot_attribute,
 )
-from tenuto.lane.writes import Absent, AbsentOrAtMost, Clause, Delete, Equals, Key, Put, Update, Value
+from tenuto.lane.writes import Absent, AbsentOrAtMost, AbsentOrEquals, Clause, Delete, Equals, Key, Put, Update, Value
 from tenuto.protocol.ids import Lane, offset_position, out_sequence
 from tenuto.protocol.limits import LANE_TTL_S, RESULT_TTL_S, TIMER_BUCKET_MS, TIMER_SHARDS, TOMBSTONE_TTL_S
 from tenuto.protocol.messages import Head, Run, Trim
@@ -153,15 +154,15 @@ class Progress:
         return bool(self.slots or self.out or self.rolled or self.large)
 
 
-def checkpoint(lane: Lane, ver: int, run: Run, progress: Progress) -> Update:
+def checkpoint(lane: Lane, ver: int, run: Run, progress: Progress, own: str) -> Update:
     """3. Journal slots, one attribute each: rewriting the journal whole would erase what others put into it.
 
-    A slot that is there already was written by a twin of this attempt, which an invocation that was delivered twice can
-    have.
+    `own` names the process that writes. An invocation that was delivered twice has a twin, which holds the same `ver`:
+    the first of the two to write shuts the other out, until the next takeover.
     """
     sets, removes = _progress(run, progress)
-    free = tuple(Absent("checkpoint.slots", slot_attribute(run.ver, slot)) for slot in progress.slots)
-    return Update(head_key(lane), sets, removes, (Equals("checkpoint.ver", "ver", ver), *free))
+    sets[OWN] = own
+    return Update(head_key(lane), sets, removes, _owned("checkpoint", ver, own))
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +183,7 @@ def suspend(
     state: Mapping[str, bytes | None],
     base: Mapping[str, bytes | None],
     wait: Wait,
+    own: str,
 ) -> Update:
     """5. Let go of the function, keeping the lane.
 
@@ -190,6 +192,7 @@ def suspend(
     sets, removes = _progress(run, progress)
     gone = _state(state, sets)
     sets |= {BASE + name: value for name, value in base.items()}
+    sets[OWN] = own
     sets["awaits"] = list(wait.slots)
     sets["fails"] = wait.failures
     drop = [*removes, *gone]
@@ -199,10 +202,10 @@ def suspend(
         else:
             sets[attribute] = value
     free = tuple(Absent("suspend.slots", slot_attribute(run.ver, slot)) for slot in wait.slots)
-    return Update(head_key(lane), sets, tuple(drop), (Equals("suspend.ver", "ver", ver), *free))
+    return Update(head_key(lane), sets, tuple(drop), (*_owned("suspend", ver, own), *free))
 
 
-def final_commit(lane: Lane, head: Head, effects: Effects, tok: str, *, trim: Trim = NO_TRIM) -> Update:
+def final_commit(lane: Lane, head: Head, effects: Effects, tok: str, own: str, *, trim: Trim = NO_TRIM) -> Update:
     """7. The end of a claimed run. `head` is the owner's view: its ver, run, slots and base."""
     run = head.run
     if run is None:
@@ -212,7 +215,11 @@ def final_commit(lane: Lane, head: Head, effects: Effects, tok: str, *, trim: Tr
     over = [slot_attribute(run.ver, slot) for slot in head.slots]
     bases = [BASE + name for name in head.base]
     drop = (*removes, *RUN_ATTRIBUTES, *over, *bases, *_trimmed(trim))
-    return Update(head_key(lane), sets, drop, (Equals("commit.ver", "ver", head.ver),))
+    return Update(head_key(lane), sets, drop, _owned("commit", head.ver, own))
+
+
+def _owned(name: str, ver: int, own: str) -> tuple[Clause, ...]:
+    return Equals(f"{name}.ver", "ver", ver), AbsentOrEquals(f"{name}.own", OWN, own)
 
 
 def _progress(run: Run, progress: Progress) -> tuple[dict[str, Value], tuple[str, ...]]:
@@ -247,7 +254,7 @@ def takeover(
     if failures is not None:
         sets["fails"] = failures
     clauses = (_ver("takeover.ver", head.ver), Equals("takeover.run", "rid", run.event.nonce))  # ver: defence
-    return Update(head_key(lane), sets, ("awaits", "wake"), clauses)
+    return Update(head_key(lane), sets, ("awaits", "wake", OWN), clauses)
 
 
 # --- 8 to 12, 14, 15: around the head ------------------------------------------------------------------------------
@@ -323,13 +330,13 @@ def result_key(invocation: str) -> Key:
     return Key(f"R#{invocation}", "R")
 
 
-def segment_name(run: Run, ver: int, number: int) -> str:
+def segment_name(run: Run, ver: int, number: int, own: str) -> str:
     """Sort key of a journal segment.
 
-    The writer's `ver` is part of it, so that an attempt that was fenced off can never overwrite a segment of its
-    successor.
+    The writer's `ver` and process are part of it, so that an attempt that was fenced off can never overwrite a segment
+    of its successor, nor one of two twins a segment of the other.
     """
-    return f"J#{run.ver:012d}#{number:06d}#{ver:012d}"
+    return f"J#{run.ver:012d}#{number:06d}#{ver:012d}#{own}"
 
 
 def input_name(nonce: str, holder: str) -> str:

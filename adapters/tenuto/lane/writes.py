@@ -50,7 +50,16 @@ class AbsentOrAtMost:
     number: int
 
 
-Clause: TypeAlias = Equals | Absent | AbsentOrAtMost
+@dataclass(frozen=True, slots=True)
+class AbsentOrEquals:
+    """The attribute does not exist or equals the text."""
+
+    label: str
+    attribute: str
+    value: str
+
+
+Clause: TypeAlias = Equals | Absent | AbsentOrAtMost | AbsentOrEquals
 """One term of a condition; a condition is the conjunction of its clauses. Mutation tests name clauses by label."""
 
 
@@ -111,6 +120,8 @@ def holds(clause: Clause, item: Item | None) -> bool:
         case AbsentOrAtMost(_, attribute, number):
             found = attributes.get(attribute)
             return attribute not in attributes or (isinstance(found, int) and found <= number)
+        case AbsentOrEquals(_, attribute, value):
+            return attribute not in attributes or attributes[attribute] == value
         case _:
             assert_never(clause)
 

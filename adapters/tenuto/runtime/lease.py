@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from msgspec.structs import replace
 
 from tenuto.errors import FencedError, StateTooLargeError
-from tenuto.lane.head import parse_head
+from tenuto.lane.head import OWN, parse_head
 from tenuto.lane.transitions import (
     NO_TRIM,
     Effects,
@@ -33,7 +33,7 @@ from tenuto.lane.transitions import (
     suspend,
     timer_put,
 )
-from tenuto.lane.writes import Answer, Applied, Delete, Item, Key, Refused, Value, Write
+from tenuto.lane.writes import Answer, Applied, Delete, Item, Key, Refused, Write
 from tenuto.machine.journal import Journal
 from tenuto.machine.phases import Phase, Step, advance
 from tenuto.protocol.ids import Lane
@@ -162,10 +162,11 @@ class Lease:
             with self.guard:
                 progress = self.journal.progress(publish=True)
             progress = await self._roll(progress, {})
-            answer = await self._write(suspend(self.lane, self.head.ver, self.run, progress, state, base, wait))
+            own = self._env.nonce
+            answer = await self._write(suspend(self.lane, self.head.ver, self.run, progress, state, base, wait, own))
             if isinstance(answer, Refused):
                 seen = parse_head(answer.item)
-                if seen.ver == self.head.ver and seen.run is not None:
+                if seen.ver == self.head.ver and seen.run is not None and _present(answer.item).get(OWN, own) == own:
                     # An earlier try of this write may have been applied and its response lost: then the head holds
                     # published state and first-seen values that have to be known from here on.
                     self.head = seen
@@ -196,7 +197,7 @@ class Lease:
             ]
             owned = _with_slots(self.head, known)
             trim = self._request.trim if self._request.mode == "resume" else NO_TRIM
-            write = final_commit(self.lane, owned, effects, tok, trim=trim)
+            write = final_commit(self.lane, owned, effects, tok, self._env.nonce, trim=trim)
             self._settle(await self._write(write, tok), Step.COMMITTED, "commit")
             if items:
                 await self._forget(items)
@@ -257,10 +258,8 @@ class Lease:
         if not progress:
             return
         progress = await self._roll(progress, rolls)
-        write = checkpoint(self.lane, self.head.ver, self.run, progress)
-        # Equal slots under another `ver` are the next attempt's own: to take them for ours would be to take its lease.
-        applied = {**write.sets, "ver": self.head.ver}
-        self._settle(await self._write(write, holds=applied), Step.CHECKPOINTED, "checkpoint")
+        write = checkpoint(self.lane, self.head.ver, self.run, progress, self._env.nonce)
+        self._settle(await self._write(write), Step.CHECKPOINTED, "checkpoint")
         with self.guard:
             self.journal.written(progress)
             if progress.segments is not None:
@@ -273,7 +272,7 @@ class Lease:
         segments = list(self.journal.segments)
         for part in (rolls, *({name: data} for name, data in large.items())):
             if part:
-                name = segment_name(self.run, self.head.ver, len(segments))
+                name = segment_name(self.run, self.head.ver, len(segments), self._env.nonce)
                 await self._write(segment_put(self.lane, name, part))
                 segments.append(name)
         if not rolls and not large:
@@ -302,8 +301,12 @@ class Lease:
         except TableUnavailableError:
             return
 
-    async def _write(self, write: Write, tok: str | None = None, holds: Mapping[str, Value] | None = None) -> Answer:
-        """Apply a write; after a lost response an item that bears `tok`, or `holds` what we set, tells that it was."""
+    async def _write(self, write: Write, tok: str | None = None) -> Answer:
+        """Apply a write, again after a lost response.
+
+        An item that bears `tok` then tells that it was applied. Writes without one may be applied twice: they set what
+        they set before, under the same conditions.
+        """
         lost: TableUnavailableError | None = None
         for pause_ms in (*WRITE_PAUSES_MS, None):
             try:
@@ -314,7 +317,7 @@ class Lease:
                     raise
                 await asyncio.sleep(pause_ms / 1000)
                 continue
-            if lost is not None and _is_ours(answer, holds or ({"tok": tok} if tok else {})):
+            if lost is not None and tok is not None and _bears(answer, tok):
                 return Applied(answer.item)
             return answer
         raise AssertionError("unreachable: the last pause is None")
@@ -335,10 +338,8 @@ class Lease:
             raise FencedError(f"the lease is {self.phase.value}")
 
 
-def _is_ours(answer: Answer, sets: Mapping[str, Value]) -> bool:
-    if not isinstance(answer, Refused) or answer.item is None or not sets:
-        return False
-    return all(answer.item.get(name) == value for name, value in sets.items())
+def _bears(answer: Answer, tok: str) -> bool:
+    return isinstance(answer, Refused) and answer.item is not None and answer.item.get("tok") == tok
 
 
 def _present(item: Item | None) -> Item:

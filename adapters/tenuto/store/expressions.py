@@ -15,6 +15,7 @@ from typing import Any, TypeAlias, assert_never
 from tenuto.lane.writes import (
     Absent,
     AbsentOrAtMost,
+    AbsentOrEquals,
     Clause,
     Delete,
     Equals,
@@ -206,5 +207,7 @@ def _render_clause(clause: Clause, placeholders: _Placeholders) -> str:
             return f"attribute_not_exists({name})"
         case AbsentOrAtMost(_, _, number):
             return f"(attribute_not_exists({name}) OR {name} <= {placeholders.value(number)})"
+        case AbsentOrEquals(_, _, text):
+            return f"(attribute_not_exists({name}) OR {name} = {placeholders.value(text)})"
         case _:
             assert_never(clause)
