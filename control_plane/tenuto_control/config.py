@@ -39,11 +39,19 @@ ENVIRONMENT: Mapping[str, tuple[str, str]] = {
     "TENUTO_SCHEDULER_GROUP": ("scheduler", "group"),
     "TENUTO_SCHEDULER_ROLE_ARN": ("scheduler", "role_arn"),
     "TENUTO_SCHEDULER_TARGET_ARN": ("scheduler", "target_arn"),
+    "TENUTO_SCHEDULER_DLQ_ARN": ("scheduler", "dlq_arn"),
+    "TENUTO_HOLD_SLEEP_MS": ("limits", "hold_sleep_ms"),
 }
 """Environment variables and the section and key they replace.
 
 AWS endpoints and credentials follow AWS's own variables.
 """
+
+FUNCTION_VARIABLE = "TENUTO_FUNCTION_"
+"""Followed by a function's name in capitals, `-` written `_`: the name or ARN of that function."""
+
+NUMBERS = ("port", "hold_sleep_ms")
+"""Keys of ENVIRONMENT that hold whole numbers."""
 
 
 class ConfigError(Exception):
@@ -115,11 +123,15 @@ class HttpConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class SchedulerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`[scheduler]`: EventBridge Scheduler, for wake-ups that no process here is needed for."""
+    """`[scheduler]`: EventBridge Scheduler, for wake-ups that no process here is needed for.
+
+    `dlq_arn` is a queue for wake-ups that could not be delivered: hints all of them, but a sign of trouble.
+    """
 
     role_arn: str
     target_arn: str
     group: str = "default"
+    dlq_arn: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,18 +158,23 @@ _SECTIONS: Mapping[str, type[Any]] = {
 }
 
 
-def load(path: str | Path, environment: Mapping[str, str] | None = None) -> Config:
-    """Read a configuration file and the environment (`os.environ` unless given). Raises ConfigError."""
+def load(
+    path: str | Path, environment: Mapping[str, str] | None = None, limits: Mapping[str, int] | None = None
+) -> Config:
+    """Read a configuration file and the environment (`os.environ` unless given). Raises ConfigError.
+
+    `limits` are defaults that a way to run has of its own; the file's `[limits]` come before them.
+    """
     try:
         text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError as e:
         raise ConfigError(f"{path}: no such file; write one, or name another with --config") from e
     except (OSError, UnicodeDecodeError) as e:
         raise ConfigError(f"{path}: cannot be read: {e}") from e
-    return parse(text, str(path), os.environ if environment is None else environment)
+    return parse(text, str(path), os.environ if environment is None else environment, limits)
 
 
-def parse(text: str, file: str, environment: Mapping[str, str]) -> Config:
+def parse(text: str, file: str, environment: Mapping[str, str], limits: Mapping[str, int] | None = None) -> Config:
     """The configuration a TOML text and environment variables make.
 
     `file` names the text in errors. Raises ConfigError.
@@ -167,6 +184,8 @@ def parse(text: str, file: str, environment: Mapping[str, str]) -> Config:
     except tomllib.TOMLDecodeError as e:
         raise ConfigError(f"{file}: not TOML: {e}") from e
     _check_names(raw, [*_SECTIONS, "functions", "subscriptions"], file, "")
+    if limits:
+        raw["limits"] = {**limits, **_table(raw.get("limits", {}), file, "limits")}
     _apply(environment, raw, file)
 
     sections = {name: _convert(raw[name], kind, file, name) for name, kind in _SECTIONS.items() if name in raw}
@@ -188,11 +207,15 @@ def _apply(environment: Mapping[str, str], raw: dict[str, Any], file: str) -> No
         if not text:
             continue
         value: str | int = text
-        if key == "port":
+        if key in NUMBERS:
             if not text.isascii() or not text.isdigit():
-                raise ConfigError(f"{variable}: expected a port number, not {text!r}")
+                raise ConfigError(f"{variable}: expected a whole number, not {text!r}")
             value = int(text)
         _table(raw.setdefault(section, {}), file, section)[key] = value
+    for name, section_value in _table(raw.get("functions", {}), file, "functions").items():
+        text = environment.get(FUNCTION_VARIABLE + name.upper().replace("-", "_"))
+        if text:
+            _table(section_value, file, f"functions.{name}")["function"] = text
 
 
 def _subscriptions(raw: Mapping[str, Any], file: str) -> tuple[Subscription, ...]:

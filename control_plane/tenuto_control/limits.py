@@ -6,7 +6,10 @@ both sides must agree on are in `tenuto.protocol.limits`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
+
+from tenuto.protocol.limits import HOLD_SLEEP_MS_MAX
 
 MIB = 1024 * 1024
 
@@ -85,16 +88,37 @@ class Limits:
     """Every so often a sweep also looks at older buckets, from a stored cursor on, so many at a time."""
     timer_postpone_ms: int = 60_000
     """A due timer that is still needed moves on by this much, doubling up to an hour: old buckets empty."""
+    hold_sleep_ms: int = HOLD_SLEEP_MS_MAX
+    """Sleeps up to this long are waited for inside the function; more than that is for a dispatcher that runs as a
+    function itself, where nothing but the outside scheduler could end a short suspension."""
     wheel_horizon_ms: int = 120_000
     """Timers due within this time are held in memory; later ones are found by the sweep."""
     scheduler_threshold_ms: int = 120_000
     """Sleeps at least this long are also handed to the outside scheduler, whose precision is a minute."""
+    scheduler_lead_ms: int = 60_000
+    """How long before the end of a sleep the outside scheduler is to fire: who is woken early waits for the rest."""
+    linger_ms: int = 10_000
+    """How long a dispatcher that runs as a function waits for what comes next rather than to be woken for it."""
 
     http_wait_ms_max: int = 25_000
     """How long a call is held open before the answer is an id to attach to (API Gateway ends at 29 s)."""
     http_body_bytes_max: int = 4 * MIB
 
     def __post_init__(self) -> None:
+        if self.scheduler_lead_ms >= self.scheduler_threshold_ms:
+            raise ValueError("scheduler_lead_ms must be below scheduler_threshold_ms: a wake-up would ask for another")
         for field in fields(self):
             if getattr(self, field.name) <= 0:
                 raise ValueError(f"{field.name} must be above zero, not {getattr(self, field.name)}")
+
+
+SERVERLESS: Mapping[str, int] = {
+    "hold_sleep_ms": 20_000,
+    "scheduler_threshold_ms": 10_000,
+    "scheduler_lead_ms": 1,
+    "spill_after_ms": 2_000,
+}
+"""Defaults of a dispatcher that runs as a function. Nothing there is awake between its invocations: short sleeps stay
+in the handler's function, longer ones go to the outside scheduler, and a batch is not held up by one slow key. A larger
+`scheduler_lead_ms` makes wake-ups punctual, at the price of a dispatcher that waits; keep `linger_ms` above it.
+"""

@@ -146,7 +146,7 @@ def test_mistakes_are_named_with_the_way_out(text: str, message: str) -> None:
 
 
 def test_a_wrong_variable_is_named() -> None:
-    with pytest.raises(ConfigError, match="TENUTO_HTTP_PORT: expected a port number, not 'eighty'"):
+    with pytest.raises(ConfigError, match="TENUTO_HTTP_PORT: expected a whole number, not 'eighty'"):
         parse(MINIMAL, "tenuto.toml", {"TENUTO_HTTP_PORT": "eighty"})
 
 

@@ -17,6 +17,7 @@ from tenuto.context import Context
 from tenuto.lane.transitions import Timer, inbox_put, timer_put
 from tenuto.protocol.ids import InvocationId
 from tenuto.protocol.messages import decode_request
+from tenuto.protocol.records import Failed
 from tenuto.service import Service, Services
 from tenuto_control.ports import FunctionFailedError, FunctionThrottledError, LogUnavailableError
 from tests.costs.meter import Meter
@@ -25,14 +26,18 @@ from tests.support.virtual_time import run_virtual
 
 @dataclass(slots=True)
 class Faulty(Meter):
-    """A meter whose function can be cut off or throttled, and whose topic "missing" takes no records."""
+    """A meter whose function can be cut off, throttled or killed each time, and whose topic "missing" takes no records."""
 
     cut_off: asyncio.Event | None = None
     throttles: int = 0
+    dies: bool = False
     records: list[tuple[str, bytes | None]] = field(default_factory=list)
 
     async def invoke(self, function: str, payload: bytes) -> bytes:
         """See `FunctionInvoker.invoke`."""
+        if self.dies:
+            self.invocations += 1
+            raise FunctionFailedError("killed")
         if self.throttles and decode_request(payload).version and b'"resume"' in payload:
             self.throttles -= 1
             raise FunctionThrottledError("429")
@@ -232,5 +237,50 @@ def test_an_ended_sleep_does_not_take_the_guard_of_a_waiting_message_along() -> 
             meter.table.apply(timer_put(timer))
         await meter.sweeper.sweep()
         assert [sk for pk, sk in meter.table.items if pk.startswith("T#")] == [guard.key.sk]
+
+    run_virtual(scenario())
+
+
+def test_an_event_that_fails_behind_another_has_all_its_attempts() -> None:
+    box = VirtualObject("box")
+    tried: list[int] = []
+
+    @box.handler(retry_policy=InvocationRetryPolicy(max_attempts=4))
+    async def fails(_ctx: ObjectContext, n: int) -> None:
+        tried.append(n)
+        if n == 2 or tried.count(1) < 3:
+            raise RuntimeError("not now")
+
+    async def scenario() -> None:
+        meter = faulty(box)
+        meter.dead_letter = "dead"
+        meter.deliver(fails, "k", b"1")
+        meter.deliver(fails, "k", b"2")
+        await meter.quiet()
+        assert (tried.count(1), tried.count(2)) == (3, 4)
+        assert [topic for topic, _ in meter.records] == ["dead"]
+
+    run_virtual(scenario())
+
+
+def test_an_event_that_always_ends_its_function_is_given_up_as_its_policy_says() -> None:
+    box = VirtualObject("box")
+
+    @box.handler(retry_policy=InvocationRetryPolicy(max_attempts=3))
+    async def fatal(_ctx: ObjectContext, _n: int) -> int:
+        return 1
+
+    async def scenario() -> None:
+        meter = faulty(box)
+        meter.dead_letter = "dead"
+        meter.dies = True
+        meter.deliver(fatal, "k", b"1")
+        await meter.quiet()
+        assert meter.invocations == 3
+        assert [topic for topic, _ in meter.records] == ["dead"]
+        assert meter.released == [0]
+        answer = await meter.dispatcher.call(meter.event_of_call(fatal, "k", "c1"), 600_000)
+        assert isinstance(answer, Failed)
+        assert "3 attempts failed" in answer.failure.message
 
     run_virtual(scenario())

@@ -47,7 +47,11 @@ OWN_POSITIONS = 900_000
 """Outbox positions from here on are for entries that no command made; commands stay far below."""
 
 HOLD_SLEEP_MS_MAX = 300
-"""Sleeps up to this long stay inside the function: cheaper than a suspension's three writes and an invocation."""
+"""Sleeps up to this long stay inside the function: cheaper than a suspension's three writes and an invocation.
+
+A control plane that is not always on may ask for more (`Activation.hold_ms`); a sleep held for longer than this takes
+the lease and journals its end first, so that a crash does not begin it anew.
+"""
 
 HOLD_RETRY_MS_MAX = 1_000
 """Pauses between attempts up to this long stay inside the function, if its deadline allows."""

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeAlias
 import msgspec
 from msgspec import Struct
 
+from tenuto.protocol.limits import HOLD_SLEEP_MS_MAX
 from tenuto.protocol.records import Event, Failure, Out, Result
 
 PROTOCOL_VERSION = 1
@@ -88,7 +89,7 @@ class Activation(Struct, frozen=True, tag="activation"):
 
     `speculate`: several events, nothing owned. `drain`: one inbox item. `resume`: the head's own run, already taken
     over with `holder`. `shared`: one read-only handler. `claim_first` takes the lease before the handler starts.
-    `attempt` counts from 1 for the first event.
+    `attempt` counts from 1 for the first event. Sleeps up to `hold_ms` are waited for inside the function.
     """
 
     service: str
@@ -101,6 +102,7 @@ class Activation(Struct, frozen=True, tag="activation"):
     claim_first: bool = False
     trim: Trim = Trim()
     table: str = "tenuto"
+    hold_ms: int = HOLD_SLEEP_MS_MAX
     version: int = PROTOCOL_VERSION
 
 

@@ -145,6 +145,8 @@ async def activate(request: Activation, registry: Registry, env: Environment) ->
     for event in request.events:
         if registry.find(request.service, event.handler) is None:
             return Rejected(Failure(f"no handler {request.service}/{event.handler} in this function", 404))
+    if request.hold_ms != env.hold_ms:
+        env = replace(env, hold_ms=request.hold_ms)
     if request.mode == "resume" and request.head.run is not None:
         env = _within_lease(env, request.head.run.lease_ms)
     lease = Lease(request, env)

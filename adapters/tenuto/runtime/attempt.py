@@ -213,10 +213,37 @@ class Attempt:
             await asyncio.wait(steps, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
             self._collect()
             self._check_open()
-        elif left_ms is not None and left_ms <= min(HOLD_SLEEP_MS_MAX, self.env.remaining_ms() - DEADLINE_MARGIN_MS):
-            await asyncio.sleep(left_ms / 1000)
+        elif nearest is not None and self._can_hold_sleep(futures, nearest):
+            await self._hold_sleep(futures, nearest)
         else:
             await self._suspend(futures, nearest)
+
+    def _can_hold_sleep(self, futures: Sequence[DurableFuture[Any]], wake_ms: int) -> bool:
+        """Whether to wait for the end of a sleep in this function rather than to suspend."""
+        left_ms = wake_ms - self.env.now_ms()
+        if left_ms > min(self.env.hold_ms, self.env.remaining_ms() - DEADLINE_MARGIN_MS):
+            return False
+        # What arrives from outside is seen by a suspension's condition, not by a function that waits.
+        return left_ms <= HOLD_SLEEP_MS_MAX or all(isinstance(f, SleepFuture) for f in futures)
+
+    async def _hold_sleep(self, futures: Sequence[DurableFuture[Any]], wake_ms: int) -> None:
+        """Wait for the end of a sleep. A long one is made durable first: after a crash it does not begin anew."""
+        if wake_ms - self.env.now_ms() > HOLD_SLEEP_MS_MAX:
+            if not self.lease.owning:
+                await self._durably(self.lease.claim(self.event, self._before(), self.start_ms))
+            self._note_ends(futures)
+            await self._durably(self.lease.flush())
+            if not self._can_hold_sleep(futures, wake_ms):
+                return  # The writes took long: what is left of this function is too little.
+        await asyncio.sleep(max(0, wake_ms - self.env.now_ms()) / 1000)
+
+    def _note_ends(self, futures: Sequence[DurableFuture[Any]]) -> None:
+        with self.lease.guard:
+            journal = self.lease.journal
+            for future in futures:
+                due = due_name(future.index)
+                if isinstance(future, SleepFuture) and journal.slot(due) is None:
+                    journal.finish(due, DueSlot(future.due_ms))
 
     def _end_sleeps(self, futures: Sequence[DurableFuture[Any]]) -> bool:
         now = self.env.now_ms()
@@ -234,12 +261,7 @@ class Attempt:
         self._check_open()
         if not self.lease.owning:
             await self._durably(self.lease.claim(self.event, self._before(), self.start_ms))
-        with self.lease.guard:
-            journal = self.lease.journal
-            for future in futures:
-                due = due_name(future.index)
-                if isinstance(future, SleepFuture) and journal.slot(due) is None:
-                    journal.finish(due, DueSlot(future.due_ms))
+        self._note_ends(futures)
         if await self._durably(self._suspend_write(Wait(tuple(f.slot for f in futures), wake_ms))):
             self.suspended = True
             raise Unwind

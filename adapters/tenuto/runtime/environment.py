@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
+from tenuto.protocol.limits import HOLD_SLEEP_MS_MAX
 from tenuto.store.port import Table
 
 T = TypeVar("T")
@@ -71,7 +72,8 @@ async def in_thread(call: Callable[[], T]) -> T:
 class Environment:
     """Surroundings of one activation. `deadline_ms` is when the function will be stopped, by its own clock.
 
-    `nonce` is this process's own: it tells it from a twin, when one invocation was delivered twice.
+    `nonce` is this process's own: it tells it from a twin, when one invocation was delivered twice. Sleeps up to
+    `hold_ms` are waited for inside the function.
     """
 
     table: Table
@@ -81,6 +83,7 @@ class Environment:
     thread: Callable[[Callable[[], Any]], Awaitable[Any]] = in_thread
     jitter: Callable[[], float] = lambda: 0.0
     nonce: str = ""
+    hold_ms: int = HOLD_SLEEP_MS_MAX
 
     def remaining_ms(self) -> int:
         """Milliseconds this function may still run."""

@@ -3,6 +3,6 @@
 Owns `Dispatcher`, the one implementation of `ports.Execution`. Does not own where events come from (loops, ingress).
 """
 
-from tenuto_control.dispatcher.dispatcher import Dispatcher
+from tenuto_control.dispatcher.dispatcher import Dispatcher, Errand
 
-__all__ = ["Dispatcher"]
+__all__ = ["Dispatcher", "Errand"]

@@ -7,8 +7,9 @@ Does not own when a lane activates (`lane_worker`).
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import msgspec
 from msgspec.structs import replace
@@ -68,16 +69,20 @@ log = logging.getLogger("tenuto.lane")
 class Attempted:
     """What came of an activation: the head it left (None: read again), the work that is finished, and what failed.
 
-    `failed_at` names the handler whose attempt failed; then there is a pause: `pause_ms`, or by its policy. A
+    `failed` is the event whose attempt failed; then there is a pause: `pause_ms`, or by its handler's policy. A
     `harmless` failure does not count as an attempt. `ended` are holders that certainly run no more.
     """
 
     head: Head | None
     finished: tuple[Work, ...] = ()
-    failed_at: str | None = None
+    failed: Event | None = None
     pause_ms: int | None = None
     harmless: bool = False
     ended: frozenset[str] = frozenset()
+
+
+Tries: TypeAlias = Callable[[Event], int]
+"""Which attempt at an event the next one is, from 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +102,12 @@ class Activations:
     _claim_first: bool = False
     _batch_max: int | None = None
     _holder: str = ""
+    _attempt: int = 1
     _log_key: tuple[str, int] = field(default=("", 0))
 
     # --- the four ways to activate ----------------------------------------------------------------------------------
 
-    async def speculate(self, head: Head, queue: Iterable[Work], attempt: int, trim: Trim) -> Attempted | None:
+    async def speculate(self, head: Head, queue: Iterable[Work], tries: Tries, trim: Trim) -> Attempted | None:
         """Run queued events. None when stored results have answered all of them."""
         target = self._target()
         if target is None:
@@ -114,7 +120,7 @@ class Activations:
             self.busy = tuple(batch)
             events = [work.event for work in batch]
             try:
-                outcome = await self._invoke(target, head, events, "speculate", attempt, trim)
+                outcome = await self._invoke(target, head, events, "speculate", tries(events[0]), trim)
             except BaseException:
                 self.busy = None
                 raise
@@ -124,14 +130,14 @@ class Activations:
         finally:
             self.busy = None
 
-    async def drain(self, head: Head, events: Sequence[Event], attempt: int, trim: Trim, *, clears: bool) -> Attempted:
+    async def drain(self, head: Head, events: Sequence[Event], tries: Tries, trim: Trim, *, clears: bool) -> Attempted:
         """Run inbox items. `clears`: they are all there is, so their commit may clear the mark."""
         target = self._target()
         if target is None:
             return self._unserved(events[0])
         batch = list(events[: 1 if self._batch_max else len(events)])
         async with self.services.capacity.place(target):
-            outcome = await self._invoke(target, head, batch, "drain", attempt, trim)
+            outcome = await self._invoke(target, head, batch, "drain", tries(batch[0]), trim)
         works = [Drained(event) for event in batch]
         clears = clears and len(batch) == len(events)
         return await self._judge(outcome, head, works, trim, drain=True, clears=clears)
@@ -175,7 +181,8 @@ class Activations:
         effects = self._effects([event], {}, out)
         tok = f"{self.services.token()}.bury"
         log.error("%s: %s ends as failed: %s", self.lane.pk, event.handler, reason)
-        written = await self.services.writer.write(final_commit(self.lane, head, effects, tok, trim=trim), tok)
+        write = final_commit(self.lane, head, effects, tok, head.run.holder, trim=trim)
+        written = await self.services.writer.write(write, tok)
         return Attempted(parse_head(written.answer.item))
 
     # --- choosing ---------------------------------------------------------------------------------------------------
@@ -252,8 +259,10 @@ class Activations:
             claim_first=self._claim_first,
             trim=trim,
             table=self.services.table_name,
+            hold_ms=self.services.limits.hold_sleep_ms,
         )
         self._holder = request.holder
+        self._attempt = attempt
         try:
             return decode_outcome(await self.services.invoker.invoke(target.function, encode(request)))
         except InvokeError as e:
@@ -290,14 +299,15 @@ class Activations:
                 self._claim_first = True
                 return Attempted(None, ended=frozenset({self._holder}))
             case InvokeError():
+                given_up = self._given_up(outcome, batch)
+                if given_up is not None:
+                    return await self._commit(given_up, head, batch, trim, drain=drain, clears=clears)
                 return self._unanswered(outcome, head, batch)
             case Rejected(failure):
                 self._warn(failure.message)
-                handler = self._handler(head, batch)
+                failed = self._first(head, batch)
                 pause = self.services.limits.invoke_retry_max_ms
-                return Attempted(
-                    None, failed_at=handler, pause_ms=pause, harmless=True, ended=frozenset({self._holder})
-                )
+                return Attempted(None, failed=failed, pause_ms=pause, harmless=True, ended=frozenset({self._holder}))
             case Manifest():
                 raise AssertionError("an activation is not answered with a manifest")
 
@@ -323,9 +333,9 @@ class Activations:
         if stopped is None:
             self._batch_max = None
             return Attempted(head, finished)
-        handler = batch[len(done)].event.handler
-        self._warn(f"attempt at {handler} failed: {stopped.failure.message}")
-        return Attempted(head, finished, failed_at=handler, pause_ms=stopped.retry_after_ms)
+        failed = batch[len(done)].event
+        self._warn(f"attempt at {failed.handler} failed: {stopped.failure.message}")
+        return Attempted(head, finished, failed=failed, pause_ms=stopped.retry_after_ms)
 
     async def _commit_done(
         self,
@@ -402,45 +412,58 @@ class Activations:
             finished.append(work)
         return tuple(finished)
 
+    def _given_up(self, error: InvokeError, batch: Sequence[Work | Drained]) -> Speculated | None:
+        """The end of an event that its function never answered for, once its policy allows no further attempt.
+
+        Alone in its batch, so that no other event is taken for the one that ends the function. Had it claimed, the
+        commit of this would be refused, and the takeover counts.
+        """
+        if len(batch) != 1 or not isinstance(error, PayloadTooLargeError | FunctionFailedError):
+            return None
+        event = batch[0].event
+        limit = self.services.policy(self.lane.service, event.handler).max_attempts
+        if limit is None or self._attempt < limit:
+            return None
+        reason = f"{self._attempt} attempts failed, the last without an answer: {error}"
+        log.error("%s: %s ends as failed: %s", self.lane.pk, event.handler, reason)
+        source = event.source
+        dead = isinstance(source, KafkaSource) and source.dead_letter is not None
+        out = (dead_letter(event, source, reason, None),) if dead and isinstance(source, KafkaSource) else ()
+        return Speculated((EventResult(event.id, Failed(Failure(reason))),), {}, out)
+
     def _unanswered(self, error: InvokeError, head: Head, batch: Sequence[Work | Drained]) -> Attempted:
         limits = self.services.limits
-        handler = self._handler(head, batch)
+        failed, ended = self._first(head, batch), frozenset({self._holder})
         match error:
             case FunctionThrottledError():
                 # It did not run: the same batch goes again, from the same head.
                 pause = limits.invoke_retry_initial_ms * (1 + round(3 * self.services.rng.random()))
-                return Attempted(
-                    head, failed_at=handler, pause_ms=pause, harmless=True, ended=frozenset({self._holder})
-                )
+                return Attempted(head, failed=failed, pause_ms=pause, harmless=True, ended=ended)
             case FunctionUnreachableError():
                 self._warn(str(error))
-                return Attempted(None, failed_at=handler, pause_ms=limits.invoke_retry_max_ms // 10, harmless=True)
+                return Attempted(None, failed=failed, pause_ms=limits.invoke_retry_max_ms // 10, harmless=True)
             case FunctionMissingError():
                 self._warn(str(error))
-                return Attempted(
-                    None,
-                    failed_at=handler,
-                    pause_ms=limits.invoke_retry_max_ms,
-                    harmless=True,
-                    ended=frozenset({self._holder}),
-                )
+                pause = limits.invoke_retry_max_ms
+                return Attempted(None, failed=failed, pause_ms=pause, harmless=True, ended=ended)
             case PayloadTooLargeError() | FunctionFailedError() | _:
                 # One event of a batch may be what kills the function: the next attempts are at one event each.
                 self._batch_max = 1
-                self._warn(f"attempt at {handler} failed: {error}")
-                return Attempted(None, failed_at=handler, ended=frozenset({self._holder}))
+                self._warn(f"attempt at {failed.handler} failed: {error}")
+                return Attempted(None, failed=failed, ended=ended)
 
     def _unserved(self, event: Event) -> Attempted:
         self._warn(f"no function serves {self.lane.service}, its work waits")
-        return Attempted(
-            None, failed_at=event.handler, pause_ms=self.services.limits.invoke_retry_max_ms, harmless=True
-        )
+        return Attempted(None, failed=event, pause_ms=self.services.limits.invoke_retry_max_ms, harmless=True)
 
     @staticmethod
-    def _handler(head: Head, batch: Sequence[Work | Drained]) -> str:
+    def _first(head: Head, batch: Sequence[Work | Drained]) -> Event:
+        """The event an activation is about: the first of its batch, or the run's."""
         if batch:
-            return batch[0].event.handler
-        return head.run.event.handler if head.run else "?"
+            return batch[0].event
+        if head.run is None:
+            raise AssertionError("an activation is about events or a run")
+        return head.run.event
 
     def _warn(self, text: str) -> None:
         """Log a failure at its first, second, fourth, eighth ... time in a row."""

@@ -11,10 +11,11 @@ import logging
 import random
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+from tenuto.hosts import event_scheduler
 from tenuto.lane.head import head_key, parse_head
-from tenuto.lane.transitions import Timer, inbox_key, result_expected, result_key, timer_delete
+from tenuto.lane.transitions import Timer, inbox_key, parse_timer, result_expected, result_key, timer_delete
 from tenuto.lane.writes import Key
 from tenuto.protocol.ids import InvocationId, Lane, digest
 from tenuto.protocol.limits import VALUE_BYTES_MAX
@@ -54,6 +55,16 @@ from tenuto_control.ports import (
 
 log = logging.getLogger("tenuto.dispatcher")
 
+SETTLE_LOOK_S = 0.01
+"""How often to look whether lanes have come to rest: their ends are many, and no one event tells of all."""
+
+
+class Errand(NamedTuple):
+    """Why to be woken: for a lane, or for the delayed message whose timer is named."""
+
+    lane: Lane
+    timer: Key | None = None
+
 
 class Dispatcher:
     """Runs lanes. `process` is a name that no other process has, and that this one never had before."""
@@ -78,15 +89,26 @@ class Dispatcher:
         self._workers: dict[Lane, LaneWorker] = {}
         self._known: OrderedDict[Lane, Known] = OrderedDict()
         self._waiters: dict[str, set[asyncio.Future[Result]]] = {}
-        self._timers: dict[Key, asyncio.TimerHandle] = {}
+        self._timers: dict[Key, tuple[Timer, asyncio.TimerHandle]] = {}
         self._background: set[asyncio.Task[None]] = set()
         self._tokens = 0
         self._process = process
         writer = Writer(table, limits)
-        delivery = Delivery(writer, sink, clock, limits, self._token, self.look, self._told, self.arm)
+        delivery = Delivery(writer, sink, clock, limits, self._token, self.look, self._told, self._remind)
         capacity = Capacity(limits.invoke_concurrency_max)
         self._services = Services(
-            writer, delivery, invoker, capacity, targets, scheduler, clock, rng, limits, self._token, table_name
+            writer,
+            delivery,
+            invoker,
+            capacity,
+            targets,
+            scheduler,
+            clock,
+            rng,
+            limits,
+            self._token,
+            self._forget,
+            table_name,
         )
 
     # --- lifecycle --------------------------------------------------------------------------------------------------
@@ -94,17 +116,47 @@ class Dispatcher:
     async def start(self) -> None:
         """Be ready for work."""
 
+    async def settle(self, deadline_ms: int, linger_ms: int = 0) -> None:
+        """Wait until nothing is under way, or for a deadline.
+
+        A lane that rests (a pause, another's lease) and an armed timer are waited for if that is over in `linger_ms`.
+        """
+        loop = asyncio.get_running_loop()
+        while (now_ms := self._clock.now_ms()) < deadline_ms:
+            linger_until = min(deadline_ms, now_ms + linger_ms)
+            near_s = loop.time() + (linger_until - now_ms) / 1000
+            if not (
+                self._background
+                or any(worker.busy_before(linger_until) for worker in self._workers.values())
+                or any(handle.when() <= near_s for _, handle in self._timers.values())
+            ):
+                return
+            await asyncio.sleep(SETTLE_LOOK_S)
+
+    async def halt(self, until_ms: int) -> list[Errand]:
+        """Stop everything where it is, as a crash would. Returns what would have been done before a time."""
+        errands = [Errand(worker.lane) for worker in self._workers.values() if worker.busy_before(until_ms)]
+        near_s = asyncio.get_running_loop().time() + (until_ms - self._clock.now_ms()) / 1000
+        for key, (timer, handle) in self._timers.items():
+            if handle.when() <= near_s:
+                errands.append(Errand(timer.lane, key if timer.kind == "send" else None))
+        await self._stop_tasks()
+        return list(dict.fromkeys(errands))
+
     async def stop(self) -> None:
         """Let what runs end within the drain timeout, then stop everything. Nothing durable depends on it."""
-        for handle in self._timers.values():
-            handle.cancel()
-        self._timers.clear()
         deadline = self._clock.now_ms() + self._limits.drain_timeout_ms
         # What runs are invocations: they end on their own, and there is no one event for the end of all.
         while self._clock.now_ms() < deadline:
             if not any(w.running for w in self._workers.values()):
                 break
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(SETTLE_LOOK_S)
+        await self._stop_tasks()
+
+    async def _stop_tasks(self) -> None:
+        for _, handle in self._timers.values():
+            handle.cancel()
+        self._timers.clear()
         tasks = [w.task for w in self._workers.values() if w.task is not None] + list(self._background)
         for task in tasks:
             task.cancel()
@@ -255,7 +307,7 @@ class Dispatcher:
         if delay_ms > self._limits.wheel_horizon_ms or timer.key in self._timers:
             return
         loop = asyncio.get_running_loop()
-        self._timers[timer.key] = loop.call_later(max(0, delay_ms) / 1000, self._due, timer)
+        self._timers[timer.key] = timer, loop.call_later(max(0, delay_ms) / 1000, self._due, timer)
 
     def _due(self, timer: Timer) -> None:
         self._timers.pop(timer.key, None)
@@ -278,9 +330,17 @@ class Dispatcher:
         )
         await self._services.writer.write(timer_delete(timer))
 
-    async def poke(self, payload: bytes) -> None:
-        """A wake-up from the outside scheduler: the partition key of a lane."""
-        self.look(Lane.from_pk(payload.decode()))
+    async def woken(self, errand: Errand) -> None:
+        """A wake-up from outside."""
+        item = None if errand.timer is None else await self._table.get(errand.timer)
+        if item is None:
+            self.look(errand.lane)
+            return
+        due = parse_timer(item)
+        if due.due_ms > self._clock.now_ms():
+            self.arm(due)
+        else:
+            await self.deliver_delayed(due)
 
     # --- parts ------------------------------------------------------------------------------------------------------
 
@@ -302,16 +362,35 @@ class Dispatcher:
             while len(self._known) > self._limits.lane_cache_max:
                 self._known.popitem(last=False)
         if wake_ms is not None and head is not None and head.run is not None:
-            self.arm(Timer(worker.lane, "sleep", head.run.event.nonce, wake_ms, f"local.{head.ver}"))
-            if wake_ms - self._clock.now_ms() >= self._limits.scheduler_threshold_ms:
-                self._spawn(self._schedule(worker.lane, wake_ms))
+            self._remind(Timer(worker.lane, "sleep", head.run.event.nonce, wake_ms, f"local.{head.ver}"))
 
-    async def _schedule(self, lane: Lane, wake_ms: int) -> None:
+    def _remind(self, timer: Timer) -> None:
+        """Fire a timer when it is due: here if this process lives until then, and from outside if that is far off."""
+        self.arm(timer)
+        if timer.due_ms - self._clock.now_ms() >= self._limits.scheduler_threshold_ms:
+            self._spawn(self._schedule(timer))
+
+    async def _schedule(self, timer: Timer) -> None:
+        # The outside is only precise to a minute. Woken early, this process waits for the rest.
+        at_ms = timer.due_ms - self._limits.scheduler_lead_ms
+        payload = event_scheduler.wake_up(timer.lane, timer.key if timer.kind == "send" else None)
         try:
-            await self._services.scheduler.schedule(digest(lane.pk, str(wake_ms)), wake_ms, lane.pk.encode())
+            await self._services.scheduler.schedule(_schedule_name(timer), at_ms, payload)
         except SchedulerUnavailableError as e:
             # The timer item is what the sleep rests on; the outside wake-up only makes it punctual without us.
             log.warning("a wake-up could not be scheduled outside: %s", e)
+
+    def _forget(self, timer: Timer) -> None:
+        """A sleep is over before its time: its wake-up from outside, if there is one, need not come any more."""
+        if timer.due_ms - self._clock.now_ms() >= self._limits.scheduler_threshold_ms:
+            self._spawn(self._unschedule(timer))
+
+    async def _unschedule(self, timer: Timer) -> None:
+        try:
+            await self._services.scheduler.cancel(_schedule_name(timer))
+        except SchedulerUnavailableError as e:
+            # It will fire, and find nothing to do.
+            log.info("a wake-up could not be cancelled outside: %s", e)
 
     async def _head(self, lane: Lane) -> Head:
         return parse_head(await self._table.get(head_key(lane)))
@@ -336,3 +415,8 @@ class Dispatcher:
     def _token(self) -> str:
         self._tokens += 1
         return f"{self._process}.{self._tokens}"
+
+
+def _schedule_name(timer: Timer) -> str:
+    """Equal for the same wake-up in every process: a sleep is known by its lane and end, a message by its timer."""
+    return digest(timer.key.pk, timer.key.sk) if timer.kind == "send" else digest(timer.lane.pk, str(timer.due_ms))

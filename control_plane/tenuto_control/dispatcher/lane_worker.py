@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from typing import assert_never
 
 from tenuto.lane.head import head_key, parse_head
-from tenuto.lane.transitions import clear_pend, takeover, trim_head
+from tenuto.lane.transitions import Timer, clear_pend, takeover, trim_head
 from tenuto.lane.writes import Applied
 from tenuto.protocol.backoff import pause_ms
 from tenuto.protocol.ids import Lane
 from tenuto.protocol.limits import FINISHED_TTL_MS
 from tenuto.protocol.messages import Head, Trim
-from tenuto.protocol.records import KafkaSource, ResultOut, SleptSlot, pack
+from tenuto.protocol.records import Event, KafkaSource, ResultOut, SleptSlot, pack
 from tenuto.store.port import TableRefusedError, TableUnavailableError
 from tenuto_control.core.lane_policy import (
     Bounds,
@@ -83,9 +83,11 @@ class LaneWorker:
         self._not_before_ms = 0
         self._blocked_since_ms: int | None = None
         self._failures = 0
+        self._failing = ""
         self._crashed = False
         self._ship_failures = 0
         self._ship_again_ms = 0
+        self._resting_until_ms: int | None = None
         self._activations = Activations(lane, services)
         self._inbox = Inbox(lane, services.writer)
         limits = services.limits
@@ -126,6 +128,10 @@ class LaneWorker:
     def running(self) -> bool:
         """Whether an activation or an unfinished release is under way."""
         return self._activations.busy is not None or bool(self._held)
+
+    def busy_before(self, time_ms: int) -> bool:
+        """Whether there is something to do before a time: it works, or a rest ends by then."""
+        return self._resting_until_ms is None or self._resting_until_ms <= time_ms
 
     def is_running(self, work: Work) -> bool:
         """Whether this work is part of the activation that runs right now."""
@@ -263,10 +269,13 @@ class LaneWorker:
     async def _wait_until(self, until_ms: int) -> None:
         """Wait until a time, or until something arrives."""
         seconds = max(1, until_ms - self._services.clock.now_ms()) / 1000
+        self._resting_until_ms = until_ms
         try:
             await asyncio.wait_for(self._nudge.wait(), seconds)
         except TimeoutError:
             return
+        finally:
+            self._resting_until_ms = None
 
     # --- actions ----------------------------------------------------------------------------------------------------
 
@@ -301,6 +310,8 @@ class LaneWorker:
         self._learn(parse_head(written.answer.item))
         if not isinstance(written.answer, Applied):
             return
+        if head.run is not None and head.run.wake_ms is not None and not failed:
+            self._services.forget(Timer(self.lane, "sleep", head.run.event.nonce, head.run.wake_ms, "over"))
         if spent is not None:
             self._attempted(await self._activations.bury_run(self._seen(), spent, self._trimmable()), [])
             return
@@ -354,7 +365,7 @@ class LaneWorker:
         if waiting.events:
             clears = not waiting.more
             attempted = await self._activations.drain(
-                head, waiting.events, self._failures + 1, self._trimmable(), clears=clears
+                head, waiting.events, self._tries, self._trimmable(), clears=clears
             )
             self._attempted(attempted, self.queue)
             ran = [e for e in waiting.events if self.head is not None and e.nonce in self.head.fin]
@@ -377,7 +388,7 @@ class LaneWorker:
 
     async def _invoke(self) -> None:
         head = self._seen()
-        attempted = await self._activations.speculate(head, self.queue, self._failures + 1, self._trimmable())
+        attempted = await self._activations.speculate(head, self.queue, self._tries, self._trimmable())
         for work in [w for w in self.queue if isinstance(w, CallWork) and w.answer.done()]:
             self.queue.remove(work)
         if attempted is not None:
@@ -398,8 +409,11 @@ class LaneWorker:
                 self._held.append(work)
             self._finished.add(work.event.nonce)
         self._ended |= attempted.ended
-        if attempted.failed_at is not None:
-            policy = self._services.policy(self.lane.service, attempted.failed_at)
+        if attempted.failed is not None:
+            # Failures are one event's: another that fails behind it has all its attempts before it.
+            self._failures = self._tries(attempted.failed) - 1
+            self._failing = attempted.failed.id
+            policy = self._services.policy(self.lane.service, attempted.failed.handler)
             pause = pause_ms(policy, self._failures + 1, self._services.rng.random())
             self._pause_for(pause if attempted.pause_ms is None else attempted.pause_ms)
             self._failures += 0 if attempted.harmless else 1
@@ -408,6 +422,10 @@ class LaneWorker:
             self._failures = 0
             self._not_before_ms = 0
         self._learn(attempted.head)
+
+    def _tries(self, event: Event) -> int:
+        """Which attempt at this event the next one is, as far as this process knows."""
+        return self._failures + 1 if event.id == self._failing else 1
 
     def _learn(self, head: Head | None) -> None:
         self.head = head

@@ -9,6 +9,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from tenuto.lane.transitions import Timer
 from tenuto.protocol.messages import RetryPolicy
 from tenuto_control.dispatcher.capacity import Capacity
 from tenuto_control.dispatcher.delivery import Delivery
@@ -19,7 +20,10 @@ from tenuto_control.ports import Clock, FunctionInvoker, Targets, WakeScheduler
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """Shared by the lanes of one control plane process. `token` gives a name nobody else uses."""
+    """Shared by the lanes of one control plane process.
+
+    `token` gives a name nobody else uses; `forget` is told of sleeps that ended before their time.
+    """
 
     writer: Writer
     delivery: Delivery
@@ -31,6 +35,7 @@ class Services:
     rng: random.Random
     limits: Limits
     token: Callable[[], str]
+    forget: Callable[[Timer], None]
     table_name: str
 
     def policy(self, service: str, handler: str) -> RetryPolicy:

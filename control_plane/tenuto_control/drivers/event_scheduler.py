@@ -19,6 +19,7 @@ from tenuto_control.ports import SchedulerUnavailableError
 
 if TYPE_CHECKING:
     from types_aiobotocore_scheduler import EventBridgeSchedulerClient
+    from types_aiobotocore_scheduler.type_defs import TargetTypeDef
 
 NAME_CHARS_MAX = 64
 """Longest schedule name (EventBridge Scheduler API reference, CreateSchedule)."""
@@ -43,11 +44,7 @@ class EventBridgeScheduler:
                 ScheduleExpressionTimezone="UTC",
                 FlexibleTimeWindow={"Mode": "OFF"},
                 ActionAfterCompletion="DELETE",
-                Target={
-                    "Arn": self._config.target_arn,
-                    "RoleArn": self._config.role_arn,
-                    "Input": payload.decode(),
-                },
+                Target=self._target(payload),
             )
         except ClientError as e:
             # The name stands for the wake-up: a schedule that has it already is this one.
@@ -55,6 +52,16 @@ class EventBridgeScheduler:
                 raise SchedulerUnavailableError(f"the scheduler refused a wake-up: {e}") from e
         except (BotoCoreError, aiohttp.ClientError, OSError) as e:
             raise SchedulerUnavailableError(f"the scheduler gave no answer: {str(e) or type(e).__name__}") from e
+
+    def _target(self, payload: bytes) -> TargetTypeDef:
+        target: TargetTypeDef = {
+            "Arn": self._config.target_arn,
+            "RoleArn": self._config.role_arn,
+            "Input": payload.decode(),
+        }
+        if self._config.dlq_arn is not None:
+            target["DeadLetterConfig"] = {"Arn": self._config.dlq_arn}
+        return target
 
     async def cancel(self, name: str) -> None:
         """Forget a schedule; unknown names are no error. Raises SchedulerUnavailableError."""

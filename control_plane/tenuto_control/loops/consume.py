@@ -21,9 +21,10 @@ from functools import partial
 from tenuto.protocol.messages import RetryPolicy
 from tenuto_control.core.backoff import pause_ms
 from tenuto_control.core.offsets import OffsetWindow
-from tenuto_control.core.routing import Quarantine, Subscription, quarantine_headers, route
+from tenuto_control.core.routing import Quarantine, Subscription, route
 from tenuto_control.limits import Limits
 from tenuto_control.loops.failures import FailureLog
+from tenuto_control.loops.quarantine import DeadLetters
 from tenuto_control.ports import (
     Clock,
     EventLog,
@@ -59,16 +60,15 @@ class Consumer:
         clock: Clock,
     ) -> None:
         self._log = log
-        self._sink = sink
         self._execution = execution
         self._subscriptions = {subscription.topic: subscription for subscription in subscriptions}
         self._limits = limits
         self._failures = FailureLog(clock, limits.failure_log_interval_ms)
+        self._dead_letters = DeadLetters(sink, self._failures, limits)
         self._retry = RetryPolicy(initial_ms=limits.log_retry_initial_ms, max_ms=limits.log_retry_max_ms)
         self._partitions: dict[TopicPartition, _Assigned] = {}
         self._stopping = asyncio.Event()
         self._committing = asyncio.Lock()
-        self._producing = asyncio.Semaphore(limits.quarantine_concurrency)
         self._tasks = asyncio.TaskGroup()
 
     async def run(self) -> None:
@@ -173,22 +173,9 @@ class Consumer:
             self._apply_pressure()
 
     async def _quarantine(self, record: LogRecord, topic: str, reason: str, released: Callable[[], None]) -> None:
-        """Produce the record to its dead-letter topic, however long it takes; only its own offset waits."""
-        what = f'quarantine to "{topic}"'
-        headers = quarantine_headers(record, reason)
-        attempt = 1
-        while True:
-            try:
-                async with self._producing:
-                    await self._sink.produce(topic, record.value, record.key, headers)
-            except LogUnavailableError as e:
-                attempt += 1
-                self._failures.failed(what, e)
-                await asyncio.sleep(pause_ms(self._retry, attempt, 0.0) / 1_000)
-            else:
-                self._failures.succeeded(what)
-                released()
-                return
+        """Produce the record to its dead-letter topic; only its own offset waits."""
+        await self._dead_letters.put(record, topic, reason)
+        released()
 
     # --- back-pressure --------------------------------------------------------------------------------------
 

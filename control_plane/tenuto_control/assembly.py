@@ -1,0 +1,78 @@
+"""The parts of one control plane process, wired: what every way to run one has in common.
+
+Owns construction and its order. Does not own what drives the parts: the loops of an always-on process (`__main__`) or
+Lambda's invocations (`lambda_entry`).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+from starlette.applications import Starlette
+
+from tenuto.store.dynamodb import DynamoTable
+from tenuto_control.admin.deployments import Deployments
+from tenuto_control.config import Config
+from tenuto_control.dispatcher import Dispatcher
+from tenuto_control.drivers.aws import AwsClients, open_clients
+from tenuto_control.drivers.event_scheduler import EventBridgeScheduler, NoScheduler
+from tenuto_control.drivers.kafka import KafkaSink
+from tenuto_control.drivers.lambda_invoke import LambdaInvoker
+from tenuto_control.drivers.system import SystemClock
+from tenuto_control.ingress import create_app
+from tenuto_control.ingress.readiness import probe
+from tenuto_control.loops.sweep import Sweeper
+
+HOST_NAME_CHARS_MAX = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Assembly:
+    """One process's parts. Nothing of it runs by itself."""
+
+    config: Config
+    clients: AwsClients
+    clock: SystemClock
+    table: DynamoTable
+    deployments: Deployments
+    sink: KafkaSink
+    dispatcher: Dispatcher
+    sweeper: Sweeper
+    app: Starlette
+
+
+@asynccontextmanager
+async def assembled(config: Config) -> AsyncIterator[Assembly]:
+    """The parts, with their clients open. Raises ConfigError when AWS settings are missing."""
+    async with open_clients(config) as clients:
+        clock, limits, rng = SystemClock(), config.limits, random.Random()
+        table = DynamoTable(cast("Any", clients.dynamodb), config.table.name)
+        invoker = LambdaInvoker(clients.lambda_, config.functions)
+        deployments = Deployments(config, invoker)
+        sink = KafkaSink(config.kafka, limits)
+        scheduler = (
+            NoScheduler() if config.scheduler is None else EventBridgeScheduler(clients.scheduler, config.scheduler)
+        )
+        process = f"{os.uname().nodename[:HOST_NAME_CHARS_MAX]}.{os.getpid()}.{secrets.token_hex(4)}"
+        dispatcher = Dispatcher(
+            table, invoker, sink, deployments, scheduler, clock, rng, limits, process, config.table.name
+        )
+        sweeper = Sweeper(table, dispatcher, clock, rng, limits)
+        app = create_app(dispatcher, deployments, ready=probe(table), wait_ms_max=limits.http_wait_ms_max)
+        try:
+            yield Assembly(config, clients, clock, table, deployments, sink, dispatcher, sweeper, app)
+        finally:
+            await sink.stop()
+
+
+def quiet_libraries() -> None:
+    """A line per HTTP request or credential lookup is the libraries' business."""
+    for noisy in ("aiobotocore", "botocore", "uvicorn", "uvicorn.access"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -1,0 +1,148 @@
+"""The dispatcher as a Lambda function: `tenuto_control.lambda_entry.handler`.
+
+Owns the function's process: its event loop and clients, opened at the first invocation and kept while it is warm, and
+which part answers which event. Kafka event source mappings, API Gateway, EventBridge Scheduler and the sweeper's rule
+all call this one handler. The configuration is the file that TENUTO_CONFIG names (default: `tenuto.toml` beside the
+code), with the environment laid over it. Does not own what an event leads to (`loops.serverless`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable, Coroutine
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar, assert_never
+
+import aiohttp
+from botocore.exceptions import BotoCoreError, ClientError
+
+from tenuto.errors import ProtocolError
+from tenuto.hosts import api_gateway, event_scheduler, kafka_event_source
+from tenuto_control.assembly import Assembly, assembled, quiet_libraries
+from tenuto_control.config import DEFAULT_FILE, load
+from tenuto_control.dispatcher import Errand
+from tenuto_control.limits import SERVERLESS
+from tenuto_control.loops.serverless import Serverless
+
+log = logging.getLogger("tenuto")
+
+T = TypeVar("T")
+
+CONFIG_VARIABLE = "TENUTO_CONFIG"
+LEAVE_MARGIN_MS = 2_000
+"""How long before the deadline an invocation begins to leave: halting and handing on take requests of their own."""
+
+
+class LambdaContext(Protocol):
+    """The part of Lambda's context object that is used."""
+
+    invoked_function_arn: str
+
+    def get_remaining_time_in_millis(self) -> int:
+        """Milliseconds until Lambda stops this invocation."""
+        ...
+
+
+@dataclass(slots=True)
+class _Parts:
+    """What is opened once and kept."""
+
+    assembly: Assembly
+    serverless: Serverless
+    serve_http: Callable[[Any, Any], dict[str, Any]]
+
+
+class DispatcherFunction:
+    """One function process. Instances are Lambda handlers."""
+
+    def __init__(self) -> None:
+        self._loop = _new_loop()
+        self._parts: _Parts | None = None
+        self._arn = ""
+
+    def __call__(self, event: Any, context: LambdaContext) -> Any:
+        """Serve one event. Raises ProtocolError for one of another shape, ConfigError when it cannot start."""
+        self._arn = context.invoked_function_arn
+        asyncio.set_event_loop(self._loop)
+        parts = self._parts or self._run(self._start())
+        deadline_ms = parts.assembly.clock.now_ms() + context.get_remaining_time_in_millis() - LEAVE_MARGIN_MS
+        if kafka_event_source.is_batch(event):
+            records = kafka_event_source.read(event)
+            return kafka_event_source.answer(self._run(parts.serverless.records(records, deadline_ms)))
+        if event_scheduler.is_payload(event):
+            match event_scheduler.read(event):
+                case event_scheduler.WakeUp() as wake:
+                    return self._run(parts.serverless.woken(wake, deadline_ms))
+                case event_scheduler.SweepTick():
+                    return self._run(parts.serverless.tick(deadline_ms))
+                case payload:
+                    assert_never(payload)
+        if api_gateway.is_request(event):
+            answer = parts.serve_http(event, context)
+            self._run(parts.serverless.answered())
+            return answer
+        shape = sorted(event) if isinstance(event, dict) else type(event).__name__
+        raise ProtocolError(
+            f"the dispatcher takes batches of a Kafka event source mapping, API Gateway requests, and wake-ups, not "
+            f"{shape}; activations go to the functions that hold handlers"
+        )
+
+    def close(self) -> None:
+        """End the process's clients. Lambda never asks for it; tests do."""
+        parts, self._parts = self._parts, None
+        if parts is not None:
+            self._run(parts.assembly.dispatcher.stop())
+            self._run(self._stack.aclose())
+        self._loop.close()
+
+    async def _start(self) -> _Parts:
+        config = load(os.environ.get(CONFIG_VARIABLE, DEFAULT_FILE), limits=SERVERLESS)
+        self._stack = AsyncExitStack()
+        try:
+            assembly = await self._stack.enter_async_context(assembled(config))
+            await assembly.deployments.discover()
+        except BaseException:
+            # The next invocation starts over: what was missing may be there by then.
+            await self._stack.aclose()
+            raise
+        serverless = Serverless(
+            assembly.dispatcher,
+            assembly.sweeper,
+            assembly.sink,
+            config.subscriptions,
+            assembly.clock,
+            config.limits,
+            self._hand_on,
+        )
+        self._parts = _Parts(assembly, serverless, api_gateway.bridge(assembly.app, self._loop))
+        return self._parts
+
+    async def _hand_on(self, errand: Errand) -> None:
+        """Invoke this function for an errand, without waiting for it."""
+        assert self._parts is not None, "errands come of events"
+        payload = event_scheduler.wake_up(errand.lane, errand.timer)
+        try:
+            await self._parts.assembly.clients.lambda_.invoke(
+                FunctionName=self._arn, InvocationType="Event", Payload=payload
+            )
+        except (ClientError, BotoCoreError, aiohttp.ClientError, OSError) as e:
+            log.warning("%s is left to the sweep, as it could not be handed on: %s", errand.lane.pk, e)
+
+    def _run(self, work: Coroutine[Any, Any, T]) -> T:
+        return self._loop.run_until_complete(work)
+
+
+def _new_loop() -> asyncio.AbstractEventLoop:
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()
+
+
+logging.getLogger().setLevel(os.environ.get("TENUTO_LOG_LEVEL", "info").upper())
+quiet_libraries()
+handler = DispatcherFunction()

@@ -1,0 +1,69 @@
+"""Quarantine: records that can never be handled go to their dead-letter topic, however long that takes.
+
+Owns producing them, its pace and its complaints. Does not own which records these are nor the smaller forms of one that
+its dead-letter topic finds too large (`core.routing`), nor what waits for them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+
+from tenuto.protocol.messages import RetryPolicy
+from tenuto_control.core.backoff import pause_ms
+from tenuto_control.core.routing import DeadLetter, Record, dead_letter_forms
+from tenuto_control.limits import Limits
+from tenuto_control.loops.failures import FailureLog
+from tenuto_control.ports import LogUnavailableError, RecordSink, RecordTooLargeError
+
+_log = logging.getLogger("tenuto_control")
+
+
+class DeadLetters:
+    """Produces refused records, some at a time."""
+
+    def __init__(self, sink: RecordSink, failures: FailureLog, limits: Limits) -> None:
+        self._sink = sink
+        self._failures = failures
+        self._retry = RetryPolicy(initial_ms=limits.log_retry_initial_ms, max_ms=limits.log_retry_max_ms)
+        self._producing = asyncio.Semaphore(limits.quarantine_concurrency)
+
+    async def put(self, record: Record, topic: str, reason: str) -> None:
+        """Return when the record is in its dead-letter topic; tries on while the log does not take it."""
+        what = f'quarantine to "{topic}"'
+        forms = dead_letter_forms(record, reason)
+        attempt = 1
+        while True:
+            try:
+                async with self._producing:
+                    kept = await self._produce(topic, forms)
+            except LogUnavailableError as e:
+                attempt += 1
+                self._failures.failed(what, e)
+                await asyncio.sleep(pause_ms(self._retry, attempt, 0.0) / 1_000)
+            else:
+                break
+        self._failures.succeeded(what)
+        if kept.lacks:
+            _log.error(
+                '%s/%d offset %d is too large for "%s", so its dead letter lacks %s; raise max.message.bytes there (%s)',
+                record.topic,
+                record.partition,
+                record.offset,
+                topic,
+                kept.lacks,
+                reason,
+            )
+
+    async def _produce(self, topic: str, forms: Sequence[DeadLetter]) -> DeadLetter:
+        """Produce the first form that the topic takes. Raises LogUnavailableError, also when it takes none."""
+        *larger, smallest = forms
+        for form in larger:
+            try:
+                await self._sink.produce(topic, form.value, form.key, form.headers)
+            except RecordTooLargeError:
+                continue
+            return form
+        await self._sink.produce(topic, smallest.value, smallest.key, smallest.headers)
+        return smallest
