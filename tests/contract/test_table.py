@@ -284,6 +284,24 @@ def test_an_item_beyond_the_limit_is_refused(open_table: Open) -> None:
     run(open_table, scenario)
 
 
+@pytest.mark.parametrize(("pk", "sk"), [("p" * 2_049, "s"), ("p", "s" * 1_025), ("é" * 1_025, "s"), ("", "s")])
+def test_a_key_beyond_the_limits_is_refused(open_table: Open, pk: str, sk: str) -> None:
+    async def scenario(table: Table) -> None:
+        with pytest.raises(TableRefusedError):
+            await table.write(Put(Key(pk, sk), {"a": 1}))
+
+    run(open_table, scenario)
+
+
+def test_the_longest_keys_are_taken(open_table: Open) -> None:
+    async def scenario(table: Table) -> None:
+        key = Key("p" * 2_048, "s" * 1_024)
+        await table.write(Put(key, {"a": 1}))
+        assert await table.get(key) == {"pk": key.pk, "sk": key.sk, "a": 1}
+
+    run(open_table, scenario)
+
+
 def test_a_write_may_name_three_hundred_attributes(open_table: Open) -> None:
     async def scenario(table: Table) -> None:
         key = fresh()

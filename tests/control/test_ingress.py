@@ -496,6 +496,21 @@ def test_an_awakeable_is_settled_once(verb: str, request_body: dict[str, Any], s
     play(scenario)
 
 
+@pytest.mark.parametrize("verb", ["resolve", "reject"])
+def test_an_awakeable_takes_no_value_that_its_lane_could_not_hold(verb: str) -> None:
+    async def scenario(s: Setting) -> None:
+        waiting = asyncio.create_task(s.http.post("/call/counter/a/wait_for_driver"))
+        await s.execution.awaiting.wait()
+        (awakeable,) = s.execution.awakeables
+        refused = await s.http.post(f"/awakeables/{awakeable}/{verb}", content=b'"' + b"x" * 40_000 + b'"')
+        assert refused.status_code == 413
+        message(refused)
+        assert (await s.http.post(f"/awakeables/{awakeable}/{verb}", content=b'"small"')).status_code == 202
+        await waiting
+
+    play(scenario)
+
+
 def test_malformed_settlements() -> None:
     async def scenario(s: Setting) -> None:
         awakeable = AwakeableId(InvocationId(Lane("counter", "a"), "c0"), "0")

@@ -31,6 +31,7 @@ class Faulty(Meter):
     cut_off: asyncio.Event | None = None
     throttles: int = 0
     dies: bool = False
+    topics_exist: bool = False
     records: list[tuple[str, bytes | None]] = field(default_factory=list)
 
     async def invoke(self, function: str, payload: bytes) -> bytes:
@@ -57,7 +58,7 @@ class Faulty(Meter):
         self, topic: str, value: bytes | None, _key: bytes | None, _headers: Sequence[tuple[str, bytes]]
     ) -> None:
         """See `RecordSink.produce`."""
-        if topic == "missing":
+        if topic == "missing" and not self.topics_exist:
             raise LogUnavailableError("no such topic")
         self.records.append((topic, value))
 
@@ -282,5 +283,50 @@ def test_an_event_that_always_ends_its_function_is_given_up_as_its_policy_says()
         answer = await meter.dispatcher.call(meter.event_of_call(fatal, "k", "c1"), 600_000)
         assert isinstance(answer, Failed)
         assert "3 attempts failed" in answer.failure.message
+
+    run_virtual(scenario())
+
+
+def test_no_clock_decides_that_a_guarded_write_can_come_no_more() -> None:
+    box = VirtualObject("box")
+
+    @box.handler()
+    async def note(ctx: ObjectContext, _n: int) -> None:
+        ctx.set("noted", value=True)
+
+    async def scenario() -> None:
+        meter = faulty(box)
+        lane, nonce = InvocationId.parse(meter.event_of_call(note, "k", "c1").id)
+        now_ms = meter.clock.now_ms()
+        # As a sweeper sees it whose clock is ahead of that of the process about to write.
+        guard = Timer(lane, "guard", nonce, now_ms - 1_000, "guard.1", ver=0, since_ms=now_ms - 61_000)
+        meter.table.apply(timer_put(guard))
+        await meter.sweeper.sweep()
+        assert guard.key.sk in [sk for _, sk in meter.table.items]
+        meter.deliver(note, "k")
+        await meter.quiet()
+        await meter.sweeper.sweep()
+        assert guard.key.sk not in [sk for _, sk in meter.table.items]
+
+    run_virtual(scenario())
+
+
+def test_the_record_of_a_finished_invocation_does_not_expire_before_its_messages_have_left() -> None:
+    plain = Service("plain")
+
+    @plain.handler()
+    async def tells(ctx: Context, _n: int) -> None:
+        ctx.publish("missing", 1)
+
+    async def scenario() -> None:
+        meter = faulty(plain)
+        meter.deliver(tells, "")
+        await asyncio.sleep(5)
+        (head,) = [item for (_, sk), item in meter.table.items.items() if sk == "H"]
+        assert "ttl" not in head
+        meter.topics_exist = True
+        await meter.quiet()
+        (head,) = [item for (_, sk), item in meter.table.items.items() if sk == "H"]
+        assert "ttl" in head
 
     run_virtual(scenario())

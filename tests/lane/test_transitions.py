@@ -41,7 +41,7 @@ from tenuto.lane.transitions import (
     trim_head,
 )
 from tenuto.lane.writes import Applied, Clause, Item, Update, Write, apply, holds
-from tenuto.protocol.ids import InvocationId, Lane, kafka_nonce
+from tenuto.protocol.ids import InvocationId, Lane, kafka_nonce, out_sequence
 from tenuto.protocol.messages import Head, Trim
 from tenuto.protocol.records import (
     CallSource,
@@ -492,3 +492,12 @@ def test_an_outbox_entry_comes_back() -> None:
     packed = after["o.000000000004.000000"]
     assert isinstance(packed, bytes)
     assert unpack_out(packed) == OUT
+
+
+def test_the_longest_lane_fits_into_every_key() -> None:
+    lane = Lane("s" * 200, "/" * 600)
+    assert len(lane.pk) == 2_001
+    event = with_fields(EVENT, source=MessageSource(lane.pk, out_sequence(1, 1)))
+    timer = Timer(lane, "guard", "n" * 25, 1, "holder." + "h" * 60)
+    for key in (inbox_key(lane, event), timer.key):
+        assert len(key.sk.encode()) <= 1_024

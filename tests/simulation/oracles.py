@@ -287,7 +287,7 @@ class Oracles:
             case SendOut():
                 timers = self.timers[entry.lane.pk].values()
                 on_its_way = any((t.sender, t.sequence) == (pk, sequence) for t in timers)
-                return on_its_way or (entry.lane.pk, f"I#m|{pk}#{sequence}") in table
+                return on_its_way or (entry.lane.pk, f"I#m|{digest(pk)}#{sequence}") in table
             case PublishOut(topic):
                 return f"{pk}#{sequence}".encode() in self.published(topic)
             case ResultOut(invocation):

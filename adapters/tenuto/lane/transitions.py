@@ -26,7 +26,7 @@ from tenuto.lane.head import (
     slot_attribute,
 )
 from tenuto.lane.writes import Absent, AbsentOrAtMost, AbsentOrEquals, Clause, Delete, Equals, Key, Put, Update, Value
-from tenuto.protocol.ids import Lane, offset_position, out_sequence
+from tenuto.protocol.ids import Lane, digest, offset_position, out_sequence
 from tenuto.protocol.limits import LANE_TTL_S, RESULT_TTL_S, TIMER_BUCKET_MS, TIMER_SHARDS, TOMBSTONE_TTL_S
 from tenuto.protocol.messages import Head, Run, Trim
 from tenuto.protocol.records import CallSource, Event, KafkaSource, MessageSource, Out, Result, pack
@@ -283,7 +283,8 @@ def inbox_key(lane: Lane, event: Event) -> Key:
         case KafkaSource() as source:
             return Key(lane.pk, f"I#k|{source.watermark}#{offset_position(source.offset)}")
         case MessageSource(sender, sequence):
-            return Key(lane.pk, f"I#m|{sender}#{sequence}")
+            # A digest, because a sort key holds half of what the sender's partition key may.
+            return Key(lane.pk, f"I#m|{digest(sender)}#{sequence}")
         case CallSource():
             return Key(lane.pk, f"I#c#{event.nonce}")
 
@@ -309,9 +310,13 @@ def clear_pend(lane: Lane, head: Head, trim: Trim = NO_TRIM) -> Update:
     return Update(head_key(lane), {}, ("pend", *_trimmed(trim)), clauses)
 
 
-def trim_head(lane: Lane, trim: Trim) -> Update:
-    """14, 15. Forget shipped entries and finished ids, when no other write of the head is at hand."""
-    return Update(head_key(lane), {}, _trimmed(trim))
+def trim_head(lane: Lane, trim: Trim, over_ms: int | None = None) -> Update:
+    """14, 15. Forget shipped entries and finished ids, when no other write of the head is at hand.
+
+    `over_ms` is given when that leaves nothing of a lane that belonged to one invocation: it may expire from then on.
+    """
+    sets: dict[str, Value] = {} if over_ms is None else {"ttl": over_ms // 1000 + LANE_TTL_S}
+    return Update(head_key(lane), sets, _trimmed(trim))
 
 
 def result_put(invocation: str, result: Result, now_ms: int) -> Put:
@@ -361,7 +366,9 @@ def segment_put(lane: Lane, name: str, slots: Mapping[str, bytes]) -> Put:
 class Timer:
     """An item that makes someone look at a lane: a guard, the end of a sleep, or a delayed message.
 
-    `kind` is "guard", "sleep" or "send"; a send carries the message, its sender's partition key and sequence.
+    `kind` is "guard", "sleep" or "send"; a send carries the message, its sender's partition key and sequence. A guard
+    that was put before a write of the head carries the `ver` that write expects, and when it was put: by whichever
+    clock the guard is due, the write may still come while the head is at that `ver`.
     """
 
     lane: Lane
@@ -372,12 +379,15 @@ class Timer:
     message: bytes | None = None
     sender: str | None = None
     sequence: str | None = None
+    ver: int | None = None
+    since_ms: int | None = None
 
     @property
     def key(self) -> Key:
         """Ordered by due time within its bucket and shard."""
         shard = sum(self.lane.pk.encode()) % TIMER_SHARDS
-        sk = f"{self.due_ms:015d}#{self.lane.pk}#{self.kind}#{self.nonce}"
+        # A digest, because a sort key holds half of what a partition key may.
+        sk = f"{self.due_ms:015d}#{digest(self.lane.pk)}#{self.kind}#{self.nonce}"
         return Key(timer_bucket(self.due_ms // TIMER_BUCKET_MS, shard), sk)
 
 
@@ -395,7 +405,13 @@ def timer_put(timer: Timer) -> Put:
         "due": timer.due_ms,
         "nonce": timer.nonce,
     }
-    extra = {"msg": timer.message, "sender": timer.sender, "seq": timer.sequence}
+    extra: dict[str, Value] = {
+        "msg": timer.message,
+        "sender": timer.sender,
+        "seq": timer.sequence,
+        "ver": timer.ver,
+        "since": timer.since_ms,
+    }
     attributes |= {name: value for name, value in extra.items() if value is not None}
     return Put(timer.key, attributes)
 
@@ -413,6 +429,7 @@ def parse_timer(item: Mapping[str, Value]) -> Timer:
     if not (isinstance(due, int) and isinstance(nonce, str)):
         raise ValueError(f"not a timer: {sorted(item)}")  # noqa: TRY004 - bad data, not a bad call
     msg, sender, seq = item.get("msg"), item.get("sender"), item.get("seq")
+    ver, since = item.get("ver"), item.get("since")
     return Timer(
         Lane.from_pk(lane),
         kind,
@@ -422,6 +439,8 @@ def parse_timer(item: Mapping[str, Value]) -> Timer:
         msg if isinstance(msg, bytes) else None,
         sender if isinstance(sender, str) else None,
         seq if isinstance(seq, str) else None,
+        ver if isinstance(ver, int) else None,
+        since if isinstance(since, int) else None,
     )
 
 
@@ -438,7 +457,8 @@ def _effects(effects: Effects, ver: int) -> tuple[dict[str, Value], list[str]]:
     sets |= {WATERMARK + name: at for name, at in effects.watermarks.items()}
     sets |= {OUT + out_sequence(ver, i): pack(entry) for i, entry in effects.out.items()}
     sets |= {FIN + nonce: effects.now_ms for nonce in effects.finished}
-    if effects.expires:
+    if effects.expires and not effects.out:
+        # What waits in an outbox must not expire: the trim that finds it empty sets the time to live.
         sets["ttl"] = effects.now_ms // 1000 + LANE_TTL_S
     return sets, removes
 

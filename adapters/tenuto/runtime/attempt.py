@@ -30,6 +30,7 @@ from tenuto.protocol.backoff import pause_ms
 from tenuto.protocol.ids import AwakeableId, InvocationId, Lane, digest, message_nonce
 from tenuto.protocol.limits import (
     AWAITS_MAX,
+    AWAKEABLE_BYTES_MAX,
     DEADLINE_MARGIN_MS,
     HOLD_RETRY_MS_MAX,
     HOLD_SLEEP_MS_MAX,
@@ -54,6 +55,7 @@ from tenuto.protocol.records import (
     SleptSlot,
     Success,
     TriedSlot,
+    pack,
 )
 from tenuto.runtime.environment import Environment
 from tenuto.runtime.futures import AwakeableFuture, DurableFuture, RunFuture, SleepFuture
@@ -159,7 +161,10 @@ class Attempt:
         self._post(self._issue(Send(target)), target, entry)
 
     def resolve(self, awakeable: str, result: Result) -> None:
-        """The result of somebody's awakeable."""
+        """The result of somebody's awakeable. Raises StateTooLargeError."""
+        size = len(pack(AwakeableSlot(result)))
+        if size > AWAKEABLE_BYTES_MAX:
+            raise StateTooLargeError("the result of an awakeable", size, AWAKEABLE_BYTES_MAX)
         index = self._issue(Send("awakeable"))
         self._post(index, "awakeable", ResolveOut(awakeable, result))
 

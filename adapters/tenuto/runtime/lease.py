@@ -281,8 +281,10 @@ class Lease:
         return Progress(small, progress.out, tuple(rolls), tuple(segments), large)
 
     async def _put_guard(self, event: Event) -> None:
-        due_ms = self._env.deadline_ms + GUARD_MARGIN_MS
-        await self._write(timer_put(Timer(self.lane, "guard", event.nonce, due_ms, self._request.holder)))
+        due_ms, now_ms = self._env.deadline_ms + GUARD_MARGIN_MS, self._env.now_ms()
+        holder = self._request.holder
+        guard = Timer(self.lane, "guard", event.nonce, due_ms, holder, ver=self.head.ver, since_ms=now_ms)
+        await self._write(timer_put(guard))
 
     async def _put_input(self, event: Event) -> tuple[Event, str | None]:
         data = event.input or b""

@@ -14,6 +14,11 @@ ITEM_BYTES_MAX = 409_600
 """DynamoDB's item limit (400 KB)."""
 
 
+PARTITION_KEY_BYTES_MAX = 2_048
+SORT_KEY_BYTES_MAX = 1_024
+"""DynamoDB's limits for keys (Amazon DynamoDB developer guide, quotas)."""
+
+
 class MemoryTable:
     """A `Table` in a dict. Requests are counted by kind in `requests`."""
 
@@ -29,6 +34,9 @@ class MemoryTable:
     def apply(self, write: Write) -> Answer:
         """Apply without counting."""
         at = (write.key.pk, write.key.sk)
+        for name, value, limit in (("partition", at[0], PARTITION_KEY_BYTES_MAX), ("sort", at[1], SORT_KEY_BYTES_MAX)):
+            if not 0 < len(value.encode()) <= limit:
+                raise TableRefusedError(f"a {name} key of {len(value.encode())} bytes; DynamoDB takes 1 to {limit}")
         answer = apply(write, self.items.get(at))
         if isinstance(answer, Applied):
             if answer.item is None:

@@ -361,7 +361,8 @@ class Activations:
         if self._needs_guard(events, out):
             # The guard may be swept once it is due, so the commit it protects is given up well before.
             patience_ms = self.services.limits.commit_guard_ms // 2
-            await self.services.delivery.guard(self.lane, events[0].nonce, self.services.limits.commit_guard_ms)
+            delay_ms = self.services.limits.commit_guard_ms
+            await self.services.delivery.guard(self.lane, events[0].nonce, delay_ms, head.ver)
         out = await self._past_the_outbox(out)
         effects = self._effects(events, outcome.state, out)
         tok = f"{self.services.token()}.spec"

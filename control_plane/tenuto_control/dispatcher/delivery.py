@@ -92,10 +92,11 @@ class Delivery:
         await self._writer.write(mark_pend(lane, self._token()))
         self._look(lane)
 
-    async def guard(self, lane: Lane, invocation: str, delay_ms: int) -> None:
-        """Make sure that someone looks at a lane after this delay."""
-        due_ms = self._clock.now_ms() + delay_ms
-        await self._writer.write(timer_put(Timer(lane, "guard", invocation, due_ms, self._token())))
+    async def guard(self, lane: Lane, invocation: str, delay_ms: int, ver: int | None = None) -> None:
+        """Make sure that someone looks at a lane after this delay; `ver` is what a write that follows expects."""
+        now_ms = self._clock.now_ms()
+        guard = Timer(lane, "guard", invocation, now_ms + delay_ms, self._token(), ver=ver, since_ms=now_ms)
+        await self._writer.write(timer_put(guard))
 
     async def ship(self, sender: Lane, entries: Mapping[str, Out], shipped: set[str]) -> None:
         """Deliver outbox entries, in order, adding each that is to `shipped`.

@@ -395,7 +395,10 @@ class LaneWorker:
             self._attempted(attempted, self.queue)
 
     async def _trim(self) -> None:
-        written = await self._services.writer.write(trim_head(self.lane, self._trimmable()))
+        head, trim = self._seen(), self._trimmable()
+        over = head.run is None and not head.out.keys() - set(trim.out) and not self._services.keyed(self.lane.service)
+        over_ms = self._services.clock.now_ms() if over else None
+        written = await self._services.writer.write(trim_head(self.lane, trim, over_ms))
         self._learn(parse_head(written.answer.item))
 
     # --- afterwards -------------------------------------------------------------------------------------------------

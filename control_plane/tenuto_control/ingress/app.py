@@ -21,8 +21,9 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from tenuto.protocol.ids import AwakeableId, InvocationId, Lane, call_nonce
+from tenuto.protocol.limits import AWAKEABLE_BYTES_MAX
 from tenuto.protocol.messages import HandlerManifest
-from tenuto.protocol.records import CallSource, Event, Result, Success
+from tenuto.protocol.records import AwakeableSlot, CallSource, Event, Result, Success, pack
 from tenuto_control.ingress import answers, listing, paths, requests
 from tenuto_control.ingress.listing import Catalogue
 from tenuto_control.ingress.problems import RefusedError
@@ -167,6 +168,11 @@ class _Ingress:
         return answers.answer(request, text, await self.execution.result(text, wait_ms))
 
     async def _settle(self, request: Request, awakeable: str, result: Result) -> Response:
+        if len(pack(AwakeableSlot(result))) > AWAKEABLE_BYTES_MAX:
+            raise RefusedError(
+                f"an awakeable takes {AWAKEABLE_BYTES_MAX:,} bytes: store what is larger elsewhere and send a reference",
+                HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+            )
         if await self.execution.resolve(awakeable, result):
             return answers.accepted(request, {"awakeable_id": awakeable, "status": "accepted"})
         raise RefusedError("nobody waits for this awakeable (any more)", HTTPStatus.NOT_FOUND)

@@ -9,6 +9,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Iterable
+from dataclasses import replace
 
 from tenuto.lane.head import head_key, parse_head
 from tenuto.lane.transitions import Timer, parse_timer, timer_bucket, timer_delete, timer_put
@@ -31,6 +32,9 @@ CURSOR_LAG_MINUTES = 60
 """The cursor stays this far behind, so that a slow process may still put timers into recent buckets."""
 
 POSTPONE_MS_MAX = 3_600_000
+
+GUARDED_WRITE_MS_MAX = 3_600_000
+"""How long after its guard a write may still come: longer than a function lives (900 s) and clocks are apart."""
 
 
 class Sweeper:
@@ -103,7 +107,7 @@ class Sweeper:
         over: list[Timer] = []
         kept: set[Lane] = set()
         # By kind as well: an ended sleep says nothing about the inbox, which the guard of the same invocation is for.
-        unneeded: dict[tuple[Lane, str, str], bool] = {}
+        unneeded: dict[tuple[Lane, str, str, int | None], bool] = {}
         for timer in timers:
             if timer.due_ms > self._clock.now_ms():
                 self._dispatcher.arm(timer)
@@ -111,7 +115,7 @@ class Sweeper:
             if timer.kind == "send":
                 await self._deliver(timer)
             else:
-                at = (timer.lane, timer.invocation, timer.kind)
+                at = (timer.lane, timer.invocation, timer.kind, timer.ver)
                 if at not in unneeded:
                     unneeded[at] = await self._unneeded(timer)
                 if unneeded[at]:
@@ -136,10 +140,13 @@ class Sweeper:
         """Whether nothing is left for a timer to drive.
 
         That is: its due time had passed before the head was read, no live item waits, its invocation is over, the
-        outbox is empty, and the head has not changed since.
+        outbox is empty, the write it was put for can come no more, and the head has not changed since.
         """
         before = parse_head(await self._table.get(head_key(timer.lane)))
         if before.out or (before.run is not None and before.run.event.nonce == timer.invocation):
+            return False
+        if timer.ver == before.ver and self._clock.now_ms() - (timer.since_ms or 0) < GUARDED_WRITE_MS_MAX:
+            # The write it was put for is late, or this clock is ahead of its writer's. No clock may decide that.
             return False
         if timer.kind == "sleep":
             # It was put after its invocation's claim, so an invocation that is not there any more is over.
@@ -158,7 +165,7 @@ class Sweeper:
         # the same item, where they would otherwise double at every postponement.
         grid_ms = 1 << min(late_ms, POSTPONE_MS_MAX).bit_length()
         due_ms = (self._clock.now_ms() // grid_ms + 2) * grid_ms
-        moved = Timer(timer.lane, timer.kind, timer.invocation, due_ms, timer.nonce)
+        moved = replace(timer, due_ms=due_ms)
         await self._writer.write(timer_put(moved))
         await self._writer.write(timer_delete(timer))
 
