@@ -193,7 +193,7 @@ def place(write: Write) -> str:
     """Which item a write is about."""
     if write.key.pk.startswith("T#"):
         return "timer"
-    kinds = {"H": "head", "I": "inbox", "J": "segment", "R": "result", "V": "large input"}
+    kinds = {"H": "head", "I": "inbox", "J": "segment", "P": "part", "R": "result", "V": "large input"}
     return kinds[write.key.sk.partition("#")[0]]
 
 

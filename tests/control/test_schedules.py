@@ -15,7 +15,7 @@ from typing import Any
 from tenuto import InvocationRetryPolicy, ObjectContext, VirtualObject
 from tenuto.context import Context
 from tenuto.lane.transitions import Timer, inbox_put, timer_put
-from tenuto.protocol.ids import InvocationId
+from tenuto.protocol.ids import InvocationId, Lane
 from tenuto.protocol.messages import decode_request
 from tenuto.protocol.records import Failed
 from tenuto.service import Service, Services
@@ -328,5 +328,32 @@ def test_the_record_of_a_finished_invocation_does_not_expire_before_its_messages
         await meter.quiet()
         (head,) = [item for (_, sk), item in meter.table.items.items() if sk == "H"]
         assert "ttl" in head
+
+    run_virtual(scenario())
+
+
+def test_a_record_too_large_for_an_inbox_item_holds_up_no_offset_while_it_fails() -> None:
+    box = VirtualObject("box")
+    well: list[bool] = []
+    large = b'"' + b"x" * 800_000 + b'"'
+
+    @box.handler()
+    async def takes(ctx: ObjectContext, text: str) -> None:
+        if not well:
+            raise RuntimeError("not now")
+        ctx.set("seen", [*(await ctx.get("seen", list[int]) or []), len(text)])
+
+    async def scenario() -> None:
+        meter = faulty(box)
+        meter.deliver(takes, "k", large)
+        meter.deliver(takes, "k", b'"abc"')
+        await asyncio.sleep(60)
+        assert meter.released == [0, 1]
+        well.append(True)
+        await meter.quiet()
+        assert meter.head("box", "k").state["seen"] == b"[800000,3]"
+        meter.dispatcher.look(Lane("box", "k"))
+        await meter.quiet()
+        assert [sk for pk, sk in meter.table.items if pk == Lane("box", "k").pk] == ["H"]
 
     run_virtual(scenario())

@@ -406,6 +406,27 @@ def test_a_handler_that_takes_another_path_is_told_both(stage: Stage) -> None:
     assert stage.notes == ["paid"]
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_handler_that_ends_before_its_journal_is_told(stage: Stage, *, fails: bool) -> None:
+    async def body(ctx: ObjectContext) -> None:
+        if stage.notes and fails:
+            raise TerminalError("changed its mind")
+        if not stage.notes:
+            await ctx.run("pay", stage.note, "paid")
+            await ctx.sleep(LONG)
+
+    async def main() -> str:
+        local = await stage.play(body)
+        await local.advance(LONG)
+        run = local.head(stage.object, "ann").run
+        assert run is not None
+        return run.error or ""
+
+    error = asyncio.run(main())
+    assert "the journal has run 'pay'" in error
+    assert "ended" in error
+
+
 def test_a_mismatch_is_not_to_be_caught(stage: Stage) -> None:
     async def body(ctx: ObjectContext) -> None:
         try:

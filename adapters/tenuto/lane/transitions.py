@@ -13,6 +13,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from msgspec import structs
+
 from tenuto.lane.head import (
     BASE,
     FIN,
@@ -27,7 +29,14 @@ from tenuto.lane.head import (
 )
 from tenuto.lane.writes import Absent, AbsentOrAtMost, AbsentOrEquals, Clause, Delete, Equals, Key, Put, Update, Value
 from tenuto.protocol.ids import Lane, digest, offset_position, out_sequence
-from tenuto.protocol.limits import LANE_TTL_S, RESULT_TTL_S, TIMER_BUCKET_MS, TIMER_SHARDS, TOMBSTONE_TTL_S
+from tenuto.protocol.limits import (
+    LANE_TTL_S,
+    RESULT_TTL_S,
+    TIMER_BUCKET_MS,
+    TIMER_SHARDS,
+    TOMBSTONE_TTL_S,
+    VALUE_BYTES_MAX,
+)
 from tenuto.protocol.messages import Head, Run, Trim
 from tenuto.protocol.records import CallSource, Event, KafkaSource, MessageSource, Out, Result, pack
 
@@ -268,8 +277,32 @@ def slot_put(lane: Lane, run: Run, slot: str, data: bytes) -> Update:
 
 
 def inbox_put(lane: Lane, event: Event) -> Put:
-    """9. Durable acceptance of an event by a lane that cannot take it now; its key is its duplicate guard."""
-    return Put(inbox_key(lane, event), {"ev": pack(event)}, (Absent("inbox.absent", "pk"),))
+    """9. Durable acceptance of an event by a lane that cannot take it now; its key is its duplicate guard.
+
+    An input that is too large for an item is in parts, which are put before; the item holds how many there are.
+    """
+    parts = len(part_puts(lane, event))
+    if parts:
+        kept: dict[str, Value] = {"ev": pack(structs.replace(event, input=None)), "parts": parts}
+    else:
+        kept = {"ev": pack(event)}
+    return Put(inbox_key(lane, event), kept, (Absent("inbox.absent", "pk"),))
+
+
+def part_puts(lane: Lane, event: Event) -> tuple[Put, ...]:
+    """Before 9: the parts of an input that is too large for an inbox item; none for any other."""
+    data = event.input or b""
+    if len(data) <= VALUE_BYTES_MAX:
+        return ()
+    starts = range(0, len(data), VALUE_BYTES_MAX)
+    return tuple(
+        Put(part_key(lane, event, n), {"input": data[at : at + VALUE_BYTES_MAX]}) for n, at in enumerate(starts)
+    )
+
+
+def part_key(lane: Lane, event: Event, number: int) -> Key:
+    """Where a part of an inbox item's input is."""
+    return Key(lane.pk, f"P#{digest(inbox_key(lane, event).sk)}#{number:03d}")
 
 
 def tombstone(lane: Lane, event: Event, now_ms: int) -> Put:

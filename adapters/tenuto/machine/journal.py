@@ -156,6 +156,16 @@ class Journal:
                 raise JournalMismatchError(index, describe(journaled), describe(command))
         return index
 
+    def end(self) -> None:
+        """The handler is over. Raises JournalMismatchError when the journal has commands that it did not come to."""
+        for name, slot in (*self.stored.items(), *self.fresh.items()):
+            # Whoever guesses an id may fill the slot of an awakeable that never was.
+            if isinstance(slot, AwakeableSlot):
+                continue
+            index = int("".join(itertools.takewhile(str.isdigit, name)))
+            if index >= self.next_command:
+                raise JournalMismatchError(index, describe(command_of(slot)), "nothing more and ended")
+
     def slot(self, name: str) -> Slot | None:
         """What is known of a slot, stored or fresh."""
         return self.stored.get(name) or self.fresh.get(name)

@@ -23,7 +23,7 @@ INLINE_BYTES_MAX = 2_048
 """Inputs and step results above this size go to items of their own: the head is billed whole on every write."""
 
 AWAKEABLE_BYTES_MAX = 32_768
-"""What an awakeable may be resolved or rejected with: it goes into the head of the lane that waits, beside its state."""
+"""What an awakeable may be resolved or rejected with: it goes into the waiting lane's head, beside its state."""
 
 PAYLOAD_BYTES_MAX = 6_000_000
 """Largest activation or outcome: a synchronous Lambda invocation carries 6 MB each way (AWS Lambda quotas)."""

@@ -349,6 +349,11 @@ class _Invocation:
             error = e
         await attempt.settle()
         error = attempt.broken or error
+        if error is None and not attempt.suspended:
+            try:
+                self._lease.journal.end()
+            except JournalMismatchError as e:
+                error = e
         if error is not None or result is None or attempt.suspended:
             return None, error
         out = {position: entry for position, (_, entry) in self._lease.journal.out.items()}

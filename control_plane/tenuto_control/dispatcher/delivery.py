@@ -15,6 +15,7 @@ from tenuto.lane.transitions import (
     Timer,
     inbox_put,
     mark_pend,
+    part_puts,
     result_put,
     slot_put,
     timer_put,
@@ -80,6 +81,8 @@ class Delivery:
         """
         nonce = None
         for event in events:
+            for part in part_puts(lane, event):
+                await self._writer.write(part)
             written = await self._writer.write(inbox_put(lane, event))
             answer = written.answer
             if isinstance(answer, Refused) and answer.item is not None and "done" in answer.item:
@@ -187,7 +190,7 @@ class Delivery:
 
 
 def fits(event: Event) -> bool:
-    """Whether an event can wait in an inbox item."""
+    """Whether an event can be a message: only what came from Kafka may wait in parts."""
     return len(event.input or b"") + sum(len(n) + len(v) for n, v in event.headers) <= VALUE_BYTES_MAX
 
 

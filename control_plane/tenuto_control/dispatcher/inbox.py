@@ -9,7 +9,9 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tenuto.lane.transitions import INBOX_HIGH, INBOX_LOW, inbox_key, result_key, tombstone
+from msgspec import structs
+
+from tenuto.lane.transitions import INBOX_HIGH, INBOX_LOW, inbox_key, part_key, result_key, tombstone
 from tenuto.lane.writes import Delete
 from tenuto.protocol.ids import Lane
 from tenuto.protocol.messages import Head
@@ -45,6 +47,7 @@ class Inbox:
     def __init__(self, lane: Lane, writer: Writer) -> None:
         self._lane = lane
         self._writer = writer
+        self._parts: dict[str, int] = {}
 
     async def live(self, head: Head) -> Waiting:
         """What waits, judged by a head that was read before this query. Sources are each in order."""
@@ -63,12 +66,20 @@ class Inbox:
                     continue
                 size += len(packed)
                 event = unpack_event(packed)
+                parts = item.get("parts")
+                if isinstance(parts, int):
+                    self._parts[event.nonce] = parts
                 if passed(head, event):
                     below.append(event)
                 elif event.nonce in head.fin or await self._has_result(event):
                     done.append(event)
                 else:
-                    events.append(event)
+                    whole = await self._whole(event)
+                    if whole is None:
+                        # Its end has just been seen elsewhere: what is known of the head is out of date.
+                        return Waiting(tuple(events), tuple(done), tuple(below), more=True)
+                    size += len(whole.input or b"")
+                    events.append(whole)
                 if len(events) + len(done) + len(below) >= DRAIN_EVENTS_MAX or size > DRAIN_BYTES_MAX:
                     return Waiting(tuple(events), tuple(done), tuple(below), more=True)
             after = page.last
@@ -88,8 +99,26 @@ class Inbox:
 
     async def forget(self, events: Sequence[Event]) -> None:
         """Delete spilled Kafka events; the watermark refuses their duplicates."""
+        # Parts first: an item whose parts are gone is below the watermark, while parts alone would never be found.
+        deletes = [
+            Delete(part_key(self._lane, event, n)) for event in events for n in range(self._parts.pop(event.nonce, 0))
+        ]
+        if deletes:
+            await self._writer.patiently(lambda: self._writer.table.delete_all(deletes))
         deletes = [Delete(inbox_key(self._lane, event)) for event in events]
         await self._writer.patiently(lambda: self._writer.table.delete_all(deletes))
+
+    async def _whole(self, event: Event) -> Event | None:
+        """The event with its input, should that be in parts; None when one of them is gone."""
+        parts: list[bytes] = []
+        for number in range(self._parts.get(event.nonce, 0)):
+            key = part_key(self._lane, event, number)
+            item = await self._writer.patiently(functools.partial(self._writer.table.get, key)) or {}
+            data = item.get("input")
+            if not isinstance(data, bytes):
+                return None
+            parts.append(data)
+        return structs.replace(event, input=b"".join(parts)) if parts else event
 
     async def _has_result(self, event: Event) -> bool:
         if not (isinstance(event.source, CallSource) and event.source.keep_result):

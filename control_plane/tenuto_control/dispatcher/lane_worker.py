@@ -7,7 +7,6 @@ functions are called and batches committed (`activations`), or the set of lanes 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -40,7 +39,6 @@ from tenuto_control.core.lane_policy import (
     decide,
 )
 from tenuto_control.dispatcher.activations import Activations, Attempted
-from tenuto_control.dispatcher.delivery import fits
 from tenuto_control.dispatcher.inbox import Inbox
 from tenuto_control.dispatcher.services import Services
 from tenuto_control.dispatcher.work import CallWork, KafkaWork, Work
@@ -340,9 +338,7 @@ class LaneWorker:
             work.release()
 
     async def _spill(self) -> None:
-        events = [w for w in self.queue if isinstance(w, KafkaWork)]
-        # An event too large for an inbox item stays, and with it all behind it: none may overtake it.
-        works = list(itertools.takewhile(lambda w: fits(w.event), events))
+        works = [w for w in self.queue if isinstance(w, KafkaWork)]
         if not works:
             # Calls are made durable by their callers, when these stop waiting.
             await self._wait_until(self._services.clock.now_ms() + self._services.limits.spill_after_ms)
@@ -374,6 +370,7 @@ class LaneWorker:
             self.look = self.look or len(ran) < len(waiting.events)
         elif waiting.more:
             self.look = True
+            self.head = None
         elif head.pend is not None:
             written = await self._services.writer.write(clear_pend(self.lane, head, self._trimmable()))
             self._learn(parse_head(written.answer.item))
