@@ -28,6 +28,8 @@ from tenuto.lane.head import HEAD_SK, WATERMARK, parse_head
 from tenuto.protocol.ids import Lane, source_of_partition
 from tenuto.protocol.messages import Head
 from tenuto.store.expressions import unmarshal_item
+from tenuto_control.core.routing import source_epoch
+from tenuto_control.drivers.topic_ids import topic_ids
 
 SAMPLED_KEYS: Final = 20
 """Reading one head costs DynamoDB Local 0.1 to 0.2 ms: so many, ten times a second, take some 3 % of one core."""
@@ -85,7 +87,15 @@ class CommitWatch:
     """Watches one topic's events of `keys`, from when it is made. A key's events are in one partition."""
 
     def __init__(
-        self, dynamodb: Any, admin: Any, table: str, service: str, topic: str, partitions: int, keys: Sequence[str]
+        self,
+        dynamodb: Any,
+        admin: Any,
+        table: str,
+        service: str,
+        topic: str,
+        topic_id: str,
+        partitions: int,
+        keys: Sequence[str],
     ) -> None:
         self._dynamodb = dynamodb
         self._admin = admin
@@ -93,7 +103,8 @@ class CommitWatch:
         self._sampled = {Lane(service, key).pk: key for key in keys[:: -(-len(keys) // SAMPLED_KEYS)]}
         self._all_sampled = len(self._sampled) == len(keys)
         self._topic = topic
-        self._sources = {f"#w{p}": WATERMARK + source_of_partition(EPOCH, topic, p) for p in range(partitions)}
+        epoch = source_epoch(EPOCH, topic_id)
+        self._sources = {f"#w{p}": WATERMARK + source_of_partition(epoch, topic, p) for p in range(partitions)}
         self._interval_ms = FEW_INTERVAL_MS if len(self._sampled) <= FEW_KEYS else INTERVAL_MS
         self._sightings: list[_Sighting] = []
         self._reached: dict[str, int] = {}
@@ -207,6 +218,12 @@ async def group_admin(bootstrap_servers: str) -> AsyncIterator[Any]:
         yield admin
     finally:
         await admin.close()
+
+
+async def topic_id(admin: Any, topic: str) -> str:
+    """The id by which the control plane tells this topic from others of its name."""
+    ids = await topic_ids(admin._client, [topic])  # noqa: SLF001 - aiokafka's admin client cannot ask for it
+    return ids[topic]
 
 
 async def read_heads(dynamodb: Any, table: str, service: str, keys: Sequence[str]) -> dict[str, Head]:

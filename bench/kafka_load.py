@@ -14,7 +14,7 @@ from typing import Final
 import msgspec
 from aiokafka import AIOKafkaProducer
 
-from bench.commits import CommitWatch, Published, group_admin, read_heads
+from bench.commits import CommitWatch, Published, group_admin, read_heads, topic_id
 from bench.environment import PARTITIONS, SERVICE, TOPIC, WORKERS, Bench, running
 from bench.figures import Requests, WorkloadResult, latency
 from bench.resources import ResourceSampler
@@ -162,4 +162,5 @@ async def _count(workload: Workload, say: Say) -> Requests:
 @asynccontextmanager
 async def _watching(bench: Bench, keys: Sequence[str]) -> AsyncIterator[CommitWatch]:
     async with group_admin(bench.system.bootstrap_servers) as admin:
-        yield CommitWatch(bench.dynamodb, admin, TABLE, SERVICE, TOPIC, PARTITIONS, keys)
+        life = await topic_id(admin, TOPIC)
+        yield CommitWatch(bench.dynamodb, admin, TABLE, SERVICE, TOPIC, life, PARTITIONS, keys)

@@ -23,7 +23,11 @@ class TopicPartition(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class LogRecord:
-    """A record as the log delivers it. A `value` of None is a tombstone."""
+    """A record as the log delivers it. A `value` of None is a tombstone.
+
+    `topic_id` is the log's own name for this life of the topic: another one after it was deleted and created again, ""
+    from a log that tells none.
+    """
 
     topic: str
     partition: int
@@ -32,14 +36,26 @@ class LogRecord:
     key: bytes | None
     value: bytes | None
     headers: tuple[tuple[str, bytes], ...] = ()
+    topic_id: str = ""
 
 
 class LogUnavailableError(Exception):
     """The log did not answer; nothing is known to have happened. The message is fit for a log line."""
 
 
+class RecordTooLargeError(LogUnavailableError):
+    """The topic takes no record of this size; only a smaller one, or a larger limit, helps.
+
+    A kind of LogUnavailableError, because whoever has no smaller record to offer keeps the one it has and tries on, as
+    for a topic that does not exist.
+    """
+
+
 class AssignmentListener(Protocol):
-    """Is told of a rebalance before (`revoked`) and after (`assigned`) it takes place."""
+    """Is told of a rebalance before (`revoked`) and after (`assigned`) it takes place.
+
+    A topic that was deleted and created again is revoked and assigned too: what its old life left in flight ends there.
+    """
 
     async def revoked(self, partitions: Sequence[TopicPartition]) -> None:
         """These partitions are about to move: finish or drop their work, commit, return."""
@@ -84,7 +100,10 @@ class RecordSink(Protocol):
     async def produce(
         self, topic: str, value: bytes | None, key: bytes | None, headers: Sequence[tuple[str, bytes]]
     ) -> None:
-        """Return when the record is acknowledged. Raises LogUnavailableError when it is not known to be."""
+        """Return when the record is acknowledged. Raises LogUnavailableError when it is not known to be.
+
+        Raises RecordTooLargeError when the topic takes no record of this size; other records are not held up by that.
+        """
         ...
 
 
@@ -192,6 +211,10 @@ class Execution(Protocol):
 
     async def withdraw(self, partitions: Sequence[TopicPartition], timeout_ms: int) -> None:
         """Forget what these partitions queued and wait for what runs; afterwards `released` is not called."""
+        ...
+
+    def relieve(self, partitions: Sequence[TopicPartition]) -> None:
+        """These partitions have as much in flight as they may: what has waited for long should make room for others."""
         ...
 
     async def call(self, event: Event, wait_ms: int) -> Answer:

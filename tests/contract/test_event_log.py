@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 from uuid import uuid4
 
+import aiokafka
 import pytest
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from tenuto_control.config import KafkaConfig
 from tenuto_control.core.routing import Start
 from tenuto_control.drivers import kafka as driver
 from tenuto_control.drivers.kafka import KafkaEventLog, KafkaSink
+from tenuto_control.drivers.kafka_membership import mark
 from tenuto_control.limits import Limits
-from tenuto_control.ports import EventLog, LogRecord, LogUnavailableError, RecordSink, TopicPartition
+from tenuto_control.ports import (
+    EventLog,
+    LogRecord,
+    LogUnavailableError,
+    RecordSink,
+    RecordTooLargeError,
+    TopicPartition,
+)
 from tenuto_local.kafka_broker import KafkaBroker
 from tenuto_local.topics import create_topics
 from tests.support.memory_kafka import MemoryKafka
@@ -27,12 +37,16 @@ TEST_TIMEOUT_S = 40.0
 SETTLE_S = 20.0
 REBALANCE_TIMEOUT_S = 1.0
 LIMITS = Limits(drain_timeout_ms=500, session_timeout_ms=2_000, heartbeat_interval_ms=100, log_request_timeout_ms=3_000)
+FORMER_ID = "0123456789abcdef0123456789abcdef"
 
 
 class Cluster(Protocol):
     """What the suite needs of either log. Topics and groups are fresh for every test."""
 
     async def create(self, topic: str, partitions: int) -> None: ...
+    async def create_narrow(self, topic: str, record_bytes_max: int) -> None: ...
+    async def delete(self, topic: str) -> None: ...
+    async def leave_commit(self, group: str, tp: TopicPartition, offset: int, topic_id: str) -> None: ...
     def member(self, group: str, starts: Mapping[str, Start]) -> EventLog: ...
     def sink(self) -> RecordSink: ...
     async def close(self) -> None: ...
@@ -44,6 +58,18 @@ class MemoryCluster:
 
     async def create(self, topic: str, partitions: int) -> None:
         self._kafka.create_topic(topic, partitions)
+
+    async def create_narrow(self, topic: str, record_bytes_max: int) -> None:
+        self._kafka.create_topic(topic, record_bytes_max=record_bytes_max)
+
+    async def delete(self, topic: str) -> None:
+        self._kafka.delete_topic(topic)
+
+    async def leave_commit(self, group: str, tp: TopicPartition, offset: int, topic_id: str) -> None:
+        stored = self._kafka._group(group)
+        stored.committed[tp] = offset
+        if topic_id:
+            stored.lives[tp] = topic_id
 
     def member(self, group: str, starts: Mapping[str, Start]) -> EventLog:
         return self._kafka.member(group, starts)
@@ -62,6 +88,41 @@ class RealCluster:
 
     async def create(self, topic: str, partitions: int) -> None:
         await create_topics(self._broker.bootstrap_servers, {topic: partitions})
+
+    async def create_narrow(self, topic: str, record_bytes_max: int) -> None:
+        async with self._admin() as admin:
+            configs = {"max.message.bytes": str(record_bytes_max)}
+            await admin.create_topics([NewTopic(topic, 1, 1, topic_configs=configs)])
+        await self.create(topic, 1)
+
+    async def delete(self, topic: str) -> None:
+        async with self._admin() as admin:
+            await admin.delete_topics([topic])
+            for _ in range(500):
+                if topic not in await admin.list_topics():
+                    return
+                await asyncio.sleep(0.02)
+        raise AssertionError(f"{topic} is still there")
+
+    async def leave_commit(self, group: str, tp: TopicPartition, offset: int, topic_id: str) -> None:
+        """As a member does that learns too late that the topic is another one now."""
+        consumer = aiokafka.AIOKafkaConsumer(bootstrap_servers=self._broker.bootstrap_servers, group_id=group)
+        await consumer.start()
+        try:
+            at = aiokafka.TopicPartition(*tp)
+            consumer.assign([at])
+            await consumer.commit({at: (offset, mark(topic_id))})
+        finally:
+            await consumer.stop()
+
+    @asynccontextmanager
+    async def _admin(self) -> AsyncIterator[Any]:
+        admin = AIOKafkaAdminClient(bootstrap_servers=self._broker.bootstrap_servers)
+        await admin.start()
+        try:
+            yield admin
+        finally:
+            await admin.close()
 
     def member(self, group: str, starts: Mapping[str, Start]) -> EventLog:
         return KafkaEventLog(
@@ -93,6 +154,7 @@ def broker() -> Iterator[KafkaBroker]:
 def make_cluster(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Cluster]:
     monkeypatch.setattr(driver, "REBALANCE_MARGIN_MS", int(REBALANCE_TIMEOUT_S * 1_000) - LIMITS.drain_timeout_ms)
     monkeypatch.setattr(driver, "METADATA_AGE_MAX_MS", 300)
+    monkeypatch.setattr(driver, "TOPIC_CHECK_INTERVAL_S", 0.2)
     if request.param == "memory":
         return MemoryCluster
     broker: KafkaBroker = request.getfixturevalue("broker")
@@ -162,6 +224,10 @@ class Scene:
     ) -> None:
         for value in values:
             await self._sink.produce(self.topic, value, key, headers)
+
+    async def create_again(self) -> None:
+        await self.cluster.delete(self.topic)
+        await self.cluster.create(self.topic, 1)
 
     def tp(self, partition: int = 0) -> TopicPartition:
         return TopicPartition(self.topic, partition)
@@ -344,6 +410,136 @@ def test_a_record_may_have_neither_key_nor_value(make_cluster: Callable[[], Clus
         assert member.records[0].headers == (("tenuto-reason", b"no key"),)
 
     play(make_cluster, scenario)
+
+
+def test_a_topic_that_is_created_again_has_another_id_and_is_read_from_its_beginning(
+    make_cluster: Callable[[], Cluster],
+) -> None:
+    async def scenario(scene: Scene) -> None:
+        await scene.cluster.create(scene.topic, 1)
+        await scene.produce(*numbered(5))
+        first = await scene.join()
+        await first.poll_until(lambda: len(first.records) == 5)
+        await first.log.commit({scene.tp(): 3})
+        await first.log.stop()
+        second = await scene.join()
+        await second.poll_until(lambda: len(second.records) == 2)
+        (before,) = {record.topic_id for record in first.records + second.records}
+        await second.log.commit({scene.tp(): 5})
+        await second.log.stop()
+
+        await scene.create_again()
+        await scene.produce(b"new", b"newer")
+        third = await scene.join()
+        await third.poll_until(lambda: len(third.records) == 2)
+        assert [(record.offset, record.value) for record in third.records] == [(0, b"new"), (1, b"newer")]
+        (after,) = {record.topic_id for record in third.records}
+        assert after
+        assert after != before
+
+    play(make_cluster, scenario)
+
+
+@pytest.mark.parametrize("records", [2, 9], ids=["fewer records", "more records"])
+@pytest.mark.parametrize("start", ["earliest", "latest"])
+def test_a_running_member_begins_anew_with_a_topic_that_is_created_again(
+    make_cluster: Callable[[], Cluster], start: Start, records: int
+) -> None:
+    async def scenario(scene: Scene) -> None:
+        await scene.cluster.create(scene.topic, 1)
+        member = await scene.join(start)
+        await member.poll_until(lambda: bool(member.owned))
+        await scene.produce(*numbered(5))
+        await member.poll_until(lambda: len(member.records) == 5)
+        await member.log.commit({scene.tp(): 5})
+        before = member.records[0].topic_id
+        # Reading nothing, it meets no error that would tell it.
+        member.log.pause([scene.tp()])
+        await scene.create_again()
+        await scene.produce(*numbered(records, first=100))
+
+        def of_the_new() -> list[LogRecord]:
+            return [record for record in member.records if record.topic_id not in {before, ""}]
+
+        await member.poll_until(lambda: len(of_the_new()) >= records)
+        assert [record.value for record in of_the_new()] == numbered(records, first=100)
+        assert [record.offset for record in of_the_new()] == list(range(records))
+        assert {scene.tp()} in member.revocations
+        await member.log.commit({scene.tp(): 1})
+        await member.log.stop()
+        heir = await scene.join(start)
+        await heir.poll_until(lambda: len(heir.records) == records - 1)
+        assert heir.values == numbered(records - 1, first=101)
+
+    play(make_cluster, scenario)
+
+
+@pytest.mark.parametrize(
+    ("offset", "topic_id", "left"),
+    [(2, FORMER_ID, 5), (99, FORMER_ID, 5), (99, "", 5), (2, "", 3)],
+    ids=["within a new life", "beyond a new life", "beyond the log", "of a commit that names no life"],
+)
+def test_a_committed_offset_counts_in_its_own_life_only(
+    make_cluster: Callable[[], Cluster], offset: int, topic_id: str, left: int
+) -> None:
+    async def scenario(scene: Scene) -> None:
+        await scene.cluster.create(scene.topic, 1)
+        await scene.produce(*numbered(5))
+        await scene.cluster.leave_commit(scene.group, scene.tp(), offset, topic_id)
+        member = await scene.join()
+        await member.poll_until(lambda: len(member.records) == left)
+        assert member.values == numbered(left, first=5 - left)
+
+    play(make_cluster, scenario)
+
+
+def test_a_record_too_large_for_its_topic_is_refused_and_disturbs_no_other(
+    make_cluster: Callable[[], Cluster],
+) -> None:
+    async def scenario(scene: Scene) -> None:
+        await scene.cluster.create_narrow(scene.topic, 100_000)
+        sink = scene.cluster.sink()
+
+        async def refused(value: bytes, headers: Sequence[tuple[str, bytes]] = ()) -> None:
+            with pytest.raises(RecordTooLargeError, match=r"raise its max\.message\.bytes"):
+                await sink.produce(scene.topic, value, b"k", headers)
+
+        await sink.produce(scene.topic, b"a", b"k", ())
+        await asyncio.gather(
+            refused(bytes(150_000)),
+            sink.produce(scene.topic, b"b", b"k", ()),
+            refused(b"", [("large", bytes(150_000))]),
+            sink.produce(scene.topic, bytes(90_000), b"k", ()),
+        )
+        await refused(bytes(150_000))
+        await sink.produce(scene.topic, bytes(80_000), b"k", ())
+        await sink.produce(scene.topic, b"c", b"k", ())
+        member = await scene.join()
+        await member.poll_until(lambda: len(member.records) == 5)
+        sizes = sorted(len(value or b"") for value in member.values)
+        assert sizes == [1, 1, 1, 80_000, 90_000]
+
+    play(make_cluster, scenario)
+
+
+@pytest.mark.stack
+def test_a_sink_outlives_the_refusal_of_a_small_record(broker: KafkaBroker) -> None:
+    """A topic may take less than what a sink expects to be refused: then its producer has to be another one."""
+
+    async def scenario() -> None:
+        cluster = RealCluster(broker)
+        topic = f"t-{uuid4().hex[:8]}"
+        await cluster.create_narrow(topic, 1_000)
+        sink = cluster.sink()
+        try:
+            for value in (bytes(5_000), bytes(6_000)):
+                with pytest.raises(RecordTooLargeError):
+                    await sink.produce(topic, value, None, ())
+                await sink.produce(topic, b"small", None, ())
+        finally:
+            await cluster.close()
+
+    asyncio.run(asyncio.wait_for(scenario(), TEST_TIMEOUT_S))
 
 
 @pytest.mark.stack

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,9 +18,10 @@ from tenuto_control.core.routing import (
     Quarantine,
     Subscription,
     TextKey,
+    dead_letter_forms,
     parse_key_rule,
-    quarantine_headers,
     route,
+    source_epoch,
 )
 from tenuto_control.ports import LogRecord
 
@@ -128,15 +131,42 @@ def test_routing_is_total(key: bytes | None, value: bytes | None, rule: KeyRule,
         assert outcome.nonce == kafka_nonce("e1", "orders", 3, 42)
 
 
+def test_another_life_of_a_topic_gives_other_sources_and_invocations() -> None:
+    lives = [replace(record(), topic_id=one) for one in ("", "0123456789abcdef" * 2, "fedcba9876543210" * 2)]
+    events = [route(life, subscription()) for life in lives]
+    sources = [event.source for event in events if isinstance(event, Event)]
+    assert [source.epoch for source in sources if isinstance(source, KafkaSource)] == [
+        "e1",
+        "e1.01234567",
+        "e1.fedcba98",
+    ]
+    assert len({event.id for event in events if isinstance(event, Event)}) == len(lives)
+    # A topic whose broker tells no id, or told none before, keeps the names it had.
+    assert source_epoch("e1", "") == "e1"
+
+
 def test_quarantined_records_keep_their_headers_and_gain_reasons() -> None:
-    assert quarantine_headers(record(headers=(("a", b"1"),)), "because é") == (
-        ("a", b"1"),
+    whole, *smaller = dead_letter_forms(record(headers=(("a", b"1"),)), "because é")
+    reasons = (
         ("tenuto-reason", "because é".encode()),
         ("tenuto-source-topic", b"orders"),
         ("tenuto-source-partition", b"3"),
         ("tenuto-source-offset", b"42"),
     )
+    assert (whole.value, whole.key, whole.lacks) == (b"{}", b"k", "")
+    assert whole.headers == (("a", b"1"), *reasons)
+    assert [(form.value, form.key, form.headers) for form in smaller] == [
+        (b"{}", b"k", (("a", b"1"),)),
+        (None, b"k", (*reasons, ("tenuto-omitted", b"value, headers"))),
+        (None, None, (*reasons, ("tenuto-omitted", b"value, headers, key"))),
+    ]
     assert subscription(dead_letter="graveyard").dead_letter_topic == "graveyard"
+
+
+def test_a_reason_is_cut_between_characters() -> None:
+    reason = dict(dead_letter_forms(record(), "x" + "é" * 5_000)[0].headers)["tenuto-reason"]
+    assert 1_000 < len(reason) <= 1_024
+    assert reason.decode().startswith("xé")
 
 
 def test_key_rules_are_read_from_text() -> None:

@@ -19,10 +19,19 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from tenuto_control.core.routing import Start
-from tenuto_control.ports import AssignmentListener, LogRecord, LogUnavailableError, TopicPartition
+from tenuto_control.ports import (
+    AssignmentListener,
+    LogRecord,
+    LogUnavailableError,
+    RecordTooLargeError,
+    TopicPartition,
+)
 
 REBALANCE_TIMEOUT_S = 10.0
 """A member whose `revoked` takes longer is left behind; it learns so from its next commit."""
+
+RECORD_BYTES_MAX = 1024 * 1024
+"""The bound of records of a topic that is created without one, as brokers have it but for the framing."""
 
 OperationName: TypeAlias = Literal["start", "poll", "commit", "stop", "produce"]
 
@@ -53,6 +62,7 @@ class _Group:
     members: dict[str, MemoryEventLog] = field(default_factory=dict)
     joined: set[str] = field(default_factory=set)
     committed: dict[TopicPartition, int] = field(default_factory=dict)
+    lives: dict[TopicPartition, str] = field(default_factory=dict)
 
 
 class MemoryKafka:
@@ -69,19 +79,36 @@ class MemoryKafka:
         self._now_ms = now_ms
         self._topics: dict[str, list[list[LogRecord]]] = {}
         self._next_offsets: dict[TopicPartition, int] = {}
+        self._lives: dict[str, int] = {}
+        self._limits: dict[str, int] = {}
         self._groups: dict[str, _Group] = {}
         self._members = 0
         self._changed = asyncio.Event()
 
     # --- topics ---------------------------------------------------------------------------------------------
 
-    def create_topic(self, topic: str, partitions: int = 1) -> None:
+    def create_topic(self, topic: str, partitions: int = 1, record_bytes_max: int = RECORD_BYTES_MAX) -> None:
         """Create a topic; groups that wait for it rebalance."""
         assert topic not in self._topics, f"topic {topic} exists"
         self._topics[topic] = [[] for _ in range(partitions)]
-        for group in self._groups.values():
-            if any(topic in member.topics for member in group.members.values()):
-                self._rebalance(group)
+        self._limits[topic] = record_bytes_max
+        self._lives[topic] = self._lives.get(topic, -1) + 1
+        self._rebalance_readers(topic)
+
+    def delete_topic(self, topic: str, *, keep_commits: bool = False) -> None:
+        """Delete a topic with its records and, as brokers do before long, what groups committed of it."""
+        for partition in range(len(self._topics.pop(topic))):
+            tp = TopicPartition(topic, partition)
+            self._next_offsets.pop(tp, None)
+            for group in self._groups.values():
+                if not keep_commits:
+                    group.committed.pop(tp, None)
+        self._rebalance_readers(topic)
+
+    def topic_id(self, topic: str) -> str:
+        """The id of this life of the topic; "" in its first one, so that names of sources are plain."""
+        life = self._lives.get(topic, 0)
+        return f"{life:032x}"[::-1] if life else ""
 
     def append(
         self,
@@ -100,7 +127,7 @@ class MemoryKafka:
             partition = zlib.crc32(key or b"") % len(partitions)
         tp = TopicPartition(topic, partition)
         offset = self._next_offsets.get(tp, 0)
-        record = LogRecord(topic, partition, offset, self._now_ms(), key, value, tuple(headers))
+        record = LogRecord(topic, partition, offset, self._now_ms(), key, value, tuple(headers), self.topic_id(topic))
         partitions[partition].append(record)
         self._next_offsets[tp] = offset + 1
         self._wake()
@@ -142,6 +169,11 @@ class MemoryKafka:
         group = self._group(member.group)
         group.members[member.name] = member
         self._rebalance(group)
+
+    def _rebalance_readers(self, topic: str) -> None:
+        for group in self._groups.values():
+            if any(topic in member.topics for member in group.members.values()):
+                self._rebalance(group)
 
     def _rebalance(self, group: _Group) -> None:
         group.joined.clear()
@@ -199,6 +231,7 @@ class MemoryEventLog:
         self._granted: asyncio.Future[tuple[int, list[TopicPartition]]] | None = None
         self._positions: dict[TopicPartition, int] = {}
         self._paused: set[TopicPartition] = set()
+        self._lives: dict[TopicPartition, str] = {}
         self._turn = 0
 
     async def start(self, topics: Sequence[str], listener: AssignmentListener) -> None:
@@ -251,6 +284,7 @@ class MemoryEventLog:
                 self._kafka._join(self)
             raise LogUnavailableError(f"the partition belongs to another member of group {self.group!r} by now")
         group.committed.update(offsets)
+        group.lives.update((tp, self._lives[tp]) for tp in offsets)
         await self._hook("commit", "after")
 
     async def stop(self) -> None:
@@ -298,6 +332,7 @@ class MemoryEventLog:
                 continue  # The members changed once more before the generation was complete.
             self._generation, partitions = self._granted.result()
             positions = {tp: self._first(tp) for tp in partitions}
+            self._lives.update((tp, self._kafka.topic_id(tp.topic)) for tp in partitions)
             if partitions:
                 await listener.assigned(partitions)
             self._positions = positions
@@ -325,12 +360,19 @@ class MemoryEventLog:
     def _first(self, tp: TopicPartition) -> int:
         """Where to begin.
 
-        At the committed offset, else where the subscription says, which is then committed.
+        At the committed offset, else where the subscription says, which is then committed. An offset of another life
+        of the topic, or one that it does not have, leads to its oldest record.
         """
-        committed = self._kafka._group(self.group).committed
-        if tp not in committed and self._starts.get(tp.topic) == "latest":
-            committed[tp] = self._kafka._next_offsets.get(tp, 0)
-        return committed.get(tp, 0)
+        group = self._kafka._group(self.group)
+        life, end = self._kafka.topic_id(tp.topic), self._kafka._next_offsets.get(tp, 0)
+        recreated = tp in self._lives and self._lives[tp] != life
+        if tp not in group.committed:
+            if self._starts.get(tp.topic) == "latest" and not recreated:
+                group.committed[tp] = end
+        elif recreated or group.lives.get(tp, life) != life or group.committed[tp] > end:
+            group.committed[tp] = 0
+        group.lives[tp] = life
+        return group.committed.get(tp, 0)
 
     def _fetch(self, max_records: int) -> list[LogRecord]:
         """What could be delivered now, beginning with another partition every time."""
@@ -344,6 +386,8 @@ class MemoryEventLog:
         shift = self._turn % len(partitions)
         fetched: list[LogRecord] = []
         for tp in partitions[shift:] + partitions[:shift]:
+            if tp.topic not in self._kafka._topics:
+                continue  # Deleted, and a zombie is not told.
             log = self._kafka._topics[tp.topic][tp.partition]
             first = bisect_left(log, self._positions[tp], key=lambda record: record.offset)
             fetched += log[first : first + max_records - len(fetched)]
@@ -366,5 +410,8 @@ class MemorySink:
         await self._kafka.hook(Operation("produce", "before", "producer"))
         if topic not in self._kafka._topics:
             raise LogUnavailableError(f'topic "{topic}" does not exist; create it')
+        size = len(value or b"") + len(key or b"") + sum(len(name) + len(content) for name, content in headers)
+        if size > self._kafka._limits[topic]:
+            raise RecordTooLargeError(f'topic "{topic}" takes no record of {size} bytes; raise its max.message.bytes')
         self._kafka.append(topic, value, key, headers)
         await self._kafka.hook(Operation("produce", "after", "producer"))

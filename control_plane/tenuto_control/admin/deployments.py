@@ -100,7 +100,7 @@ class Deployments:
 
 
 def check_subscriptions(subscriptions: Sequence[Subscription], services: Mapping[str, ServiceManifest]) -> None:
-    """Raises ConfigError naming the first subscription whose handler does not exist, and what does."""
+    """Raises ConfigError naming the first subscription that cannot work as it stands, and the way out."""
     for subscription in subscriptions:
         wanted = f"{subscription.service}/{subscription.handler}"
         service = services.get(subscription.service)
@@ -116,4 +116,10 @@ def check_subscriptions(subscriptions: Sequence[Subscription], services: Mapping
             raise ConfigError(
                 f"subscription of {subscription.topic!r}: {wanted!r} is a shared handler, which only reads; "
                 "events need an exclusive one"
+            )
+        if service.keyed and subscription.ordering != "key":
+            raise ConfigError(
+                f"subscription of {subscription.topic!r}: ordering = {subscription.ordering!r} makes up the keys, and "
+                f"{subscription.service!r} is a virtual object, whose keys have state: leave `ordering` out, or name a "
+                "handler of a service without keys"
             )

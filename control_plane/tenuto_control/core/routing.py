@@ -1,7 +1,8 @@
 """From a Kafka record to the event of a lane, or to the reason why it can never be one.
 
-Owns key rules, the ordering of records without a keyed service, invocation ids of records and the headers of
-quarantined ones. Does not own decoding of values: only the handler's type hints know what a value should be.
+Owns key rules, the ordering of records without a keyed service, invocation ids of records, what names their watermarks
+and the forms of quarantined ones. Does not own decoding of values: only the handler's type hints know what a value
+should be.
 """
 
 from __future__ import annotations
@@ -17,8 +18,17 @@ from tenuto.protocol.records import Event, KafkaSource
 DEAD_LETTER_SUFFIX = ".dead-letter"
 """Where a topic's records go that can never be handled, unless the subscription names another topic."""
 
+OMITTED_HEADER = "tenuto-omitted"
+"""Names what a dead letter had to leave out to be taken. Where it came from, the record is whole."""
+
+REASON_BYTES_MAX = 1_024
+"""A reason may quote what it is about; a dead letter has to stay small enough to be taken."""
+
 PARTITION_KEY_BYTES_MAX = 2_048
 """Longest partition key of DynamoDB. Escaping may bring a key of legal length above it."""
+
+TOPIC_ID_DIGITS = 8
+"""So much of a topic's id goes into names, which every head of the topic holds: lives of one topic differ in it."""
 
 Ordering: TypeAlias = Literal["key", "partition", "none"]
 Start: TypeAlias = Literal["earliest", "latest"]
@@ -65,6 +75,11 @@ class Record(Protocol):
         """Its headers, in order; names may repeat."""
         ...
 
+    @property
+    def topic_id(self) -> str:
+        """The log's name for this life of the topic; "" when it tells none."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class TextKey:
@@ -104,8 +119,8 @@ class Subscription:
     """A topic whose records become events of one handler.
 
     `ordering` other than `key` is for unkeyed services: `partition` runs the records of a partition one after
-    the other, `none` runs every record by itself. `epoch` names one life of the topic: watermarks of another
-    epoch do not count.
+    the other, `none` runs every record by itself. `epoch` is the operator's word for one pass over the topic:
+    watermarks of another epoch do not count, so a new one runs again whatever is read again.
     """
 
     topic: str
@@ -130,15 +145,25 @@ class Quarantine:
     reason: str
 
 
+def source_epoch(epoch: str, topic_id: str) -> str:
+    """What tells a topic's offsets from those of its other lives and passes: the epoch of its records' sources.
+
+    A recreated topic counts its offsets from zero again; under the names of its former life, lanes would take its
+    records for finished ones.
+    """
+    return f"{epoch}.{topic_id[:TOPIC_ID_DIGITS]}" if topic_id else epoch
+
+
 def route(record: Record, subscription: Subscription) -> Event | Quarantine:
     """The event a record stands for. Total: whatever the bytes are, the answer is one of the two."""
-    nonce = kafka_nonce(subscription.epoch, record.topic, record.partition, record.offset)
+    epoch = source_epoch(subscription.epoch, record.topic_id)
+    nonce = kafka_nonce(epoch, record.topic, record.partition, record.offset)
     try:
         key = _lane_key(record, subscription, nonce)
     except _UnusableKeyError as e:
         return Quarantine(str(e))
     source = KafkaSource(
-        epoch=subscription.epoch,
+        epoch=epoch,
         topic=record.topic,
         partition=record.partition,
         offset=record.offset,
@@ -155,11 +180,36 @@ def route(record: Record, subscription: Subscription) -> Event | Quarantine:
     )
 
 
-def quarantine_headers(record: Record, reason: str) -> tuple[tuple[str, bytes], ...]:
-    """The record's own headers, then why it was refused and where it was read."""
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A form in which a refused record may be kept. `lacks` names what it had to leave out, "" for nothing."""
+
+    value: bytes | None
+    key: bytes | None
+    headers: tuple[tuple[str, bytes], ...]
+    lacks: str = ""
+
+
+def dead_letter_forms(record: Record, reason: str) -> tuple[DeadLetter, ...]:
+    """The record with why it was refused and where it was read, then ever smaller forms for a topic that takes no more.
+
+    First without the reason: as large as it was when its own topic took it. Then without its value, but with headers
+    that say so and where the whole record is.
+    """
+    reasons = _reason_headers(record, reason)
+    stub = (*reasons, (OMITTED_HEADER, b"value, headers"))
+    rest = (*reasons, (OMITTED_HEADER, b"value, headers, key"))
     return (
-        *record.headers,
-        ("tenuto-reason", reason.encode()),
+        DeadLetter(record.value, record.key, (*record.headers, *reasons)),
+        DeadLetter(record.value, record.key, record.headers, "the headers with its reason"),
+        DeadLetter(None, record.key, stub, "its value and headers"),
+        DeadLetter(None, None, rest, "its value, headers and key"),
+    )
+
+
+def _reason_headers(record: Record, reason: str) -> tuple[tuple[str, bytes], ...]:
+    return (
+        ("tenuto-reason", reason.encode()[:REASON_BYTES_MAX].decode(errors="ignore").encode()),
         ("tenuto-source-topic", record.topic.encode()),
         ("tenuto-source-partition", str(record.partition).encode()),
         ("tenuto-source-offset", str(record.offset).encode()),

@@ -1,18 +1,24 @@
 """Kafka as the event log and as the record sink, on aiokafka.
 
-Owns the bridge between aiokafka's group membership and the EventLog port, starting positions of new groups,
-waiting for topics that do not exist yet, and the idempotent producer. Does not own what is committed or when.
+Owns reading, committing, waiting for topics that do not exist yet, and the producers. Does not own which partitions are
+read from where (`kafka_membership`), nor what is committed or when.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import aiokafka
-from aiokafka.errors import ConsumerStoppedError, KafkaError, UnknownTopicOrPartitionError
+from aiokafka.errors import (
+    ConsumerStoppedError,
+    KafkaError,
+    MessageSizeTooLargeError,
+    RecordListTooLargeError,
+    UnknownTopicOrPartitionError,
+)
 
 from tenuto_control.config import KafkaConfig
 from tenuto_control.core.routing import Start
@@ -21,8 +27,21 @@ from tenuto_control.drivers.kafka_client import (
     describe,
     quiet_client_log,
 )
+from tenuto_control.drivers.kafka_membership import GroupConsumer, Membership, mark, of_client
 from tenuto_control.limits import Limits
-from tenuto_control.ports import AssignmentListener, LogRecord, LogUnavailableError, TopicPartition
+from tenuto_control.ports import (
+    AssignmentListener,
+    LogRecord,
+    LogUnavailableError,
+    RecordTooLargeError,
+    TopicPartition,
+)
+
+TOPIC_CHECK_INTERVAL_S = 2.0
+"""How often it is asked whether a topic was deleted and created again, which a consumer's client does not tell."""
+
+TOPIC_RETRY_INTERVAL_S = 0.3
+"""The same, while partitions wait for the answer."""
 
 MISSING_TOPICS_INTERVAL_S = 2.0
 """How often topics that do not exist yet are looked for."""
@@ -36,6 +55,9 @@ REBALANCE_MARGIN_MS = 5_000
 
 REQUEST_BYTES_MAX = 32 * 1024 * 1024
 """No bound of this side's own on produced records: the topic's `max.message.bytes` decides."""
+
+LARGE_RECORD_BYTES = 64 * 1024
+"""From here on a topic may be expected to refuse a record for its size; Kafka's own bound is about 1 MB."""
 
 ACKNOWLEDGE_MARGIN_S = 1.0
 """Above the client's own bound, so that where it can say what is wrong, it does."""
@@ -60,7 +82,8 @@ class KafkaEventLog:
         self._starts = starts
         self._settings = connection_settings(kafka, limits)
         self._consumer: Any = None
-        self._missing: asyncio.Task[None] | None = None
+        self._membership: Membership | None = None
+        self._watching: list[asyncio.Task[None]] = []
 
     async def start(self, topics: Sequence[str], listener: AssignmentListener) -> None:
         """Connect and join the group in the background.
@@ -70,7 +93,7 @@ class KafkaEventLog:
         assert self._consumer is None, "the event log is started already"
         quiet_client_log()
         limits = self._limits
-        consumer = aiokafka.AIOKafkaConsumer(
+        consumer = GroupConsumer(
             **self._settings,
             group_id=self._kafka.group_id,
             enable_auto_commit=False,
@@ -94,8 +117,12 @@ class KafkaEventLog:
             await _close(consumer)
             raise
         self._consumer = consumer
-        consumer.subscribe(topics, listener=_Listener(consumer, listener, self._starts, self._request_timeout_s))
-        self._missing = asyncio.create_task(self._await_missing(consumer, frozenset(topics)))
+        self._membership = Membership(consumer, listener, self._starts, self._request_timeout_s)
+        consumer.subscribe(topics, listener=self._membership)
+        self._watching = [
+            asyncio.create_task(self._await_missing(consumer, frozenset(topics)), name="await topics"),
+            asyncio.create_task(_watch_topics(self._membership), name="watch topics"),
+        ]
 
     async def poll(self, max_records: int, timeout_ms: int) -> list[LogRecord]:
         """Records in offset order per partition; empty after the timeout and while the group rebalances.
@@ -111,35 +138,41 @@ class KafkaEventLog:
             return []
         except (*_ERRORS, ConsumerStoppedError) as e:
             raise LogUnavailableError(describe(e, self._kafka)) from e
-        return [_record(raw) for batch in batches.values() for raw in batch]
+        membership = self._member()
+        try:
+            admitted = await membership.admit(batches)
+        except _ERRORS as e:
+            raise LogUnavailableError(describe(e, self._kafka)) from e
+        return [_record(raw, membership.topic_id(raw.topic)) for raw in admitted]
 
     def pause(self, partitions: Sequence[TopicPartition]) -> None:
         """Stop delivering these partitions; those that are not ours (any more) are passed over."""
-        self._consumer.pause(*self._owned(partitions))
+        self._consumer.pause(*self._member().owned(partitions))
 
     def resume(self, partitions: Sequence[TopicPartition]) -> None:
         """Deliver these partitions again; those that are not ours (any more) are passed over."""
-        self._consumer.resume(*self._owned(partitions))
+        self._consumer.resume(*self._member().owned(partitions))
 
     async def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
-        """Store offsets.
+        """Store offsets, each with the id of its topic: they mean nothing in another life of it.
 
         LogUnavailableError when the group has moved on without this member or does not answer.
         """
         try:
             # aiokafka tries again without bound while the coordinator is away.
             async with asyncio.timeout(self._request_timeout_s):
-                await self._consumer.commit({_of_client(tp): offset for tp, offset in offsets.items()})
+                lives = self._member().topic_id
+                await self._consumer.commit({of_client(tp): (at, mark(lives(tp.topic))) for tp, at in offsets.items()})
         except _ERRORS as e:
             raise LogUnavailableError(describe(e, self._kafka)) from e
 
     async def stop(self) -> None:
         """Leave the group, without another call of the listener. Nothing happens when it was not started."""
         consumer, self._consumer = self._consumer, None
-        missing, self._missing = self._missing, None
-        if missing is not None:
-            missing.cancel()
-            await asyncio.gather(missing, return_exceptions=True)
+        watching, self._watching = self._watching, []
+        for task in watching:
+            task.cancel()
+        await asyncio.gather(*watching, return_exceptions=True)
         if consumer is not None:
             await _close(consumer)
 
@@ -147,9 +180,9 @@ class KafkaEventLog:
     def _request_timeout_s(self) -> float:
         return self._limits.log_request_timeout_ms / 1_000
 
-    def _owned(self, partitions: Iterable[TopicPartition]) -> list[Any]:
-        assigned = self._consumer.assignment()
-        return [tp for tp in map(_of_client, partitions) if tp in assigned]
+    def _member(self) -> Membership:
+        assert self._membership is not None, "the event log was never started"
+        return self._membership
 
     async def _await_missing(self, consumer: Any, topics: frozenset[str]) -> None:
         """Say once which topics do not exist, and have the group take them in as they appear."""
@@ -170,72 +203,30 @@ class KafkaEventLog:
             await asyncio.sleep(MISSING_TOPICS_INTERVAL_S)
 
 
-class _Listener(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc] # the base class carries no types
-    """Bridges rebalances.
-
-    New partitions stay paused until our side knows of them and their position is settled.
-    """
-
-    def __init__(
-        self, consumer: Any, listener: AssignmentListener, starts: Mapping[str, Start], timeout_s: float
-    ) -> None:
-        self._consumer = consumer
-        self._listener = listener
-        self._starts = starts
-        self._timeout_s = timeout_s
-
-    async def on_partitions_revoked(self, revoked: Iterable[Any]) -> None:
-        partitions = [TopicPartition(tp.topic, tp.partition) for tp in sorted(revoked)]
-        if partitions:
-            await self._listener.revoked(partitions)
-
-    async def on_partitions_assigned(self, assigned: Iterable[Any]) -> None:
-        partitions = sorted(assigned)
-        if not partitions:
-            return
-        self._consumer.pause(*partitions)
-        for tp in partitions:
-            if self._starts.get(tp.topic, "earliest") == "latest":
-                await self._begin_at_end(tp)
-        await self._listener.assigned([TopicPartition(tp.topic, tp.partition) for tp in partitions])
-        still = self._consumer.assignment()
-        self._consumer.resume(*(tp for tp in partitions if tp in still))
-
-    async def _begin_at_end(self, tp: Any) -> None:
-        """Put a group that never committed at the partition's end, and commit that.
-
-        What comes from now on counts.
-        """
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                if await self._consumer.committed(tp) is not None:
-                    return
-                end = (await self._consumer.end_offsets([tp]))[tp]
-                self._consumer.seek(tp, end)
-                await self._consumer.commit({tp: end})
-        except _ERRORS as e:
-            # Reading from the beginning delivers more than was asked for, which is the side to err on.
-            _log.warning("%s/%d: its end could not be found (%s); reading from the beginning", *tp, e)
-
-
 class KafkaSink:
-    """An idempotent producer that waits for all replicas (the RecordSink port).
+    """Producers that wait for all replicas (the RecordSink port); each connects at its first record.
 
-    Connects at the first record.
+    Ordinary records go through an idempotent one. A refused record breaks the sequence by which that one is recognised,
+    and with it every record behind, so what may be refused for its size goes through one that keeps none: it may
+    produce a record twice, which a caller who produces again after a lost answer does as well.
     """
 
     def __init__(self, kafka: KafkaConfig, limits: Limits) -> None:
         self._kafka = kafka
         self._timeout_s = limits.log_request_timeout_ms / 1_000
-        self._settings = connection_settings(kafka, limits)
-        self._producer: _Producer | None = None
-        self._connecting = asyncio.Lock()
+        self._ordinary = _Connection(kafka, limits, idempotent=True)
+        self._large = _Connection(kafka, limits, idempotent=False)
 
     async def produce(
         self, topic: str, value: bytes | None, key: bytes | None, headers: Sequence[tuple[str, bytes]]
     ) -> None:
-        """Return when the record is acknowledged. Raises LogUnavailableError when it is not known to be."""
-        producer = await self._connected()
+        """Return when the record is acknowledged. Raises LogUnavailableError when it is not known to be.
+
+        RecordTooLargeError when the topic takes no record of this size.
+        """
+        size = len(value or b"") + len(key or b"") + sum(len(name) + len(content) for name, content in headers)
+        connection = self._ordinary if size < LARGE_RECORD_BYTES else self._large
+        producer = await connection.connected()
         if value is None and key is None:
             key = b""  # aiokafka refuses a record with neither.
         try:
@@ -244,24 +235,45 @@ class KafkaSink:
                 await producer.send_and_wait(topic, value, key=key, headers=list(headers))
         except UnknownTopicOrPartitionError as e:
             raise LogUnavailableError(f'topic "{topic}" does not exist; create it') from e
+        except (MessageSizeTooLargeError, RecordListTooLargeError) as e:
+            if connection is self._ordinary:
+                await connection.abandon(producer)
+            raise RecordTooLargeError(
+                f'topic "{topic}" takes no record of {size} bytes; raise its max.message.bytes'
+            ) from e
         except _ERRORS as e:
             # Whoever called will produce the record again: it must not wait in a buffer as well, nor does an
             # idempotent producer recover from a broken sequence. The next record gets a new producer.
-            await self._abandon(producer)
+            await connection.abandon(producer)
             raise LogUnavailableError(f'record for topic "{topic}": {describe(e, self._kafka)}') from e
 
     async def stop(self) -> None:
         """Send what is buffered and disconnect."""
-        producer, self._producer = self._producer, None
-        if producer is not None:
-            await _close(producer)
+        await self._ordinary.stop()
+        await self._large.stop()
 
-    async def _connected(self) -> _Producer:
+
+class _Connection:
+    """A producer while it works; after it was abandoned, another one."""
+
+    def __init__(self, kafka: KafkaConfig, limits: Limits, *, idempotent: bool) -> None:
+        self._kafka = kafka
+        self._timeout_s = limits.log_request_timeout_ms / 1_000
+        self._idempotent = idempotent
+        self._settings = connection_settings(kafka, limits)
+        self._producer: _Producer | None = None
+        self._connecting = asyncio.Lock()
+
+    async def connected(self) -> _Producer:
+        """The producer, connected. Raises LogUnavailableError."""
         async with self._connecting:
             if self._producer is None:
                 quiet_client_log()
                 producer = _Producer(
-                    **self._settings, acks="all", enable_idempotence=True, max_request_size=REQUEST_BYTES_MAX
+                    **self._settings,
+                    acks="all",
+                    enable_idempotence=self._idempotent,
+                    max_request_size=REQUEST_BYTES_MAX,
                 )
                 try:
                     async with asyncio.timeout(self._timeout_s):
@@ -275,10 +287,17 @@ class KafkaSink:
                 self._producer = producer
             return self._producer
 
-    async def _abandon(self, producer: _Producer) -> None:
+    async def abandon(self, producer: _Producer) -> None:
+        """Leave this producer, unless another one has taken its place already."""
         if self._producer is producer:
             self._producer = None
             await producer.abandon()
+
+    async def stop(self) -> None:
+        """Send what is buffered and disconnect."""
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            await _close(producer)
 
 
 class _Producer(aiokafka.AIOKafkaProducer):  # type: ignore[misc] # the base class carries no types
@@ -307,11 +326,18 @@ async def _close(client: Any) -> None:
         _log.debug("closing a Kafka client: %s", e)
 
 
-def _of_client(tp: TopicPartition) -> Any:
-    return aiokafka.TopicPartition(tp.topic, tp.partition)
+async def _watch_topics(membership: Membership) -> None:
+    """Notice recreated topics, and hand over partitions that had to wait, for ever."""
+    while True:
+        await asyncio.sleep(TOPIC_RETRY_INTERVAL_S if membership.waits else TOPIC_CHECK_INTERVAL_S)
+        try:
+            await membership.check()
+        except _ERRORS as e:
+            # Reading and committing report an absent broker; here it only means to ask again.
+            _log.debug("asking for topic ids: %s", e)
 
 
-def _record(raw: Any) -> LogRecord:
+def _record(raw: Any, topic_id: str) -> LogRecord:
     return LogRecord(
         topic=raw.topic,
         partition=raw.partition,
@@ -321,4 +347,5 @@ def _record(raw: Any) -> LogRecord:
         value=raw.value,
         # A header may have no value at all in Kafka; nobody tells that from an empty one.
         headers=tuple((name, value or b"") for name, value in raw.headers),
+        topic_id=topic_id,
     )

@@ -43,18 +43,14 @@ class DeadLetters:
                 self._failures.failed(what, e)
                 await asyncio.sleep(pause_ms(self._retry, attempt, 0.0) / 1_000)
             else:
-                break
-        self._failures.succeeded(what)
-        if kept.lacks:
-            _log.error(
-                '%s/%d offset %d is too large for "%s", so its dead letter lacks %s; raise max.message.bytes there (%s)',
-                record.topic,
-                record.partition,
-                record.offset,
-                topic,
-                kept.lacks,
-                reason,
-            )
+                self._failures.succeeded(what)
+                if kept.lacks:
+                    _log.error(
+                        'dead letter of %s/%d offset %d: too large for "%s", so it lacks %s; raise max.message.bytes '
+                        "there. Its reason: %s",
+                        *(record.topic, record.partition, record.offset, topic, kept.lacks, reason),
+                    )
+                return
 
     async def _produce(self, topic: str, forms: Sequence[DeadLetter]) -> DeadLetter:
         """Produce the first form that the topic takes. Raises LogUnavailableError, also when it takes none."""

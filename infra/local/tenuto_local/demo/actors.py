@@ -22,6 +22,8 @@ from examples.profile_enricher.events import Record
 from examples.profile_enricher.handler import PROFILES_TOPIC
 from examples.user_updates.outside import LEDGER as UPDATES_LEDGER
 from tenuto.protocol.ids import Lane, source_of_partition
+from tenuto_control.core.routing import source_epoch
+from tenuto_control.drivers.topic_ids import topic_ids
 from tenuto_local.demo.observe import Observer, Position, steps_of
 from tenuto_local.demo.workload import PROFILE_SERVICE, UPDATES_SERVICE, Delivery, Event
 from tenuto_local.errors import ProcessFailed
@@ -94,6 +96,7 @@ async def send(
         AIOKafkaProducer(bootstrap_servers=bootstrap_servers, enable_idempotence=True) as producer,
         asyncio.TaskGroup() as group,
     ):
+        ids = await topic_ids(producer.client, {delivery.event[0] for delivery in deliveries})
         for i, delivery in enumerate(deliveries):
             await asyncio.sleep(max(0.0, started + duration_s * i / len(deliveries) - loop.time()))
             topic, key, value = delivery.event
@@ -103,7 +106,7 @@ async def send(
                 progress.over_http += 1
             else:
                 stored = await producer.send_and_wait(topic, value, key=key.encode())
-                source = source_of_partition(EPOCH, topic, stored.partition)
+                source = source_of_partition(source_epoch(EPOCH, ids[topic]), topic, stored.partition)
                 sent.setdefault(delivery.lane, []).append((source, stored.offset))
             progress.sent += 1
 

@@ -1,0 +1,200 @@
+"""Starting a control plane: what discovery accepts, which subscriptions it refuses and in which words.
+
+Virtual time: repeated questions cost none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+
+import pytest
+
+from tenuto.protocol.messages import Fenced, HandlerManifest, Manifest, Rejected, ServiceManifest, encode
+from tenuto.protocol.records import Failure
+from tenuto_control.admin import deployments as module
+from tenuto_control.admin.deployments import DISCOVERY_TRIES_MAX, Deployments, check_subscriptions
+from tenuto_control.config import Config, ConfigError, FunctionConfig
+from tenuto_control.core.routing import Ordering, Subscription
+from tenuto_control.ports import FunctionMissingError, FunctionUnreachableError, InvokeError
+from tests.support.virtual_time import run_virtual
+
+Answers = Mapping[str, Sequence[bytes | InvokeError]]
+
+ORDERS = ServiceManifest(
+    "orders", keyed=True, handlers=(HandlerManifest("place", "exclusive"), HandlerManifest("status", "shared"))
+)
+MAIL = ServiceManifest("mail", keyed=False, handlers=(HandlerManifest("post", "stateless"),))
+
+
+class Functions:
+    """Functions that answer discovery from a list; the last answer goes on for ever."""
+
+    def __init__(self, answers: Answers) -> None:
+        self._answers = {name: list(listed) for name, listed in answers.items()}
+        self.asked: list[str] = []
+
+    async def invoke(self, function: str, payload: bytes) -> bytes:
+        self.asked.append(function)
+        answers = self._answers[function]
+        answer = answers.pop(0) if len(answers) > 1 else answers[0]
+        if isinstance(answer, InvokeError):
+            raise answer
+        return answer
+
+
+def manifest(*services: ServiceManifest, timeout_ms: int = 10_000) -> bytes:
+    return encode(Manifest(services, timeout_ms))
+
+
+def deployments(
+    answers: Answers, *subscriptions: Subscription, concurrency: int = 100
+) -> tuple[Deployments, Functions]:
+    functions = Functions(answers)
+    config = Config(
+        functions={name: FunctionConfig(concurrency=concurrency) for name in answers}, subscriptions=subscriptions
+    )
+    return Deployments(config, functions), functions
+
+
+def refusal(answers: Answers, *subscriptions: Subscription) -> str:
+    """The words with which discovery ends."""
+    found, _ = deployments(answers, *subscriptions)
+    with pytest.raises(ConfigError) as caught:
+        run_virtual(found.discover())
+    assert found.listed() == []
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_services_are_found_at_the_functions_that_serve_them() -> None:
+    found, functions = deployments(
+        {"shop": [manifest(ORDERS, timeout_ms=3_000)], "post": [manifest(MAIL)]},
+        Subscription("orders", "orders", "place"),
+        Subscription("letters", "mail", "post", ordering="none"),
+        concurrency=7,
+    )
+    assert found.find("orders") is None
+    run_virtual(found.discover())
+    target = found.find("orders")
+    assert target is not None
+    assert (target.function, target.manifest, target.timeout_ms, target.concurrency) == ("shop", ORDERS, 3_000, 7)
+    assert found.find("nothing") is None
+    assert found.listed() == [MAIL, ORDERS]
+    assert functions.asked == ["shop", "post"]
+
+
+def test_a_function_that_does_not_exist_is_named_at_once() -> None:
+    found, functions = deployments({"shop": [FunctionMissingError("function shop-prod does not exist")]})
+    with pytest.raises(ConfigError, match=r"\[functions\.shop\]: function shop-prod does not exist; deploy it, or"):
+        run_virtual(found.discover())
+    assert functions.asked == ["shop"]
+
+
+def test_a_function_that_does_not_answer_is_asked_again_a_few_times(caplog: pytest.LogCaptureFixture) -> None:
+    away = FunctionUnreachableError("no answer within 3 s")
+    found, functions = deployments({"shop": [away, away, manifest(ORDERS)]})
+    with caplog.at_level(logging.WARNING, "tenuto.deployments"):
+        run_virtual(found.discover())
+    assert found.find("orders") is not None
+    assert len(functions.asked) == len(caplog.records) + 1 == 3
+    assert "does not answer discovery, asking again: no answer within 3 s" in caplog.text
+
+    found, functions = deployments({"shop": [away]})
+    with pytest.raises(ConfigError, match=r"\[functions\.shop\] does not answer discovery: no answer within 3 s"):
+        run_virtual(found.discover())
+    assert len(functions.asked) == DISCOVERY_TRIES_MAX
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (b'{"statusCode": 200, "body": "hello"}', "does not answer discovery"),
+        (b"null", "does not answer discovery"),
+        (b"\xff\x00", "does not answer discovery"),
+        (b"", "does not answer discovery"),
+        (encode(Fenced("lost the lane")), "it answered Fenced"),
+    ],
+    ids=["another handler", "nothing", "bytes", "empty", "another message"],
+)
+def test_a_function_that_answers_rubbish_is_told_what_to_export(answer: bytes, said: str) -> None:
+    words = refusal({"shop": [answer]})
+    assert words.startswith("[functions.shop]")
+    assert said in words
+    assert words.endswith("It has to export a handler made by aws.handler(...)")
+
+
+def test_a_function_of_another_version_says_so_itself() -> None:
+    rejected = encode(Rejected(Failure("protocol 9 is not spoken here: deploy the control plane's version")))
+    assert refusal({"shop": [rejected]}) == (
+        "[functions.shop] refuses discovery: protocol 9 is not spoken here: deploy the control plane's version"
+    )
+
+
+def test_two_functions_cannot_serve_one_service() -> None:
+    words = refusal({"shop": [manifest(ORDERS)], "shop-old": [manifest(MAIL, ORDERS)]})
+    assert words == (
+        "service 'orders' is served by two functions, 'shop' and 'shop-old': rename one of them or remove a "
+        "[functions] section"
+    )
+
+
+def test_a_function_needs_time_to_work_in() -> None:
+    words = refusal({"shop": [manifest(ORDERS, timeout_ms=1_400)]})
+    assert words.startswith("[functions.shop]: its timeout leaves 1400 ms")
+    assert words.endswith("give it 3 seconds or more")
+
+
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        ("order/place", "there is no handler 'order/place'; did you mean 'orders/place'?"),
+        ("orders/plase", "there is no handler 'orders/plase'; did you mean 'orders/place'?"),
+        ("x/y", "there is no handler 'x/y'; the functions serve mail/post, orders/place, orders/status"),
+        ("orders/status", "'orders/status' is a shared handler, which only reads; events need an exclusive one"),
+    ],
+)
+def test_a_subscription_needs_a_handler_that_takes_events(target: str, said: str) -> None:
+    service, _, handler = target.partition("/")
+    words = refusal({"shop": [manifest(ORDERS, MAIL)]}, Subscription("t", service, handler))
+    assert words == f"subscription of 't': {said}"
+
+
+def test_without_any_service_a_subscription_is_told_that_there_is_none() -> None:
+    with pytest.raises(ConfigError, match="the functions serve nothing"):
+        check_subscriptions([Subscription("t", "orders", "place")], {})
+
+
+@pytest.mark.parametrize("ordering", ["partition", "none"])
+def test_an_objects_keys_are_never_made_up(ordering: Ordering) -> None:
+    services = {"orders": ORDERS, "mail": MAIL}
+    with pytest.raises(ConfigError) as caught:
+        check_subscriptions([Subscription("t", "orders", "place", ordering=ordering)], services)
+    assert str(caught.value) == (
+        f"subscription of 't': ordering = '{ordering}' makes up the keys, and 'orders' is a virtual object, whose keys "
+        "have state: leave `ordering` out, or name a handler of a service without keys"
+    )
+    check_subscriptions([Subscription("t", "mail", "post", ordering=ordering)], services)
+
+
+def test_discovery_repeats_and_keeps_what_it_knew_when_that_fails(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "REFRESH_INTERVAL_S", 5.0)
+    missing = FunctionMissingError("function shop does not exist")
+    grown = ServiceManifest("orders", keyed=True, handlers=(*ORDERS.handlers, HandlerManifest("cancel", "exclusive")))
+
+    async def scenario() -> None:
+        found, _ = deployments({"shop": [manifest(ORDERS), missing, manifest(grown)]})
+        await found.discover()
+        refreshing = asyncio.create_task(found.refresh())
+        await asyncio.sleep(6)
+        assert found.listed() == [ORDERS]
+        assert "discovery keeps what it knew: [functions.shop]: function shop does not exist" in caplog.text
+        await asyncio.sleep(5)
+        assert found.listed() == [grown]
+        refreshing.cancel()
+
+    with caplog.at_level(logging.WARNING, "tenuto.deployments"):
+        run_virtual(scenario())

@@ -1,0 +1,92 @@
+"""Starting the always-on control plane: what a table that refuses or does not answer leads to.
+
+Virtual time: waiting costs none.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError
+
+from tenuto.store.dynamodb import DynamoTable
+from tenuto_control import __main__ as program
+from tenuto_control import assembly
+from tenuto_control.always_on import check_table
+from tenuto_control.config import Config, ConfigError
+from tests.support.virtual_time import run_virtual
+
+
+class Client:
+    """A DynamoDB client of which only reads are asked: it raises what it was given, then finds nothing."""
+
+    def __init__(self, *errors: Exception) -> None:
+        self.errors = list(errors)
+        self.asked = 0
+
+    async def get_item(self, **_: Any) -> dict[str, Any]:
+        self.asked += 1
+        if self.errors:
+            raise self.errors.pop(0)
+        return {}
+
+
+def told(code: str, message: str) -> ClientError:
+    """An error as botocore raises it."""
+    response: Any = {"Error": {"Code": code, "Message": message}, "ResponseMetadata": {"HTTPStatusCode": 400}}
+    return ClientError(response, "GetItem")
+
+
+def check(client: Client) -> None:
+    run_virtual(check_table(DynamoTable(cast("Any", client), "lanes")))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        told("ResourceNotFoundException", "Requested resource not found"),
+        told("AccessDeniedException", "not authorized to perform dynamodb:GetItem"),
+        NoCredentialsError(),
+    ],
+    ids=["no such table", "no permission", "no credentials"],
+)
+def test_a_table_that_refuses_ends_the_start_with_one_line(error: Exception) -> None:
+    client = Client(error)
+    with pytest.raises(ConfigError, match=r"^table 'lanes' cannot be used: .+") as caught:
+        check(client)
+    assert "\n" not in str(caught.value)
+    assert client.asked == 1
+
+
+def test_a_table_that_does_not_answer_is_waited_for(caplog: pytest.LogCaptureFixture) -> None:
+    away = EndpointConnectionError(endpoint_url="http://127.0.0.1:1")
+    client = Client(*[away] * 7, told("ThrottlingException", "slow down"))
+    with caplog.at_level(logging.WARNING, "tenuto"):
+        check(client)
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == client.asked - 1 == 8
+    assert all(line.startswith("table lanes does not answer, trying on: ") for line in lines)
+    assert all(record.exc_info is None for record in caplog.records)
+
+
+def test_the_program_ends_with_that_line_and_a_status_for_mistakes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @asynccontextmanager
+    async def clients(_config: Config) -> AsyncIterator[Any]:
+        client = Client(told("ResourceNotFoundException", "Requested resource not found"))
+        yield SimpleNamespace(dynamodb=client, lambda_=None, scheduler=None)
+
+    monkeypatch.setattr(assembly, "open_clients", clients)
+    file = tmp_path / "tenuto.toml"
+    file.write_text("[functions.shop]\n")
+    assert program.main(["run", "--config", str(file)]) == program.EXIT_USAGE
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("tenuto: table 'tenuto' cannot be used: ")
+    assert "Requested resource not found" in line
