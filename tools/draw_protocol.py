@@ -49,6 +49,9 @@ DEFENCES: Final = {"spec.idle", "spec.watermark", "claim.idle", "claim.watermark
 Write = Update | Put | Delete
 
 
+WAIT: Final = transitions.Wait(("2a",), None)
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """One write: who makes it, the function that builds it, and a sample of it."""
@@ -69,7 +72,7 @@ ROWS: Final = (
     Row(
         transitions.suspend,
         "function",
-        transitions.suspend(LANE, 4, RUN, PROGRESS, {"name": b""}, {"name": b""}, transitions.Wait(("2a",), None), "own"),
+        transitions.suspend(LANE, 4, RUN, PROGRESS, {"name": b""}, {"name": b""}, WAIT, "own"),
     ),
     Row(transitions.takeover, "dispatcher", transitions.takeover(LANE, OWNED, "holder", 0, {"0": b""}, "tok")),
     Row(transitions.final_commit, "function, dispatcher", transitions.final_commit(LANE, OWNED, EFFECTS, "tok", "own")),

@@ -117,6 +117,9 @@ class InMemoryExecution:
     def deliver(self, event: Event, released: Callable[[], None]) -> None:
         self._start(event, 0).add_done_callback(lambda _: released())
 
+    def relieve(self, partitions: Sequence[TopicPartition]) -> None:
+        """See `Execution.relieve`: nothing waits here."""
+
     async def withdraw(self, partitions: Sequence[TopicPartition], timeout_ms: int) -> None:
         await self.stop()
 

@@ -17,7 +17,7 @@ from tenuto.protocol.records import Event, KafkaSource, Result
 from tenuto_control.core.routing import Subscription
 from tenuto_control.limits import Limits
 from tenuto_control.loops.consume import Consumer
-from tenuto_control.ports import Answer, LogUnavailableError, TopicPartition
+from tenuto_control.ports import Answer, LogRecord, LogUnavailableError, TopicPartition
 from tests.support.memory_kafka import MemoryEventLog, MemoryKafka, Operation
 from tests.support.virtual_time import VirtualClock, run_virtual
 
@@ -47,6 +47,9 @@ class RecordingExecution:
     def release(self, tp: TopicPartition, *offsets: int) -> None:
         for offset in offsets:
             self.held[tp].pop(offset)()
+
+    def relieve(self, partitions: Sequence[TopicPartition]) -> None:
+        """See `Execution.relieve`: nothing waits here."""
 
     async def withdraw(self, partitions: Sequence[TopicPartition], timeout_ms: int) -> None:
         assert timeout_ms == LIMITS.drain_timeout_ms
@@ -247,6 +250,57 @@ async def test_a_quarantine_that_cannot_be_produced_holds_its_own_offset_only() 
         await asyncio.sleep(60)
     # Stopping does not wait for what may never succeed; the record is read again.
     assert world.kafka.committed(ORDERS) == 4
+
+
+def test_a_dead_letter_too_large_for_its_topic_is_kept_smaller(caplog: pytest.LogCaptureFixture) -> None:
+    source = {"tenuto-source-topic": b"orders", "tenuto-source-partition": b"0", "tenuto-source-offset": b"0"}
+
+    async def dead_letter_of(record_bytes_max: int, key: bytes) -> LogRecord:
+        world, execution = World(), RecordingExecution()
+        world.kafka.create_topic("orders.dead-letter", record_bytes_max=record_bytes_max)
+        world.kafka.append("orders", bytes(900), key, [("a", b"1")], 0)
+        async with world.consumer(execution):
+            await asyncio.sleep(1)
+            assert world.kafka.committed(ORDERS) == 1
+        (dead,) = world.kafka.records("orders.dead-letter")
+        return dead
+
+    async def scenario() -> None:
+        key = b"\xff" * 10
+        dead = await dead_letter_of(5_000, key)
+        assert dead.value == bytes(900)
+        assert source.items() < dict(dead.headers).items()
+        assert not caplog.records
+
+        dead = await dead_letter_of(950, key)
+        assert (dead.value, dead.key, dead.headers) == (bytes(900), key, (("a", b"1"),))
+
+        dead = await dead_letter_of(500, key)
+        assert (dead.value, dead.key) == (None, key)
+        assert source.items() < dict(dead.headers).items()
+        assert dict(dead.headers)["tenuto-omitted"] == b"value, headers"
+
+        dead = await dead_letter_of(500, b"\xff" * 400)
+        assert (dead.value, dead.key) == (None, None)
+        assert source.items() < dict(dead.headers).items()
+
+    with caplog.at_level(logging.WARNING, "tenuto_control"):
+        run_virtual(scenario())
+    lines = [entry.getMessage() for entry in caplog.records]
+    assert len(lines) == 3
+    assert all("orders/0 offset 0" in line and "raise max.message.bytes" in line for line in lines)
+
+
+@virtually
+async def test_a_dead_letter_topic_too_narrow_for_anything_holds_its_own_offset_only() -> None:
+    world, execution = World(), RecordingExecution()
+    world.kafka.create_topic("orders.dead-letter", record_bytes_max=3)
+    world.kafka.append("orders", b"who?", None, partition=0)
+    world.produce(2)
+    async with world.consumer(execution):
+        await asyncio.sleep(60)
+        assert execution.offsets == [1, 2]
+        assert world.kafka.committed(ORDERS) == 0
 
 
 @virtually

@@ -26,7 +26,7 @@ from tests.support.virtual_time import run_virtual
 
 @dataclass(slots=True)
 class Faulty(Meter):
-    """A meter whose function can be cut off, throttled or killed each time, and whose topic "missing" takes no records."""
+    """A meter whose function can be cut off, throttled or killed, and whose topic "missing" takes no records."""
 
     cut_off: asyncio.Event | None = None
     throttles: int = 0

@@ -236,7 +236,7 @@ class SimulatedScheduler:
             delay_s = max(0, at_ms - self._gate.loop.now_ms()) / 1_000
             if faults.happens("wake_late"):
                 delay_s += self._rng.uniform(0, 60)
-            self._pending[name] = self._at(delay_s, payload)
+            self._pending[name] = self._at(delay_s, payload, name)
             if faults.happens("wake_doubled"):
                 self._at(delay_s + self._rng.uniform(0, 60), payload)
 
@@ -253,5 +253,11 @@ class SimulatedScheduler:
 
         await self._gate.cross(f"cancel {name}", act, SchedulerUnavailableError, write=False)
 
-    def _at(self, delay_s: float, payload: bytes) -> asyncio.TimerHandle:
-        return self._gate.loop.call_later(delay_s, self._fire, payload, context=Context())
+    def _at(self, delay_s: float, payload: bytes, name: str | None = None) -> asyncio.TimerHandle:
+        def fire() -> None:
+            # A schedule is deleted when it has fired: its name may be used again.
+            if name is not None:
+                self._pending.pop(name, None)
+            self._fire(payload)
+
+        return self._gate.loop.call_later(delay_s, fire, context=Context())

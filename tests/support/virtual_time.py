@@ -13,6 +13,9 @@ from typing import Any, TypeVar
 EPOCH_MS = 1_700_000_000_000
 """What wall clocks show when a virtual loop begins."""
 
+TURNS_MAX = 200_000
+"""Turns of a loop at one moment; what takes more does not end."""
+
 T = TypeVar("T")
 
 
@@ -38,11 +41,15 @@ class _JumpingSelector(selectors.DefaultSelector):
     def __init__(self, loop: VirtualTimeLoop) -> None:
         super().__init__()
         self._virtual = loop
+        self._turns = 0
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         assert timeout is not None, "every task waits for another: a deadlock"
+        self._turns += 1
         if timeout > 0:
             self._virtual.jump(timeout)
+            self._turns = 0
+        assert self._turns < TURNS_MAX, f"{TURNS_MAX} turns without time passing: something is spinning"
         return super().select(0)
 
 

@@ -24,7 +24,8 @@ class View:
     outbox entries that have been delivered and not cleared yet. `look` asks for an inbox query although no mark was
     seen. `ended` are holders whose invocation has certainly ended. `not_before_ms` is the end of a pause between
     attempts, `failing` whether it is the handler's failure that caused it. `blocked_ms` is how long the lane has been
-    taken, or failing, while events waited. `trimmable` counts entries a write could remove.
+    taken, or failing, while events waited. `trimmable` counts entries a write could remove. `pressed`: events have
+    waited here for long, while their partition can take no more.
     """
 
     head: Head | None
@@ -39,6 +40,7 @@ class View:
     failing: bool = False
     blocked_ms: int = 0
     trimmable: int = 0
+    pressed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +132,9 @@ def decide(view: View, bounds: Bounds) -> Action:
     pause = _pause(view, bounds)
     if pause is not None:
         return pause
+    if view.pressed and view.first is not None and isinstance(view.first.source, KafkaSource):
+        # The lane is slow, not stuck. Its backlog goes on from the inbox, and other keys get their turn.
+        return Spill()
     if head.pend is not None or view.look:
         return Drain()
     if view.first is not None:

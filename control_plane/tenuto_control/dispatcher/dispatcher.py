@@ -55,6 +55,7 @@ from tenuto_control.ports import (
 
 log = logging.getLogger("tenuto.dispatcher")
 
+HALT_GRACE_S = 1.0
 SETTLE_LOOK_S = 0.01
 """How often to look whether lanes have come to rest: their ends are many, and no one event tells of all."""
 
@@ -134,7 +135,12 @@ class Dispatcher:
             await asyncio.sleep(SETTLE_LOOK_S)
 
     async def halt(self, until_ms: int) -> list[Errand]:
-        """Stop everything where it is, as a crash would. Returns what would have been done before a time."""
+        """Stop everything where it is, as a crash would. Returns what would have been done before a time.
+
+        Requests to the outside scheduler get a moment to end: they are short, and what wakes the lanes later.
+        """
+        if self._background:
+            await asyncio.wait(list(self._background), timeout=HALT_GRACE_S)
         errands = [Errand(worker.lane) for worker in self._workers.values() if worker.busy_before(until_ms)]
         near_s = asyncio.get_running_loop().time() + (until_ms - self._clock.now_ms()) / 1000
         for key, (timer, handle) in self._timers.items():
@@ -170,7 +176,7 @@ class Dispatcher:
         lane, nonce = InvocationId.parse(event.id)
         # A lane of its own for every event: nothing can have happened there but this event itself.
         fresh = lane.key == nonce and lane not in self._known
-        self._worker(lane, Head() if fresh else None).add(KafkaWork(event, released))
+        self._worker(lane, Head() if fresh else None).add(KafkaWork(event, released, self._clock.now_ms()))
 
     async def withdraw(self, partitions: Sequence[TopicPartition], timeout_ms: int) -> None:
         """See `Execution.withdraw`."""
@@ -182,6 +188,12 @@ class Dispatcher:
             await asyncio.sleep(0.01)
         for worker in self._workers.values():
             worker.cut(gone)
+
+    def relieve(self, partitions: Sequence[TopicPartition]) -> None:
+        """See `Execution.relieve`."""
+        pressed = set(partitions)
+        for worker in self._workers.values():
+            worker.relieve(pressed)
 
     # --- calls ------------------------------------------------------------------------------------------------------
 

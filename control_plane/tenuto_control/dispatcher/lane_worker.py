@@ -74,6 +74,7 @@ class LaneWorker:
         self._nudge = asyncio.Event()
         self._stale = False
         self._cut_off = False
+        self._pressed = False
         self._shipped = set(known.shipped)
         self._finished = set(known.finished)
         self._held: list[KafkaWork] = []
@@ -160,6 +161,14 @@ class LaneWorker:
             if isinstance(work, KafkaWork) and self._of(work, partitions):
                 work.withdrawn = True
                 self._cut_off = True
+
+    def relieve(self, partitions: set[TopicPartition]) -> None:
+        """Make room in these partitions, if events of theirs have waited for long in this lane's queue."""
+        since_ms = self._services.clock.now_ms() - self._bounds.spill_after_ms
+        waiting = (w for w in self.queue if not self.is_running(w) and self._of(w, partitions))
+        if any(isinstance(w, KafkaWork) and w.since_ms <= since_ms for w in waiting):
+            self._pressed = True
+            self._nudge.set()
 
     @staticmethod
     def _of(work: Work, partitions: set[TopicPartition]) -> bool:
@@ -262,6 +271,7 @@ class LaneWorker:
             ship_again_ms=self._ship_again_ms,
             blocked_ms=0 if self._blocked_since_ms is None else now_ms - self._blocked_since_ms,
             trimmable=len(trim.out),
+            pressed=self._pressed,
         )
 
     async def _wait_until(self, until_ms: int) -> None:
@@ -338,6 +348,7 @@ class LaneWorker:
             work.release()
 
     async def _spill(self) -> None:
+        self._pressed = False
         works = [w for w in self.queue if isinstance(w, KafkaWork)]
         if not works:
             # Calls are made durable by their callers, when these stop waiting.

@@ -16,10 +16,11 @@ from tenuto.protocol.records import Event, Result
 
 @dataclass(slots=True, eq=False)
 class KafkaWork:
-    """A Kafka event whose offset is held until `released` is called."""
+    """A Kafka event whose offset is held until `released` is called; here since `since_ms`."""
 
     event: Event
     released: Callable[[], None]
+    since_ms: int
     withdrawn: bool = False
 
     def renew(self, again: KafkaWork) -> None:

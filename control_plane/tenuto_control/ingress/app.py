@@ -170,7 +170,7 @@ class _Ingress:
     async def _settle(self, request: Request, awakeable: str, result: Result) -> Response:
         if len(pack(AwakeableSlot(result))) > AWAKEABLE_BYTES_MAX:
             raise RefusedError(
-                f"an awakeable takes {AWAKEABLE_BYTES_MAX:,} bytes: store what is larger elsewhere and send a reference",
+                f"an awakeable takes {AWAKEABLE_BYTES_MAX:,} bytes: store more elsewhere and send a reference",
                 HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
             )
         if await self.execution.resolve(awakeable, result):

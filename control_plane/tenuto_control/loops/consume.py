@@ -202,6 +202,9 @@ class Consumer:
             self._log.pause(pausing)
         if resuming:
             self._log.resume(resuming)
+        full = [tp for tp, assigned in self._partitions.items() if assigned.paused and not assigned.leaving]
+        if full:
+            self._execution.relieve(full)
 
     def _pressure(self, window: OffsetWindow) -> float:
         return max(

@@ -31,8 +31,8 @@ log = logging.getLogger("tenuto.serverless")
 HANDED_ON_MAX = 64
 """Lanes one invocation hands on; what is more, the sweep finds."""
 
-REQUEST_GRACE_MS = 50
-"""How long an answered request stays for what usually follows it: storing the result, shipping a message."""
+LEAVE_GRACE_MS = 50
+"""How long an invocation stays for what follows its end at once: a result that is stored, a lane that comes to rest."""
 
 HandOn: TypeAlias = Callable[[Errand], Awaitable[None]]
 """Has an errand run soon by another invocation. It may fail silently."""
@@ -111,11 +111,11 @@ class Serverless:
 
     async def answered(self) -> None:
         """A request has its answer: its caller waits for nothing more."""
-        await self._dispatcher.settle(self._clock.now_ms() + REQUEST_GRACE_MS)
         await self._leave()
 
     async def _leave(self) -> None:
         """Stop, and hand on what is in the middle of something, or would be soon."""
+        await self._dispatcher.settle(self._clock.now_ms() + LEAVE_GRACE_MS)
         errands = await self._dispatcher.halt(self._clock.now_ms() + self._limits.linger_ms)
         if len(errands) > HANDED_ON_MAX:
             log.warning("%d lanes are left to the sweep", len(errands) - HANDED_ON_MAX)

@@ -1,0 +1,1 @@
+"""The event shapes of AWS, as AWS documents them."""
