@@ -1,0 +1,114 @@
+"""The always-on control plane: one process that consumes, dispatches, sweeps and serves HTTP until it is told to stop.
+
+Owns the life of such a process: its start, its loops, and the drain at its end. Does not own its parts (`assembly`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+
+import uvicorn
+
+from tenuto.store.dynamodb import DynamoTable
+from tenuto.store.port import TableRefusedError, TableUnavailableError
+from tenuto_control.assembly import Assembly, assembled, quiet_libraries
+from tenuto_control.config import Config, ConfigError
+from tenuto_control.drivers.kafka import KafkaEventLog
+from tenuto_control.loops.consume import Consumer
+from tenuto_control.loops.sweep import CURSOR
+
+log = logging.getLogger("tenuto")
+
+
+async def serve(config: Config) -> None:
+    """Run a control plane until SIGTERM or SIGINT, then drain. Raises ConfigError."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    quiet_libraries()
+    async with assembled(config) as parts:
+        await check_table(parts.table)
+        await parts.deployments.discover()
+        await _work(parts, stop)
+
+
+async def _work(parts: Assembly, stop: asyncio.Event) -> None:
+    config, limits = parts.config, parts.config.limits
+    listener = _listen(config)
+    server = _server(parts)
+    tasks = [
+        asyncio.create_task(parts.sweeper.run(), name="sweep"),
+        asyncio.create_task(parts.deployments.refresh(), name="discovery"),
+        asyncio.create_task(server.serve([listener]), name="http"),
+    ]
+    consumer = None
+    if config.subscriptions:
+        starts = {s.topic: s.start for s in config.subscriptions}
+        events = KafkaEventLog(config.kafka, limits, starts)
+        consumer = Consumer(events, parts.sink, parts.dispatcher, config.subscriptions, limits, parts.clock)
+        tasks.append(asyncio.create_task(consumer.run(), name="consume"))
+    for service in parts.deployments.listed():
+        log.info("serving %s: %s", service.name, ", ".join(h.name for h in service.handlers))
+    log.info("listening on http://%s:%s", config.http.host, config.http.port)
+    waiting = asyncio.create_task(stop.wait(), name="stop")
+    ended, _ = await asyncio.wait([waiting, *tasks], return_when=asyncio.FIRST_COMPLETED)
+    log.info("stopping: what runs may end, then the rest is left to Kafka and the table")
+    server.should_exit = True
+    if consumer is not None:
+        consumer.stop()
+        await asyncio.wait([tasks[-1]], timeout=limits.drain_timeout_ms / 1000)
+    for task in (waiting, *tasks):
+        task.cancel()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    await parts.dispatcher.stop()
+    failed = [r for r in results if isinstance(r, Exception)]
+    if failed and waiting not in ended:
+        raise failed[0]
+
+
+def _listen(config: Config) -> socket.socket:
+    """Take the address. uvicorn would end the process in the middle of its start when that cannot be had."""
+    host, port = config.http.host, config.http.port
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as e:
+        listener.close()
+        raise ConfigError(f"cannot listen on {host}:{port}: {e.strerror}; set [http] or TENUTO_HTTP_PORT") from e
+    return listener
+
+
+def _server(parts: Assembly) -> uvicorn.Server:
+    settings = uvicorn.Config(
+        parts.app,
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        timeout_graceful_shutdown=max(1, parts.config.limits.drain_timeout_ms // 1000),
+    )
+    server = uvicorn.Server(settings)
+    # Signals are this module's: uvicorn would take them for itself and stop before the lanes have drained.
+    server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]  # no setting does it
+    return server
+
+
+async def check_table(table: DynamoTable) -> None:
+    """Fail early on a table that is not there; wait for one that does not answer."""
+    pause_s = 0.2
+    while True:
+        try:
+            await table.get(CURSOR)
+        except TableRefusedError as e:
+            raise ConfigError(f"table {table.name!r} cannot be used: {e}") from e
+        except TableUnavailableError as e:
+            log.warning("table %s does not answer, trying on: %s", table.name, e)
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 2, 5.0)
+        else:
+            return
