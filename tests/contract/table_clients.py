@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from itertools import count
+from secrets import token_hex
 from typing import Any
 
 import pytest
@@ -17,7 +18,8 @@ from aiobotocore.session import get_session
 from tenuto.lane.writes import Key
 from tenuto.store.dynamodb import CLIENT_OPTIONS
 
-TABLE = "lanes"
+# A name for this run alone: some servers outlive it, and serve others.
+TABLE = f"lanes-{token_hex(4)}"
 _fresh = count()
 
 

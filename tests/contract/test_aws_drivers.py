@@ -1,13 +1,14 @@
-"""Invoker and scheduler on the embedded stack, through the clients the control plane opens."""
+"""What the AWS drivers say beyond their ports: names, expressions and error texts, on the embedded stack.
+
+Does not own the ports' contracts (`test_function_invoker`, `test_wake_scheduler`).
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import re
-from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -20,30 +21,24 @@ from tenuto_control.drivers.event_scheduler import (
     schedule_name,
 )
 from tenuto_control.drivers.lambda_invoke import LambdaInvoker
-from tenuto_control.drivers.system import SystemClock
-from tenuto_control.limits import Limits
 from tenuto_control.ports import (
     FunctionFailedError,
     FunctionMissingError,
-    FunctionThrottledError,
     FunctionUnreachableError,
-    PayloadTooLargeError,
     SchedulerUnavailableError,
 )
 from tenuto_local import EmbeddedStack, FunctionSpec
-from tests.support.stack import register, run, stack
+from tests.contract.conftest import NOBODY, WithClients
+from tests.support.stack import register
 
-__all__ = ["stack"]
 pytestmark = pytest.mark.stack
 
 ROLE = "arn:aws:iam::000000000000:role/r"
 SCHEDULER = SchedulerConfig(role_arn=ROLE, target_arn="arn:aws:lambda:us-east-1:000000000000:function:work")
 HANDLERS = """
-import json, pathlib, time
+import time
 
 def work(event, context):
-    if "file" in event:
-        pathlib.Path(event["file"]).write_text(str(time.time()))
     time.sleep(event.get("sleep", 0))
     if event.get("fail"):
         raise ValueError("no luck")
@@ -54,33 +49,11 @@ def work(event, context):
 """
 
 
-@pytest.fixture(scope="module")
-def functions(stack: EmbeddedStack, tmp_path_factory: pytest.TempPathFactory) -> EmbeddedStack:
+@pytest.fixture(scope="module", autouse=True)
+def functions(stack: EmbeddedStack, tmp_path_factory: pytest.TempPathFactory) -> None:
     root = tmp_path_factory.mktemp("handlers")
     (root / "handlers.py").write_text(HANDLERS)
-    register(
-        stack,
-        FunctionSpec(name="work", handler="handlers.work", root=str(root), timeout_s=2.0, concurrency=4),
-        FunctionSpec(name="single", handler="handlers.work", root=str(root), timeout_s=2.0, concurrency=1),
-    )
-    return stack
-
-
-@pytest.fixture
-def with_clients(
-    functions: EmbeddedStack, monkeypatch: pytest.MonkeyPatch
-) -> Callable[[Callable[[AwsClients], Coroutine[Any, Any, None]]], None]:
-    for name, value in functions.environment().items():
-        monkeypatch.setenv(name, value)
-
-    def play(scenario: Callable[[AwsClients], Coroutine[Any, Any, None]], limits: Limits | None = None) -> None:
-        async def opened() -> None:
-            async with open_clients(Config(functions={}, limits=limits or Limits())) as clients:
-                await scenario(clients)
-
-        run(opened())
-
-    return play
+    register(stack, FunctionSpec(name="work", handler="handlers.work", root=str(root), timeout_s=2.0, concurrency=4))
 
 
 def invoker(clients: AwsClients) -> LambdaInvoker:
@@ -89,13 +62,12 @@ def invoker(clients: AwsClients) -> LambdaInvoker:
         {
             "app": FunctionConfig(function="work"),
             "work": FunctionConfig(),
-            "single": FunctionConfig(),
             "gone": FunctionConfig(),
         },
     )
 
 
-def test_the_answer_of_a_function_comes_back(with_clients: Any) -> None:
+def test_a_name_of_the_configuration_may_differ_from_the_functions(with_clients: WithClients) -> None:
     async def scenario(clients: AwsClients) -> None:
         for name in ("app", "work"):
             answer = json.loads(await invoker(clients).invoke(name, b'{"a": 1}'))
@@ -104,7 +76,7 @@ def test_the_answer_of_a_function_comes_back(with_clients: Any) -> None:
     with_clients(scenario)
 
 
-def test_failures_of_a_function_carry_its_words(with_clients: Any) -> None:
+def test_failures_of_a_function_carry_its_words(with_clients: WithClients) -> None:
     async def scenario(clients: AwsClients) -> None:
         with pytest.raises(FunctionFailedError, match='function "work" failed: ValueError: no luck'):
             await invoker(clients).invoke("work", b'{"fail": true}')
@@ -116,31 +88,17 @@ def test_failures_of_a_function_carry_its_words(with_clients: Any) -> None:
     with_clients(scenario)
 
 
-def test_refusals_of_the_service_are_told_apart(with_clients: Any) -> None:
+def test_a_function_that_is_not_there_says_what_to_do(with_clients: WithClients) -> None:
     async def scenario(clients: AwsClients) -> None:
         with pytest.raises(FunctionMissingError, match="check its name"):
             await invoker(clients).invoke("gone", b"{}")
         with pytest.raises(FunctionMissingError, match=r"add a section \[functions.unheard\]"):
             await invoker(clients).invoke("unheard", b"{}")
-        with pytest.raises(PayloadTooLargeError):
-            await invoker(clients).invoke("work", b'"' + b"x" * 6_300_000 + b'"')
-        busy = asyncio.create_task(invoker(clients).invoke("single", b'{"sleep": 1}'))
-        await asyncio.sleep(0.3)
-        with pytest.raises(FunctionThrottledError):
-            await invoker(clients).invoke("single", b"{}")
-        await busy
 
     with_clients(scenario)
 
 
-def test_silence_is_unreachable(with_clients: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def impatient(clients: AwsClients) -> None:
-        with pytest.raises(FunctionUnreachableError, match="gave no answer"):
-            await invoker(clients).invoke("work", b'{"sleep": 1}')
-
-    with_clients(impatient, Limits(invoke_read_timeout_ms=200))
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
-
+def test_silence_is_told_as_silence(with_clients: WithClients) -> None:
     async def nobody_there(clients: AwsClients) -> None:
         with pytest.raises(FunctionUnreachableError, match="gave no answer"):
             await invoker(clients).invoke("work", b"{}")
@@ -149,41 +107,10 @@ def test_silence_is_unreachable(with_clients: Any, monkeypatch: pytest.MonkeyPat
         with pytest.raises(SchedulerUnavailableError, match="gave no answer"):
             await EventBridgeScheduler(clients.scheduler, SCHEDULER).cancel("x")
 
-    with_clients(nobody_there)
+    with_clients(nobody_there, endpoint=NOBODY)
 
 
-def test_a_wake_up_is_scheduled_once_fires_and_is_gone(with_clients: Any, tmp_path: Path) -> None:
-    async def scenario(clients: AwsClients) -> None:
-        scheduler = EventBridgeScheduler(clients.scheduler, SCHEDULER)
-        file = tmp_path / "woken"
-        due_ms = SystemClock().now_ms() + 1_000
-        payload = json.dumps({"file": str(file)}).encode()
-        await scheduler.schedule("lane/with/slashes#1", due_ms, payload)
-        await scheduler.schedule("lane/with/slashes#1", due_ms, payload)
-        for _ in range(200):
-            if file.exists() and file.read_text():
-                break
-            await asyncio.sleep(0.05)
-        assert float(file.read_text()) * 1_000 >= due_ms
-        await scheduler.cancel("lane/with/slashes#1")
-
-    with_clients(scenario)
-
-
-def test_a_cancelled_wake_up_does_not_fire(with_clients: Any, tmp_path: Path) -> None:
-    async def scenario(clients: AwsClients) -> None:
-        scheduler = EventBridgeScheduler(clients.scheduler, SCHEDULER)
-        file = tmp_path / "woken"
-        await scheduler.schedule("other", SystemClock().now_ms() + 1_000, json.dumps({"file": str(file)}).encode())
-        await scheduler.cancel("other")
-        await scheduler.cancel("other")
-        await asyncio.sleep(2.5)
-        assert not file.exists()
-
-    with_clients(scenario)
-
-
-def test_a_scheduler_that_refuses_says_why(with_clients: Any) -> None:
+def test_a_scheduler_that_refuses_says_why(with_clients: WithClients) -> None:
     async def scenario(clients: AwsClients) -> None:
         lost = SchedulerConfig(role_arn=ROLE, target_arn=SCHEDULER.target_arn, group="nowhere")
         with pytest.raises(SchedulerUnavailableError, match="refused a wake-up"):

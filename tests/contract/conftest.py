@@ -1,0 +1,46 @@
+"""The fixtures of this suite: one embedded stack for all of it, and the clients that the control plane opens on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol
+
+import pytest
+
+from tenuto_control.config import Config
+from tenuto_control.drivers.aws import AwsClients, open_clients
+from tenuto_control.limits import Limits
+from tenuto_local import EmbeddedStack
+from tests.support.stack import run, stack
+
+__all__ = ["stack"]
+
+NOBODY = "http://127.0.0.1:1"
+"""An address where every connection is refused."""
+
+Scenario = Callable[[AwsClients], Coroutine[Any, Any, None]]
+
+
+class WithClients(Protocol):
+    """Plays a scenario with open clients; `endpoint` stands in for the stack's."""
+
+    def __call__(self, scenario: Scenario, limits: Limits | None = None, endpoint: str | None = None) -> None: ...
+
+
+@pytest.fixture
+def with_clients(stack: EmbeddedStack, monkeypatch: pytest.MonkeyPatch) -> WithClients:
+    """Clients whose settings are the control plane's own."""
+
+    def play(scenario: Scenario, limits: Limits | None = None, endpoint: str | None = None) -> None:
+        for name, value in stack.environment().items():
+            monkeypatch.setenv(name, value)
+        if endpoint is not None:
+            monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+
+        async def opened() -> None:
+            async with open_clients(Config(functions={}, limits=limits or Limits())) as clients:
+                await scenario(clients)
+
+        run(opened())
+
+    return play
