@@ -60,7 +60,7 @@ class DynamoDBLocal:
             self._port = self._fixed_port or free_port()
             self._process = ManagedProcess(
                 "DynamoDB Local",
-                _java(home, launcher, self._port),
+                _java(home, launcher, self._workdir, self._port),
                 self._workdir / "dynamodb.log",
                 ready_marker=READY_MARKER,
                 ready_timeout_s=READY_TIMEOUT_S,
@@ -81,7 +81,8 @@ class DynamoDBLocal:
             await self._process.stop()
 
 
-def _java(home: Path, launcher: Path, port: int) -> list[str]:
-    native = f"-Dsqlite4java.library.path={home / 'lib'}"
+def _java(home: Path, launcher: Path, workdir: Path, port: int) -> list[str]:
+    # It unpacks a native library into the temporary directory, and a SIGKILL would leave it there.
+    native = [f"-Dsqlite4java.library.path={home / 'lib'}", f"-Djava.io.tmpdir={workdir}"]
     options = ["-port", str(port), "-inMemory", "-sharedDb", "-disableTelemetry"]
-    return ["java", *JVM_FLAGS, native, "-cp", classpath(home, launcher), "LoopbackDynamoDB", *options]
+    return ["java", *JVM_FLAGS, *native, "-cp", classpath(home, launcher), "LoopbackDynamoDB", *options]
