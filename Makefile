@@ -8,21 +8,26 @@ SETUP_PYTHON := $(PYTHON)
 VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.complete
+AWS_VENV := .venv-aws
+AWS_STAMP := $(AWS_VENV)/.complete
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo dev test prove bench lint format types contracts lock clean java
+.PHONY: help setup demo dev test test-localstack validate prove bench lint format types contracts lock clean java
 .NOTPARALLEL:
 .SUFFIXES:
 MAKEFLAGS += --no-print-directory --no-builtin-rules
 
 help: ## list these commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 setup: $(STAMP) ## create .venv with everything pinned (done by the other commands when needed)
 	@echo "ready: $(VENV)"
 
 $(STAMP): requirements/dev.txt pyproject.toml tools/setup.sh
-	@exec sh tools/setup.sh "$(SETUP_PYTHON)" "$(VENV)" "$(STAMP)"
+	@exec sh tools/setup.sh "$(SETUP_PYTHON)" "$(VENV)" "$(STAMP)" requirements/dev.txt .
+
+$(AWS_STAMP): requirements/aws.txt tools/setup.sh
+	@exec sh tools/setup.sh "$(SETUP_PYTHON)" "$(AWS_VENV)" "$(AWS_STAMP)" requirements/aws.txt
 
 java:
 	@exec sh tools/require_java.sh
@@ -34,8 +39,15 @@ dev: java $(STAMP) ## keep the stack up for one example: make dev APP=examples/f
 	@test -n "$(APP)" || { echo "make dev: say which example, for instance: make dev APP=examples/food_order" >&2; exit 2; }
 	@exec $(RUN) -m tenuto_local.dev "$(APP)"
 
-test: java $(STAMP) lint types contracts ## lint, types, import contracts and every test (ten minutes at most)
+test: java $(STAMP) $(AWS_STAMP) lint types contracts ## lint, types, import contracts and every test (ten minutes at most)
 	@exec $(RUN) -m pytest
+
+test-localstack: $(STAMP) $(AWS_STAMP) ## the AWS-facing tests, at LOCALSTACK_HOST or AWS_ENDPOINT_URL, else at a LocalStack of their own
+	@sh tools/setup_localstack.sh .venv-localstack .venv-localstack/.complete requirements/localstack.txt
+	@exec $(RUN) -m pytest -rs tests/localstack
+
+validate: $(AWS_STAMP) ## sam validate and cfn-lint on the templates
+	@exec sh tools/validate.sh $(AWS_VENV)/bin
 
 prove: java $(STAMP) ## thousands of seeds, crashes at every write, protocol mutants, kills on the real stack
 	@exec $(RUN) -m tests.prove
@@ -61,5 +73,5 @@ lock: ## resolve pyproject.toml and requirements/dev.in anew into requirements/d
 	@exec sh tools/lock.sh
 
 clean: ## remove what these commands created
-	@rm -rf $(VENV) .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
+	@rm -rf $(VENV) $(AWS_VENV) .venv-localstack .aws-sam .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
 	@find adapters control_plane infra tests examples bench -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

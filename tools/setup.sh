@@ -1,8 +1,9 @@
 #!/bin/sh
-# Creates the virtual environment with every dependency pinned and hashed, and this project in editable form.
-# Usage: setup.sh <python> <venv> <stamp>. Interrupted or failed, it removes a half-made environment.
+# Creates a virtual environment with every dependency pinned and hashed and, if named, a project in editable form.
+# Usage: setup.sh <python> <venv> <stamp> <requirements> [<project>]. Interrupted or failed, it removes a half-made
+# environment.
 set -eu
-python=$1 venv=$2 stamp=$3
+python=$1 venv=$2 stamp=$3 requirements=$4 project=${5:-}
 
 if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
     if command -v "$python" >/dev/null 2>&1; then found=$("$python" --version 2>&1 | head -n 1); else found="no $python"; fi
@@ -36,11 +37,13 @@ pip() {
 
 rm -f "$stamp"
 # A change of pyproject.toml alone renews the editable installation and keeps the packages.
-if ! cmp -s requirements/dev.txt "$venv/installed.txt"; then
-    echo "setup: $("$python" --version), $(grep -c '==' requirements/dev.txt) pinned packages into $venv (about a minute, once)"
+if ! cmp -s "$requirements" "$venv/installed.txt"; then
+    echo "setup: $("$python" --version), $(grep -c '==' "$requirements") pinned packages into $venv (about a minute, once)"
     "$python" -m venv --clear "$venv"
-    pip install --progress-bar off --require-hashes --requirement requirements/dev.txt
-    cp requirements/dev.txt "$venv/installed.txt"
+    # The file is a complete lock, so there is nothing to resolve; and pip would not accept a pin without extras for a
+    # requirement that has some.
+    pip install --progress-bar off --no-deps --require-hashes --requirement "$requirements"
+    cp "$requirements" "$venv/installed.txt"
 fi
-pip install --no-deps --no-build-isolation --no-index --editable .
+[ -z "$project" ] || pip install --no-deps --no-build-isolation --no-index --editable "$project"
 touch "$stamp"

@@ -30,6 +30,7 @@ ENVIRONMENT: Mapping[str, tuple[str, str]] = {
     "TENUTO_KAFKA_SASL_MECHANISM": ("kafka", "sasl_mechanism"),
     "TENUTO_KAFKA_SASL_USERNAME": ("kafka", "sasl_username"),
     "TENUTO_KAFKA_SASL_PASSWORD": ("kafka", "sasl_password"),
+    "TENUTO_KAFKA_IAM": ("kafka", "iam"),
     "TENUTO_KAFKA_SSL_CAFILE": ("kafka", "ssl_cafile"),
     "TENUTO_KAFKA_SSL_KEY_PASSWORD": ("kafka", "ssl_key_password"),
     "TENUTO_TABLE": ("table", "name"),
@@ -52,6 +53,9 @@ FUNCTION_VARIABLE = "TENUTO_FUNCTION_"
 
 NUMBERS = ("port", "hold_sleep_ms")
 """Keys of ENVIRONMENT that hold whole numbers."""
+
+SWITCHES = ("iam",)
+"""Keys of ENVIRONMENT that hold `true` or `false`."""
 
 
 class ConfigError(Exception):
@@ -207,6 +211,10 @@ def _apply(environment: Mapping[str, str], raw: dict[str, Any], file: str) -> No
         if not text:
             continue
         value: str | int = text
+        if key in SWITCHES:
+            if text not in ("true", "false"):
+                raise ConfigError(f"{variable}: expected true or false, not {text!r}")
+            value = text == "true"
         if key in NUMBERS:
             if not text.isascii() or not text.isdigit():
                 raise ConfigError(f"{variable}: expected a whole number, not {text!r}")

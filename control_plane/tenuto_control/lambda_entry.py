@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, assert_never
@@ -21,6 +21,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from tenuto.errors import ProtocolError
 from tenuto.hosts import api_gateway, event_scheduler, kafka_event_source
+from tenuto.hosts.kafka_event_source import SourceRecord
 from tenuto_control.assembly import Assembly, assembled, quiet_libraries
 from tenuto_control.config import DEFAULT_FILE, load
 from tenuto_control.dispatcher import Errand
@@ -32,6 +33,10 @@ log = logging.getLogger("tenuto")
 T = TypeVar("T")
 
 CONFIG_VARIABLE = "TENUTO_CONFIG"
+PARTIAL_VARIABLE = "TENUTO_PARTIAL_BATCHES"
+"""`true` where the event source mapping takes partial batch responses: elsewhere Lambda would take one for success, and
+commit the records it names."""
+
 LEAVE_MARGIN_MS = 2_000
 """How long before the deadline an invocation begins to leave: halting and handing on take requests of their own."""
 
@@ -71,7 +76,7 @@ class DispatcherFunction:
         deadline_ms = parts.assembly.clock.now_ms() + context.get_remaining_time_in_millis() - LEAVE_MARGIN_MS
         if kafka_event_source.is_batch(event):
             records = kafka_event_source.read(event)
-            return kafka_event_source.answer(self._run(parts.serverless.records(records, deadline_ms)))
+            return _answered(records, self._run(parts.serverless.records(records, deadline_ms)))
         if event_scheduler.is_payload(event):
             match event_scheduler.read(event):
                 case event_scheduler.WakeUp() as wake:
@@ -99,6 +104,8 @@ class DispatcherFunction:
         self._loop.close()
 
     async def _start(self) -> _Parts:
+        logging.getLogger().setLevel(os.environ.get("TENUTO_LOG_LEVEL", "info").upper())
+        quiet_libraries()
         config = load(os.environ.get(CONFIG_VARIABLE, DEFAULT_FILE), limits=SERVERLESS)
         self._stack = AsyncExitStack()
         try:
@@ -135,6 +142,18 @@ class DispatcherFunction:
         return self._loop.run_until_complete(work)
 
 
+class BatchUnfinishedError(Exception):
+    """Fails an invocation, so that all of its batch is delivered again; what is finished is recognised then."""
+
+
+def _answered(records: Sequence[SourceRecord], left: Sequence[SourceRecord]) -> dict[str, Any]:
+    if left and os.environ.get(PARTIAL_VARIABLE) != "true":
+        raise BatchUnfinishedError(
+            f"{len(left)} of {len(records)} records are not finished: the batch has to come again"
+        )
+    return kafka_event_source.answer(left)
+
+
 def _new_loop() -> asyncio.AbstractEventLoop:
     try:
         import uvloop
@@ -143,6 +162,4 @@ def _new_loop() -> asyncio.AbstractEventLoop:
     return uvloop.new_event_loop()
 
 
-logging.getLogger().setLevel(os.environ.get("TENUTO_LOG_LEVEL", "info").upper())
-quiet_libraries()
 handler = DispatcherFunction()

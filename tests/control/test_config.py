@@ -150,6 +150,22 @@ def test_a_wrong_variable_is_named() -> None:
         parse(MINIMAL, "tenuto.toml", {"TENUTO_HTTP_PORT": "eighty"})
 
 
+def test_a_function_and_switches_come_from_the_environment() -> None:
+    environment = {"TENUTO_FUNCTION_APP": "arn:f:live", "TENUTO_KAFKA_IAM": "true", "TENUTO_HOLD_SLEEP_MS": "700"}
+    config = parse(MINIMAL, "tenuto.toml", environment)
+    assert config.functions["app"].function == "arn:f:live"
+    assert config.kafka.iam
+    assert config.limits.hold_sleep_ms == 700
+    with pytest.raises(ConfigError, match="TENUTO_KAFKA_IAM: expected true or false, not 'yes'"):
+        parse(MINIMAL, "tenuto.toml", {"TENUTO_KAFKA_IAM": "yes"})
+
+
+def test_limits_of_a_way_to_run_give_way_to_those_of_the_file() -> None:
+    text = MINIMAL + "[limits]\nhold_sleep_ms = 900\n"
+    config = parse(text, "tenuto.toml", {}, {"hold_sleep_ms": 1, "scheduler_lead_ms": 2})
+    assert (config.limits.hold_sleep_ms, config.limits.scheduler_lead_ms) == (900, 2)
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such file; write one"):
         load(tmp_path / "tenuto.toml", {})

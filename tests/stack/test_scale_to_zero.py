@@ -137,6 +137,7 @@ class ScaleToZero:
                 "PYTHONPATH": import_path("tenuto", "tenuto_control"),
                 "TENUTO_CONFIG": str(self._config),
                 "TENUTO_BOOTSTRAP_SERVERS": servers,
+                "TENUTO_PARTIAL_BATCHES": "true",
                 "TENUTO_SCHEDULER_ROLE_ARN": "arn:aws:iam::000000000000:role/wake",
                 "TENUTO_SCHEDULER_TARGET_ARN": DISPATCHER_ARN,
             },

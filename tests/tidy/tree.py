@@ -19,7 +19,17 @@ SOURCE_ROOTS: Final = ("adapters", "control_plane", "infra/local")
 """Folders on the import path. They are no packages themselves."""
 
 _GIT_SECONDS_MAX: Final = 30
-_NOT_OURS: Final = {".git", ".venv", ".cache", "build", "dist", "__pycache__"}
+_NOT_OURS: Final = {
+    ".git",
+    ".venv",
+    ".venv-aws",
+    ".venv-localstack",
+    ".aws-sam",
+    ".cache",
+    "build",
+    "dist",
+    "__pycache__",
+}
 
 
 def files() -> tuple[Path, ...]:

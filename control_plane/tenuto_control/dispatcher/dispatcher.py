@@ -416,6 +416,8 @@ class Dispatcher:
         task = asyncio.get_running_loop().create_task(self._quietly(work))
         self._background.add(task)
         task.add_done_callback(self._background.discard)
+        # A task that is cancelled before it begins never comes to its work, which would complain about that.
+        task.add_done_callback(lambda _: work.close())
 
     @staticmethod
     async def _quietly(work: Coroutine[Any, Any, None]) -> None:

@@ -1,7 +1,7 @@
 """Creating the table of lanes.
 
-Owns applying the table's definition, `infra/table.json`, which the deployed template reads as well. Does not
-own what the table holds.
+Owns applying the table's definition, which is that of the deployed template: `infra/table.json`. Does not own
+what the table holds.
 """
 
 from __future__ import annotations
@@ -18,8 +18,11 @@ POLL_INTERVAL_S: Final = 0.1
 POLLS_MAX: Final = 300
 
 _HERE: Final = Path(__file__).resolve().parent
-# In a wheel the definition lies beside this module, in the repository two folders up.
-_DEFINITION_PATHS: Final = (_HERE / "table.json", _HERE.parents[1] / "table.json")
+# In a wheel the template lies beside this module, in the repository two folders up.
+_TEMPLATE_PATHS: Final = (_HERE / "table.json", _HERE.parents[1] / "table.json")
+
+LOCAL_PROPERTIES: Final = ("AttributeDefinitions", "KeySchema", "BillingMode", "TimeToLiveSpecification")
+"""What DynamoDB Local takes of the table's properties; it has neither backups nor encryption."""
 
 
 class TableAdminClient(Protocol):
@@ -46,9 +49,9 @@ class TableAdminClient(Protocol):
 
 def table_definition() -> dict[str, Any]:
     """The definition: CreateTable's arguments but for the name, and UpdateTimeToLive's specification."""
-    path = next(path for path in _DEFINITION_PATHS if path.exists())
-    definition: dict[str, Any] = json.loads(path.read_text())
-    return definition
+    path = next(path for path in _TEMPLATE_PATHS if path.exists())
+    properties: dict[str, Any] = json.loads(path.read_text())["Resources"]["Table"]["Properties"]
+    return {name: properties[name] for name in LOCAL_PROPERTIES}
 
 
 async def create_table(client: TableAdminClient, name: str) -> None:

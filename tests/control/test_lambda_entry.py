@@ -1,0 +1,63 @@
+"""What the dispatcher function answers a mapping with and what it refuses; `tests/stack` runs the rest for real."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tenuto.errors import ProtocolError
+from tenuto.hosts.kafka_event_source import SourceRecord
+from tenuto_control import lambda_entry
+from tenuto_control.config import ConfigError
+
+RECORDS = [SourceRecord("t", 0, offset, 0, b"k", b"1") for offset in (4, 5)]
+
+
+def context() -> Any:
+    return SimpleNamespace(invoked_function_arn="arn", get_remaining_time_in_millis=lambda: 10_000)
+
+
+@pytest.mark.parametrize("value", [None, "", "false"])
+def test_where_partial_answers_are_not_read_an_unfinished_batch_fails(
+    monkeypatch: pytest.MonkeyPatch, value: str | None
+) -> None:
+    monkeypatch.delenv(lambda_entry.PARTIAL_VARIABLE, raising=False)
+    if value is not None:
+        monkeypatch.setenv(lambda_entry.PARTIAL_VARIABLE, value)
+    assert lambda_entry._answered(RECORDS, []) == {"batchItemFailures": []}
+    with pytest.raises(lambda_entry.BatchUnfinishedError, match="1 of 2 records"):
+        lambda_entry._answered(RECORDS, RECORDS[1:])
+
+
+def test_where_they_are_read_the_unfinished_records_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(lambda_entry.PARTIAL_VARIABLE, "true")
+    named = lambda_entry._answered(RECORDS, RECORDS[1:])
+    assert named == {"batchItemFailures": [{"itemIdentifier": {"partition": "t-0", "offset": 5}}]}
+
+
+def test_a_start_that_fails_says_why_and_the_next_one_tries_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    monkeypatch.setenv(lambda_entry.CONFIG_VARIABLE, str(tmp_path / "tenuto.toml"))
+    function = lambda_entry.DispatcherFunction()
+    try:
+        for _ in range(2):
+            with pytest.raises(ConfigError, match="no such file"):
+                function({"tenuto": "sweep"}, context())
+    finally:
+        function.close()
+
+
+def test_an_event_of_another_shape_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    function = lambda_entry.DispatcherFunction()
+    monkeypatch.setattr(
+        function, "_parts", SimpleNamespace(assembly=SimpleNamespace(clock=SimpleNamespace(now_ms=int)))
+    )
+    try:
+        with pytest.raises(ProtocolError, match="not \\['type'\\]"):
+            function({"type": "activation"}, context())
+    finally:
+        monkeypatch.undo()
+        function.close()

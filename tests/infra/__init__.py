@@ -1,0 +1,1 @@
+"""The deployment's templates, as far as no account is needed to check them."""

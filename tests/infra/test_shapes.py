@@ -1,0 +1,149 @@
+"""What is deployed and what is not, for each shape and each way to reach Kafka and to be called."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import pytest
+
+from tests.infra.deployment import Resource, Templates, deploy
+
+CLUSTER: Final = "arn:aws:kafka:eu-west-1:111122223333:cluster/events/0b6f0a4c-1"
+NETWORK: Final = {"SubnetIds": "subnet-1,subnet-2", "SecurityGroupIds": "sg-1"}
+
+
+def types(deployed: dict[str, Resource]) -> set[str]:
+    """The types of what is deployed."""
+    return {resource.type for resource in deployed.values()}
+
+
+def mapping(deployed: dict[str, Resource]) -> dict[str, Any]:
+    """The properties of the one event source mapping."""
+    (found,) = [one for one in deployed.values() if one.type == "AWS::Lambda::EventSourceMapping"]
+    return dict(found.properties)
+
+
+def test_scaled_to_zero_nothing_runs_by_itself(templates: Templates) -> None:
+    deployed = deploy(templates, BootstrapServers="b:9092")
+    assert not {one for one in types(deployed) if one.startswith(("AWS::ECS::", "AWS::ElasticLoadBalancing"))}
+    assert "Dispatcher/Dispatcher" in deployed
+    # Pollers of its own would be paid for by the hour.
+    assert "ProvisionedPollerConfig" not in mapping(deployed)
+    rule = deployed["Dispatcher/DispatcherSweep"].properties
+    assert rule["ScheduleExpression"] == "rate(1 minute)"
+    assert [(one["Arn"], one["Input"]) for one in rule["Targets"]] == [
+        ("Dispatcher/DispatcherAliaslive", '{"tenuto": "sweep"}')
+    ]
+
+
+def test_always_on_there_is_no_dispatcher_function(templates: Templates) -> None:
+    deployed = deploy(templates, Shape="AlwaysOn", BootstrapServers="b:9092", **NETWORK)
+    assert not {name for name in deployed if name.startswith(("Dispatcher/", "KafkaSource/", "HttpApi/", "RestApi/"))}
+    assert not types(deployed) & {
+        "AWS::Lambda::EventSourceMapping",
+        "AWS::Events::Rule",
+        "AWS::Scheduler::ScheduleGroup",
+    }
+    task = deployed["ControlPlane/Task"].properties
+    assert task["RuntimePlatform"] == {"CpuArchitecture": "ARM64", "OperatingSystemFamily": "LINUX"}
+    (container,) = task["ContainerDefinitions"]
+    assert container["HealthCheck"]["Command"][0] == "CMD"
+    assert "LoadBalancers" not in deployed["ControlPlane/Service"].properties
+
+
+def test_always_on_calls_may_come_through_a_load_balancer(templates: Templates) -> None:
+    deployed = deploy(templates, Shape="AlwaysOn", LoadBalancer="true", VpcId="vpc-1", **NETWORK)
+    assert deployed["ControlPlane/Balancer"].properties["Scheme"] == "internal"
+    assert deployed["ControlPlane/Targets"].properties["HealthCheckPath"] == "/ready"
+    (target,) = deployed["ControlPlane/Service"].properties["LoadBalancers"]
+    assert target["TargetGroupArn"] == "ControlPlane/Targets"
+
+
+@pytest.mark.parametrize("shape", ["ScaleToZero", "AlwaysOn"])
+def test_handlers_are_published_versions_behind_an_alias(templates: Templates, shape: str) -> None:
+    deployed = deploy(templates, Shape=shape, **NETWORK)
+    alias = deployed["Functions/UserUpdatesAliaslive"]
+    assert alias.properties["Name"] == "live"
+    assert deployed[alias.properties["FunctionVersion"].removesuffix(".Version")].type == "AWS::Lambda::Version"
+
+
+def test_without_brokers_there_is_no_mapping(templates: Templates) -> None:
+    assert "AWS::Lambda::EventSourceMapping" not in types(deploy(templates))
+
+
+def test_a_self_managed_kafka(templates: Templates) -> None:
+    deployed = deploy(
+        templates,
+        BootstrapServers="a:9096,b:9096",
+        KafkaAuth="Scram512",
+        KafkaSecretArn="arn:secret",
+        Topic="orders",
+        **NETWORK,
+    )
+    source = mapping(deployed)
+    assert source["FunctionName"] == "Dispatcher/DispatcherAliaslive"
+    assert source["Topics"] == ["orders"]
+    assert source["SelfManagedEventSource"] == {"Endpoints": {"KafkaBootstrapServers": ["a:9096", "b:9096"]}}
+    assert source["SourceAccessConfigurations"] == [
+        {"Type": "SASL_SCRAM_512_AUTH", "URI": "arn:secret"},
+        {"Type": "VPC_SUBNET", "URI": "subnet:subnet-1"},
+        {"Type": "VPC_SECURITY_GROUP", "URI": "security_group:sg-1"},
+    ]
+    assert "EventSourceArn" not in source
+    variables = deployed["Dispatcher/Dispatcher"].properties["Environment"]["Variables"]
+    assert variables["TENUTO_KAFKA_SECURITY_PROTOCOL"] == "SASL_SSL"
+    assert variables["TENUTO_KAFKA_SASL_MECHANISM"] == "SCRAM-SHA-512"
+
+
+def test_msk_with_iam(templates: Templates) -> None:
+    deployed = deploy(templates, BootstrapServers="b:9098", MskClusterArn=CLUSTER, KafkaAuth="Iam", **NETWORK)
+    source = mapping(deployed)
+    assert source["EventSourceArn"] == CLUSTER
+    assert "SelfManagedEventSource" not in source
+    assert "SourceAccessConfigurations" not in source
+    assert deployed["Dispatcher/DispatcherRole"].properties["ManagedPolicyArns"] == ["MskAccess/Policy"]
+
+
+def test_partial_batches_need_pollers_and_a_dispatcher_that_knows(templates: Templates) -> None:
+    for pollers, answered in (("0", None), ("2", ["ReportBatchItemFailures"])):
+        deployed = deploy(templates, BootstrapServers="b:9092", ProvisionedPollers=pollers)
+        source = mapping(deployed)
+        assert source.get("FunctionResponseTypes") == answered
+        # A destination for failures would bound retries, and give up a record that could be handled later.
+        assert "DestinationConfig" not in source
+        variables = deployed["Dispatcher/Dispatcher"].properties["Environment"]["Variables"]
+        assert variables["TENUTO_PARTIAL_BATCHES"] == ("false" if answered is None else "true")
+
+
+@pytest.mark.parametrize(("auth", "expected"), [("IAM", "AWS_IAM"), ("JWT", "JWT"), ("NONE", "NONE")])
+def test_an_http_api_asks_who_calls(templates: Templates, auth: str, expected: str) -> None:
+    deployed = deploy(templates, Api="Http", ApiAuth=auth, JwtIssuer="https://issuer", JwtAudience="me")
+    routes = [one.properties for one in deployed.values() if one.type == "AWS::ApiGatewayV2::Route"]
+    assert routes
+    assert {route["AuthorizationType"] for route in routes} == {expected}
+    assert all(("AuthorizerId" in route) == (auth == "JWT") for route in routes)
+    assert "RestApi/Api" not in deployed
+
+
+@pytest.mark.parametrize(("auth", "expected"), [("IAM", [{"sigv4": []}]), ("NONE", None)])
+def test_a_rest_api_asks_who_calls(templates: Templates, auth: str, expected: object) -> None:
+    deployed = deploy(templates, Api="Rest", ApiAuth=auth)
+    paths = deployed["RestApi/Api"].properties["Body"]["paths"]
+    assert [verb.get("security") for verbs in paths.values() for verb in verbs.values()] == [expected] * len(paths)
+    assert "HttpApi/Api" not in deployed
+
+
+def test_a_lane_that_goes_on_is_not_taken_for_a_loop(templates: Templates) -> None:
+    deployed = deploy(templates)
+    functions = [one.properties for one in deployed.values() if one.type == "AWS::Lambda::Function"]
+    assert [one["RecursiveLoop"] for one in functions] == ["Allow"] * 2
+
+
+@pytest.mark.parametrize("shape", ["ScaleToZero", "AlwaysOn"])
+def test_alarms(templates: Templates, shape: str) -> None:
+    deployed = deploy(templates, Shape=shape, AlarmTopicArn="arn:topic", **NETWORK)
+    alarms = {name.rpartition("/")[2]: one for name, one in deployed.items() if one.type == "AWS::CloudWatch::Alarm"}
+    common = {"DeadLettersAlarm", "LagAlarm", "ThrottlesAlarm"}
+    scaled = {"DispatcherErrorsAlarm", "SweepAlarm", "WakeUpsAlarm"}
+    assert alarms.keys() == (common | scaled if shape == "ScaleToZero" else common)
+    assert all(alarm.properties["AlarmActions"] == ["arn:topic"] for alarm in alarms.values())
