@@ -45,12 +45,15 @@ async def _work(parts: Assembly, stop: asyncio.Event) -> None:
         asyncio.create_task(parts.sweeper.run(), name="sweep"),
         asyncio.create_task(parts.deployments.refresh(), name="discovery"),
         asyncio.create_task(server.serve([listener]), name="http"),
+        asyncio.create_task(_report(parts), name="metrics"),
     ]
     consumer = None
     if config.subscriptions:
         starts = {s.topic: s.start for s in config.subscriptions}
         events = KafkaEventLog(config.kafka, limits, starts)
-        consumer = Consumer(events, parts.sink, parts.dispatcher, config.subscriptions, limits, parts.clock)
+        consumer = Consumer(
+            events, parts.sink, parts.dispatcher, config.subscriptions, limits, parts.clock, parts.tally
+        )
         tasks.append(asyncio.create_task(consumer.run(), name="consume"))
     for service in parts.deployments.listed():
         log.info("serving %s: %s", service.name, ", ".join(h.name for h in service.handlers))
@@ -66,9 +69,17 @@ async def _work(parts: Assembly, stop: asyncio.Event) -> None:
         task.cancel()
     results = await asyncio.gather(*tasks, return_exceptions=True)
     await parts.dispatcher.stop()
+    parts.report()
     failed = [r for r in results if isinstance(r, Exception)]
     if failed and waiting not in ended:
         raise failed[0]
+
+
+async def _report(parts: Assembly) -> None:
+    """Write metrics at intervals, for ever."""
+    while True:
+        await asyncio.sleep(parts.config.limits.metrics_interval_ms / 1000)
+        parts.report()
 
 
 def _listen(config: Config) -> socket.socket:

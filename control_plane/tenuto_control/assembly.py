@@ -20,8 +20,10 @@ from starlette.applications import Starlette
 from tenuto.store.dynamodb import DynamoTable
 from tenuto_control.admin.deployments import Deployments
 from tenuto_control.config import Config
+from tenuto_control.core.metrics import Tally
 from tenuto_control.dispatcher import Dispatcher
 from tenuto_control.drivers.aws import AwsClients, open_clients
+from tenuto_control.drivers.emf import EmfReports, reports
 from tenuto_control.drivers.event_scheduler import EventBridgeScheduler, NoScheduler
 from tenuto_control.drivers.kafka import KafkaSink
 from tenuto_control.drivers.lambda_invoke import LambdaInvoker
@@ -46,6 +48,13 @@ class Assembly:
     dispatcher: Dispatcher
     sweeper: Sweeper
     app: Starlette
+    tally: Tally
+    reports: EmfReports | None
+
+    def report(self) -> None:
+        """Write what was counted since the last report, where metrics are asked for."""
+        if self.reports is not None:
+            self.reports.write(self.tally)
 
 
 @asynccontextmanager
@@ -61,13 +70,14 @@ async def assembled(config: Config) -> AsyncIterator[Assembly]:
             NoScheduler() if config.scheduler is None else EventBridgeScheduler(clients.scheduler, config.scheduler)
         )
         process = f"{os.uname().nodename[:HOST_NAME_CHARS_MAX]}.{os.getpid()}.{secrets.token_hex(4)}"
+        tally = Tally()
         dispatcher = Dispatcher(
-            table, invoker, sink, deployments, scheduler, clock, rng, limits, process, config.table.name
+            table, invoker, sink, deployments, scheduler, clock, rng, limits, process, config.table.name, tally
         )
         sweeper = Sweeper(table, dispatcher, clock, rng, limits)
         app = create_app(dispatcher, deployments, ready=probe(table), wait_ms_max=limits.http_wait_ms_max)
         try:
-            yield Assembly(config, clients, clock, table, deployments, sink, dispatcher, sweeper, app)
+            yield Assembly(config, clients, clock, table, deployments, sink, dispatcher, sweeper, app, tally, reports())
         finally:
             await sink.stop()
 

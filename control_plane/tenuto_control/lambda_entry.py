@@ -73,6 +73,12 @@ class DispatcherFunction:
         self._arn = context.invoked_function_arn
         asyncio.set_event_loop(self._loop)
         parts = self._parts or self._run(self._start())
+        try:
+            return self._serve(parts, event, context)
+        finally:
+            parts.assembly.report()
+
+    def _serve(self, parts: _Parts, event: Any, context: LambdaContext) -> Any:
         deadline_ms = parts.assembly.clock.now_ms() + context.get_remaining_time_in_millis() - LEAVE_MARGIN_MS
         if kafka_event_source.is_batch(event):
             records = kafka_event_source.read(event)

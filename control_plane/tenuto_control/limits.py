@@ -100,6 +100,8 @@ class Limits:
     linger_ms: int = 10_000
     """How long a dispatcher that runs as a function waits for what comes next rather than to be woken for it."""
 
+    metrics_interval_ms: int = 60_000
+
     http_wait_ms_max: int = 25_000
     """How long a call is held open before the answer is an id to attach to (API Gateway ends at 29 s)."""
     http_body_bytes_max: int = 4 * MIB

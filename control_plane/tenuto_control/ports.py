@@ -85,6 +85,10 @@ class EventLog(Protocol):
         """Deliver these partitions again."""
         ...
 
+    def lag(self) -> int:
+        """Records of the assigned partitions that have not been read yet, as far as is known."""
+        ...
+
     async def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
         """Store the next offset to read of each partition. Raises LogUnavailableError for one that was lost."""
         ...

@@ -265,6 +265,19 @@ def test_records_come_in_order_with_headers_and_tombstones(make_cluster: Callabl
     play(make_cluster, scenario)
 
 
+def test_the_lag_is_what_has_not_been_read(make_cluster: Callable[[], Cluster]) -> None:
+    async def scenario(scene: Scene) -> None:
+        await scene.cluster.create(scene.topic, 1)
+        await scene.produce(*numbered(20))
+        member = await scene.join()
+        while not await member.log.poll(5, 200):
+            pass
+        assert member.log.lag() == 15
+        await member.poll_until(lambda: member.log.lag() == 0)
+
+    play(make_cluster, scenario)
+
+
 def test_the_next_member_goes_on_at_the_committed_offset(make_cluster: Callable[[], Cluster]) -> None:
     async def scenario(scene: Scene) -> None:
         await scene.cluster.create(scene.topic, 1)

@@ -52,9 +52,8 @@ def test_a_start_that_fails_says_why_and_the_next_one_tries_again(
 
 def test_an_event_of_another_shape_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     function = lambda_entry.DispatcherFunction()
-    monkeypatch.setattr(
-        function, "_parts", SimpleNamespace(assembly=SimpleNamespace(clock=SimpleNamespace(now_ms=int)))
-    )
+    assembly = SimpleNamespace(clock=SimpleNamespace(now_ms=int), report=lambda: None)
+    monkeypatch.setattr(function, "_parts", SimpleNamespace(assembly=assembly))
     try:
         with pytest.raises(ProtocolError, match="not \\['type'\\]"):
             function({"type": "activation"}, context())

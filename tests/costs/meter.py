@@ -20,6 +20,7 @@ from tenuto.runtime.activation import activate
 from tenuto.runtime.environment import Environment, InlineWriteLoop
 from tenuto.service import Handler, Service, Services, VirtualObject
 from tenuto.store.memory import MemoryTable, item_bytes
+from tenuto_control.core.metrics import Metrics
 from tenuto_control.dispatcher import Dispatcher
 from tenuto_control.limits import Limits
 from tenuto_control.loops.sweep import Sweeper
@@ -101,6 +102,7 @@ class Meter:
     clock: VirtualClock = field(default_factory=VirtualClock)
     invocations: int = 0
     dead_letter: str | None = None
+    metrics: Metrics | None = None
     released: list[int] = field(default_factory=list)
     published: list[str] = field(default_factory=list)
     dispatcher: Dispatcher = field(init=False)
@@ -112,7 +114,7 @@ class Meter:
         """Wire the parts: the meter itself plays targets, invoker, sink and scheduler."""
         rng = random.Random(1)
         self.dispatcher = Dispatcher(
-            self.table, self, self, self, self, self.clock, rng, self.limits, "meter", "tenuto"
+            self.table, self, self, self, self, self.clock, rng, self.limits, "meter", "tenuto", self.metrics
         )
         self.sweeper = Sweeper(self.table, self.dispatcher, self.clock, rng, self.limits)
 

@@ -264,6 +264,10 @@ class MemoryEventLog:
             self._positions[TopicPartition(record.topic, record.partition)] = record.offset + 1
         return records
 
+    def lag(self) -> int:
+        """See `EventLog.lag`."""
+        return sum(max(0, self._kafka._next_offsets.get(tp, 0) - at) for tp, at in self._positions.items())
+
     def pause(self, partitions: Sequence[TopicPartition]) -> None:
         """Stop delivering these partitions until resumed."""
         self._paused.update(tp for tp in partitions if tp in self._positions)

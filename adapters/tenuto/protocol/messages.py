@@ -140,10 +140,11 @@ class Speculated(Struct, frozen=True, tag="speculated"):
 
 
 class Committed(Struct, frozen=True, tag="committed"):
-    """The function claimed and committed; `head` is what its last write left."""
+    """The function claimed and committed; `head` is what its last write left. `writes` counts its requests to write."""
 
     results: tuple[EventResult, ...]
     head: Head
+    writes: int = 0
 
 
 class Suspended(Struct, frozen=True, tag="suspended"):
@@ -151,6 +152,7 @@ class Suspended(Struct, frozen=True, tag="suspended"):
 
     results: tuple[EventResult, ...]
     head: Head
+    writes: int = 0
 
 
 class Fenced(Struct, frozen=True, tag="fenced"):

@@ -205,15 +205,15 @@ async def _speculate(request: Activation, registry: Registry, lease: Lease, env:
                 stopped = Stopped(event.id, failure, retry_after_ms)
                 break
             case Waiting():
-                return Suspended((*committed, *batch.results), lease.head)
+                return Suspended((*committed, *batch.results), lease.head, lease.writes)
             case Lost(reason):
                 # What was committed before stands; the control plane finds out about the rest by its next write.
-                return Committed(tuple(committed), lease.head) if committed else Fenced(reason)
+                return Committed(tuple(committed), lease.head, lease.writes) if committed else Fenced(reason)
             case _ as end:
                 assert_never(end)
     if committed:
         committed += await _commit_rest(batch, lease, env, keyed=keyed)
-        return Committed(tuple(committed), lease.head)
+        return Committed(tuple(committed), lease.head, lease.writes)
     out = tuple(batch.out[i] for i in sorted(batch.out))
     return Speculated(tuple(batch.results), batch.changed, out, stopped)
 
@@ -251,9 +251,9 @@ async def _resume(request: Activation, registry: Registry, lease: Lease, env: En
     end = await invocation.until_end(run.failures, claim_first=False)
     match end:
         case Done(result):
-            return Committed((EventResult(event.id, _answered(event, result)),), lease.head)
+            return Committed((EventResult(event.id, _answered(event, result)),), lease.head, lease.writes)
         case Waiting():
-            return Suspended((), lease.head)
+            return Suspended((), lease.head, lease.writes)
         case Lost(reason):
             return Fenced(reason)
         case Failing(failure):

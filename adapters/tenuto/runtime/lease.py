@@ -63,6 +63,7 @@ class Lease:
         self.journal = Journal()
         self.phase = Phase.SPECULATING
         self.guard = threading.Lock()
+        self.writes = 0
         self._env = env
         self._request = request
         self._writing = asyncio.Lock()
@@ -311,6 +312,7 @@ class Lease:
         """
         lost: TableUnavailableError | None = None
         for pause_ms in (*WRITE_PAUSES_MS, None):
+            self.writes += 1
             try:
                 answer = await self._env.table.write(write)
             except TableUnavailableError as e:

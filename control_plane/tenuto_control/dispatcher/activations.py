@@ -288,7 +288,9 @@ class Activations:
         match outcome:
             case Speculated():
                 return await self._commit(outcome, head, batch, trim, drain=drain, clears=clears)
-            case Committed(results, left) | Suspended(results, left):
+            case Committed(results, left, writes) | Suspended(results, left, writes):
+                self.services.metrics.count("Writes", writes)
+                self.services.metrics.count("Suspensions", isinstance(outcome, Suspended))
                 self._claim_first = False
                 self._batch_max = None
                 if left.run is not None and left.run.suspended and left.run.error and left.run.wake_ms is not None:
@@ -296,6 +298,7 @@ class Activations:
                     self._warn(f"attempt at {left.run.event.handler} failed, next in {again_s:.1f} s: {left.run.error}")
                 return Attempted(left, self._finish(batch, results), ended=frozenset({self._holder}))
             case Fenced():
+                self.services.metrics.count("SpeculationLost")
                 self._claim_first = True
                 return Attempted(None, ended=frozenset({self._holder}))
             case InvokeError():
@@ -373,6 +376,7 @@ class Activations:
             if (left.ver, left.pend) == (head.ver, head.pend) and left.run is None:
                 # Tried again from the same head it would be refused again: the lane pauses and says so.
                 raise AssertionError(f"a commit is refused on a head that has not changed: ver {head.ver}")
+            self.services.metrics.count("SpeculationLost")
             self._claim_first = left.run is None and left.ver != head.ver
             return left, False
         self._claim_first = False

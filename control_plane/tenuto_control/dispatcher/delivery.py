@@ -36,6 +36,7 @@ from tenuto.protocol.records import (
     SendOut,
     pack,
 )
+from tenuto_control.core.metrics import Metrics
 from tenuto_control.dispatcher.writer import Writer
 from tenuto_control.limits import Limits
 from tenuto_control.ports import Clock, LogUnavailableError, RecordSink
@@ -63,6 +64,7 @@ class Delivery:
         look: Callable[[Lane], None],
         told: Callable[[str, Result], None],
         arm: Callable[[Timer], None],
+        metrics: Metrics,
     ) -> None:
         self._writer = writer
         self._sink = sink
@@ -72,6 +74,7 @@ class Delivery:
         self._look = look
         self._told = told
         self._arm = arm
+        self._metrics = metrics
 
     async def accept(self, lane: Lane, events: Iterable[Event]) -> None:
         """Make events durable in a lane's inbox. When this returns, they will be run, whatever process dies.
@@ -155,6 +158,8 @@ class Delivery:
                 return
             stored = item.get("input")
             value = stored if isinstance(stored, bytes) else None
+        if entry.dead:
+            self._metrics.count("DeadLetters")
         identity = ("tenuto-id", f"{sender.pk}#{sequence}".encode())
         await self._sink.produce(entry.topic, value, entry.key, (*entry.headers, identity))
         if at is not None:

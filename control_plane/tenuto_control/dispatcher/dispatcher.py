@@ -30,6 +30,7 @@ from tenuto.protocol.records import (
     unpack_result,
 )
 from tenuto.store.port import Table
+from tenuto_control.core.metrics import Metrics, Uncounted
 from tenuto_control.dispatcher.activations import Activations
 from tenuto_control.dispatcher.capacity import Capacity
 from tenuto_control.dispatcher.delivery import HTTP_SENDER, Delivery, fits, message
@@ -82,6 +83,7 @@ class Dispatcher:
         limits: Limits,
         process: str,
         table_name: str,
+        metrics: Metrics | None = None,
     ) -> None:
         self._table = table
         self._clock = clock
@@ -94,8 +96,9 @@ class Dispatcher:
         self._background: set[asyncio.Task[None]] = set()
         self._tokens = 0
         self._process = process
-        writer = Writer(table, limits)
-        delivery = Delivery(writer, sink, clock, limits, self._token, self.look, self._told, self._remind)
+        self.metrics = metrics or Uncounted()
+        writer = Writer(table, limits, self.metrics)
+        delivery = Delivery(writer, sink, clock, limits, self._token, self.look, self._told, self._remind, self.metrics)
         capacity = Capacity(limits.invoke_concurrency_max)
         self._services = Services(
             writer,
@@ -110,6 +113,7 @@ class Dispatcher:
             self._token,
             self._forget,
             table_name,
+            self.metrics,
         )
 
     # --- lifecycle --------------------------------------------------------------------------------------------------
@@ -176,6 +180,7 @@ class Dispatcher:
         lane, nonce = InvocationId.parse(event.id)
         # A lane of its own for every event: nothing can have happened there but this event itself.
         fresh = lane.key == nonce and lane not in self._known
+        self.metrics.count("EventsIn")
         self._worker(lane, Head() if fresh else None).add(KafkaWork(event, released, self._clock.now_ms()))
 
     async def withdraw(self, partitions: Sequence[TopicPartition], timeout_ms: int) -> None:
@@ -209,6 +214,7 @@ class Dispatcher:
                 )
             work = CallWork(event)
             worker.add(work)
+            self.metrics.count("EventsIn")
         done, _ = await asyncio.wait([work.answer], timeout=wait_ms / 1000)
         while not done:
             if not worker.is_running(work):

@@ -318,6 +318,8 @@ class LaneWorker:
         self._learn(parse_head(written.answer.item))
         if not isinstance(written.answer, Applied):
             return
+        if head.run is not None and head.run.wake_ms is not None and over:
+            self._services.metrics.sample("WakeLatenessMs", max(0, lease_ms - target.timeout_ms - head.run.wake_ms))
         if head.run is not None and head.run.wake_ms is not None and not failed:
             self._services.forget(Timer(self.lane, "sleep", head.run.event.nonce, head.run.wake_ms, "over"))
         if spent is not None:
@@ -413,11 +415,14 @@ class LaneWorker:
 
     def _attempted(self, attempted: Attempted, queue: deque[Work] | list[Work]) -> None:
         """Take in what came of an activation."""
+        metrics, now_ms = self._services.metrics, self._services.clock.now_ms()
         for work in attempted.finished:
+            metrics.count("Committed")
             if work in queue:
                 queue.remove(work)
             if isinstance(work, KafkaWork):
                 self._held.append(work)
+                metrics.sample("AgeMs", _age_ms(work.event, now_ms))
             self._finished.add(work.event.nonce)
         self._ended |= attempted.ended
         if attempted.failed is not None:
@@ -428,6 +433,7 @@ class LaneWorker:
             pause = pause_ms(policy, self._failures + 1, self._services.rng.random())
             self._pause_for(pause if attempted.pause_ms is None else attempted.pause_ms)
             self._failures += 0 if attempted.harmless else 1
+            metrics.count("Retries", 0 if attempted.harmless else 1)
             self._crashed = self._crashed or (bool(attempted.ended) and not attempted.harmless)
         else:
             self._failures = 0
@@ -484,3 +490,8 @@ class LaneWorker:
 
     def _pause_for(self, pause: int) -> None:
         self._not_before_ms = self._services.clock.now_ms() + pause
+
+
+def _age_ms(event: Event, now_ms: int) -> int:
+    source = event.source
+    return max(0, now_ms - source.timestamp_ms) if isinstance(source, KafkaSource) else 0

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from tenuto.lane.transitions import Timer
 from tenuto.protocol.messages import RetryPolicy
+from tenuto_control.core.metrics import Metrics
 from tenuto_control.dispatcher.capacity import Capacity
 from tenuto_control.dispatcher.delivery import Delivery
 from tenuto_control.dispatcher.writer import Writer
@@ -37,6 +38,7 @@ class Services:
     token: Callable[[], str]
     forget: Callable[[Timer], None]
     table_name: str
+    metrics: Metrics
 
     def policy(self, service: str, handler: str) -> RetryPolicy:
         """The retry policy of a handler, as discovery told it."""

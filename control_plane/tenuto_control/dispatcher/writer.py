@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from tenuto.lane.writes import Answer, Applied, Refused, Write
 from tenuto.store.port import Table, TableUnavailableError
+from tenuto_control.core.metrics import Metrics
 from tenuto_control.limits import Limits
 
 T = TypeVar("T")
@@ -30,9 +31,10 @@ class Written:
 class Writer:
     """Applies writes until the table answers. A lane waits meanwhile: its events stay in Kafka."""
 
-    def __init__(self, table: Table, limits: Limits) -> None:
+    def __init__(self, table: Table, limits: Limits, metrics: Metrics) -> None:
         self.table = table
         self._limits = limits
+        self._metrics = metrics
 
     async def write(self, write: Write, tok: str | None = None, patience_ms: int | None = None) -> Written:
         """Apply a write. With `tok`, a refusal by our own earlier write counts as applied.
@@ -43,6 +45,7 @@ class Writer:
 
         async def once() -> Answer:
             nonlocal lost
+            self._metrics.count("Writes")
             try:
                 return await self.table.write(write)
             except TableUnavailableError:

@@ -153,6 +153,10 @@ class KafkaEventLog:
         """Deliver these partitions again; those that are not ours (any more) are passed over."""
         self._consumer.resume(*self._member().owned(partitions))
 
+    def lag(self) -> int:
+        """Unread records of the assigned partitions, by the ends that came along with the last records."""
+        return self._member().lag()
+
     async def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
         """Store offsets, each with the id of its topic: they mean nothing in another life of it.
 

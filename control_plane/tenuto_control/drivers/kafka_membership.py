@@ -80,6 +80,12 @@ class Membership(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc] # th
         """Those that the listener has, as the client names them."""
         return [tp for tp in map(of_client, partitions) if tp in self._next]
 
+    def lag(self) -> int:
+        """Records that have not been read yet, by the ends that came along with the last ones."""
+        assigned = self._consumer.assignment()
+        ends = {tp: self._consumer.highwater(tp) or 0 for tp in self._next if tp in assigned}
+        return sum(max(0, end - self._next[tp]) for tp, end in ends.items())
+
     async def admit(self, batches: Mapping[Any, Sequence[Any]]) -> list[Any]:
         """The records that may be handed out now, of those that were just read. Raises KafkaError and OSError.
 

@@ -20,6 +20,7 @@ from functools import partial
 
 from tenuto.protocol.messages import RetryPolicy
 from tenuto_control.core.backoff import pause_ms
+from tenuto_control.core.metrics import Metrics, Uncounted
 from tenuto_control.core.offsets import OffsetWindow
 from tenuto_control.core.routing import Quarantine, Subscription, route
 from tenuto_control.limits import Limits
@@ -58,13 +59,15 @@ class Consumer:
         subscriptions: Iterable[Subscription],
         limits: Limits,
         clock: Clock,
+        metrics: Metrics | None = None,
     ) -> None:
         self._log = log
+        self._metrics = metrics or Uncounted()
         self._execution = execution
         self._subscriptions = {subscription.topic: subscription for subscription in subscriptions}
         self._limits = limits
         self._failures = FailureLog(clock, limits.failure_log_interval_ms)
-        self._dead_letters = DeadLetters(sink, self._failures, limits)
+        self._dead_letters = DeadLetters(sink, self._failures, limits, self._metrics)
         self._retry = RetryPolicy(initial_ms=limits.log_retry_initial_ms, max_ms=limits.log_retry_max_ms)
         self._partitions: dict[TopicPartition, _Assigned] = {}
         self._stopping = asyncio.Event()
@@ -217,6 +220,7 @@ class Consumer:
     async def _commit_regularly(self) -> None:
         while True:
             await asyncio.sleep(self._limits.commit_interval_ms / 1_000)
+            self._metrics.sample("Lag", self._log.lag())
             await self._commit({tp: assigned for tp, assigned in self._partitions.items() if not assigned.leaving})
 
     async def _commit(self, partitions: dict[TopicPartition, _Assigned]) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from tenuto.protocol.messages import RetryPolicy
 from tenuto_control.core.backoff import pause_ms
+from tenuto_control.core.metrics import Metrics
 from tenuto_control.core.routing import DeadLetter, Record, dead_letter_forms
 from tenuto_control.limits import Limits
 from tenuto_control.loops.failures import FailureLog
@@ -23,8 +24,9 @@ _log = logging.getLogger("tenuto_control")
 class DeadLetters:
     """Produces refused records, some at a time."""
 
-    def __init__(self, sink: RecordSink, failures: FailureLog, limits: Limits) -> None:
+    def __init__(self, sink: RecordSink, failures: FailureLog, limits: Limits, metrics: Metrics) -> None:
         self._sink = sink
+        self._metrics = metrics
         self._failures = failures
         self._retry = RetryPolicy(initial_ms=limits.log_retry_initial_ms, max_ms=limits.log_retry_max_ms)
         self._producing = asyncio.Semaphore(limits.quarantine_concurrency)
@@ -44,6 +46,7 @@ class DeadLetters:
                 await asyncio.sleep(pause_ms(self._retry, attempt, 0.0) / 1_000)
             else:
                 self._failures.succeeded(what)
+                self._metrics.count("DeadLetters")
                 if kept.lacks:
                     _log.error(
                         'dead letter of %s/%d offset %d: too large for "%s", so it lacks %s; raise max.message.bytes '

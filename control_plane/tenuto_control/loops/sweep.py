@@ -46,7 +46,7 @@ class Sweeper:
         self._clock = clock
         self._rng = rng
         self._limits = limits
-        self._writer = Writer(table, limits)
+        self._writer = Writer(table, limits, dispatcher.metrics)
 
     async def run(self) -> None:
         """Sweep for ever, at intervals with jitter so that several control planes take turns."""
