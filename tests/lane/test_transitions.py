@@ -109,6 +109,7 @@ RISING: dict[str, tuple[Update, Item]] = {
     "1 spec commit of a drain that clears": (spec(idle(pend="p"), drain=True, clears=True), idle(pend="p")),
     "2 claim": (claimed(idle()), idle()),
     "6 takeover": (takeover(LANE, head(suspended()), "h2", 20_000, {"0a": ANSWER}, "new"), suspended()),
+    "6 takeover of a running run": (takeover(LANE, head(owned()), "h2", 20_000, {}, "new"), owned()),
     "7 final commit": (commits(owned()), owned()),
 }
 LEVEL: dict[str, tuple[Update, Item]] = {
@@ -139,6 +140,7 @@ REFUSING: dict[str, tuple[Update, Item]] = {
     "suspend.own": (waits("0a"), owned({"own": "twin"})),
     "suspend.slots": (waits("0a"), owned({"j.4.0a": ANSWER})),
     "takeover.ver": (takeover(LANE, head(owned()), "h2", 1, {}, "new"), owned(ver=5)),
+    "takeover.awake": (takeover(LANE, head(owned()), "h2", 1, {}, "new"), suspended()),
     "takeover.run": (takeover(LANE, head(owned()), "h2", 1, {}, "new"), owned(rid="x")),
     "commit.ver": (commits(owned()), owned(ver=5)),
     "commit.own": (commits(owned()), owned({"own": "twin"})),

@@ -14,7 +14,18 @@ from datetime import timedelta
 
 from tenuto import ObjectContext, VirtualObject
 from tenuto.lane.head import head_key, parse_head
-from tenuto.lane.transitions import Effects, Timer, claim, inbox_put, mark_pend, takeover, timer_put
+from tenuto.lane.transitions import (
+    Effects,
+    Progress,
+    Timer,
+    Wait,
+    claim,
+    inbox_put,
+    mark_pend,
+    suspend,
+    takeover,
+    timer_put,
+)
 from tenuto.lane.writes import Answer, Applied, Delete, Update, Write
 from tenuto.protocol.ids import InvocationId, Lane, kafka_nonce
 from tenuto.protocol.messages import Activation, Head, Run
@@ -28,6 +39,15 @@ from tests.support.virtual_time import VirtualClock, run_virtual
 
 chain = VirtualObject("chain")
 LANE = Lane("chain", "k")
+
+
+asker = VirtualObject("asker")
+
+
+@asker.handler()
+async def ask(ctx: ObjectContext) -> None:
+    """Wait for an answer."""
+    await ctx.awakeable(int)[1]
 
 
 caller = VirtualObject("caller")
@@ -165,6 +185,28 @@ def mark_lost_at_commit(without: frozenset[str]) -> None:
     run_virtual(scenario())
 
 
+def woken_for_nothing(without: frozenset[str]) -> None:
+    """A run is seen running; it is suspended before its lease ends, and nothing has come that it waits for."""
+
+    async def scenario() -> None:
+        table = Table(without)
+        meter = Meter(Services([asker]), table=table)
+        lane = Lane("asker", "k")
+        event = meter.event_of_call(ask, "k", "c1")
+        run = Run(event, 1, 0, 0, 1, "another", meter.clock.now_ms() + 1_000)
+        claimed = table.apply(claim(lane, Head(), Effects(), run, "t", drain=False))
+        assert isinstance(claimed, Applied)
+        meter.dispatcher.look(lane)
+        await asyncio.sleep(0.2)
+        table.apply(suspend(lane, 1, run, Progress(), {}, {}, Wait(("0a",), None), "another"))
+        await asyncio.sleep(30)
+        left = meter.head("asker", "k").run
+        assert left is not None
+        assert left.attempt == 1, "a sleeping run was taken over for nothing"
+
+    run_virtual(scenario())
+
+
 def result_forgotten(without: frozenset[str]) -> None:
     """A delayed call runs before the place for its result is made: the process that accepted it was slow."""
 
@@ -264,6 +306,7 @@ DIRECTED: dict[str, Callable[[frozenset[str]], None]] = {
     "claim.pend": overtaking("step"),
     "clear.pend": mark_lost_at_clearing,
     "spec.clear": mark_lost_at_commit,
+    "takeover.awake": woken_for_nothing,
     "result.absent": result_forgotten,
     "checkpoint.own": twins("checkpoints", Twin(1, after_s=1), Twin(2, after_s=1)),
     "suspend.own": twins("suspends", Twin(1), Twin(2)),

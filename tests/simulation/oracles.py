@@ -230,7 +230,7 @@ class Oracles:
             return
         for key, value in msgspec.json.decode(told, type=list[tuple[str, Any]]):
             known = self.journaled.get(key)
-            if known is not None and msgspec.json.decode(known.value) != value:
+            if known is not None and programs.brief(msgspec.json.decode(known.value)) != value:
                 self.report("immutable-journal", f"{pk}: a handler saw {value}, the journal has {known.value!r}")
 
     def _drivers(self, pk: str, now: Head) -> None:

@@ -31,15 +31,22 @@ from tenuto.protocol.ids import digest
 from tenuto.runtime.futures import RunFuture
 from tenuto.service import Services, VirtualObject
 
+BULK = "x" * 3_000
+"""More than stays in the head, as part of a result or of an input."""
+
+HEAVY = "x" * 400_000
+"""More than one item holds: such an input waits in parts, and can take no durable step."""
+
 ANNOUNCEMENTS = "announcements"
 """The topic that programs publish to."""
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """An external effect inside `ctx.run`."""
+    """An external effect inside `ctx.run`; a `bulky` one has a result that does not stay in the head."""
 
     name: str
+    bulky: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +130,10 @@ Op: TypeAlias = Step | Nap | Remember | Forget | Tell | Ask | AskWithin | Togeth
 Program: TypeAlias = tuple[Op, ...]
 
 
+LIGHT_OPS = (Remember, Forget, Tell, Announce, GiveUp)
+"""What needs no claim."""
+
+
 class Outside(Protocol):
     """The world beyond the product, as handlers meet it."""
 
@@ -140,9 +151,10 @@ class Outside(Protocol):
 
 
 class Cargo(msgspec.Struct):
-    """The value of an event: which program to play."""
+    """The value of an event: which program to play. `ballast` makes it as large as a test wants."""
 
     program: int
+    ballast: str = ""
 
 
 class Letter(msgspec.Struct):
@@ -207,6 +219,11 @@ def link(chain: str | None, partition: int, offset: int) -> str:
     return hashlib.sha256(f"{chain or ''}|{partition}:{offset}".encode()).hexdigest()[:24]
 
 
+def brief(value: Any) -> Any:
+    """What is noted of a step's result: of a bulky one its beginning, which no other result has."""
+    return value.partition(" ")[0] if isinstance(value, str) else value
+
+
 class _Player:
     """Plays a program in a handler, and leaves the handler's trace in state with it."""
 
@@ -219,7 +236,7 @@ class _Player:
 
     async def play(self, ctx: ObjectContext, name: str, trace: Any, program: int) -> None:
         """The program, then the trace: an event whose trace is missing has not taken effect."""
-        steps: list[tuple[str, int]] = []
+        steps: list[tuple[str, Any]] = []
         count = await ctx.get("count", int) or 0
         self._outside.stumble()
         try:
@@ -236,11 +253,11 @@ class _Player:
             ctx.set("count", count + 1)
 
     async def _do(  # noqa: C901, PLR0912 - one case for each kind of operation
-        self, ctx: ObjectContext, op: Op, steps: list[tuple[str, int]]
+        self, ctx: ObjectContext, op: Op, steps: list[tuple[str, Any]]
     ) -> None:
         match op:
-            case Step(name):
-                await self._results(ctx, [self._step(ctx, name)], steps)
+            case Step(name, bulky):
+                await self._results(ctx, [self._step(ctx, name, bulky=bulky)], steps)
             case Nap(ms):
                 await ctx.sleep(timedelta(milliseconds=ms))
             case Remember(name):
@@ -276,20 +293,23 @@ class _Player:
             case _:
                 assert_never(op)
 
-    def _step(self, ctx: ObjectContext, name: str) -> RunFuture[int]:
-        future = ctx.run(name, self._effect, name)
+    def _step(self, ctx: ObjectContext, name: str, *, bulky: bool = False) -> RunFuture[Any]:
+        future = ctx.run(name, self._bulky_effect if bulky else self._effect, name)
         assert isinstance(future, RunFuture)
         return future
 
     async def _effect(self, name: str) -> int:
         return await self._outside.effect(idempotency_key(), name)
 
+    async def _bulky_effect(self, name: str) -> str:
+        return f"{await self._effect(name)} {BULK}"
+
     async def _results(
-        self, ctx: ObjectContext, futures: Sequence[RunFuture[int]], steps: list[tuple[str, int]]
+        self, ctx: ObjectContext, futures: Sequence[RunFuture[Any]], steps: list[tuple[str, Any]]
     ) -> None:
         for future in futures:
             value = await future
-            steps.append((digest(ctx.request().id, str(future.index)), value))
+            steps.append((digest(ctx.request().id, str(future.index)), brief(value)))
 
     async def _tell(self, ctx: ObjectContext, key: str, delay_ms: int) -> None:
         name = f"{'later' if delay_ms else 'sent'}.{key}"
@@ -308,6 +328,11 @@ class _Player:
         else:
             await ctx.run("hand out", self._outside.hand_out, awakeable)
         ctx.set("v.answer", await answered)
+
+
+def durable(program: Program) -> bool:
+    """Whether a program may take a durable step: its input then has to fit into an item."""
+    return any(durable(op.body) if isinstance(op, Repeat) else not isinstance(op, LIGHT_OPS) for op in program)
 
 
 def lasting_ms(program: Program, told_ms: int = 0) -> int:
@@ -332,6 +357,9 @@ def _lasting_ms(op: Op, told_ms: int) -> int:
 # --- drawn from a seed ---------------------------------------------------------------------------------------------
 
 
+BULKY_SHARE = 0.1
+
+
 def drawn(rng: random.Random, keys: Sequence[str], count: int) -> list[Program]:
     """Random programs. Program 0 is for messages: it never sends any, so that a message ends somewhere."""
     quiet = _draw(rng, (), 3)
@@ -354,7 +382,7 @@ def _draw_op(rng: random.Random, keys: Sequence[str], depth: int) -> Op:  # noqa
     nap_ms = rng.choice([1, 20, 150, 299, 301, 301, 800, 800, 3_000, 3_000, 20_000, 130_000])
     match kind:
         case "step":
-            return Step(rng.choice("abc"))
+            return Step(rng.choice("abc"), bulky=rng.random() < BULKY_SHARE)
         case "remember":
             return Remember(rng.choice("xyz"))
         case "forget":

@@ -11,6 +11,8 @@ from dataclasses import replace
 
 from tests.simulation import faults, programs
 from tests.simulation.programs import (
+    BULK,
+    HEAVY,
     Announce,
     Ask,
     AskWithin,
@@ -24,6 +26,7 @@ from tests.simulation.programs import (
     Step,
     Tell,
     Together,
+    durable,
     lasting_ms,
 )
 from tests.simulation.world import Delivery, Request, Scenario
@@ -47,7 +50,7 @@ def drawn(seed: int, profile: str | None = None) -> Scenario:
     deliveries = _bounded(
         plays,
         tuple(
-            Delivery(rng.uniform(0, span_s), rng.choice(sorted(topics)), *_cargo(rng, keys, len(plays)))
+            Delivery(rng.uniform(0, span_s), rng.choice(sorted(topics)), *_cargo(rng, keys, plays))
             for _ in range(rng.choice([1, 5, 15, 40]))
         ),
     )
@@ -141,11 +144,18 @@ def _outlived(seed: int, rng: random.Random) -> Scenario:
     )
 
 
-def _cargo(rng: random.Random, keys: list[str], plays: int) -> tuple[str | None, int | None]:
+def _cargo(rng: random.Random, keys: list[str], plays: Sequence[Program]) -> tuple[str | None, int | None, str]:
     dice = rng.random()
+    program = rng.randrange(1, len(plays))
     if dice < 0.02:
-        return None, rng.randrange(1, plays)
-    return rng.choice(keys), None if dice < 0.04 else rng.randrange(1, plays)
+        return None, program, ""
+    if dice < 0.04:
+        return rng.choice(keys), None, ""
+    if dice < 0.1:
+        return rng.choice(keys), program, BULK
+    if dice < 0.12 and not durable(plays[program]):
+        return rng.choice(keys), program, HEAVY
+    return rng.choice(keys), program, ""
 
 
 def _fixed(*ops: Op, events: int = 1, apart_s: float = 0.0, call: bool = False) -> Scenario:
@@ -180,6 +190,13 @@ SMALL: dict[str, Scenario] = {
     "publish": _fixed(Remember("x"), Announce()),
     "terminal error": _fixed(Step("a"), GiveUp(), events=2),
     "events while taken": _fixed(Nap(4_000), Tell("a"), events=4, apart_s=0.6),
+    "bulky results": _fixed(Step("a", bulky=True), Step("b", bulky=True), Nap(900), Step("c")),
+    "a record in parts": replace(
+        _fixed(Nap(8_000)),
+        programs=((Remember("told"),), (Nap(8_000),), (Remember("x"),)),
+        deliveries=(Delivery(0.0, "events", "a", 1), Delivery(0.5, "events", "a", 2, HEAVY)),
+        spill_after_ms=500,
+    ),
     "long journal": _fixed(Repeat(40, (Step("a"),)), Nap(800), Step("b")),
     "poison in a batch": replace(
         _fixed(Tell("b"), Tell("b")),

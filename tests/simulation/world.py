@@ -61,12 +61,16 @@ POISON = b"{ this is no cargo"
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """A record to produce at a time: to a topic, for a key, with a program (None: a value that nobody can read)."""
+    """A record to produce at a time: to a topic, for a key, with a program (None: a value that nobody can read).
+
+    `ballast` makes it larger.
+    """
 
     at_s: float
     topic: str
     key: str | None
     program: int | None
+    ballast: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,7 +303,11 @@ class Simulation:
     # --- Kafka -------------------------------------------------------------------------------------------------------
 
     def _produce(self, delivery: Delivery) -> None:
-        value = POISON if delivery.program is None else msgspec.json.encode(programs.Cargo(delivery.program))
+        value = (
+            POISON
+            if delivery.program is None
+            else msgspec.json.encode(programs.Cargo(delivery.program, delivery.ballast))
+        )
         key = None if delivery.key is None else delivery.key.encode()
         record = self.kafka.append(delivery.topic, value, key)
         tp = TopicPartition(record.topic, record.partition)

@@ -253,7 +253,9 @@ def takeover(
 ) -> Update:
     """6. Resume a suspended run, or take over one whose function has ended.
 
-    `due` fills slots of ended sleeps. `failures` is the new count when the function is known to have failed.
+    `due` fills slots of ended sleeps. `failures` is the new count when the function is known to have failed. A run that
+    was seen running and has been suspended since, under the same `ver`, is left asleep: taken over for nothing, it
+    would have no timer until its attempt suspends it again.
     """
     run = head.run
     if run is None:
@@ -262,8 +264,13 @@ def takeover(
     sets |= {"ver": head.ver + 1, "tok": tok, "att": run.attempt + 1, "holder": holder, "lease": lease_ms}
     if failures is not None:
         sets["fails"] = failures
-    clauses = (_ver("takeover.ver", head.ver), Equals("takeover.run", "rid", run.event.nonce))  # ver: defence
-    return Update(head_key(lane), sets, ("awaits", "wake", OWN), clauses)
+    clauses: list[Clause] = [
+        _ver("takeover.ver", head.ver),
+        Equals("takeover.run", "rid", run.event.nonce),
+    ]  # ver: defence
+    if not run.suspended:
+        clauses.append(Absent("takeover.awake", "awaits"))
+    return Update(head_key(lane), sets, ("awaits", "wake", OWN), tuple(clauses))
 
 
 # --- 8 to 12, 14, 15: around the head ------------------------------------------------------------------------------
