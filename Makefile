@@ -12,7 +12,7 @@ AWS_VENV := .venv-aws
 AWS_STAMP := $(AWS_VENV)/.complete
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo dev test test-localstack validate prove bench lint format types contracts lock clean java
+.PHONY: help setup demo dev test test-localstack validate prove bench lint format types contracts lock clean java plan
 .NOTPARALLEL:
 .SUFFIXES:
 MAKEFLAGS += --no-print-directory --no-builtin-rules
@@ -32,7 +32,10 @@ $(AWS_STAMP): requirements/aws.txt tools/setup.sh
 java:
 	@exec sh tools/require_java.sh
 
-demo: java $(STAMP) ## run the examples on a real stream and check the outcome (two minutes at most)
+plan:
+	@exec sh tools/require_java.sh plan "$(VENV)"
+
+demo: plan $(STAMP) ## run the examples on a real stream and check the outcome (two minutes at most)
 	@exec $(RUN) -m tenuto_local.demo
 
 dev: java $(STAMP) ## keep the stack up for one example: make dev APP=examples/food_order

@@ -19,7 +19,7 @@ from tests.simulation.runner import Verdict, judge_seeds
 from tests.stack import chaos
 
 DEFAULT_SECONDS = 420.0
-DEFAULT_CHAOS_EVENTS = 10_000
+DEFAULT_CHAOS_EVENTS = 20_000
 CHAOS_EVENTS_PER_SECOND = 50
 """What the real stack does on two cores under kills: the kills go on for about as long as the events do."""
 

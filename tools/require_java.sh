@@ -1,6 +1,7 @@
 #!/bin/sh
 # Says in one line what the embedded stack lacks on this machine: Java 17 or newer, and Maven. A person's own
 # Kafka and DynamoDB take the place of the embedded ones; the tests and the demo still start theirs.
+# With `plan <venv>` it also says what is there, and what will be fetched before anything starts.
 set -u
 missing=""
 
@@ -20,4 +21,8 @@ fi
 if [ -n "$missing" ]; then
     echo "missing: $missing. Debian and Ubuntu: apt-get install openjdk-17-jdk-headless maven; macOS: brew install openjdk@17 maven" >&2
     exit 1
+fi
+
+if [ "${1:-}" = plan ] && [ ! -f "$2/.complete" ]; then
+    echo "Java $version ✓  Maven ✓  fetching once: Python packages into $2, then Kafka and DynamoDB Local (about 100 MB)"
 fi
