@@ -23,7 +23,7 @@ from tenuto.errors import ProtocolError
 from tenuto.hosts import api_gateway, event_scheduler, kafka_event_source
 from tenuto.hosts.kafka_event_source import SourceRecord
 from tenuto_control.assembly import Assembly, assembled, quiet_libraries
-from tenuto_control.config import DEFAULT_FILE, load
+from tenuto_control.config import DEFAULT_FILE, ConfigError, load
 from tenuto_control.dispatcher import Errand
 from tenuto_control.limits import SERVERLESS
 from tenuto_control.loops.serverless import Serverless
@@ -36,6 +36,9 @@ CONFIG_VARIABLE = "TENUTO_CONFIG"
 PARTIAL_VARIABLE = "TENUTO_PARTIAL_BATCHES"
 """`true` where the event source mapping takes partial batch responses: elsewhere Lambda would take one for success, and
 commit the records it names."""
+
+DISCOVERY_AGE_MS_MAX = 300_000
+"""How old what is known of the functions may be: a warm process outlives deployments."""
 
 LEAVE_MARGIN_MS = 2_000
 """How long before the deadline an invocation begins to leave: halting and handing on take requests of their own."""
@@ -58,6 +61,7 @@ class _Parts:
     assembly: Assembly
     serverless: Serverless
     serve_http: Callable[[Any, Any], dict[str, Any]]
+    discovered_ms: int
 
 
 class DispatcherFunction:
@@ -73,6 +77,7 @@ class DispatcherFunction:
         self._arn = context.invoked_function_arn
         asyncio.set_event_loop(self._loop)
         parts = self._parts or self._run(self._start())
+        self._run(self._discover_again(parts))
         try:
             return self._serve(parts, event, context)
         finally:
@@ -130,8 +135,20 @@ class DispatcherFunction:
             config.limits,
             self._hand_on,
         )
-        self._parts = _Parts(assembly, serverless, api_gateway.bridge(assembly.app, self._loop))
+        serve_http = api_gateway.bridge(assembly.app, self._loop)
+        self._parts = _Parts(assembly, serverless, serve_http, assembly.clock.now_ms())
         return self._parts
+
+    async def _discover_again(self, parts: _Parts) -> None:
+        """Ask the functions again when that was long ago; what is known stays when one does not answer."""
+        now_ms = parts.assembly.clock.now_ms()
+        if now_ms - parts.discovered_ms < DISCOVERY_AGE_MS_MAX:
+            return
+        parts.discovered_ms = now_ms
+        try:
+            await parts.assembly.deployments.discover()
+        except ConfigError as e:
+            log.warning("discovery keeps what it knew: %s", e)
 
     async def _hand_on(self, errand: Errand) -> None:
         """Invoke this function for an errand, without waiting for it."""

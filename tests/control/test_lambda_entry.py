@@ -50,10 +50,42 @@ def test_a_start_that_fails_says_why_and_the_next_one_tries_again(
         function.close()
 
 
+@pytest.mark.parametrize("answers", [True, False])
+def test_a_warm_process_asks_the_functions_again_now_and_then(
+    monkeypatch: pytest.MonkeyPatch, *, answers: bool
+) -> None:
+    asked: list[int] = []
+    now_ms = 1_000
+
+    async def discover() -> None:
+        asked.append(now_ms)
+        if not answers:
+            raise ConfigError("it does not answer")
+
+    async def tick(_deadline_ms: int) -> None:
+        """Nothing is due."""
+
+    assembly = SimpleNamespace(
+        clock=SimpleNamespace(now_ms=lambda: now_ms),
+        report=lambda: None,
+        deployments=SimpleNamespace(discover=discover),
+    )
+    function = lambda_entry.DispatcherFunction()
+    parts = SimpleNamespace(assembly=assembly, serverless=SimpleNamespace(tick=tick), discovered_ms=0)
+    monkeypatch.setattr(function, "_parts", parts)
+    try:
+        for now_ms in (1_000, 301_000, 302_000, 700_000):  # noqa: B007 - read by the clock
+            function({"tenuto": "sweep"}, context())
+        assert asked == [301_000, 700_000]
+    finally:
+        monkeypatch.undo()
+        function.close()
+
+
 def test_an_event_of_another_shape_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     function = lambda_entry.DispatcherFunction()
     assembly = SimpleNamespace(clock=SimpleNamespace(now_ms=int), report=lambda: None)
-    monkeypatch.setattr(function, "_parts", SimpleNamespace(assembly=assembly))
+    monkeypatch.setattr(function, "_parts", SimpleNamespace(assembly=assembly, discovered_ms=0))
     try:
         with pytest.raises(ProtocolError, match="not \\['type'\\]"):
             function({"type": "activation"}, context())
