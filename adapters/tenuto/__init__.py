@@ -22,6 +22,7 @@ from tenuto.errors import (
     TerminalError,
     UnserialisableError,
 )
+from tenuto.logs import InvocationLogFilter
 from tenuto.runtime.futures import DurableFuture
 from tenuto.serde import BytesSerde, JsonSerde, Serde
 from tenuto.service import Handler, InvocationRetryPolicy, Service, VirtualObject
@@ -32,6 +33,7 @@ __all__ = [
     "Context",
     "DurableFuture",
     "Handler",
+    "InvocationLogFilter",
     "InvocationRetryPolicy",
     "JournalMismatchError",
     "JsonSerde",

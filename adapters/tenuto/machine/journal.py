@@ -7,7 +7,7 @@ the writes themselves. Synchronous and free of I/O; the runtime drives it.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias, assert_never
 
@@ -114,7 +114,8 @@ class Journal:
     """Slots known to be stored (`stored`), slots finished since (`fresh`) and messages not yet in the outbox (`out`).
 
     One object serves all attempts that one activation makes at an invocation; `restart` begins the next of them.
-    `in_head` counts the bytes of slots that sit in the head item, by slot.
+    `in_head` counts the bytes of slots that sit in the head item, by slot. `replay_end` is the index behind the last
+    command that was finished when the attempt began.
     """
 
     stored: dict[str, Slot] = field(default_factory=dict)
@@ -125,6 +126,7 @@ class Journal:
     first_out: int = 0
     next_command: int = 0
     next_out: int = 0
+    replay_end: int = 0
     _targets: dict[int, str] = field(default_factory=dict)
 
     @classmethod
@@ -133,10 +135,20 @@ class Journal:
     ) -> Journal:
         """The journal of a run: slots of the head and of its segments. A rolled slot wins over one put again later."""
         stored = {name: unpack_slot(data) for name, data in {**head_slots, **rolled}.items()}
-        return cls(stored=stored, in_head=dict(head_slots), segments=segments, first_out=first_out, next_out=first_out)
+        journal = cls(
+            stored=stored, in_head=dict(head_slots), segments=segments, first_out=first_out, next_out=first_out
+        )
+        journal.replay_end = journal._finished_end()
+        return journal
+
+    @property
+    def replaying(self) -> bool:
+        """Whether finished commands are still to come: what the handler does now, it has done before."""
+        return self.next_command < self.replay_end
 
     def restart(self) -> None:
         """Begin another attempt: commands are numbered from zero again, finished ones are replayed."""
+        self.replay_end = self._finished_end()
         self.next_command = 0
         self.next_out = self.first_out
         self.out.clear()
@@ -158,13 +170,19 @@ class Journal:
 
     def end(self) -> None:
         """The handler is over. Raises JournalMismatchError when the journal has commands that it did not come to."""
-        for name, slot in (*self.stored.items(), *self.fresh.items()):
-            # Whoever guesses an id may fill the slot of an awakeable that never was.
-            if isinstance(slot, AwakeableSlot):
-                continue
-            index = int("".join(itertools.takewhile(str.isdigit, name)))
+        for index, slot in self._commanded():
             if index >= self.next_command:
                 raise JournalMismatchError(index, describe(command_of(slot)), "nothing more and ended")
+
+    def _finished_end(self) -> int:
+        return max((index + 1 for index, _ in self._commanded()), default=0)
+
+    def _commanded(self) -> Iterator[tuple[int, Slot]]:
+        """Slots that a command of the handler made, with its index."""
+        for name, slot in (*self.stored.items(), *self.fresh.items()):
+            # Whoever guesses an id may fill the slot of an awakeable that never was.
+            if not isinstance(slot, AwakeableSlot):
+                yield int("".join(itertools.takewhile(str.isdigit, name))), slot
 
     def slot(self, name: str) -> Slot | None:
         """What is known of a slot, stored or fresh."""

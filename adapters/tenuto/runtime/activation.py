@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias, assert_never
 
+from tenuto import logs
 from tenuto.errors import (
     BadInputError,
     FencedError,
@@ -336,6 +337,7 @@ class _Invocation:
         """Run the handler once: its end, or why there is none."""
         error: BaseException | None = None
         result: Result | None = None
+        told = logs.current.set(attempt)
         try:
             result = Success(await self._call(attempt))
         except Unwind:
@@ -347,6 +349,8 @@ class _Invocation:
                 result = Failed(Failure(str(e), e.status_code, e.metadata))
         except Exception as e:  # noqa: BLE001 - whatever a handler raises is a failed attempt
             error = e
+        finally:
+            logs.current.reset(told)
         await attempt.settle()
         error = attempt.broken or error
         if error is None and not attempt.suspended:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
+from tenuto import logs
 from tenuto.errors import (
     RetryableError,
     StateTooLargeError,
@@ -110,6 +111,22 @@ class Attempt:
     def random(self) -> random.Random:
         """The invocation's random numbers. Seeding takes as long as a small handler, so only who asks pays for it."""
         return random.Random(self.event.id)
+
+    @property
+    def replaying(self) -> bool:
+        """See `Logged.replaying`."""
+        return self.lease.journal.replaying
+
+    def log_fields(self) -> dict[str, str | int]:
+        """See `Logged.log_fields`."""
+        lane = self.lease.lane
+        return {
+            "invocation_id": self.event.id,
+            "service": lane.service,
+            "key": lane.key,
+            "handler": self.event.handler,
+            "attempt": self.lease.attempt,
+        }
 
     @property
     def invocation(self) -> InvocationId:
@@ -296,6 +313,7 @@ class Attempt:
                 # The flush may have taken long: past the lease another attempt may be at work, and repeat this step.
                 self._check_time()
             step_key.set(digest(self.event.id, str(future.index)))
+            logs.in_step.set(True)
             result = await self._tried(future.index, name, call, serde, limits)
             self._finish(str(future.index), RunSlot(name, result))
             future.result = result

@@ -78,6 +78,11 @@ class Lease:
         return self.phase is Phase.OWNING
 
     @property
+    def attempt(self) -> int:
+        """The number of this attempt, from 1."""
+        return self.run.attempt if self.owning else self._request.attempt
+
+    @property
     def run(self) -> Run:
         """The invocation the lease is held for."""
         if self.head.run is None:
