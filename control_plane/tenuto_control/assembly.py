@@ -83,6 +83,6 @@ async def assembled(config: Config) -> AsyncIterator[Assembly]:
 
 
 def quiet_libraries() -> None:
-    """A line per HTTP request or credential lookup is the libraries' business."""
-    for noisy in ("aiobotocore", "botocore", "uvicorn", "uvicorn.access"):
+    """A line per HTTP request or credential lookup is the libraries' business; paths of requests hold keys and ids."""
+    for noisy in ("aiobotocore", "botocore", "mangum", "uvicorn", "uvicorn.access"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -104,7 +104,6 @@ class Limits:
 
     http_wait_ms_max: int = 25_000
     """How long a call is held open before the answer is an id to attach to (API Gateway ends at 29 s)."""
-    http_body_bytes_max: int = 4 * MIB
 
     def __post_init__(self) -> None:
         if self.scheduler_lead_ms >= self.scheduler_threshold_ms:

@@ -12,14 +12,18 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
+import pytest
+
 from tenuto import InvocationRetryPolicy, ObjectContext, VirtualObject
 from tenuto.context import Context
-from tenuto.lane.transitions import Timer, inbox_put, timer_put
-from tenuto.protocol.ids import InvocationId, Lane
+from tenuto.lane.transitions import Timer, inbox_put, timer_bucket, timer_put
+from tenuto.lane.writes import Key, Put
+from tenuto.protocol.ids import AwakeableId, InvocationId, Lane, awakeable_slot
+from tenuto.protocol.limits import AWAKEABLES_BYTES_MAX
 from tenuto.protocol.messages import decode_request
-from tenuto.protocol.records import Failed
+from tenuto.protocol.records import Failed, Success
 from tenuto.service import Service, Services
-from tenuto_control.ports import FunctionFailedError, FunctionThrottledError, LogUnavailableError
+from tenuto_control.ports import FunctionFailedError, FunctionThrottledError, LogUnavailableError, OverloadedError
 from tests.costs.meter import Meter
 from tests.support.virtual_time import run_virtual
 
@@ -355,5 +359,53 @@ def test_a_record_too_large_for_an_inbox_item_holds_up_no_offset_while_it_fails(
         meter.dispatcher.look(Lane("box", "k"))
         await meter.quiet()
         assert [sk for pk, sk in meter.table.items if pk == Lane("box", "k").pk] == ["H"]
+
+    run_virtual(scenario())
+
+
+def test_what_is_no_timer_is_kept_and_holds_up_no_sweep() -> None:
+    box = VirtualObject("box")
+
+    async def scenario() -> None:
+        meter = faulty(box)
+        minute = meter.clock.now_ms() // 60_000 - 1
+        bucket = timer_bucket(minute, 0)
+        meter.table.apply(Put(Key(bucket, f"{minute * 60_000:015d}#abc#guard#n"), {"odd": 1}))
+        await meter.sweeper.sweep()
+        (moved,) = [(pk, sk, item) for (pk, sk), item in meter.table.items.items() if pk.startswith("T#")]
+        assert moved[0] != bucket
+        assert moved[1].endswith("#abc#guard#n")
+        assert moved[2]["odd"] == 1
+        # The same item, found by a slower process, makes no second copy.
+        meter.table.apply(Put(Key(bucket, f"{minute * 60_000:015d}#abc#guard#n"), {"odd": 1}))
+        await meter.sweeper.sweep()
+        assert len([pk for pk, _ in meter.table.items if pk.startswith("T#")]) == 1
+
+    run_virtual(scenario())
+
+
+def test_results_that_nobody_asked_for_cannot_fill_a_head() -> None:
+    box = VirtualObject("box")
+
+    @box.handler()
+    async def asks(ctx: ObjectContext, _n: int) -> None:
+        ctx.set("answer", await ctx.awakeable(str)[1])
+
+    async def scenario() -> None:
+        meter = faulty(box)
+        meter.deliver(asks, "k")
+        await meter.quiet()
+        run = meter.head("box", "k").run
+        assert run is not None
+        invocation = InvocationId.parse(run.event.id)
+        large = Success(b'"' + b"x" * 30_000 + b'"')
+        names = [str(AwakeableId(invocation, awakeable_slot(index))) for index in range(100, 103)]
+        for name in names[:2]:
+            assert await meter.dispatcher.resolve(name, large)
+        with pytest.raises(OverloadedError):
+            await meter.dispatcher.resolve(names[2], large)
+        sizes = [len(data) for data in meter.head("box", "k").slots.values()]
+        assert sum(sizes) <= AWAKEABLES_BYTES_MAX + 1_000
+        await asyncio.sleep(1)
 
     run_virtual(scenario())

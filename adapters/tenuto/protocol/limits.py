@@ -25,6 +25,9 @@ INLINE_BYTES_MAX = 2_048
 AWAKEABLE_BYTES_MAX = 32_768
 """What an awakeable may be resolved or rejected with: it goes into the waiting lane's head, beside its state."""
 
+AWAKEABLES_BYTES_MAX = 65_536
+"""What the results of awakeables that sit in the head of one invocation may weigh together."""
+
 PAYLOAD_BYTES_MAX = 6_000_000
 """Largest activation or outcome: a synchronous Lambda invocation carries 6 MB each way (AWS Lambda quotas)."""
 

@@ -409,6 +409,7 @@ class Activations:
 
     def _finish(self, batch: Sequence[Work | Drained], results: Sequence[EventResult]) -> tuple[Work, ...]:
         finished: list[Work] = []
+        self.services.metrics.count("Committed", len(results))
         for work, result in zip(batch, results, strict=False):
             if isinstance(work, Drained):
                 continue

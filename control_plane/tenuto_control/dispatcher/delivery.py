@@ -22,7 +22,7 @@ from tenuto.lane.transitions import (
 )
 from tenuto.lane.writes import Applied, Delete, Key, Refused
 from tenuto.protocol.ids import AwakeableId, InvocationId, Lane, is_awakeable_slot
-from tenuto.protocol.limits import VALUE_BYTES_MAX
+from tenuto.protocol.limits import AWAKEABLES_BYTES_MAX, VALUE_BYTES_MAX
 from tenuto.protocol.records import (
     AwakeableSlot,
     CallSource,
@@ -39,7 +39,7 @@ from tenuto.protocol.records import (
 from tenuto_control.core.metrics import Metrics
 from tenuto_control.dispatcher.writer import Writer
 from tenuto_control.limits import Limits
-from tenuto_control.ports import Clock, LogUnavailableError, RecordSink
+from tenuto_control.ports import Clock, LogUnavailableError, OverloadedError, RecordSink
 
 log = logging.getLogger("tenuto.delivery")
 
@@ -173,7 +173,10 @@ class Delivery:
         self._arm(timer)
 
     async def resolve(self, awakeable: str, result: Result) -> bool:
-        """Put a result into a waiting slot, after a guard. False when no run waits under that id."""
+        """Put a result into a waiting slot, after a guard. False when no run waits under that id.
+
+        Raises OverloadedError while too many results wait that the run has not taken.
+        """
         try:
             name = AwakeableId.parse(awakeable)
         except ValueError:
@@ -185,8 +188,13 @@ class Delivery:
         head = parse_head(await self._writer.patiently(lambda: table.get(head_key(lane))))
         if head.run is None or head.run.event.nonce != nonce:
             return False
+        data = pack(AwakeableSlot(result))
+        waiting = sum(len(d) for slot, d in head.slots.items() if is_awakeable_slot(slot) and slot != name.slot)
+        if waiting + len(data) > AWAKEABLES_BYTES_MAX:
+            # An id need not have been handed out, and what fills the head would keep its run from writing.
+            raise OverloadedError("as many results as the invocation can hold wait for it already")
         await self.guard(lane, nonce, self._limits.guard_delay_ms)
-        written = await self._writer.write(slot_put(lane, head.run, name.slot, pack(AwakeableSlot(result))))
+        written = await self._writer.write(slot_put(lane, head.run, name.slot, data))
         if isinstance(written.answer, Applied):
             self._look(lane)
             return True

@@ -417,7 +417,6 @@ class LaneWorker:
         """Take in what came of an activation."""
         metrics, now_ms = self._services.metrics, self._services.clock.now_ms()
         for work in attempted.finished:
-            metrics.count("Committed")
             if work in queue:
                 queue.remove(work)
             if isinstance(work, KafkaWork):

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from tenuto.lane.writes import Key
 from tenuto.store.port import Table, TableRefusedError, TableUnavailableError
 
-PROBE_KEY = Key("T#cursor", "C")
+PROBE_KEY = Key("C#sweep", "C")
 
 
 def probe(table: Table) -> Callable[[], Awaitable[str | None]]:

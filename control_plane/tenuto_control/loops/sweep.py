@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from tenuto.lane.head import head_key, parse_head
 from tenuto.lane.transitions import Timer, parse_timer, timer_bucket, timer_delete, timer_put
-from tenuto.lane.writes import AbsentOrAtMost, Item, Key, Update
+from tenuto.lane.writes import AbsentOrAtMost, Delete, Item, Key, Put, Update
 from tenuto.protocol.ids import Lane
 from tenuto.protocol.limits import TIMER_BUCKET_MS, TIMER_SHARDS
 from tenuto.store.port import Table, TableRefusedError, TableUnavailableError
@@ -25,8 +25,11 @@ from tenuto_control.ports import Clock
 
 log = logging.getLogger("tenuto.sweep")
 
-CURSOR = Key("T#cursor", "C")
-"""Where the deep sweep has got to: no timer is in a bucket before its minute."""
+CURSOR = Key("C#sweep", "C")
+"""Where the deep sweep has got to: no timer is in a bucket before its minute.
+
+Not among the timers, where functions may write as well.
+"""
 
 CURSOR_LAG_MINUTES = 60
 """The cursor stays this far behind, so that a slow process may still put timers into recent buckets."""
@@ -95,7 +98,13 @@ class Sweeper:
             after: str | None = None
             while True:
                 page = await self._table.query(timer_bucket(minute, shard), "0", "9~", after=after)
-                timers = [timer for item in page.items if (timer := _readable(item)) is not None]
+                timers: list[Timer] = []
+                for item in page.items:
+                    timer = _readable(item)
+                    if timer is None:
+                        await self._set_aside(item)
+                    else:
+                        timers.append(timer)
                 found = found or bool(page.items)
                 await self._treat(timers)
                 after = page.last
@@ -135,6 +144,7 @@ class Sweeper:
         except (ValueError, TypeError, TableRefusedError):
             # It stays, visible, and must not keep the sweep from the timers behind it.
             log.exception("a delayed message for %s cannot be delivered", timer.lane.pk)
+            await self._keep(timer)
 
     async def _unneeded(self, timer: Timer) -> bool:
         """Whether nothing is left for a timer to drive.
@@ -155,6 +165,19 @@ class Sweeper:
             return False
         after = parse_head(await self._table.get(head_key(timer.lane)))
         return after.ver == before.ver and not after.out
+
+    async def _set_aside(self, item: Item) -> None:
+        """Move an item that is no timer an hour or two on: it is kept, and old buckets become empty all the same."""
+        pk, sk = item["pk"], item["sk"]
+        assert isinstance(pk, str)
+        assert isinstance(sk, str)
+        # On a grid, as in `_keep`: several control planes make one copy.
+        due_ms = (self._clock.now_ms() // POSTPONE_MS_MAX + 2) * POSTPONE_MS_MAX
+        rest = sk.partition("#")[2] or sk
+        later = Key(timer_bucket(due_ms // TIMER_BUCKET_MS, 0), f"{due_ms:015d}#{rest}")
+        attributes = {name: value for name, value in item.items() if name not in ("pk", "sk")}
+        await self._writer.write(Put(later, attributes))
+        await self._writer.write(Delete(Key(pk, sk)))
 
     async def _keep(self, timer: Timer) -> None:
         """A timer that stays needed moves on, so that old buckets become empty."""
