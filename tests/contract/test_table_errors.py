@@ -31,7 +31,7 @@ def test_no_answer_is_one_readable_line(answer: str, monkeypatch: pytest.MonkeyP
         blocking = BlockingDynamoTable(TABLE)
         async with client_for(endpoint_url, options) as client:
             for table in (DynamoTable(client, TABLE), blocking):
-                with pytest.raises(TableUnavailableError, match=r"^update_item on table lanes: ") as caught:
+                with pytest.raises(TableUnavailableError, match=rf"^update_item on table {TABLE}: ") as caught:
                     await table.write(Update(fresh(), sets={"a": 1}))
                 assert "\n" not in str(caught.value)
         blocking.close()
@@ -64,13 +64,15 @@ def _server_that(answer: str) -> Iterator[str]:
 
         thread = threading.Thread(target=serve)
         thread.start()
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        # A blocked accept() notices a shutdown, not a close.
-        with suppress(OSError):
-            listener.shutdown(socket.SHUT_RDWR)
-        thread.join()
-        for connection in held:
-            connection.close()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            # A blocked accept() notices a shutdown, not a close.
+            with suppress(OSError):
+                listener.shutdown(socket.SHUT_RDWR)
+            thread.join()
+            for connection in held:
+                connection.close()
 
 
 class ScriptedClient:
@@ -121,7 +123,7 @@ def client_error(code: str, status: int = 400) -> ClientError:
 )
 def test_errors_say_whether_trying_again_can_help(error: Exception, expected: type[Exception]) -> None:
     table = DynamoTable(ScriptedClient(error), TABLE)
-    with pytest.raises(expected, match=r"^update_item on table lanes: .+") as caught:
+    with pytest.raises(expected, match=rf"^update_item on table {TABLE}: .+") as caught:
         asyncio.run(table.write(Update(fresh(), sets={"a": 1})))
     assert "\n" not in str(caught.value)
 

@@ -7,6 +7,7 @@ them, and the interpreter notes that they did not end well. Does not own any tes
 from __future__ import annotations
 
 import gc
+import logging
 import sys
 from collections.abc import Iterator
 
@@ -20,3 +21,5 @@ def _crashed_processes_end_in_silence(monkeypatch: pytest.MonkeyPatch) -> Iterat
         yield
         # Collected here, or the notes would come up in whatever test runs next.
         gc.collect()
+    # Judging a run silences the product's logs, which other tests read.
+    logging.disable(logging.NOTSET)
