@@ -407,17 +407,21 @@ async def run(options: Options, say: Say) -> Report:
             chaos = Chaos(options, system, ledger, say)
             report = await chaos.run()
             if report.differences or report.tracebacks:
-                keep_logs(system, options, ledger)
+                kept = keep_logs(system, options, ledger)
+                async with observe.dynamodb(system) as client:
+                    lines = [repr(item) async for item in observe.items(client)]
+                (kept / "table").write_text("\n".join(lines))
             return report
 
 
-def keep_logs(system: System, options: Options, ledger: Path) -> None:
-    """Save what the processes said and did, as the stack removes it."""
+def keep_logs(system: System, options: Options, ledger: Path) -> Path:
+    """Save what the processes said and did, as the stack removes it; the folder where it is."""
     folder = Path(tempfile.gettempdir()) / f"tenuto-chaos-seed-{options.seed}"
     folder.mkdir(exist_ok=True)
     for path in (ledger, *system.stack.workdir.glob("*.log"), *system.stack.workdir.glob("functions/*.log")):
         (folder / path.name).write_bytes(path.read_bytes())
     print(f"logs: {folder}")
+    return folder
 
 
 def replay(options: Options) -> str:

@@ -16,6 +16,7 @@ from aiokafka.structs import ConsumerRecord
 
 from tenuto.lane.head import HEAD_SK, parse_head
 from tenuto.lane.transitions import INBOX_HIGH, INBOX_LOW
+from tenuto.lane.writes import Item
 from tenuto.protocol.ids import Lane
 from tenuto.protocol.messages import Head
 from tenuto.store.expressions import unmarshal_item
@@ -40,25 +41,31 @@ async def dynamodb(system: System) -> AsyncIterator[Any]:
         yield client
 
 
-async def stored(client: Any) -> tuple[dict[Lane, Head], list[str]]:
-    """Every head, and the partition keys of lanes where a live inbox item waits."""
-    heads: dict[Lane, Head] = {}
-    inbox: list[str] = []
+async def items(client: Any) -> AsyncIterator[Item]:
+    """Every item of the table."""
     after: Mapping[str, Any] | None = None
     for _ in range(PAGES_MAX):
         start = {} if after is None else {"ExclusiveStartKey": after}
         page = await client.scan(TableName=TABLE, ConsistentRead=True, **start)
         for raw in page["Items"]:
-            item = unmarshal_item(raw)
-            pk, sk = str(item["pk"]), str(item["sk"])
-            if sk == HEAD_SK:
-                heads[Lane.from_pk(pk)] = parse_head(item)
-            elif INBOX_LOW <= sk <= INBOX_HIGH and "ev" in item:
-                inbox.append(pk)
+            yield unmarshal_item(raw)
         after = page.get("LastEvaluatedKey")
         if after is None:
-            return heads, inbox
+            return
     raise AssertionError("the table does not end")
+
+
+async def stored(client: Any) -> tuple[dict[Lane, Head], list[str]]:
+    """Every head, and the partition keys of lanes where a live inbox item waits."""
+    heads: dict[Lane, Head] = {}
+    inbox: list[str] = []
+    async for item in items(client):
+        pk, sk = str(item["pk"]), str(item["sk"])
+        if sk == HEAD_SK:
+            heads[Lane.from_pk(pk)] = parse_head(item)
+        elif INBOX_LOW <= sk <= INBOX_HIGH and "ev" in item:
+            inbox.append(pk)
+    return heads, inbox
 
 
 async def lag(system: System, topics: Mapping[str, int]) -> int:
