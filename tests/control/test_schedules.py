@@ -16,15 +16,15 @@ import pytest
 
 from tenuto import InvocationRetryPolicy, ObjectContext, VirtualObject
 from tenuto.context import Context
-from tenuto.lane.transitions import Timer, inbox_put, timer_bucket, timer_put
-from tenuto.lane.writes import Key, Put
+from tenuto.lane.transitions import Timer, inbox_put, mark_pend, timer_bucket, timer_put
+from tenuto.lane.writes import Answer, Key, Put, Write
 from tenuto.protocol.ids import AwakeableId, InvocationId, Lane, awakeable_slot
 from tenuto.protocol.limits import AWAKEABLES_BYTES_MAX
 from tenuto.protocol.messages import decode_request
 from tenuto.protocol.records import Failed, Success
 from tenuto.service import Service, Services
 from tenuto_control.ports import FunctionFailedError, FunctionThrottledError, LogUnavailableError, OverloadedError
-from tests.costs.meter import Meter
+from tests.costs.meter import CountingTable, Meter
 from tests.support.virtual_time import run_virtual
 
 
@@ -407,5 +407,35 @@ def test_results_that_nobody_asked_for_cannot_fill_a_head() -> None:
         sizes = [len(data) for data in meter.head("box", "k").slots.values()]
         assert sum(sizes) <= AWAKEABLES_BYTES_MAX + 1_000
         await asyncio.sleep(1)
+
+    run_virtual(scenario())
+
+
+def test_a_lane_is_looked_at_before_its_guard_moves_on() -> None:
+    box = VirtualObject("box")
+
+    @box.handler()
+    async def note(ctx: ObjectContext, _n: int) -> None:
+        ctx.set("noted", value=True)
+
+    async def scenario() -> None:
+        meter = faulty(box)
+        event = meter.event_of_call(note, "k", "c1")
+        lane, nonce = InvocationId.parse(event.id)
+        late = Timer(lane, "guard", nonce, meter.clock.now_ms() - 120_000, "guard.1")
+        for write in (inbox_put(lane, event), timer_put(late), mark_pend(lane, "mark.1")):
+            meter.table.apply(write)
+
+        # The sweep ends here, as by a kill: the guard will be due again in a minute or two.
+        async def dies(write: Write) -> Answer:
+            if isinstance(write, Put) and write.key.pk.startswith("T#"):
+                await asyncio.Event().wait()
+            return await CountingTable.write(meter.table, write)
+
+        meter.table.write = dies  # type: ignore[method-assign]  # one death, at one write
+        sweeping = asyncio.create_task(meter.sweeper.sweep())
+        await asyncio.sleep(5)
+        assert meter.head("box", "k").state["noted"] == b"true"
+        sweeping.cancel()
 
     run_virtual(scenario())

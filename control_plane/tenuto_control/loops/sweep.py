@@ -6,10 +6,12 @@ Owns the walk over timer buckets and when a timer may go (18). Does not own waki
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import random
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import TypeAlias
 
 from tenuto.lane.head import head_key, parse_head
 from tenuto.lane.transitions import Timer, parse_timer, timer_bucket, timer_delete, timer_put
@@ -36,8 +38,18 @@ CURSOR_LAG_MINUTES = 60
 
 POSTPONE_MS_MAX = 3_600_000
 
+ASKED_AT_ONCE = 16
+"""Timers whose lanes are read at the same time."""
+
 GUARDED_WRITE_MS_MAX = 3_600_000
 """How long after its guard a write may still come: longer than a function lives (900 s) and clocks are apart."""
+
+
+Question: TypeAlias = tuple[Lane, str, str, int | None]
+"""What decides whether a timer is unneeded: lane, invocation, kind, expected `ver`.
+
+The kind as well: an ended sleep says nothing about the inbox, which the guard of the same invocation is for.
+"""
 
 
 class Sweeper:
@@ -113,30 +125,42 @@ class Sweeper:
         return found
 
     async def _treat(self, timers: Iterable[Timer]) -> None:
-        over: list[Timer] = []
-        kept: set[Lane] = set()
-        # By kind as well: an ended sleep says nothing about the inbox, which the guard of the same invocation is for.
-        unneeded: dict[tuple[Lane, str, str, int | None], bool] = {}
+        due: list[Timer] = []
         for timer in timers:
             if timer.due_ms > self._clock.now_ms():
                 self._dispatcher.arm(timer)
-                continue
-            if timer.kind == "send":
+            elif timer.kind == "send":
                 await self._deliver(timer)
             else:
-                at = (timer.lane, timer.invocation, timer.kind, timer.ver)
-                if at not in unneeded:
-                    unneeded[at] = await self._unneeded(timer)
-                if unneeded[at]:
-                    over.append(timer)
-                else:
-                    kept.add(timer.lane)
-                    await self._keep(timer)
-        # Once for all timers of a lane: each look makes it read its head anew.
-        for lane in sorted(kept):
-            self._dispatcher.look(lane)
+                due.append(timer)
+        unneeded = await self._verdicts(due)
+        over: list[Timer] = []
+        looked: set[Lane] = set()
+        for timer in due:
+            if unneeded[_question(timer)]:
+                over.append(timer)
+                continue
+            # Before the timer moves on: should this process end in between, nobody would come by until it is due again.
+            # Once for all timers of a lane: each look makes it read its head anew.
+            if timer.lane not in looked:
+                looked.add(timer.lane)
+                self._dispatcher.look(timer.lane)
+            await self._keep(timer)
         if over:
             await self._writer.patiently(lambda: self._table.delete_all([timer_delete(t) for t in over]))
+
+    async def _verdicts(self, timers: Iterable[Timer]) -> dict[Question, bool]:
+        """Which timers are unneeded, several asked about at a time: one by one, a busy table outpaces a sweep."""
+        questions = {_question(timer): timer for timer in timers}
+        verdicts: dict[Question, bool] = {}
+        left = iter(questions.items())
+        while some := list(itertools.islice(left, ASKED_AT_ONCE)):
+            answers = await asyncio.gather(*(self._unneeded(t) for _, t in some), return_exceptions=True)
+            for (question, _), answer in zip(some, answers, strict=True):
+                if isinstance(answer, BaseException):
+                    raise answer
+                verdicts[question] = answer
+        return verdicts
 
     async def _deliver(self, timer: Timer) -> None:
         try:
@@ -199,3 +223,7 @@ def _readable(item: Item) -> Timer | None:
     except ValueError:
         log.exception("an item among the timers is none")
         return None
+
+
+def _question(timer: Timer) -> Question:
+    return timer.lane, timer.invocation, timer.kind, timer.ver
