@@ -83,8 +83,12 @@ FROZEN_S = (3.5, 8.0)
 CALLS_PER_SECOND = 4
 CALL_TIMEOUT_S = 30.0
 CALL_ATTEMPTS_MAX = 200
-STANDSTILL_S = 40.0
-"""Without kills, the end is waited for as long as something changes at least so often."""
+STANDSTILL_S = 200.0
+"""Without kills, the end is waited for as long as something changes at least so often.
+
+The longest rest of a lane with work: a guard that has moved on is due again after 131 s at the most, and the lease of a
+killed attempt comes on top.
+"""
 
 PRODUCING_SHARE = 0.6
 """The part of the time in which the stream is produced; the kills go on until it is worked off."""
