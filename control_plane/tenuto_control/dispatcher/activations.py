@@ -175,9 +175,7 @@ class Activations:
             raise AssertionError("there is no run to end")
         event, item = head.run.event, head.run.input_item
         failure = Failure(reason)
-        out: dict[int, Out] = {OWN_POSITIONS: ResultOut(event.id, Failed(failure))}
-        if isinstance(event.source, KafkaSource) and event.source.dead_letter is not None:
-            out = {OWN_POSITIONS: dead_letter(event, event.source, reason, item)}
+        out = {OWN_POSITIONS: _buried(event, reason, item) or ResultOut(event.id, Failed(failure))}
         effects = self._effects([event], {}, out)
         tok = f"{self.services.token()}.bury"
         log.error("%s: %s ends as failed: %s", self.lane.pk, event.handler, reason)
@@ -432,10 +430,8 @@ class Activations:
             return None
         reason = f"{self._attempt} attempts failed, the last without an answer: {error}"
         log.error("%s: %s ends as failed: %s", self.lane.pk, event.handler, reason)
-        source = event.source
-        dead = isinstance(source, KafkaSource) and source.dead_letter is not None
-        out = (dead_letter(event, source, reason, None),) if dead and isinstance(source, KafkaSource) else ()
-        return Speculated((EventResult(event.id, Failed(Failure(reason))),), {}, out)
+        dead = _buried(event, reason, None)
+        return Speculated((EventResult(event.id, Failed(Failure(reason))),), {}, (dead,) if dead else ())
 
     def _unanswered(self, error: InvokeError, head: Head, batch: Sequence[Work | Drained]) -> Attempted:
         limits = self.services.limits
@@ -478,3 +474,11 @@ class Activations:
         self._log_key = (text, times)
         if times & (times - 1) == 0:
             log.warning("%s: %s%s", self.lane.pk, text, f" ({times} times)" if times > 1 else "")
+
+
+def _buried(event: Event, reason: str, item: str | None) -> Out | None:
+    """The dead letter of an event that ends as failed; None when it did not come from Kafka, or has no such topic."""
+    source = event.source
+    if isinstance(source, KafkaSource) and source.dead_letter is not None:
+        return dead_letter(event, source, reason, item)
+    return None
