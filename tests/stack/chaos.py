@@ -409,7 +409,11 @@ async def run(options: Options, say: Say) -> Report:
         system = System([function], topics=TOPICS, config_text=CONFIG, control_planes=options.control_planes)
         async with system:
             chaos = Chaos(options, system, ledger, say)
-            report = await chaos.run()
+            try:
+                report = await chaos.run()
+            except Exception:
+                keep_logs(system, options, ledger)
+                raise
             if report.differences or report.tracebacks:
                 kept = keep_logs(system, options, ledger)
                 async with observe.dynamodb(system) as client:

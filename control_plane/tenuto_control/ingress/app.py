@@ -27,6 +27,7 @@ from tenuto.protocol.records import AwakeableSlot, CallSource, Event, Result, Su
 from tenuto_control.ingress import answers, listing, paths, requests
 from tenuto_control.ingress.listing import Catalogue
 from tenuto_control.ingress.problems import RefusedError
+from tenuto_control.ingress.stopping import Stopping
 from tenuto_control.ports import Execution
 
 WAIT_MS_MAX: Final = 25_000
@@ -65,7 +66,7 @@ def create_app(
             Route("/awakeables/{id}/resolve", ingress.resolve, methods=["POST"]),
             Route("/awakeables/{id}/reject", ingress.reject, methods=["POST"]),
         ],
-        middleware=[Middleware(paths.RawPath)],
+        middleware=[Middleware(Stopping), Middleware(paths.RawPath)],
         exception_handlers=answers.HANDLERS,
     )
     # A redirect would turn a POST with a stray slash into something else; the 404 says what is wrong.
