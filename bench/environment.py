@@ -16,7 +16,7 @@ from aiobotocore.config import AioConfig
 from aiobotocore.session import get_session
 
 from bench.counting import CountingEndpoint
-from tenuto.store.dynamodb import CLIENT_OPTIONS
+from tenuto.store.aws_client import CLIENT_OPTIONS
 from tenuto_local import FunctionSpec
 from tenuto_local.dynamodb_local import DynamoDBLocal
 from tenuto_local.errors import ConfigurationError

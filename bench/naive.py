@@ -20,7 +20,7 @@ from aiobotocore.config import AioConfig
 from aiobotocore.session import get_session
 from aiokafka import AIOKafkaConsumer
 
-from tenuto.store.dynamodb import CLIENT_OPTIONS
+from tenuto.store.aws_client import CLIENT_OPTIONS
 
 READY: Final = "consuming"
 GROUP: Final = "naive"

@@ -17,5 +17,6 @@ resolve() {
 resolve dev.txt pyproject.toml requirements/dev.in --all-extras "$@"
 # What goes into an artefact is what was tested, so its versions are those of dev.txt.
 resolve function.txt pyproject.toml --constraint requirements/dev.txt "$@"
-resolve control.txt pyproject.toml --extra control --extra msk --constraint requirements/dev.txt "$@"
+resolve function_kms.txt pyproject.toml --extra kms --constraint requirements/dev.txt "$@"
+resolve control.txt pyproject.toml --extra control --extra kms --extra msk --constraint requirements/dev.txt "$@"
 resolve aws.txt requirements/aws.in "$@"

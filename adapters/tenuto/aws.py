@@ -18,7 +18,9 @@ from tenuto.protocol.messages import Activation, Discover, Outcome
 from tenuto.runtime.activation import activate
 from tenuto.runtime.environment import Environment, ThreadWriteLoop
 from tenuto.service import Service, Services, VirtualObject
+from tenuto.store.data_keys import BlockingKms, StoredDataKeys, require_cryptography
 from tenuto.store.dynamodb import BlockingDynamoTable
+from tenuto.store.encrypted import EncryptedTable
 from tenuto.store.port import Table
 
 
@@ -45,7 +47,7 @@ class _Function:
         self._services = services
         self._loop: asyncio.AbstractEventLoop | None = None
         self._writes = ThreadWriteLoop()
-        self._tables: dict[str, Table] = {}
+        self._tables: dict[tuple[str, bool], Table] = {}
 
     def __call__(self, event: Any, context: LambdaContext) -> Any:
         """Lambda calls this. Raises ProtocolError for a payload that is no activation."""
@@ -61,7 +63,7 @@ class _Function:
                 return self._services.manifest(remaining_ms)
             case Activation():
                 env = Environment(
-                    table=self._table(request.table),
+                    table=self._table(request.table, encrypted=request.encrypted),
                     now_ms=_now_ms,
                     deadline_ms=_now_ms() + remaining_ms,
                     writes=self._writes,
@@ -74,10 +76,16 @@ class _Function:
             case _:
                 assert_never(request)
 
-    def _table(self, name: str) -> Table:
-        if name not in self._tables:
-            self._tables[name] = BlockingDynamoTable(name)
-        return self._tables[name]
+    def _table(self, name: str, *, encrypted: bool) -> Table:
+        """The table, which sends nothing before its first use. Raises MissingCryptographyError."""
+        at = (name, encrypted)
+        if at not in self._tables:
+            table: Table = BlockingDynamoTable(name)
+            if encrypted:
+                require_cryptography()
+                table = EncryptedTable(table, StoredDataKeys(table, BlockingKms(), makes=False))
+            self._tables[at] = table
+        return self._tables[at]
 
 
 def _now_ms() -> int:

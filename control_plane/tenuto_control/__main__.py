@@ -1,4 +1,4 @@
-"""The command line: `tenuto run`, `tenuto check`, `tenuto cost`.
+"""The command line: `tenuto run`, `tenuto check`, `tenuto cost`, `tenuto rotate-data-key`.
 
 Owns the commands, their options and what a mistake is answered with. Does not own the control plane (`always_on`) nor
 the estimate of `tenuto cost` (`core.costs`).
@@ -34,6 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.command == "check":
             print(f"{options.config}: {len(config.functions)} functions, {len(config.subscriptions)} subscriptions")
             return 0
+        if options.command == "rotate-data-key":
+            return _rotate(config)
         return _run(config)
     except ConfigError as e:
         print(f"tenuto: {e}", file=sys.stderr)
@@ -57,6 +59,10 @@ def _parser() -> argparse.ArgumentParser:
     for name, text in (
         ("run", "run a control plane: consume, dispatch, sweep and serve HTTP"),
         ("check", "read the configuration and say what is wrong with it"),
+        (
+            "rotate-data-key",
+            "make a new data key for the payloads written from now on; those written before stay as they are",
+        ),
     ):
         command = commands.add_parser(name, help=text, description=text)
         command.add_argument("--config", default=DEFAULT_FILE, help=f"default: {DEFAULT_FILE}")
@@ -110,6 +116,15 @@ def _cost(options: argparse.Namespace) -> int:
     else:
         print(costs.as_text(made, even))
         print(f"Prices: {names}.\nNot included: free tiers, Kafka, network, logs, storage.")
+    return 0
+
+
+def _rotate(config: Config) -> int:
+    """Make a new data key current. Raises ConfigError."""
+    from tenuto_control.assembly import rotate_data_key
+
+    number = asyncio.run(rotate_data_key(config))
+    print(f"data key {number} of table {config.table.name!r} is current; every process takes it up within 5 minutes")
     return 0
 
 

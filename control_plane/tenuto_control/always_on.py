@@ -10,11 +10,12 @@ import contextlib
 import logging
 import signal
 import socket
+from collections.abc import Awaitable, Callable
 
 import uvicorn
 
-from tenuto.store.dynamodb import DynamoTable
-from tenuto.store.port import TableRefusedError, TableUnavailableError
+from tenuto.store.data_keys import DataKeys
+from tenuto.store.port import Table, TableRefusedError, TableUnavailableError
 from tenuto_control.assembly import Assembly, assembled, quiet_libraries
 from tenuto_control.config import Config, ConfigError
 from tenuto_control.drivers.kafka import KafkaEventLog
@@ -32,7 +33,9 @@ async def serve(config: Config) -> None:
         loop.add_signal_handler(number, stop.set)
     quiet_libraries()
     async with assembled(config) as parts:
-        await check_table(parts.table)
+        await check_table(parts.table, config.table.name)
+        if parts.data_keys is not None:
+            await check_data_keys(parts.data_keys)
         await parts.deployments.discover()
         await _work(parts, stop)
 
@@ -109,16 +112,26 @@ def _server(parts: Assembly) -> uvicorn.Server:
     return server
 
 
-async def check_table(table: DynamoTable) -> None:
-    """Fail early on a table that is not there; wait for one that does not answer."""
+async def check_table(table: Table, name: str) -> None:
+    """Fail early on a table that is not there; wait for one that does not answer. Raises ConfigError."""
+    await _answered(lambda: table.get(CURSOR), f"table {name}", f"table {name!r} cannot be used")
+
+
+async def check_data_keys(keys: DataKeys) -> None:
+    """Fail early without the right to use the KMS key; wait for KMS to answer. Raises ConfigError."""
+    await _answered(keys.current, "KMS", "[encryption] kms_key_id cannot be used")
+
+
+async def _answered(ask: Callable[[], Awaitable[object]], who: str, refusal: str) -> None:
+    """Ask until there is an answer."""
     pause_s = 0.2
     while True:
         try:
-            await table.get(CURSOR)
+            await ask()
         except TableRefusedError as e:
-            raise ConfigError(f"table {table.name!r} cannot be used: {e}") from e
+            raise ConfigError(f"{refusal}: {e}") from e
         except TableUnavailableError as e:
-            log.warning("table %s does not answer, trying on: %s", table.name, e)
+            log.warning("%s does not answer, trying on: %s", who, e)
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 2, 5.0)
         else:

@@ -17,9 +17,12 @@ from typing import Any, cast
 
 from starlette.applications import Starlette
 
+from tenuto.store.data_keys import Kms, MissingCryptographyError, StoredDataKeys, require_cryptography
 from tenuto.store.dynamodb import DynamoTable
+from tenuto.store.encrypted import EncryptedTable
+from tenuto.store.port import Table, TableRefusedError, TableUnavailableError
 from tenuto_control.admin.deployments import Deployments
-from tenuto_control.config import Config
+from tenuto_control.config import Config, ConfigError
 from tenuto_control.core.metrics import Tally
 from tenuto_control.dispatcher import Dispatcher
 from tenuto_control.drivers.aws import AwsClients, open_clients
@@ -37,12 +40,13 @@ HOST_NAME_CHARS_MAX = 20
 
 @dataclass(frozen=True, slots=True)
 class Assembly:
-    """One process's parts. Nothing of it runs by itself."""
+    """One process's parts. Nothing of it runs by itself. `data_keys` are None when payloads are not encrypted."""
 
     config: Config
     clients: AwsClients
     clock: SystemClock
-    table: DynamoTable
+    table: Table
+    data_keys: StoredDataKeys | None
     deployments: Deployments
     sink: KafkaSink
     dispatcher: Dispatcher
@@ -62,7 +66,9 @@ async def assembled(config: Config) -> AsyncIterator[Assembly]:
     """The parts, with their clients open. Raises ConfigError when AWS settings are missing."""
     async with open_clients(config) as clients:
         clock, limits, rng = SystemClock(), config.limits, random.Random()
-        table = DynamoTable(cast("Any", clients.dynamodb), config.table.name)
+        plain = DynamoTable(cast("Any", clients.dynamodb), config.table.name)
+        data_keys = data_keys_of(config, clients, plain)
+        table: Table = plain if data_keys is None else EncryptedTable(plain, data_keys)
         invoker = LambdaInvoker(clients.lambda_, config.functions)
         deployments = Deployments(config, invoker)
         sink = KafkaSink(config.kafka, limits)
@@ -72,14 +78,51 @@ async def assembled(config: Config) -> AsyncIterator[Assembly]:
         process = f"{os.uname().nodename[:HOST_NAME_CHARS_MAX]}.{os.getpid()}.{secrets.token_hex(4)}"
         tally = Tally()
         dispatcher = Dispatcher(
-            table, invoker, sink, deployments, scheduler, clock, rng, limits, process, config.table.name, tally
+            table,
+            invoker,
+            sink,
+            deployments,
+            scheduler,
+            clock,
+            rng,
+            limits,
+            process,
+            config.table.name,
+            tally,
+            encrypted=data_keys is not None,
         )
         sweeper = Sweeper(table, dispatcher, clock, rng, limits)
         app = create_app(dispatcher, deployments, ready=probe(table), wait_ms_max=limits.http_wait_ms_max)
         try:
-            yield Assembly(config, clients, clock, table, deployments, sink, dispatcher, sweeper, app, tally, reports())
+            yield Assembly(
+                config, clients, clock, table, data_keys, deployments, sink, dispatcher, sweeper, app, tally, reports()
+            )
         finally:
             await sink.stop()
+
+
+def data_keys_of(config: Config, clients: AwsClients, table: Table) -> StoredDataKeys | None:
+    """The data keys that a table's payloads are encrypted under; None when they are not. Raises ConfigError."""
+    if config.encryption is None or clients.kms is None:
+        return None
+    try:
+        require_cryptography()
+    except MissingCryptographyError as e:
+        raise ConfigError(str(e)) from e
+    return StoredDataKeys(table, Kms(cast("Any", clients.kms), config.encryption.kms_key_id), makes=True)
+
+
+async def rotate_data_key(config: Config) -> int:
+    """Make a new data key current, and return its number. Raises ConfigError when that cannot be done."""
+    quiet_libraries()
+    async with open_clients(config) as clients:
+        keys = data_keys_of(config, clients, DynamoTable(cast("Any", clients.dynamodb), config.table.name))
+        if keys is None:
+            raise ConfigError("payloads are not encrypted; set [encryption] kms_key_id or TENUTO_KMS_KEY_ID")
+        try:
+            return await keys.rotate()
+        except (TableRefusedError, TableUnavailableError) as e:
+            raise ConfigError(f"no new data key: {e}") from e
 
 
 def quiet_libraries() -> None:

@@ -34,6 +34,7 @@ ENVIRONMENT: Mapping[str, tuple[str, str]] = {
     "TENUTO_KAFKA_SSL_CAFILE": ("kafka", "ssl_cafile"),
     "TENUTO_KAFKA_SSL_KEY_PASSWORD": ("kafka", "ssl_key_password"),
     "TENUTO_TABLE": ("table", "name"),
+    "TENUTO_KMS_KEY_ID": ("encryption", "kms_key_id"),
     "TENUTO_REGION": ("aws", "region"),
     "TENUTO_HTTP_HOST": ("http", "host"),
     "TENUTO_HTTP_PORT": ("http", "port"),
@@ -90,6 +91,15 @@ class TableConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     name: str = "tenuto"
 
 
+class EncryptionConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[encryption]`: payloads are encrypted before they are stored, under data keys of this KMS key.
+
+    `kms_key_id` is its id, ARN or alias.
+    """
+
+    kms_key_id: str
+
+
 class AwsConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`[aws]`: the region; None leaves it to AWS's own environment variables and files."""
 
@@ -144,6 +154,7 @@ class Config:
 
     kafka: KafkaConfig = field(default_factory=KafkaConfig)
     table: TableConfig = field(default_factory=TableConfig)
+    encryption: EncryptionConfig | None = None
     aws: AwsConfig = field(default_factory=AwsConfig)
     http: HttpConfig = field(default_factory=HttpConfig)
     scheduler: SchedulerConfig | None = None
@@ -155,6 +166,7 @@ class Config:
 _SECTIONS: Mapping[str, type[Any]] = {
     "kafka": KafkaConfig,
     "table": TableConfig,
+    "encryption": EncryptionConfig,
     "aws": AwsConfig,
     "http": HttpConfig,
     "scheduler": SchedulerConfig,

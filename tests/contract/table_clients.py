@@ -16,7 +16,7 @@ from aiobotocore.config import AioConfig
 from aiobotocore.session import get_session
 
 from tenuto.lane.writes import Key
-from tenuto.store.dynamodb import CLIENT_OPTIONS
+from tenuto.store.aws_client import CLIENT_OPTIONS
 
 # A name for this run alone: some servers outlive it, and serve others.
 TABLE = f"lanes-{token_hex(4)}"

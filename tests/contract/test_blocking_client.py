@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import botocore.session
 import pytest
 
-from tenuto.store.dynamodb import _blocking_client
+from tenuto.store.aws_client import blocking_client
 
 LOADED = """
 import sys
@@ -59,4 +59,4 @@ def test_it_goes_where_the_stock_client_goes(region: str, fips: str, monkeypatch
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "local")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "local")
     stock = botocore.session.Session().create_client("dynamodb", region_name=region)
-    assert destination(_blocking_client()[1]) == destination(stock)
+    assert destination(blocking_client("dynamodb")[1]) == destination(stock)

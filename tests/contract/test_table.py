@@ -36,7 +36,9 @@ from tenuto.lane.writes import (
     Value,
     Write,
 )
+from tenuto.store.data_keys import StoredDataKeys
 from tenuto.store.dynamodb import BlockingDynamoTable, DynamoTable
+from tenuto.store.encrypted import EncryptedTable
 from tenuto.store.memory import MemoryTable
 from tenuto.store.port import Table, TableRefusedError
 from tenuto_local.dynamodb_local import DynamoDBLocal
@@ -44,6 +46,7 @@ from tenuto_local.errors import ConfigurationError
 from tenuto_local.ports import free_port
 from tenuto_local.table import create_table
 from tests.contract.table_clients import TABLE, client_for, fresh, use_environment
+from tests.support.memory_kms import MemoryKms
 
 Open = Callable[[], AbstractAsyncContextManager[Table]]
 
@@ -88,7 +91,7 @@ async def create_lanes(endpoint_url: str) -> None:
         await create_table(client, TABLE)
 
 
-@pytest.fixture(params=["memory", "dynamodb_local", "blocking", "moto"])
+@pytest.fixture(params=["memory", "dynamodb_local", "blocking", "moto", "encrypted"])
 def open_table(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Open:
     """How to open the table under test."""
     kind: str = request.param
@@ -96,7 +99,10 @@ def open_table(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
         request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
     if kind == "memory":
         return _open_memory
-    endpoint_url: str = request.getfixturevalue("dynamodb_local" if kind == "blocking" else kind)
+    if kind == "encrypted":
+        endpoint_url: str = request.getfixturevalue("dynamodb_local")
+        return lambda: open_encrypted(endpoint_url)
+    endpoint_url = request.getfixturevalue("dynamodb_local" if kind == "blocking" else kind)
     if kind == "blocking":
         use_environment(monkeypatch, endpoint_url)
         return open_blocking
@@ -123,6 +129,14 @@ async def open_async(endpoint_url: str) -> AsyncIterator[Table]:
     """The driver of the control plane."""
     async with client_for(endpoint_url) as client:
         yield DynamoTable(client, TABLE)
+
+
+@asynccontextmanager
+async def open_encrypted(endpoint_url: str) -> AsyncIterator[Table]:
+    """The driver of the control plane, with payloads encrypted in front of it."""
+    async with client_for(endpoint_url) as client:
+        table = DynamoTable(client, TABLE)
+        yield EncryptedTable(table, StoredDataKeys(MemoryTable(), MemoryKms(), makes=True))
 
 
 def run(open_table: Open, scenario: Callable[[Table], Awaitable[None]]) -> None:
@@ -416,6 +430,8 @@ def test_requests_are_counted_by_kind(open_table: Open) -> None:
         await table.query(key.pk, "A", "Z")
         await table.delete_all([Delete(Key(key.pk, str(n))) for n in range(26)])
         counted = {"update": 2, "put": 1, "delete": 1, "get": 1, "query": 1, "batch_delete": 2}
+        if isinstance(table, EncryptedTable):
+            table = table._table
         assert getattr(table, "requests") == counted  # noqa: B009 - not part of the port
 
     run(open_table, scenario)

@@ -16,7 +16,8 @@ import pytest
 from botocore.exceptions import ClientError, NoCredentialsError, ReadTimeoutError
 
 from tenuto.lane.writes import Delete, Update
-from tenuto.store.dynamodb import BATCH_ATTEMPTS_MAX, CLIENT_OPTIONS, BlockingDynamoTable, DynamoTable
+from tenuto.store.aws_client import CLIENT_OPTIONS
+from tenuto.store.dynamodb import BATCH_ATTEMPTS_MAX, BlockingDynamoTable, DynamoTable
 from tenuto.store.port import TableRefusedError, TableUnavailableError
 from tenuto_local.ports import bind_loopback_socket
 from tests.contract.table_clients import TABLE, client_for, fresh, use_environment
@@ -26,7 +27,7 @@ from tests.contract.table_clients import TABLE, client_for, fresh, use_environme
 def test_no_answer_is_one_readable_line(answer: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async def main(endpoint_url: str) -> None:
         options = {**CLIENT_OPTIONS, "read_timeout": 0.2}
-        monkeypatch.setattr("tenuto.store.dynamodb.CLIENT_OPTIONS", options)
+        monkeypatch.setattr("tenuto.store.aws_client.CLIENT_OPTIONS", options)
         use_environment(monkeypatch, endpoint_url)
         blocking = BlockingDynamoTable(TABLE)
         async with client_for(endpoint_url, options) as client:

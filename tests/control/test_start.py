@@ -5,8 +5,9 @@ Virtual time: waiting costs none.
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,11 +16,15 @@ from typing import Any, cast
 import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError
 
+from tenuto.store.data_keys import StoredDataKeys
 from tenuto.store.dynamodb import DynamoTable
+from tenuto.store.memory import MemoryTable
+from tenuto.store.port import TableRefusedError
 from tenuto_control import __main__ as program
 from tenuto_control import assembly
-from tenuto_control.always_on import check_table
+from tenuto_control.always_on import check_data_keys, check_table
 from tenuto_control.config import Config, ConfigError
+from tests.support.memory_kms import MemoryKms
 from tests.support.virtual_time import run_virtual
 
 
@@ -44,7 +49,7 @@ def told(code: str, message: str) -> ClientError:
 
 
 def check(client: Client) -> None:
-    run_virtual(check_table(DynamoTable(cast("Any", client), "lanes")))
+    run_virtual(check_table(DynamoTable(cast("Any", client), "lanes"), "lanes"))
 
 
 @pytest.mark.parametrize(
@@ -75,13 +80,36 @@ def test_a_table_that_does_not_answer_is_waited_for(caplog: pytest.LogCaptureFix
     assert all(record.exc_info is None for record in caplog.records)
 
 
+def test_a_kms_key_that_may_not_be_used_ends_the_start_with_one_line() -> None:
+    class Kms(MemoryKms):
+        async def generate(self, context: Mapping[str, str]) -> tuple[bytes, bytes]:
+            raise TableRefusedError("AccessDeniedException: not authorized to perform kms:GenerateDataKey")
+
+    with pytest.raises(ConfigError, match=r"^\[encryption\] kms_key_id cannot be used: AccessDenied"):
+        run_virtual(check_data_keys(StoredDataKeys(MemoryTable(), Kms(), makes=True)))
+
+
+def test_kms_that_does_not_answer_is_waited_for() -> None:
+    kms = MemoryKms()
+    kms.away = True
+
+    async def scenario() -> None:
+        check = asyncio.ensure_future(check_data_keys(StoredDataKeys(MemoryTable(), kms, makes=True)))
+        await asyncio.sleep(60)
+        assert not check.done()
+        kms.away = False
+        await check
+
+    run_virtual(scenario())
+
+
 def test_the_program_ends_with_that_line_and_a_status_for_mistakes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     @asynccontextmanager
     async def clients(_config: Config) -> AsyncIterator[Any]:
         client = Client(told("ResourceNotFoundException", "Requested resource not found"))
-        yield SimpleNamespace(dynamodb=client, lambda_=None, scheduler=None)
+        yield SimpleNamespace(dynamodb=client, lambda_=None, scheduler=None, kms=None)
 
     monkeypatch.setattr(assembly, "open_clients", clients)
     file = tmp_path / "tenuto.toml"

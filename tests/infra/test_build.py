@@ -7,6 +7,7 @@ other work decides about them.
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -15,7 +16,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 import pytest
+from aiobotocore.session import get_session
 
 from tenuto.protocol.ids import InvocationId, Lane
 from tenuto.protocol.messages import (
@@ -30,11 +33,15 @@ from tenuto.protocol.messages import (
     encode,
 )
 from tenuto.protocol.records import Event, KafkaSource
+from tenuto.store.data_keys import Kms, StoredDataKeys
+from tenuto.store.dynamodb import DynamoTable
 from tenuto_local import EmbeddedStack, FunctionSpec
+from tenuto_local.ports import free_port
 from tenuto_local.table import create_table
 from tests.contract.table_clients import client_for
-from tests.infra.tools import build
+from tests.infra.tools import MACHINE, RUNTIME, TOOL_SECONDS_MAX, build
 from tests.support.stack import aws_client, register, run
+from tests.tidy import tree
 
 pytestmark = [pytest.mark.slow, pytest.mark.stack]
 
@@ -160,7 +167,7 @@ def test_a_handler_answers_with_nothing_but_its_artefact(handler_artefact: Path)
 
 
 def cold_invoke(
-    stack: EmbeddedStack, client: Any, artefact: Path, request: Request, tmp_path: Path
+    stack: EmbeddedStack, client: Any, artefact: Path, request: Request, tmp_path: Path, **environment: str
 ) -> tuple[Outcome, float]:
     """Invoke a function that has just been deployed; its outcome, and how many milliseconds that took."""
     register(
@@ -170,7 +177,7 @@ def cold_invoke(
             handler="examples.user_updates.handler.handler",
             root=str(artefact),
             timeout_s=10.0,
-            environment={"TENUTO_EXAMPLE_DIR": str(tmp_path)},
+            environment={"TENUTO_EXAMPLE_DIR": str(tmp_path), **environment},
         ),
     )
     payload = encode(request)
@@ -202,3 +209,53 @@ def test_the_runtime_client_runs_the_artefact_from_cold(
                 f"best {min(times):.0f} ms (target {TARGET_MS[what]} ms)",
                 end="",
             )
+
+
+@pytest.fixture(scope="module")
+def kms() -> Iterator[str]:
+    """The endpoint of a KMS."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer("127.0.0.1", free_port(), verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    try:
+        yield f"http://{host}:{port}"
+    finally:
+        server.stop()
+
+
+def test_an_artefact_built_for_encryption_encrypts(
+    stack: EmbeddedStack, kms: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    artefact = tmp_path / "artefact"
+    artefact.mkdir()
+    variables = {"TENUTO_RUNTIME": RUNTIME, "TENUTO_ARCHITECTURE": MACHINE, "TENUTO_ENCRYPTION": "true"}
+    makefile = str(tree.ROOT / "infra" / "lambda" / "Makefile")
+    command = ["make", "-f", makefile, "build-UserUpdates", f"ARTIFACTS_DIR={artefact}", f"PYTHON={sys.executable}"]
+    subprocess.run(command, check=True, env={**os.environ, **variables}, timeout=TOOL_SECONDS_MAX)
+    assert "cryptography" in top_level(artefact)
+
+    async def make_data_key() -> None:
+        async with (
+            get_session().create_client(
+                "kms",
+                region_name="us-east-1",
+                endpoint_url=kms,
+                aws_access_key_id="local",
+                aws_secret_access_key="local",
+            ) as client,
+            client_for(stack.environment()["AWS_ENDPOINT_URL_DYNAMODB"]) as dynamodb,
+        ):
+            key_id = (await client.create_key())["KeyMetadata"]["KeyId"]
+            await StoredDataKeys(DynamoTable(dynamodb, TABLE), Kms(client, key_id), makes=True).current()
+
+    run(make_data_key())
+    client, took_ms = aws_client(stack, "lambda"), list[float]()
+    for number in range(COLD_STARTS):
+        request = msgspec.structs.replace(update(1_000 + number), encrypted=True)
+        outcome, took = cold_invoke(stack, client, artefact, request, tmp_path, AWS_ENDPOINT_URL_KMS=kms)
+        assert isinstance(outcome, Committed), outcome
+        took_ms.append(took)
+    with capsys.disabled():
+        print(f"\ncold start, the same encrypted: median {statistics.median(took_ms):.0f} ms", end="")

@@ -19,13 +19,13 @@ def text(name: str) -> str:
     return (tree.ROOT / "requirements" / name).read_text("utf-8")
 
 
-@pytest.mark.parametrize("name", ["aws.txt", "control.txt", "function.txt"])
+@pytest.mark.parametrize("name", ["aws.txt", "control.txt", "function.txt", "function_kms.txt"])
 def test_a_lock_holds_names_versions_and_hashes_alone(name: str) -> None:
     strange = [line for line in text(name).splitlines() if REQUIREMENT_LINE.fullmatch(line) is None]
     assert strange == [], f"{name} holds something else than pinned names and hashes; run `make lock`"
 
 
-@pytest.mark.parametrize("name", ["control.txt", "function.txt"])
+@pytest.mark.parametrize("name", ["control.txt", "function.txt", "function_kms.txt"])
 def test_what_is_deployed_is_what_was_tested(name: str) -> None:
     deployed, tested = dict(PIN.findall(text(name))), dict(PIN.findall(text("dev.txt")))
     assert deployed
@@ -33,4 +33,5 @@ def test_what_is_deployed_is_what_was_tested(name: str) -> None:
 
 
 def test_a_function_installs_little() -> None:
-    assert not NEVER_IN_A_FUNCTION & dict(PIN.findall(text("function.txt"))).keys()
+    for name in ("function.txt", "function_kms.txt"):
+        assert not NEVER_IN_A_FUNCTION & dict(PIN.findall(text(name))).keys()

@@ -9,18 +9,18 @@ that a function that makes none does not pay for it.
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from http import HTTPStatus
 from math import ceil
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeAlias
+from typing import Any, Final, Literal, Protocol, TypeAlias
 
 import msgspec
 
 from tenuto.lane.writes import Answer, Applied, Delete, Item, Key, Put, Refused, Write
+from tenuto.store.aws_client import CLIENT_OPTIONS, CONNECT_TIMEOUT_S, READ_TIMEOUT_S, blocking_client, translated
 from tenuto.store.expressions import (
     Arguments,
     render_batch_delete,
@@ -30,30 +30,7 @@ from tenuto.store.expressions import (
     unmarshal_item,
 )
 from tenuto.store.memory import item_bytes
-from tenuto.store.port import Page, TableRefusedError, TableUnavailableError
-
-if TYPE_CHECKING:
-    from botocore.loaders import Loader
-
-CONNECT_TIMEOUT_S: Final = 1.0
-READ_TIMEOUT_S: Final = 3.0
-"""Silence after which a request counts as unanswered; DynamoDB's own answers take milliseconds."""
-
-CONNECTIONS_MAX: Final = 64
-
-CLIENT_OPTIONS: Final[Mapping[str, Any]] = {
-    "connect_timeout": CONNECT_TIMEOUT_S,
-    "read_timeout": READ_TIMEOUT_S,
-    "max_pool_connections": CONNECTIONS_MAX,
-    "tcp_keepalive": True,
-    # A silent repetition would meet the effect of the first request and fail its condition.
-    "retries": {"total_max_attempts": 1, "mode": "standard"},
-    # Each of these three is looked up or computed anew for every request otherwise.
-    "parameter_validation": False,
-    "user_agent": "tenuto",
-    "account_id_endpoint_mode": "disabled",
-}
-"""What to make a client's `Config` (botocore) or `AioConfig` (aiobotocore) from."""
+from tenuto.store.port import Page, TableUnavailableError
 
 BATCH_KEYS_MAX: Final = 25
 """Requests in one BatchWriteItem (DynamoDB's limit)."""
@@ -63,27 +40,6 @@ BATCH_PAUSE_S: Final = 0.05
 """Pause before what a batch left undone is sent again; it doubles each time."""
 
 WRITE_UNIT_BYTES: Final = 1024
-
-TRANSIENT_CODES: Final = frozenset(
-    {
-        "InternalServerError",
-        "ProvisionedThroughputExceededException",
-        "ReplicatedWriteConflictException",
-        "RequestLimitExceeded",
-        "ServiceUnavailable",
-        "Throttling",
-        "ThrottlingException",
-        "TransactionConflictException",
-        "TransactionInProgressException",
-    }
-)
-"""Error codes after which the same request may succeed (DynamoDB's "Error handling", AWS's common errors)."""
-
-MESSAGE_CHARS_MAX: Final = 300
-"""How much is shown of a server's own words: a proxy may answer with a whole page."""
-
-HTTP_TOO_MANY_REQUESTS: Final = 429
-HTTP_SERVER_ERROR_MIN: Final = 500
 
 Operation: TypeAlias = Literal["update_item", "put_item", "delete_item", "get_item", "query", "batch_write_item"]
 
@@ -220,7 +176,7 @@ class _Table(ABC):
         try:
             response = await self._send(operation, arguments)
         except Exception as error:
-            raise _translated(error, f"{operation} on table {self.name}") from error
+            raise _meaning(error, f"{operation} on table {self.name}") from error
         if counted:
             self.write_units += sum(_capacity_units(response))
         return response
@@ -280,7 +236,7 @@ class _SignedSender:
         from botocore.awsrequest import AWSRequest
         from botocore.httpsession import URLLib3Session
 
-        session, client = _blocking_client()
+        session, client = blocking_client("dynamodb")
         # Endpoint and region as the client has worked them out; it sends nothing itself.
         self._url = f"{client.meta.endpoint_url.rstrip('/')}/"
         self._region = client.meta.region_name
@@ -343,80 +299,13 @@ def _as_error(answer: dict[str, Any], status: int) -> Any:
     )
 
 
-def _blocking_client() -> tuple[Any, Any]:
-    """A botocore session, and a client for DynamoDB of it."""
-    # Imported here: some 100 ms that only a function with a durable step should pay.
-    import botocore.session
-    from botocore.config import Config
-
-    session = botocore.session.Session()
-    session.register_component("data_loader", _one_service_loader())
-    # Lambda sets AWS_REGION, botocore reads AWS_DEFAULT_REGION; None leaves the choice to the profile.
-    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-    return session, session.create_client("dynamodb", region_name=region, config=Config(**CLIENT_OPTIONS))
-
-
-def _one_service_loader() -> Loader:
-    """A loader that spares a client of one service what the general one reads: 20 ms instead of 80.
-
-    That is a walk over the folders of all 400 services, and the 1.2 MB table of legacy endpoints, which a
-    service with an endpoint rule set, such as DynamoDB, does not need.
-    """
-    from botocore.loaders import Loader
-
-    class OneServiceLoader(Loader):
-        def list_available_services(self, _type_name: str) -> list[str]:
-            return ["dynamodb"]
-
-        def load_data_with_path(self, name: str) -> tuple[Any, str]:
-            if name == "endpoints":
-                # The path marks the data as botocore's own; others would replace the rule set.
-                return {"version": 3, "partitions": []}, f"{self.BUILTIN_DATA_PATH}{os.sep}{name}"
-            found: tuple[Any, str] = super().load_data_with_path(name)
-            return found
-
-    return OneServiceLoader()
-
-
-def _translated(error: Exception, doing: str) -> Exception:
-    """What a client's exception means to the port. `doing` opens the message, which is one line."""
-    # Imported here: a client has raised, so botocore is loaded already.
-    import botocore.exceptions as known
-    from botocore.parsers import ResponseParserError
-
-    if isinstance(error, known.ClientError):
-        return _translated_answer(error.response, doing)
-    message = f"{doing}: {_one_line(str(error) or type(error).__name__)}"
-    unanswered = (
-        known.HTTPClientError,
-        known.ConnectionError,
-        known.ChecksumError,
-        known.CredentialRetrievalError,
-        known.MetadataRetrievalError,
-        ResponseParserError,
-        OSError,
-    )
-    if isinstance(error, unanswered):
-        return TableUnavailableError(message)
-    if isinstance(error, known.BotoCoreError):
-        return TableRefusedError(message)
-    return error
-
-
-def _translated_answer(response: Mapping[str, Any], doing: str) -> Exception:
-    code = str(response["Error"].get("Code", "Unknown"))
-    if code == "ConditionalCheckFailedException":
+def _meaning(error: Exception, doing: str) -> Exception:
+    """What a client's exception means to the port."""
+    response = getattr(error, "response", None)
+    if isinstance(response, dict) and response.get("Error", {}).get("Code") == "ConditionalCheckFailedException":
         attributes = response.get("Item")
         return _ConditionFailedError(unmarshal_item(attributes) if attributes else None)
-    status = int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-    message = f"{doing}: {code}: {_one_line(str(response['Error'].get('Message', '')))}"
-    if code in TRANSIENT_CODES or status >= HTTP_SERVER_ERROR_MIN or status == HTTP_TOO_MANY_REQUESTS:
-        return TableUnavailableError(message)
-    return TableRefusedError(message)
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())[:MESSAGE_CHARS_MAX]
+    return translated(error, doing)
 
 
 def _capacity_units(response: Mapping[str, Any]) -> Iterator[float]:

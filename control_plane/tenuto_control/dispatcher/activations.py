@@ -257,6 +257,7 @@ class Activations:
             claim_first=self._claim_first,
             trim=trim,
             table=self.services.table_name,
+            encrypted=self.services.encrypted,
             hold_ms=self.services.limits.hold_sleep_ms,
         )
         self._holder = request.holder

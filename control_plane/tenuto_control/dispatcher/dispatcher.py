@@ -84,6 +84,8 @@ class Dispatcher:
         process: str,
         table_name: str,
         metrics: Metrics | None = None,
+        *,
+        encrypted: bool = False,
     ) -> None:
         self._table = table
         self._clock = clock
@@ -113,6 +115,7 @@ class Dispatcher:
             self._token,
             self._forget,
             table_name,
+            encrypted,
             self.metrics,
         )
 

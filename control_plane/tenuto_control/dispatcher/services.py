@@ -23,7 +23,8 @@ from tenuto_control.ports import Clock, FunctionInvoker, Targets, WakeScheduler
 class Services:
     """Shared by the lanes of one control plane process.
 
-    `token` gives a name nobody else uses; `forget` is told of sleeps that ended before their time.
+    `token` gives a name nobody else uses; `forget` is told of sleeps that ended before their time. `encrypted` says
+    whether functions encrypt what they write.
     """
 
     writer: Writer
@@ -38,6 +39,7 @@ class Services:
     token: Callable[[], str]
     forget: Callable[[Timer], None]
     table_name: str
+    encrypted: bool
     metrics: Metrics
 
     def policy(self, service: str, handler: str) -> RetryPolicy:

@@ -22,6 +22,7 @@ from tenuto_control.limits import Limits
 if TYPE_CHECKING:
     # Installed for development only: the running control plane has no use for stubs.
     from types_aiobotocore_dynamodb import DynamoDBClient
+    from types_aiobotocore_kms import KMSClient
     from types_aiobotocore_lambda import LambdaClient
     from types_aiobotocore_scheduler import EventBridgeSchedulerClient
 
@@ -38,11 +39,12 @@ class AwsClients:
     dynamodb: DynamoDBClient
     lambda_: LambdaClient
     scheduler: EventBridgeSchedulerClient
+    kms: KMSClient | None
 
 
 @asynccontextmanager
 async def open_clients(config: Config) -> AsyncIterator[AwsClients]:
-    """Clients for the table, the functions and the scheduler.
+    """Clients for the table, the functions, the scheduler, and the keys that payloads are encrypted under.
 
     Raises ConfigError when AWS settings are missing.
     """
@@ -61,9 +63,14 @@ async def open_clients(config: Config) -> AsyncIterator[AwsClients]:
             scheduler = await stack.enter_async_context(
                 session.create_client("scheduler", region_name=region, config=_service_settings(limits))
             )
+            kms = None
+            if config.encryption is not None:
+                kms = await stack.enter_async_context(
+                    session.create_client("kms", region_name=region, config=_service_settings(limits))
+                )
         except (BotoCoreError, ValueError) as e:
             raise ConfigError(f"AWS: {e}; set AWS_REGION or [aws] region, and check AWS_ENDPOINT_URL") from e
-        yield AwsClients(dynamodb, lambda_, scheduler)
+        yield AwsClients(dynamodb, lambda_, scheduler, kms)
 
 
 def _service_settings(limits: Limits) -> AioConfig:
