@@ -14,30 +14,55 @@ from collections.abc import Awaitable, Callable
 
 import uvicorn
 
+from tenuto.lane.transitions import SWEEP_CURSOR
 from tenuto.store.data_keys import DataKeys
 from tenuto.store.port import Table, TableRefusedError, TableUnavailableError
 from tenuto_control.assembly import Assembly, assembled, quiet_libraries
 from tenuto_control.config import Config, ConfigError
 from tenuto_control.drivers.kafka import KafkaEventLog
 from tenuto_control.loops.consume import Consumer
-from tenuto_control.loops.sweep import CURSOR
 
 log = logging.getLogger("tenuto")
 
 
+class UnexpectedEndError(Exception):
+    """A part of the process ended that never does by itself, and without an error of its own."""
+
+
 async def serve(config: Config) -> None:
-    """Run a control plane until SIGTERM or SIGINT, then drain. Raises ConfigError."""
+    """Run a control plane until SIGTERM or SIGINT, then drain. Raises ConfigError, and what ended a part of it."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
     quiet_libraries()
     async with assembled(config) as parts:
-        await check_table(parts.table, config.table.name)
-        if parts.data_keys is not None:
-            await check_data_keys(parts.data_keys)
-        await parts.deployments.discover()
-        await _work(parts, stop)
+        starting = asyncio.create_task(_start(parts), name="start")
+        if await _unless(stop, starting):
+            await _work(parts, stop)
+
+
+async def _start(parts: Assembly) -> None:
+    """What has to be there before anything is served. Raises ConfigError for what never will be."""
+    await check_table(parts.table, parts.config.table.name)
+    if parts.data_keys is not None:
+        await check_data_keys(parts.data_keys)
+    await parts.deployments.discover()
+
+
+async def _unless(stop: asyncio.Event, work: asyncio.Task[None]) -> bool:
+    """Wait for work, however long it takes; False when told to stop first. Raises what the work does."""
+    waiting = asyncio.create_task(stop.wait(), name="stop")
+    try:
+        await asyncio.wait([work, waiting], return_when=asyncio.FIRST_COMPLETED)
+        if work.done():
+            work.result()
+            return True
+        return False
+    finally:
+        for task in (work, waiting):
+            task.cancel()
+        await asyncio.gather(work, waiting, return_exceptions=True)
 
 
 async def _work(parts: Assembly, stop: asyncio.Event) -> None:
@@ -63,6 +88,9 @@ async def _work(parts: Assembly, stop: asyncio.Event) -> None:
     log.info("listening on http://%s:%s", config.http.host, config.http.port)
     waiting = asyncio.create_task(stop.wait(), name="stop")
     ended, _ = await asyncio.wait([waiting, *tasks], return_when=asyncio.FIRST_COMPLETED)
+    for task in ended - {waiting}:
+        # Not one of them does so by itself, so somebody will want to know which one it was.
+        log.critical("%s has ended, and with it this process", task.get_name())
     log.info("stopping: what runs may end, then the rest is left to Kafka and the table")
     server.should_exit = True
     if consumer is not None:
@@ -73,9 +101,10 @@ async def _work(parts: Assembly, stop: asyncio.Event) -> None:
     results = await asyncio.gather(*tasks, return_exceptions=True)
     await parts.dispatcher.stop()
     parts.report()
-    failed = [r for r in results if isinstance(r, Exception)]
-    if failed and waiting not in ended:
-        raise failed[0]
+    if waiting not in ended:
+        failed = [r for r in results if isinstance(r, Exception)]
+        names = ", ".join(sorted(task.get_name() for task in ended))
+        raise failed[0] if failed else UnexpectedEndError(f"{names} ended by itself")
 
 
 async def _report(parts: Assembly) -> None:
@@ -114,7 +143,7 @@ def _server(parts: Assembly) -> uvicorn.Server:
 
 async def check_table(table: Table, name: str) -> None:
     """Fail early on a table that is not there; wait for one that does not answer. Raises ConfigError."""
-    await _answered(lambda: table.get(CURSOR), f"table {name}", f"table {name!r} cannot be used")
+    await _answered(lambda: table.get(SWEEP_CURSOR), f"table {name}", f"table {name!r} cannot be used")
 
 
 async def check_data_keys(keys: DataKeys) -> None:

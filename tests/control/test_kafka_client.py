@@ -1,4 +1,4 @@
-"""Signing in to Amazon MSK by IAM: the token is made here, from whatever credentials the process has."""
+"""What the Kafka drivers add to their client: sign-in to Amazon MSK by IAM, and cancellations that stay its own."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import base64
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+from aiokafka.errors import KafkaError
 
 from tenuto_control.config import ConfigError, KafkaConfig
-from tenuto_control.drivers.kafka_client import connection_settings
+from tenuto_control.drivers.kafka_client import connection_settings, only_ours_cancels
 from tenuto_control.limits import Limits
 
 
@@ -39,3 +40,42 @@ def test_a_token_needs_a_region(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_DEFAULT_REGION", raising=False)
     with pytest.raises(ConfigError, match="set AWS_REGION"):
         connection_settings(KafkaConfig(bootstrap_servers="b:9098", iam=True), Limits())
+
+
+# --- cancellations ---------------------------------------------------------------------------------------------------
+
+
+async def cancels_its_own() -> None:
+    """What aiokafka does with tasks of its own."""
+    own = asyncio.create_task(asyncio.sleep(1))
+    own.cancel()
+    await own
+
+
+def test_a_cancellation_that_escapes_from_the_client_is_an_error_of_the_client() -> None:
+    async def scenario() -> None:
+        with pytest.raises(KafkaError, match="cancelled a task of its own"), only_ours_cancels():
+            await cancels_its_own()
+        with pytest.raises(KafkaError), only_ours_cancels():
+            async with asyncio.timeout(10):
+                await cancels_its_own()
+
+    asyncio.run(scenario())
+
+
+def test_a_cancellation_that_is_meant_stays_one() -> None:
+    async def scenario() -> None:
+        async def guarded() -> None:
+            with only_ours_cancels():
+                await asyncio.sleep(10)
+
+        task = asyncio.create_task(guarded())
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        with pytest.raises(TimeoutError), only_ours_cancels():
+            async with asyncio.timeout(0.01):
+                await asyncio.sleep(10)
+
+    asyncio.run(scenario())

@@ -21,7 +21,7 @@ from tenuto.store.dynamodb import DynamoTable
 from tenuto.store.memory import MemoryTable
 from tenuto.store.port import TableRefusedError
 from tenuto_control import __main__ as program
-from tenuto_control import assembly
+from tenuto_control import always_on, assembly
 from tenuto_control.always_on import check_data_keys, check_table
 from tenuto_control.config import Config, ConfigError
 from tests.support.memory_kms import MemoryKms
@@ -99,6 +99,23 @@ def test_kms_that_does_not_answer_is_waited_for() -> None:
         assert not check.done()
         kms.away = False
         await check
+
+    run_virtual(scenario())
+
+
+def test_a_start_that_waits_is_over_when_told_to_stop() -> None:
+    away = EndpointConnectionError(endpoint_url="http://127.0.0.1:1")
+
+    async def scenario() -> None:
+        client = Client(*[away] * 1_000)
+        stop = asyncio.Event()
+        checking = asyncio.create_task(check_table(DynamoTable(cast("Any", client), "lanes"), "lanes"))
+        starting = asyncio.create_task(always_on._unless(stop, checking))
+        await asyncio.sleep(60)
+        assert not starting.done()
+        stop.set()
+        assert await starting is False
+        assert checking.cancelled()
 
     run_virtual(scenario())
 

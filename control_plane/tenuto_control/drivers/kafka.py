@@ -25,6 +25,7 @@ from tenuto_control.core.routing import Start
 from tenuto_control.drivers.kafka_client import (
     connection_settings,
     describe,
+    only_ours_cancels,
     quiet_client_log,
 )
 from tenuto_control.drivers.kafka_membership import GroupConsumer, Membership, mark, of_client
@@ -59,6 +60,9 @@ REQUEST_BYTES_MAX = 32 * 1024 * 1024
 LARGE_RECORD_BYTES = 64 * 1024
 """From here on a topic may be expected to refuse a record for its size; Kafka's own bound is about 1 MB."""
 
+ORDINARY_BATCH_BYTES = 16 * 1024
+"""Small records that wait go together; one that is larger, or may be too large, goes alone."""
+
 ACKNOWLEDGE_MARGIN_S = 1.0
 """Above the client's own bound, so that where it can say what is wrong, it does."""
 
@@ -83,6 +87,7 @@ class KafkaEventLog:
         self._settings = connection_settings(kafka, limits)
         self._consumer: Any = None
         self._membership: Membership | None = None
+        self._joined: tuple[Sequence[str], AssignmentListener] | None = None
         self._watching: list[asyncio.Task[None]] = []
 
     async def start(self, topics: Sequence[str], listener: AssignmentListener) -> None:
@@ -109,7 +114,8 @@ class KafkaEventLog:
         )
         try:
             # Started without topics, because with them aiokafka would wait here for every topic to exist.
-            await consumer.start()
+            with only_ours_cancels():
+                await consumer.start()
         except _ERRORS as e:
             await _close(consumer)
             raise LogUnavailableError(describe(e, self._kafka)) from e
@@ -117,6 +123,7 @@ class KafkaEventLog:
             await _close(consumer)
             raise
         self._consumer = consumer
+        self._joined = (topics, listener)
         self._membership = Membership(consumer, listener, self._starts, self._request_timeout_s)
         consumer.subscribe(topics, listener=self._membership)
         self._watching = [
@@ -127,51 +134,66 @@ class KafkaEventLog:
     async def poll(self, max_records: int, timeout_ms: int) -> list[LogRecord]:
         """Records in offset order per partition; empty after the timeout and while the group rebalances.
 
+        A client that has broken down is replaced first.
+
         aiokafka checks a batch against the assignment and hands it over without a pause in between, so
         records of an assignment that has ended are never returned.
         """
+        await self._replace_broken()
         try:
             # aiokafka waits without bound while the group rebalances, hence the second bound around its own.
-            async with asyncio.timeout(2 * timeout_ms / 1_000):
-                batches = await self._consumer.getmany(timeout_ms=timeout_ms, max_records=max_records)
+            with only_ours_cancels():
+                async with asyncio.timeout(2 * timeout_ms / 1_000):
+                    batches = await self._consumer.getmany(timeout_ms=timeout_ms, max_records=max_records)
         except TimeoutError:
             return []
         except (*_ERRORS, ConsumerStoppedError) as e:
             raise LogUnavailableError(describe(e, self._kafka)) from e
         membership = self._member()
         try:
-            admitted = await membership.admit(batches)
+            with only_ours_cancels():
+                admitted = await membership.admit(batches)
         except _ERRORS as e:
             raise LogUnavailableError(describe(e, self._kafka)) from e
         return [_record(raw, membership.topic_id(raw.topic)) for raw in admitted]
 
     def pause(self, partitions: Sequence[TopicPartition]) -> None:
         """Stop delivering these partitions; those that are not ours (any more) are passed over."""
-        self._consumer.pause(*self._member().owned(partitions))
+        if self._consumer is not None:
+            self._consumer.pause(*self._member().owned(partitions))
 
     def resume(self, partitions: Sequence[TopicPartition]) -> None:
         """Deliver these partitions again; those that are not ours (any more) are passed over."""
-        self._consumer.resume(*self._member().owned(partitions))
+        if self._consumer is not None:
+            self._consumer.resume(*self._member().owned(partitions))
 
     def lag(self) -> int:
         """Unread records of the assigned partitions, by the ends that came along with the last records."""
-        return self._member().lag()
+        return self._member().lag() if self._consumer is not None else 0
 
     async def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
         """Store offsets, each with the id of its topic: they mean nothing in another life of it.
 
         LogUnavailableError when the group has moved on without this member or does not answer.
         """
+        if self._consumer is None:
+            raise LogUnavailableError("this member is joining its group again")
         try:
             # aiokafka tries again without bound while the coordinator is away.
-            async with asyncio.timeout(self._request_timeout_s):
-                lives = self._member().topic_id
-                await self._consumer.commit({of_client(tp): (at, mark(lives(tp.topic))) for tp, at in offsets.items()})
+            with only_ours_cancels():
+                async with asyncio.timeout(self._request_timeout_s):
+                    lives = self._member().topic_id
+                    marked = {of_client(tp): (at, mark(lives(tp.topic))) for tp, at in offsets.items()}
+                    await self._consumer.commit(marked)
         except _ERRORS as e:
             raise LogUnavailableError(describe(e, self._kafka)) from e
 
     async def stop(self) -> None:
         """Leave the group, without another call of the listener. Nothing happens when it was not started."""
+        self._joined = None
+        await self._leave()
+
+    async def _leave(self) -> None:
         consumer, self._consumer = self._consumer, None
         watching, self._watching = self._watching, []
         for task in watching:
@@ -179,6 +201,20 @@ class KafkaEventLog:
         await asyncio.gather(*watching, return_exceptions=True)
         if consumer is not None:
             await _close(consumer)
+
+    async def _replace_broken(self) -> None:
+        """Join anew when the client's own tasks have ended: it would say nothing more, for ever.
+
+        Raises LogUnavailableError, and tries again at the next call.
+        """
+        assert self._joined is not None, "the event log was never started"
+        if self._consumer is not None:
+            if not self._consumer.broken:
+                return
+            _log.error("the member of group %s broke down; another one takes its place", self._kafka.group_id)
+            await self._member().let_go()
+            await self._leave()
+        await self.start(*self._joined)
 
     @property
     def _request_timeout_s(self) -> float:
@@ -193,7 +229,8 @@ class KafkaEventLog:
         known: frozenset[str] | None = None
         while True:
             try:
-                existing = topics & await consumer.topics()
+                with only_ours_cancels():
+                    existing = topics & await consumer.topics()
             except _ERRORS:
                 existing = known
             if existing is not None and existing != known:
@@ -211,8 +248,9 @@ class KafkaSink:
     """Producers that wait for all replicas (the RecordSink port); each connects at its first record.
 
     Ordinary records go through an idempotent one. A refused record breaks the sequence by which that one is recognised,
-    and with it every record behind, so what may be refused for its size goes through one that keeps none: it may
-    produce a record twice, which a caller who produces again after a lost answer does as well.
+    and with it every record behind, so what may be refused for its size goes through one that keeps none, each record
+    in a batch of its own: it may produce a record twice, which a caller who produces again after a lost answer does as
+    well.
     """
 
     def __init__(self, kafka: KafkaConfig, limits: Limits) -> None:
@@ -229,22 +267,43 @@ class KafkaSink:
         RecordTooLargeError when the topic takes no record of this size.
         """
         size = len(value or b"") + len(key or b"") + sum(len(name) + len(content) for name, content in headers)
-        connection = self._ordinary if size < LARGE_RECORD_BYTES else self._large
-        producer = await connection.connected()
         if value is None and key is None:
             key = b""  # aiokafka refuses a record with neither.
+        if size < LARGE_RECORD_BYTES:
+            try:
+                await self._send(self._ordinary, topic, value, key, headers)
+            except RecordTooLargeError:
+                # Refused was the batch that it was in, maybe for others' sake: only alone it is known to be too large.
+                pass
+            else:
+                return
+        try:
+            await self._send(self._large, topic, value, key, headers)
+        except RecordTooLargeError as e:
+            raise RecordTooLargeError(
+                f'topic "{topic}" takes no record of {size} bytes; raise its max.message.bytes'
+            ) from e
+
+    async def _send(
+        self,
+        connection: _Connection,
+        topic: str,
+        value: bytes | None,
+        key: bytes | None,
+        headers: Sequence[tuple[str, bytes]],
+    ) -> None:
+        producer = await connection.connected()
         try:
             # Waiting for a topic's metadata is bounded by the client; waiting for an acknowledgement is not.
-            async with asyncio.timeout(self._timeout_s + ACKNOWLEDGE_MARGIN_S):
-                await producer.send_and_wait(topic, value, key=key, headers=list(headers))
+            with only_ours_cancels():
+                async with asyncio.timeout(self._timeout_s + ACKNOWLEDGE_MARGIN_S):
+                    await producer.send_and_wait(topic, value, key=key, headers=list(headers))
         except UnknownTopicOrPartitionError as e:
             raise LogUnavailableError(f'topic "{topic}" does not exist; create it') from e
         except (MessageSizeTooLargeError, RecordListTooLargeError) as e:
             if connection is self._ordinary:
                 await connection.abandon(producer)
-            raise RecordTooLargeError(
-                f'topic "{topic}" takes no record of {size} bytes; raise its max.message.bytes'
-            ) from e
+            raise RecordTooLargeError(str(e)) from e
         except _ERRORS as e:
             # Whoever called will produce the record again: it must not wait in a buffer as well, nor does an
             # idempotent producer recover from a broken sequence. The next record gets a new producer.
@@ -277,11 +336,13 @@ class _Connection:
                     **self._settings,
                     acks="all",
                     enable_idempotence=self._idempotent,
+                    max_batch_size=ORDINARY_BATCH_BYTES if self._idempotent else 1,
                     max_request_size=REQUEST_BYTES_MAX,
                 )
                 try:
-                    async with asyncio.timeout(self._timeout_s):
-                        await producer.start()
+                    with only_ours_cancels():
+                        async with asyncio.timeout(self._timeout_s):
+                            await producer.start()
                 except _ERRORS as e:
                     await _close(producer)
                     raise LogUnavailableError(describe(e, self._kafka)) from e
@@ -307,13 +368,20 @@ class _Connection:
 class _Producer(aiokafka.AIOKafkaProducer):  # type: ignore[misc] # the base class carries no types
     """A producer that can also end without its buffered records, whose broker may be away for good."""
 
+    async def disconnect(self) -> None:
+        """Close the connections."""
+        await self.client.close()
+
     async def abandon(self) -> None:
         """Disconnect. Calls that wait for an acknowledgement run into their own bound."""
         self._closed = True
         try:
             async with asyncio.timeout(STOP_TIMEOUT_S):
-                await self._sender.close()
-                await self.client.close()
+                try:
+                    with only_ours_cancels():
+                        await self._sender.close()
+                finally:
+                    await self.disconnect()
         except _ERRORS as e:
             _log.debug("abandoning a Kafka producer: %s", e)
 
@@ -325,7 +393,12 @@ async def _close(client: Any) -> None:
     """
     try:
         async with asyncio.timeout(STOP_TIMEOUT_S):
-            await client.stop()
+            try:
+                with only_ours_cancels():
+                    await client.stop()
+            finally:
+                # What broke off in the middle leaves its connections open.
+                await client.disconnect()
     except _ERRORS as e:
         _log.debug("closing a Kafka client: %s", e)
 
@@ -335,7 +408,8 @@ async def _watch_topics(membership: Membership) -> None:
     while True:
         await asyncio.sleep(TOPIC_RETRY_INTERVAL_S if membership.waits else TOPIC_CHECK_INTERVAL_S)
         try:
-            await membership.check()
+            with only_ours_cancels():
+                await membership.check()
         except _ERRORS as e:
             # Reading and committing report an absent broker; here it only means to ask again.
             _log.debug("asking for topic ids: %s", e)

@@ -11,6 +11,8 @@ import logging
 import os
 import ssl
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from aiokafka.abc import AbstractTokenProvider
@@ -19,12 +21,14 @@ from aiokafka.errors import (
     CommitFailedError,
     IllegalStateError,
     KafkaConnectionError,
+    KafkaError,
     TopicAuthorizationFailedError,
     UnknownTopicOrPartitionError,
 )
 from aiokafka.helpers import create_ssl_context
 
 from tenuto_control.config import ConfigError, KafkaConfig
+from tenuto_control.core import cancellation
 from tenuto_control.limits import Limits
 
 CLIENT_LOG_INTERVAL_S = 10.0
@@ -37,6 +41,22 @@ RETRY_PAUSE_MS = 200
 """Between the client library's own tries to reach a broker."""
 
 _log = logging.getLogger("tenuto_control.kafka")
+
+
+@contextmanager
+def only_ours_cancels() -> Iterator[None]:
+    """Turns a cancellation that nobody asked of the current task into a KafkaError.
+
+    aiokafka cancels tasks of its own and awaits them. One that is cancelled before its first step, or where it does not
+    expect that, raises CancelledError in whoever calls the client: a consumer, or the worker of a lane, would end
+    without a word and for good.
+    """
+    try:
+        yield
+    except asyncio.CancelledError as e:
+        if cancellation.is_meant():
+            raise
+        raise KafkaError("the client cancelled a task of its own") from e
 
 
 def connection_settings(kafka: KafkaConfig, limits: Limits) -> dict[str, Any]:

@@ -34,6 +34,16 @@ _ERRORS = (KafkaError, OSError)
 class GroupConsumer(aiokafka.AIOKafkaConsumer):  # type: ignore[misc] # the base class carries no types
     """A consumer that also tells topic ids, and what was committed along with an offset."""
 
+    @property
+    def broken(self) -> bool:
+        """Whether the client's membership in its group has ended by itself, which only a fault of the client does."""
+        task: asyncio.Task[None] | None = getattr(self._coordinator, "_coordination_task", None)
+        return task is not None and task.done()
+
+    async def disconnect(self) -> None:
+        """Close the connections."""
+        await self._client.close()
+
     async def topic_ids(self, topics: Iterable[str]) -> dict[str, str]:
         """See `topic_ids.topic_ids`."""
         return await topic_ids(self._client, topics)
@@ -141,6 +151,10 @@ class Membership(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc] # th
                 await self._listener.revoked(_ours(held))
                 for tp in held:
                     del self._next[tp]
+
+    async def let_go(self) -> None:
+        """Give back everything: this member is over."""
+        await self.on_partitions_revoked(set(self._next) | self._waiting)
 
     async def on_partitions_assigned(self, assigned: Iterable[Any]) -> None:
         """The group gives these partitions to this member."""
