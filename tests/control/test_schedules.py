@@ -72,6 +72,40 @@ def faulty(service: Service | VirtualObject) -> Faulty:
     return Faulty(Services([service]))
 
 
+@pytest.mark.parametrize("error", [asyncio.CancelledError(), RuntimeError("unforeseen")], ids=["cancelled", "error"])
+def test_a_lane_outlives_what_escapes_from_a_library(error: BaseException) -> None:
+    # Kafka's client cancels tasks of its own when a broker goes, and raises that in the worker of a lane. The worker
+    # ended without a word, and its lane stood still for as long as the process lived.
+    box = VirtualObject("box")
+    escapes = [error]
+
+    class Escaping(Faulty):
+        async def produce(
+            self, topic: str, value: bytes | None, _key: bytes | None, _headers: Sequence[tuple[str, bytes]]
+        ) -> None:
+            if escapes:
+                raise escapes.pop()
+            await Faulty.produce(self, topic, value, _key, _headers)
+
+    @box.handler()
+    async def tell(ctx: ObjectContext, n: int) -> None:
+        ctx.publish("told", n)
+
+    async def scenario() -> None:
+        meter = Escaping(Services([box]))
+        for _ in range(3):
+            meter.deliver(box.handlers["tell"], "k")
+        await asyncio.sleep(30)
+        meter.deliver(box.handlers["tell"], "k")
+        await asyncio.sleep(30)
+        await meter.quiet()
+        assert not escapes
+        assert meter.records == [("told", b"1")] * 4
+        assert sorted(meter.released) == [0, 1, 2, 3]
+
+    run_virtual(scenario())
+
+
 def test_a_call_before_a_claiming_event_takes_effect_once() -> None:
     box = VirtualObject("box")
     began: list[int] = []

@@ -1,27 +1,92 @@
-"""How many invocations run at once, in all and per function.
+"""How many invocations run at once, in all and per function, and who is next.
 
-Owns the semaphores. Does not own what is done with a place.
+Owns the places. Does not own what is done with one.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from typing import Final
 
 from tenuto_control.ports import Target
 
+BEGUN_IN_A_ROW_MAX: Final = 4
+"""So many begun invocations may pass by one that has not begun.
+
+Lanes that wake for ever, such as failing ones, must not keep new work out.
+"""
+
 
 class Capacity:
-    """Places for invocations: first come, first served."""
+    """Places for invocations: what has begun comes first, and otherwise who came first.
+
+    A sleep that has ended is late from then on, while an event that still waits is merely not early; and an invocation
+    that ends makes its lane's head small again.
+    """
 
     def __init__(self, total: int) -> None:
-        self._all = asyncio.Semaphore(total)
-        self._functions: dict[str, asyncio.Semaphore] = {}
+        self._all = _Places(total)
+        self._functions: dict[str, _Places] = {}
 
     @asynccontextmanager
-    async def place(self, target: Target) -> AsyncIterator[None]:
-        """Hold a place while an invocation of the target's function runs."""
-        own = self._functions.setdefault(target.function, asyncio.Semaphore(target.concurrency))
-        async with own, self._all:
+    async def place(self, target: Target, *, begun: bool = False) -> AsyncIterator[None]:
+        """Hold a place while an invocation of the target's function runs; `begun`: it goes on with a claimed run."""
+        own = self._functions.setdefault(target.function, _Places(target.concurrency))
+        async with own.held(begun=begun), self._all.held(begun=begun):
             yield
+
+
+class _Places:
+    """A semaphore with two queues."""
+
+    def __init__(self, free: int) -> None:
+        self._free = free
+        self._begun: deque[asyncio.Future[None]] = deque()
+        self._new: deque[asyncio.Future[None]] = deque()
+        self._in_a_row = 0
+
+    @asynccontextmanager
+    async def held(self, *, begun: bool) -> AsyncIterator[None]:
+        """Wait for a place and hold it."""
+        await self._take(begun=begun)
+        try:
+            yield
+        finally:
+            self._give()
+
+    async def _take(self, *, begun: bool) -> None:
+        if self._free > 0:
+            # Nobody waits then: a place that is given back goes to who waits.
+            self._free -= 1
+            return
+        queue = self._begun if begun else self._new
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        queue.append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.cancelled():
+                with suppress(ValueError):
+                    queue.remove(turn)
+            else:
+                # The place came at the moment of giving up.
+                self._give()
+            raise
+
+    def _give(self) -> None:
+        while (turn := self._next()) is not None:
+            if not turn.cancelled():
+                turn.set_result(None)
+                return
+        self._free += 1
+
+    def _next(self) -> asyncio.Future[None] | None:
+        """Take who is next out of its queue."""
+        if self._begun and (not self._new or self._in_a_row < BEGUN_IN_A_ROW_MAX):
+            self._in_a_row = self._in_a_row + 1 if self._new else 0
+            return self._begun.popleft()
+        self._in_a_row = 0
+        return self._new.popleft() if self._new else None

@@ -22,6 +22,7 @@ from tenuto.protocol.limits import FINISHED_TTL_MS
 from tenuto.protocol.messages import Head, Trim
 from tenuto.protocol.records import Event, KafkaSource, ResultOut, SleptSlot, pack
 from tenuto.store.port import TableRefusedError, TableUnavailableError
+from tenuto_control.core import cancellation, log_fields
 from tenuto_control.core.lane_policy import (
     Bounds,
     Drain,
@@ -183,25 +184,32 @@ class LaneWorker:
             try:
                 wake_ms = await self._step()
             except TableRefusedError as e:
-                log.error("%s: the table refuses a write: %s", self.lane.pk, e)  # noqa: TRY400 - the line says it all
+                fields = log_fields.of_lane(self.lane)
+                text = "%s: the table refuses a write: %s"
+                log.error(text, self.lane.pk, e, extra=fields)  # noqa: TRY400 - the line says it all
                 self.head = None
                 await self._rest()
                 continue
             except LogUnavailableError as e:
                 self._ship_failures += 1
                 if self._ship_failures == 1:
-                    log.warning("%s: records cannot be produced, trying on: %s", self.lane.pk, e)
+                    fields = log_fields.of_lane(self.lane)
+                    log.warning("%s: records cannot be produced, trying on: %s", self.lane.pk, e, extra=fields)
                 self._pause_for(min(5_000, 100 * 2 ** min(self._ship_failures, 6)))
                 self._ship_again_ms = self._not_before_ms
                 continue
             except TableUnavailableError as e:
-                log.warning("%s: the table does not answer, the lane starts over from its head: %s", self.lane.pk, e)
+                text = "%s: the table does not answer, the lane starts over from its head: %s"
+                log.warning(text, self.lane.pk, e, extra=log_fields.of_lane(self.lane))
                 self.head = None
                 await self._rest()
                 continue
-            except Exception:
+            except (Exception, asyncio.CancelledError) as e:
                 # A lane must never die silently: whatever went wrong, its truth is in the table.
-                log.exception("%s: unforeseen, the lane starts over from its head", self.lane.pk)
+                if isinstance(e, asyncio.CancelledError) and cancellation.is_meant():
+                    raise
+                text = "%s: unforeseen, the lane starts over from its head"
+                log.exception(text, self.lane.pk, extra=log_fields.of_lane(self.lane))
                 self.head = None
                 await self._rest()
                 continue
@@ -279,7 +287,10 @@ class LaneWorker:
         seconds = max(1, until_ms - self._services.clock.now_ms()) / 1000
         self._resting_until_ms = until_ms
         try:
-            await asyncio.wait_for(self._nudge.wait(), seconds)
+            # Not `wait_for`: before Python 3.12 it loses a cancellation that comes in the same turn as a nudge, and a
+            # dispatcher that halts would wait for this lane to come to rest, after its timers are cleared.
+            async with asyncio.timeout(seconds):
+                await self._nudge.wait()
         except TimeoutError:
             return
         finally:
@@ -296,11 +307,12 @@ class LaneWorker:
         run = head.run
         target = self._services.targets.find(self.lane.service)
         if run is None or target is None:
-            log.warning("%s: no function serves %s, its work waits", self.lane.pk, self.lane.service)
+            fields = log_fields.of_lane(self.lane) if run is None else log_fields.of_event(self.lane, run.event)
+            log.warning("%s: no function serves %s, its work waits", self.lane.pk, self.lane.service, extra=fields)
             self._pause_for(self._services.limits.invoke_retry_max_ms)
             self.head = None
             return
-        async with self._services.capacity.place(target):
+        async with self._services.capacity.place(target, begun=True):
             # Only now: the lease runs from the takeover, and must not be spent on waiting for a place.
             await self._take_over_now(head, target, over, failed=failed)
 

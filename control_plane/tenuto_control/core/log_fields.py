@@ -1,0 +1,31 @@
+"""The fields of log lines: which key, invocation and attempt a line is about.
+
+Owns their names, which are those that `tenuto.logs` gives to the lines of functions, so that one query finds both.
+Nothing that a field holds is payload. Does not own how a line looks (`drivers.log_lines`).
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+from tenuto.protocol.ids import InvocationId, Lane
+from tenuto.protocol.records import Event
+
+Fields: TypeAlias = dict[str, str | int]
+"""What goes into `extra` of a log call."""
+
+
+def of_lane(lane: Lane) -> Fields:
+    """A line about a key."""
+    return {"service": lane.service, "key": lane.key}
+
+
+def of_event(lane: Lane, event: Event, attempt: int | None = None) -> Fields:
+    """A line about an invocation, or about one attempt at it."""
+    fields: Fields = of_lane(lane) | {"invocation_id": event.id, "handler": event.handler}
+    return fields if attempt is None else fields | {"attempt": attempt}
+
+
+def of_invocation(invocation: InvocationId) -> Fields:
+    """A line about an invocation of which only the id is known."""
+    return of_lane(invocation.lane) | {"invocation_id": str(invocation)}
