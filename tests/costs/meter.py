@@ -21,6 +21,7 @@ from tenuto.runtime.environment import Environment, InlineWriteLoop
 from tenuto.service import Handler, Service, Services, VirtualObject
 from tenuto.store.memory import MemoryTable, item_bytes
 from tenuto_control.core.metrics import Metrics
+from tenuto_control.core.traces import Tracer
 from tenuto_control.dispatcher import Dispatcher
 from tenuto_control.limits import Limits
 from tenuto_control.loops.sweep import Sweeper
@@ -103,6 +104,7 @@ class Meter:
     invocations: int = 0
     dead_letter: str | None = None
     metrics: Metrics | None = None
+    tracer: Tracer | None = None
     released: list[int] = field(default_factory=list)
     published: list[str] = field(default_factory=list)
     dispatcher: Dispatcher = field(init=False)
@@ -114,7 +116,18 @@ class Meter:
         """Wire the parts: the meter itself plays targets, invoker, sink and scheduler."""
         rng = random.Random(1)
         self.dispatcher = Dispatcher(
-            self.table, self, self, self, self, self.clock, rng, self.limits, "meter", "tenuto", self.metrics
+            self.table,
+            self,
+            self,
+            self,
+            self,
+            self.clock,
+            rng,
+            self.limits,
+            "meter",
+            "tenuto",
+            self.metrics,
+            tracer=self.tracer,
         )
         self.sweeper = Sweeper(self.table, self.dispatcher, self.clock, rng, self.limits)
 
@@ -175,7 +188,9 @@ class Meter:
         request = decode_request(payload)
         assert isinstance(request, Activation)
         deadline = self.clock.now_ms() + FUNCTION_TIMEOUT_MS
-        environment = Environment(self.table, self.clock.now_ms, deadline, InlineWriteLoop(), at_once)
+        environment = Environment(
+            self.table, self.clock.now_ms, deadline, InlineWriteLoop(), at_once, trace=request.trace
+        )
         return encode(await activate(request, self.services, environment))
 
     async def produce(
