@@ -10,9 +10,12 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.complete
 AWS_VENV := .venv-aws
 AWS_STAMP := $(AWS_VENV)/.complete
+AUDIT_VENV := .venv-audit
+AUDIT_STAMP := $(AUDIT_VENV)/.complete
+AUDITED := control function function_kms dev audit
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo dev test test-localstack validate prove bench lint format types contracts lock clean java plan
+.PHONY: help setup demo dev test test-localstack audit validate prove bench lint format types contracts lock clean java plan
 .NOTPARALLEL:
 .SUFFIXES:
 MAKEFLAGS += --no-print-directory --no-builtin-rules
@@ -28,6 +31,9 @@ $(STAMP): requirements/dev.txt pyproject.toml tools/setup.sh
 
 $(AWS_STAMP): requirements/aws.txt tools/setup.sh
 	@exec sh tools/setup.sh "$(SETUP_PYTHON)" "$(AWS_VENV)" "$(AWS_STAMP)" requirements/aws.txt
+
+$(AUDIT_STAMP): requirements/audit.txt tools/setup.sh
+	@exec sh tools/setup.sh "$(SETUP_PYTHON)" "$(AUDIT_VENV)" "$(AUDIT_STAMP)" requirements/audit.txt
 
 java:
 	@exec sh tools/require_java.sh
@@ -48,6 +54,9 @@ test: java $(STAMP) $(AWS_STAMP) lint types contracts ## lint, types, import con
 test-localstack: $(STAMP) $(AWS_STAMP) ## the AWS-facing tests, at LOCALSTACK_HOST or AWS_ENDPOINT_URL, else at a LocalStack of their own
 	@sh tools/setup_localstack.sh .venv-localstack .venv-localstack/.complete requirements/localstack.txt
 	@exec $(RUN) -m pytest -rs tests/localstack
+
+audit: $(AUDIT_STAMP) ## look up known vulnerabilities of what is pinned; AUDIT_OPTIONAL=1 where no database may answer
+	@exec $(AUDIT_VENV)/bin/python tools/audit.py $(AUDITED:%=requirements/%.txt)
 
 validate: $(AWS_STAMP) ## sam validate and cfn-lint on the templates
 	@exec sh tools/validate.sh $(AWS_VENV)/bin
@@ -76,5 +85,5 @@ lock: ## resolve pyproject.toml and requirements/dev.in anew into requirements/d
 	@exec sh tools/lock.sh
 
 clean: ## remove what these commands created
-	@rm -rf $(VENV) $(AWS_VENV) .venv-localstack .aws-sam .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
+	@rm -rf $(VENV) $(AWS_VENV) $(AUDIT_VENV) .venv-localstack .aws-sam .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
 	@find adapters control_plane infra tests examples bench -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

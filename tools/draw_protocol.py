@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Final, assert_never
 
 from tenuto.lane import transitions
+from tenuto.lane.head import WATERMARK
 from tenuto.lane.writes import Absent, AbsentOrAtMost, AbsentOrEquals, Clause, Delete, Equals, Put, Update
 from tenuto.machine.phases import TRANSITIONS, Phase
 from tenuto.protocol.ids import InvocationId, Lane
@@ -84,10 +85,14 @@ ROWS: Final = (
     Row(transitions.trim_head, "dispatcher", transitions.trim_head(LANE, Trim(("1.0",), ("nonce",), ("j.1.0",)))),
     Row(transitions.result_put, "shipper", transitions.result_put(EVENT.id, Success(), 0)),
     Row(transitions.result_expected, "ingress, delayed send", transitions.result_expected(EVENT.id, 0, 0)),
+    Row(
+        transitions.refused_put, "dispatcher, before 14", transitions.refused_put(LANE, "1", PublishOut("topic", None))
+    ),
     Row(transitions.segment_put, "function, before 3", transitions.segment_put(LANE, "J#1", {"0": b""})),
     Row(transitions.input_put, "function, before 2", transitions.input_put(LANE, "V#1", b"")),
     Row(transitions.timer_put, "before 2, 5, 8, 11", transitions.timer_put(TIMER)),
     Row(transitions.timer_delete, "sweep", transitions.timer_delete(TIMER)),
+    Row(transitions.cursor_put, "sweep", transitions.cursor_put(0)),
 )
 
 HEADER: Final = """\
@@ -169,7 +174,7 @@ def clause_of(clause: Clause) -> str:
         case Absent():
             text = "no item" if clause.attribute == "pk" else f"no {attribute}"
         case AbsentOrAtMost():
-            text = f"{attribute} ≤ first offset"
+            text = f"{attribute} ≤ {'first offset' if clause.attribute.startswith(WATERMARK) else 'the new one'}"
         case AbsentOrEquals():
             text = f"no {attribute}, or the writer's"
         case _:
@@ -196,7 +201,16 @@ def place(write: Write) -> str:
     """Which item a write is about."""
     if write.key.pk.startswith("T#"):
         return "timer"
-    kinds = {"H": "head", "I": "inbox", "J": "segment", "P": "part", "R": "result", "V": "large input"}
+    kinds = {
+        "C": "sweep's cursor",
+        "H": "head",
+        "I": "inbox",
+        "J": "segment",
+        "P": "part",
+        "Q": "refused record",
+        "R": "result",
+        "V": "large input",
+    }
     return kinds[write.key.sk.partition("#")[0]]
 
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol, assert_never
 
+from tenuto import tracing
 from tenuto.hosts import activation
 from tenuto.protocol.messages import Activation, Discover, Outcome
 from tenuto.runtime.activation import activate
@@ -69,10 +70,14 @@ class _Function:
                     writes=self._writes,
                     jitter=random.random,
                     nonce=os.urandom(4).hex(),
+                    trace=request.trace,
                 )
                 if self._loop is None:
                     self._loop = asyncio.new_event_loop()
-                return self._loop.run_until_complete(activate(request, self._services, env))
+                try:
+                    return self._loop.run_until_complete(activate(request, self._services, env))
+                finally:
+                    tracing.flush(request.trace)
             case _:
                 assert_never(request)
 

@@ -49,6 +49,7 @@ __all__ = [
     "Serde",
     "TypedSerde",
     "hints_of",
+    "problem_of",
     "serde_for",
 ]
 
@@ -432,6 +433,12 @@ def _decode(decoder: msgspec.json.Decoder[T], data: bytes, expected: str) -> T:
         at, problem = "$", "it nests too deeply"
     # Raised outside the handlers, so that nothing that quotes the data is chained to it.
     raise BadInputError(expected, problem, at)
+
+
+def problem_of(error: msgspec.DecodeError) -> str:
+    """Where and why msgspec refused something, for an error or a log line: its own text may quote what it refused."""
+    at, problem = _describe_msgspec(error)
+    return f"{problem} (at {at})"
 
 
 def _describe_msgspec(error: msgspec.DecodeError) -> tuple[str, str]:

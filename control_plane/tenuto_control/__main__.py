@@ -19,6 +19,7 @@ from typing import NoReturn
 
 from tenuto_control.config import DEFAULT_FILE, Config, ConfigError, load
 from tenuto_control.core import costs
+from tenuto_control.drivers import log_lines
 
 EXIT_USAGE = 2
 
@@ -26,8 +27,8 @@ EXIT_USAGE = 2
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line. Returns the exit status; a user's mistake is one line on standard error."""
     options = _parser().parse_args(arguments)
-    logging.basicConfig(level=options.log_level.upper(), format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
     try:
+        log_lines.set_up(options.log_format, options.log_level)
         if options.command == "cost":
             return _cost(options)
         config = load(options.config)
@@ -38,10 +39,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _rotate(config)
         return _run(config)
     except ConfigError as e:
-        print(f"tenuto: {e}", file=sys.stderr)
+        _complain(e, options.log_format)
         return EXIT_USAGE
     except KeyboardInterrupt:
         return 130
+
+
+def _complain(error: ConfigError, log_format: str) -> None:
+    """Say what is wrong in one line, which whatever reads JSON lines can read as well."""
+    if log_format.lower() == "json":
+        logging.getLogger("tenuto").critical("%s", error)
+    else:
+        print(f"tenuto: {error}", file=sys.stderr)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -54,7 +63,9 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="tenuto", description="Durable handlers for Kafka events and calls.")
-    parser.add_argument("--log-level", default=os.environ.get("TENUTO_LOG_LEVEL", "info"), help="default: info")
+    level, form = (os.environ.get(name) for name in (log_lines.LEVEL_VARIABLE, log_lines.FORMAT_VARIABLE))
+    parser.add_argument("--log-level", default=level or "info", help="from debug to critical; default: info")
+    parser.add_argument("--log-format", default=form or "text", help="text, or json: one object a line; default: text")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text in (
         ("run", "run a control plane: consume, dispatch, sweep and serve HTTP"),

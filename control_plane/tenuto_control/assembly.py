@@ -30,6 +30,7 @@ from tenuto_control.drivers.emf import EmfReports, reports
 from tenuto_control.drivers.event_scheduler import EventBridgeScheduler, NoScheduler
 from tenuto_control.drivers.kafka import KafkaSink
 from tenuto_control.drivers.lambda_invoke import LambdaInvoker
+from tenuto_control.drivers.otel import OtelTracer, hand_to_xray, tracer_of
 from tenuto_control.drivers.system import SystemClock
 from tenuto_control.ingress import create_app
 from tenuto_control.ingress.readiness import probe
@@ -54,11 +55,17 @@ class Assembly:
     app: Starlette
     tally: Tally
     reports: EmfReports | None
+    tracer: OtelTracer | None
 
     def report(self) -> None:
         """Write what was counted since the last report, where metrics are asked for."""
         if self.reports is not None:
             self.reports.write(self.tally)
+
+    def flush(self) -> None:
+        """Send the spans that have ended: before a process that may be frozen is. Blocks for a second at most."""
+        if self.tracer is not None:
+            self.tracer.flush()
 
 
 @asynccontextmanager
@@ -77,6 +84,9 @@ async def assembled(config: Config) -> AsyncIterator[Assembly]:
         )
         process = f"{os.uname().nodename[:HOST_NAME_CHARS_MAX]}.{os.getpid()}.{secrets.token_hex(4)}"
         tally = Tally()
+        tracer = tracer_of(os.environ)
+        if tracer is not None:
+            hand_to_xray(clients.lambda_)
         dispatcher = Dispatcher(
             table,
             invoker,
@@ -90,15 +100,30 @@ async def assembled(config: Config) -> AsyncIterator[Assembly]:
             config.table.name,
             tally,
             encrypted=data_keys is not None,
+            tracer=tracer,
         )
         sweeper = Sweeper(table, dispatcher, clock, rng, limits)
         app = create_app(dispatcher, deployments, ready=probe(table), wait_ms_max=limits.http_wait_ms_max)
         try:
             yield Assembly(
-                config, clients, clock, table, data_keys, deployments, sink, dispatcher, sweeper, app, tally, reports()
+                config,
+                clients,
+                clock,
+                table,
+                data_keys,
+                deployments,
+                sink,
+                dispatcher,
+                sweeper,
+                app,
+                tally,
+                reports(),
+                tracer,
             )
         finally:
             await sink.stop()
+            if tracer is not None:
+                await tracer.close()
 
 
 def data_keys_of(config: Config, clients: AwsClients, table: Table) -> StoredDataKeys | None:

@@ -24,7 +24,10 @@ from tenuto.hosts import api_gateway, event_scheduler, kafka_event_source
 from tenuto.hosts.kafka_event_source import SourceRecord
 from tenuto_control.assembly import Assembly, assembled, quiet_libraries
 from tenuto_control.config import DEFAULT_FILE, ConfigError, load
+from tenuto_control.core import log_fields
 from tenuto_control.dispatcher import Errand
+from tenuto_control.drivers import log_lines
+from tenuto_control.drivers.topic_lives import KafkaTopicLives
 from tenuto_control.limits import SERVERLESS
 from tenuto_control.loops.serverless import Serverless
 
@@ -48,6 +51,7 @@ class LambdaContext(Protocol):
     """The part of Lambda's context object that is used."""
 
     invoked_function_arn: str
+    aws_request_id: str
 
     def get_remaining_time_in_millis(self) -> int:
         """Milliseconds until Lambda stops this invocation."""
@@ -71,10 +75,12 @@ class DispatcherFunction:
         self._loop = _new_loop()
         self._parts: _Parts | None = None
         self._arn = ""
+        self._logs = False
 
     def __call__(self, event: Any, context: LambdaContext) -> Any:
         """Serve one event. Raises ProtocolError for one of another shape, ConfigError when it cannot start."""
         self._arn = context.invoked_function_arn
+        self._begin_log(context.aws_request_id)
         asyncio.set_event_loop(self._loop)
         parts = self._parts or self._run(self._start())
         self._run(self._discover_again(parts))
@@ -82,6 +88,7 @@ class DispatcherFunction:
             return self._serve(parts, event, context)
         finally:
             parts.assembly.report()
+            parts.assembly.flush()
 
     def _serve(self, parts: _Parts, event: Any, context: LambdaContext) -> Any:
         deadline_ms = parts.assembly.clock.now_ms() + context.get_remaining_time_in_millis() - LEAVE_MARGIN_MS
@@ -106,6 +113,16 @@ class DispatcherFunction:
             f"{shape}; activations go to the functions that hold handlers"
         )
 
+    def _begin_log(self, request_id: str) -> None:
+        """Have all lines name this invocation; at the first one, set up how they look. Raises ConfigError."""
+        if not self._logs:
+            environment = os.environ
+            form, level = environment.get(log_lines.FORMAT_VARIABLE), environment.get(log_lines.LEVEL_VARIABLE)
+            log_lines.set_up(form or "json", level or "info", in_function=True)
+            quiet_libraries()
+            self._logs = True
+        log_lines.begin_request(request_id)
+
     def close(self) -> None:
         """End the process's clients. Lambda never asks for it; tests do."""
         parts, self._parts = self._parts, None
@@ -115,8 +132,6 @@ class DispatcherFunction:
         self._loop.close()
 
     async def _start(self) -> _Parts:
-        logging.getLogger().setLevel(os.environ.get("TENUTO_LOG_LEVEL", "info").upper())
-        quiet_libraries()
         config = load(os.environ.get(CONFIG_VARIABLE, DEFAULT_FILE), limits=SERVERLESS)
         self._stack = AsyncExitStack()
         try:
@@ -126,10 +141,13 @@ class DispatcherFunction:
             # The next invocation starts over: what was missing may be there by then.
             await self._stack.aclose()
             raise
+        lives = KafkaTopicLives(config.kafka, config.limits)
+        self._stack.push_async_callback(lives.stop)
         serverless = Serverless(
             assembly.dispatcher,
             assembly.sweeper,
             assembly.sink,
+            lives,
             config.subscriptions,
             assembly.clock,
             config.limits,
@@ -159,7 +177,8 @@ class DispatcherFunction:
                 FunctionName=self._arn, InvocationType="Event", Payload=payload
             )
         except (ClientError, BotoCoreError, aiohttp.ClientError, OSError) as e:
-            log.warning("%s is left to the sweep, as it could not be handed on: %s", errand.lane.pk, e)
+            fields = log_fields.of_lane(errand.lane)
+            log.warning("%s is left to the sweep, as it could not be handed on: %s", errand.lane.pk, e, extra=fields)
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         return self._loop.run_until_complete(work)

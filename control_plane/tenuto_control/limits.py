@@ -9,9 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
-from tenuto.protocol.limits import HOLD_SLEEP_MS_MAX
+from tenuto.protocol.limits import HOLD_SLEEP_MS_MAX, TIMER_BUCKET_MS
 
 MIB = 1024 * 1024
+
+SWEEP_CURSOR_LAG_MINUTES = 60
+"""The sweep's cursor stays this far behind, so that a slow process may still put timers into recent buckets."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +43,11 @@ class Limits:
     heartbeat_interval_ms: int = 1_000
     log_request_timeout_ms: int = 10_000
     """How long one request to the log may take, commits and produced records included."""
+
+    topic_lives_timeout_ms: int = 5_000
+    """How long a batch of a mapping may wait until brokers tell which life of its topic it is of; then it fails."""
+    topic_lives_request_timeout_ms: int = 1_500
+    """The same for one request: a connection that broke while its process was frozen says nothing by itself."""
 
     log_retry_initial_ms: int = 200
     log_retry_max_ms: int = 5_000
@@ -83,6 +91,8 @@ class Limits:
 
     sweep_interval_ms: int = 5_000
     sweep_lookback_ms: int = 600_000
+    sweep_wide_interval_ms: int = 30_000
+    """Every so often a sweep looks back so far; those in between, not much further than timers rest."""
     sweep_deep_interval_ms: int = 60_000
     sweep_deep_buckets_max: int = 500
     """Every so often a sweep also looks at older buckets, from a stored cursor on, so many at a time."""
@@ -111,6 +121,11 @@ class Limits:
         for field in fields(self):
             if getattr(self, field.name) <= 0:
                 raise ValueError(f"{field.name} must be above zero, not {getattr(self, field.name)}")
+
+
+def near_lookback_ms(limits: Limits) -> int:
+    """How far back every sweep looks: past where a due timer rests before it moves on, and a bucket more."""
+    return min(limits.sweep_lookback_ms, limits.timer_postpone_ms + TIMER_BUCKET_MS)
 
 
 SERVERLESS: Mapping[str, int] = {

@@ -6,7 +6,7 @@ suite.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeAlias
 
@@ -46,9 +46,28 @@ class LogUnavailableError(Exception):
 class RecordTooLargeError(LogUnavailableError):
     """The topic takes no record of this size; only a smaller one, or a larger limit, helps.
 
-    A kind of LogUnavailableError, because whoever has no smaller record to offer keeps the one it has and tries on, as
-    for a topic that does not exist.
+    A kind of LogUnavailableError, because whoever has no smaller dead letter to offer keeps the one it has and tries
+    on, as for a topic that does not exist.
     """
+
+
+@dataclass(frozen=True, slots=True)
+class Life:
+    """What brokers tell of a partition now: its topic's id ("" when they tell none), and the offset that comes next."""
+
+    topic_id: str
+    end: int
+
+
+class TopicLives(Protocol):
+    """Tells the lives of topics to whoever gets records from somewhere that does not."""
+
+    async def of(self, partitions: Collection[TopicPartition]) -> Mapping[TopicPartition, Life]:
+        """The present life of each partition's topic, asked anew at each call, never remembered.
+
+        Raises LogUnavailableError when the log does not answer in time, or has no such partition.
+        """
+        ...
 
 
 class AssignmentListener(Protocol):

@@ -549,6 +549,8 @@ def test_a_sink_outlives_the_refusal_of_a_small_record(broker: KafkaBroker) -> N
                 with pytest.raises(RecordTooLargeError):
                     await sink.produce(topic, value, None, ())
                 await sink.produce(topic, b"small", None, ())
+            # Together they are refused, but none of them is too large.
+            await asyncio.gather(*(sink.produce(topic, bytes(300), None, ()) for _ in range(40)))
         finally:
             await cluster.close()
 

@@ -77,8 +77,8 @@ def test_the_example_of_the_design_by_hand() -> None:
         "DynamoDB reads, read units": 3 * 0.125,
         "Lambda handler, requests": 2 * 0.20,
         "Lambda handler, GB-s": MILLION * 2 * 0.1 * 0.5 * 0.0000133334,
-        # 48 queries every 5 s, and 201 a minute, over 730 hours.
-        "DynamoDB reads, sweep, read units": (730 * 3600 / 5 * 48 + 730 * 60 * 201) / MILLION * 0.125,
+        # Of twelve sweeps a minute ten with 16 queries and two with 48, and one with 201, over 730 hours.
+        "DynamoDB reads, sweep, read units": 730 * 60 * (10 * 16 + 2 * 48 + 201) / MILLION * 0.125,
         "Fargate vCPU, vCPU-h": 730 * 0.25 * 0.03238,
         "Fargate memory, GB-h": 730 * 0.5 * 0.00356,
     }

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import logging
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +19,23 @@ RECORDS = [SourceRecord("t", 0, offset, 0, b"k", b"1") for offset in (4, 5)]
 
 
 def context() -> Any:
-    return SimpleNamespace(invoked_function_arn="arn", get_remaining_time_in_millis=lambda: 10_000)
+    return SimpleNamespace(
+        invoked_function_arn="arn", aws_request_id="r-1", get_remaining_time_in_millis=lambda: 10_000
+    )
+
+
+@pytest.fixture(autouse=True)
+def root_logger() -> Iterator[logging.Logger]:
+    """The root logger, whose handlers a dispatcher function takes the place of."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    for handler in handlers:
+        root.removeHandler(handler)
+    try:
+        yield root
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
 
 
 @pytest.mark.parametrize("value", [None, "", "false"])
@@ -68,6 +87,7 @@ def test_a_warm_process_asks_the_functions_again_now_and_then(
     assembly = SimpleNamespace(
         clock=SimpleNamespace(now_ms=lambda: now_ms),
         report=lambda: None,
+        flush=lambda: None,
         deployments=SimpleNamespace(discover=discover),
     )
     function = lambda_entry.DispatcherFunction()
@@ -82,9 +102,43 @@ def test_a_warm_process_asks_the_functions_again_now_and_then(
         function.close()
 
 
+def test_its_lines_are_json_and_name_the_invocation_of_lambda(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], root_logger: logging.Logger
+) -> None:
+    monkeypatch.delenv("TENUTO_LOG_FORMAT", raising=False)
+    monkeypatch.setenv(lambda_entry.CONFIG_VARIABLE, "nowhere/tenuto.toml")
+    lambdas_own = logging.StreamHandler()
+    root_logger.addHandler(lambdas_own)
+    function = lambda_entry.DispatcherFunction()
+    try:
+        for request_id in ("r-1", "r-2"):
+            asked = context()
+            asked.aws_request_id = request_id
+            with pytest.raises(ConfigError):
+                function({"tenuto": "sweep"}, asked)
+            lambda_entry.log.warning("%s waits", "orders/ann", extra={"service": "orders", "key": "ann"})
+    finally:
+        function.close()
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [line["function_request_id"] for line in lines] == ["r-1", "r-2"]
+    assert [line["service"] for line in lines] == ["orders", "orders"]
+    assert lambdas_own not in root_logger.handlers
+
+
+@pytest.mark.parametrize("variable", ["TENUTO_LOG_FORMAT", "TENUTO_LOG_LEVEL"])
+def test_a_setting_of_the_log_that_is_none_is_named(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    monkeypatch.setenv(variable, "loud")
+    function = lambda_entry.DispatcherFunction()
+    try:
+        with pytest.raises(ConfigError, match=f"{variable}.* is one of .*, not 'loud'"):
+            function({"tenuto": "sweep"}, context())
+    finally:
+        function.close()
+
+
 def test_an_event_of_another_shape_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     function = lambda_entry.DispatcherFunction()
-    assembly = SimpleNamespace(clock=SimpleNamespace(now_ms=int), report=lambda: None)
+    assembly = SimpleNamespace(clock=SimpleNamespace(now_ms=int), report=lambda: None, flush=lambda: None)
     monkeypatch.setattr(function, "_parts", SimpleNamespace(assembly=assembly, discovered_ms=0))
     try:
         with pytest.raises(ProtocolError, match="not \\['type'\\]"):

@@ -23,6 +23,8 @@ from tenuto_control.dispatcher import Errand
 from tenuto_control.limits import SERVERLESS, Limits
 from tenuto_control.loops.serverless import Serverless, UnsubscribedError
 from tests.costs.meter import Meter
+from tests.support.memory_kafka import MemoryKafka
+from tests.support.memory_topic_lives import MemoryTopicLives
 from tests.support.virtual_time import run_virtual
 
 BUDGET_MS = 30_000
@@ -36,13 +38,17 @@ class Function(Meter):
     cancelled: list[str] = field(default_factory=list)
     handed_on: list[Errand] = field(default_factory=list)
     records: list[tuple[str, bytes | None]] = field(default_factory=list)
+    kafka: MemoryKafka = field(default_factory=MemoryKafka)
+    lives: MemoryTopicLives = field(init=False)
     serverless: Serverless = field(init=False)
 
     def __post_init__(self) -> None:
         Meter.__post_init__(self)
+        self.kafka.create_topic("t")
+        self.lives = MemoryTopicLives(self.kafka)
         subscription = Subscription("t", "box", "event")
         self.serverless = Serverless(
-            self.dispatcher, self.sweeper, self, [subscription], self.clock, self.limits, self.hand_on
+            self.dispatcher, self.sweeper, self, self.lives, [subscription], self.clock, self.limits, self.hand_on
         )
 
     def deadline(self) -> int:

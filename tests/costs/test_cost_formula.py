@@ -7,6 +7,7 @@ or what requests are charged at (`tests.control.test_costs_model`).
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -21,7 +22,6 @@ from tenuto.store.memory import item_bytes
 from tenuto_control.core import costs
 from tenuto_control.core.costs import Workload, count, write_units_of_event
 from tenuto_control.limits import Limits
-from tenuto_control.loops.sweep import CURSOR_LAG_MINUTES
 from tests.costs.meter import CountingTable, Meter, meter_of
 from tests.support.virtual_time import run_virtual
 
@@ -307,19 +307,38 @@ def test_messages_to_small_heads_cost_no_more_than_the_formula_says() -> None:
 
 
 def test_the_sweep_reads_what_the_formula_says_when_nothing_is_there() -> None:
-    async def reads() -> tuple[int, int]:
+    async def reads() -> tuple[int, int, int]:
         meter = meter_of(declare().sender)
+
+        async def of(sweep: Callable[[], Awaitable[None]]) -> int:
+            meter.count()
+            await sweep()
+            return sum(meter.table.requests.values())
+
         # The cursor is stored by a first sweep, and moves on by none that follows at once.
         await meter.sweeper.sweep_deep()
-        meter.count()
-        await meter.sweeper.sweep()
-        recent = sum(meter.table.requests.values())
-        meter.count()
-        await meter.sweeper.sweep_deep()
-        return recent, sum(meter.table.requests.values())
+        wide = await of(meter.sweeper.sweep)
+        return await of(meter.sweeper.sweep_near), wide, await of(meter.sweeper.sweep_deep)
 
-    recent, deep = run_virtual(reads())
-    expected_recent, expected_deep = costs.sweep_queries()
-    assert expected_recent - 4 <= recent <= expected_recent, "one bucket more, shortly before a minute ends"
-    assert deep == expected_deep
-    assert costs.SWEEP_CURSOR_LAG_MINUTES == CURSOR_LAG_MINUTES
+    near, wide, deep = run_virtual(reads())
+    expected = costs.sweep_queries()
+    assert expected.near - 4 <= near <= expected.near, "one bucket more at the edges of a minute"
+    assert expected.wide - 4 <= wide <= expected.wide, "one bucket more, shortly before a minute ends"
+    assert deep == expected.deep
+
+
+def test_an_idle_hour_reads_what_the_formula_says() -> None:
+    async def reads() -> int:
+        meter = meter_of(declare().sender)
+        await meter.sweeper.sweep_deep()
+        sweeping = asyncio.create_task(meter.sweeper.run())
+        await asyncio.sleep(60)
+        meter.count()
+        await asyncio.sleep(3_600)
+        sweeping.cancel()
+        await asyncio.gather(sweeping, return_exceptions=True)
+        return sum(meter.table.requests.values())
+
+    (line,) = (one for one in costs.estimate(Workload()).lines if one.item == "DynamoDB reads, sweep")
+    hour = line.count / costs.HOURS_PER_MONTH
+    assert 0.85 * hour < run_virtual(reads()) <= hour

@@ -143,7 +143,7 @@ def test_a_lane_that_goes_on_is_not_taken_for_a_loop(templates: Templates) -> No
 def test_alarms(templates: Templates, shape: str) -> None:
     deployed = deploy(templates, Shape=shape, AlarmTopicArn="arn:topic", **NETWORK)
     alarms = {name.rpartition("/")[2]: one for name, one in deployed.items() if one.type == "AWS::CloudWatch::Alarm"}
-    common = {"DeadLettersAlarm", "LagAlarm", "ThrottlesAlarm"}
+    common = {"DeadLettersAlarm", "HandlerErrorsAlarm", "LagAlarm", "RecordsRefusedAlarm", "ThrottlesAlarm"}
     scaled = {"DispatcherErrorsAlarm", "SweepAlarm", "WakeUpsAlarm"}
     assert alarms.keys() == (common | scaled if shape == "ScaleToZero" else common)
     assert all(alarm.properties["AlarmActions"] == ["arn:topic"] for alarm in alarms.values())

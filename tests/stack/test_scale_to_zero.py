@@ -10,14 +10,16 @@ import asyncio
 import json
 import os
 import signal
-from collections.abc import Coroutine, Iterator
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
+from uuid import uuid4
 
 import pytest
 from aiobotocore.session import get_session
 from aiokafka import AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient
 
 from tenuto.lane.head import head_key, parse_head
 from tenuto.protocol.ids import Lane
@@ -45,6 +47,10 @@ target = "account/add"
 [[subscriptions]]
 topic = "jobs"
 target = "account/work"
+
+[[subscriptions]]
+topic = "reborn"
+target = "account/add"
 
 # So that a sleep of a second suspends and goes to the Scheduler, as one of minutes does in earnest.
 [limits]
@@ -121,6 +127,26 @@ class ScaleToZero:
             await self._closing.aclose()
         finally:
             await self.stack.stop()
+
+    @asynccontextmanager
+    async def mapping(self, topic: str) -> AsyncIterator[None]:
+        """A topic of one partition and its mapping, which begins with the oldest record; then both are gone."""
+        servers, group = self.stack.bootstrap_servers, uuid4().hex
+        await create_topics(servers, {topic: 1})
+        await wait_coordinator(servers, group)
+        async with KafkaEventSource(servers, {topic: 1}, group, self.invoke):
+            yield
+        admin = AIOKafkaAdminClient(bootstrap_servers=servers)
+        await admin.start()
+        try:
+            await admin.delete_topics([topic])
+            for _ in range(500):
+                if topic not in await admin.list_topics():
+                    return
+                await asyncio.sleep(0.02)
+            pytest.fail(f"{topic} is still there")
+        finally:
+            await admin.close()
 
     def run(self, work: Coroutine[Any, Any, None], timeout_s: float = SCENARIO_S) -> None:
         """Run a scenario, or fail."""
@@ -265,6 +291,20 @@ def test_a_dispatcher_that_is_killed_loses_nothing(world: ScaleToZero) -> None:
         expected = [f"{when} {round_}" for round_ in range(3) for when in ("before", "after")]
         for n in range(4):
             await world.eventually(lambda n=n: list(dict.fromkeys(world.noted(f"survivor-{n}"))), expected)
+
+    world.run(scenario())
+
+
+@pytest.mark.stack
+def test_events_of_a_topic_that_was_created_again_run(world: ScaleToZero) -> None:
+    async def scenario() -> None:
+        for expected in (b"6", b"12"):
+            async with world.mapping("reborn"):
+                await world.send("reborn", *(("phoenix", n) for n in (1, 2, 3)))
+                await world.eventually(lambda: _state(world, "phoenix", "total"), expected)
+        first, second = (await world.head("phoenix")).watermarks.items()
+        assert first[0] != second[0]
+        assert (first[1], second[1]) == (3, 3)
 
     world.run(scenario())
 

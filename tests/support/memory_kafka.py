@@ -153,6 +153,16 @@ class MemoryKafka:
         """The group's committed offset."""
         return self._group(group).committed.get(tp)
 
+    def read(self, tp: TopicPartition, offset: int, max_records: int) -> list[LogRecord]:
+        """Records of a partition from an offset on, as an event source mapping's poller fetches them."""
+        log = self._topics[tp.topic][tp.partition]
+        first = bisect_left(log, offset, key=lambda record: record.offset)
+        return log[first : first + max_records]
+
+    def store(self, tp: TopicPartition, offset: int, group: str = "tenuto") -> None:
+        """Store a group's offset for somebody who is no member of it: the poller of an event source mapping."""
+        self._group(group).committed[tp] = offset
+
     def expel(self, member: MemoryEventLog) -> None:
         """The group goes on without this member, which does not know.
 

@@ -22,6 +22,7 @@ _GIT_SECONDS_MAX: Final = 30
 _NOT_OURS: Final = {
     ".git",
     ".venv",
+    ".venv-audit",
     ".venv-aws",
     ".venv-localstack",
     ".aws-sam",

@@ -19,6 +19,7 @@ from tenuto.protocol.messages import (
     to_builtins,
 )
 from tenuto.protocol.records import Failure
+from tenuto.serde import problem_of
 
 
 def read(payload: Any) -> Request:
@@ -28,8 +29,8 @@ def read(payload: Any) -> Request:
     except msgspec.ValidationError as e:
         shape = sorted(payload) if isinstance(payload, dict) else type(payload).__name__
         raise ProtocolError(
-            f"this function takes tenuto activations, not {shape}: {e}. Kafka, API Gateway and Scheduler events go to "
-            "the control plane"
+            f"this function takes tenuto activations, not {shape}: {problem_of(e)}. Kafka, API Gateway and Scheduler "
+            "events go to the control plane"
         ) from None
 
 

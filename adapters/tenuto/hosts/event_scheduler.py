@@ -13,6 +13,7 @@ from msgspec import Struct
 from tenuto.errors import ProtocolError
 from tenuto.lane.writes import Key
 from tenuto.protocol.ids import Lane
+from tenuto.serde import problem_of
 
 
 class WakeUp(Struct, frozen=True, tag_field="tenuto", tag="wake"):
@@ -46,7 +47,9 @@ def read(event: Any) -> Payload:
         payload: Payload = msgspec.convert(event, Payload)
         if isinstance(payload, WakeUp):
             Lane.from_pk(payload.lane)
-    except (msgspec.ValidationError, ValueError) as e:
+    except msgspec.ValidationError as e:
+        raise ProtocolError(f"this is no wake-up of tenuto: {problem_of(e)}") from None
+    except ValueError as e:
         raise ProtocolError(f"this is no wake-up of tenuto: {e}") from None
     return payload
 
@@ -56,7 +59,7 @@ def decode(data: bytes) -> Payload:
     try:
         return read(msgspec.json.decode(data))
     except msgspec.DecodeError as e:
-        raise ProtocolError(f"this is no wake-up of tenuto: {e}") from None
+        raise ProtocolError(f"this is no wake-up of tenuto: {problem_of(e)}") from None
 
 
 def wake_up(lane: Lane, timer: Key | None = None) -> bytes:

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from tenuto.errors import ProtocolError
+from tenuto.serde import problem_of
 
 SOURCES = ("aws:kafka", "SelfManagedKafka")
 """Values of `eventSource`: Amazon MSK, and everything else that speaks Kafka."""
@@ -60,7 +61,9 @@ def read(event: Any) -> list[SourceRecord]:
     try:
         batch = msgspec.convert(event, _Batch)
         records = [_read_one(raw) for partition in batch.records.values() for raw in partition]
-    except (msgspec.ValidationError, binascii.Error, ValueError) as e:
+    except msgspec.ValidationError as e:
+        raise ProtocolError(f"this is no batch of a Kafka event source mapping: {problem_of(e)}") from None
+    except (binascii.Error, ValueError) as e:
         raise ProtocolError(f"this is no batch of a Kafka event source mapping: {e}") from None
     return sorted(records, key=lambda record: (record.topic, record.partition, record.offset))
 

@@ -38,7 +38,7 @@ from tenuto.protocol.limits import (
     VALUE_BYTES_MAX,
 )
 from tenuto.protocol.messages import Head, Run, Trim
-from tenuto.protocol.records import CallSource, Event, KafkaSource, MessageSource, Out, Result, pack
+from tenuto.protocol.records import CallSource, Event, KafkaSource, MessageSource, Out, PublishOut, Result, pack
 
 NO_TRIM = Trim()
 
@@ -399,6 +399,16 @@ def segment_put(lane: Lane, name: str, slots: Mapping[str, bytes]) -> Put:
     return Put(Key(lane.pk, name), dict(slots))
 
 
+def refused_put(lane: Lane, sequence: str, entry: PublishOut) -> Put:
+    """A published record that its topic does not take: out of its lane's way, and kept for whoever looks after it."""
+    return Put(refused_key(lane, sequence), {"out": pack(entry)})
+
+
+def refused_key(lane: Lane, sequence: str) -> Key:
+    """Where such a record is; `sequence` is its position in the outbox, as in its `tenuto-id`."""
+    return Key(lane.pk, f"Q#{sequence}")
+
+
 # --- 4, 10, 18: timers ---------------------------------------------------------------------------------------------
 
 
@@ -482,6 +492,18 @@ def parse_timer(item: Mapping[str, Value]) -> Timer:
         ver if isinstance(ver, int) else None,
         since if isinstance(since, int) else None,
     )
+
+
+SWEEP_CURSOR = Key("C#sweep", "C")
+"""Where the deep sweep has got to: no timer is in a bucket before its minute.
+
+Not among the timers, where functions may write as well.
+"""
+
+
+def cursor_put(minute: int) -> Update:
+    """How far timers have been swept; of several sweepers the furthest counts."""
+    return Update(SWEEP_CURSOR, {"minute": minute}, (), (AbsentOrAtMost("cursor.further", "minute", minute),))
 
 
 # --- shared parts --------------------------------------------------------------------------------------------------

@@ -90,7 +90,8 @@ class Activation(Struct, frozen=True, tag="activation"):
     `speculate`: several events, nothing owned. `drain`: one inbox item. `resume`: the head's own run, already taken
     over with `holder`. `shared`: one read-only handler. `claim_first` takes the lease before the handler starts.
     `attempt` counts from 1 for the first event. Sleeps up to `hold_ms` are waited for inside the function. With
-    `encrypted`, what the function writes to the table is encrypted under the table's data key.
+    `encrypted`, what the function writes to the table is encrypted under the table's data key. `trace` is the W3C
+    `traceparent` of the control plane's span, when it traces.
     """
 
     service: str
@@ -104,6 +105,7 @@ class Activation(Struct, frozen=True, tag="activation"):
     trim: Trim = Trim()
     table: str = "tenuto"
     encrypted: bool = False
+    trace: str | None = None
     hold_ms: int = HOLD_SLEEP_MS_MAX
     version: int = PROTOCOL_VERSION
 

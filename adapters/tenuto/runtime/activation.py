@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias, assert_never
 
-from tenuto import logs
+from tenuto import logs, tracing
 from tenuto.errors import (
     BadInputError,
     FencedError,
@@ -335,6 +335,15 @@ class _Invocation:
 
     async def _attempt(self, attempt: Attempt, state: StateView) -> tuple[Done | None, BaseException | None]:
         """Run the handler once: its end, or why there is none."""
+        with tracing.attempt(self._env.trace, self._spec.target, attempt.log_fields()) as traced:
+            done, error = await self._handled(attempt, state)
+            if error is not None:
+                traced.failed = type(error).__name__
+            elif done is not None and isinstance(done.result, Failed):
+                traced.failed = TerminalError.__name__
+        return done, error
+
+    async def _handled(self, attempt: Attempt, state: StateView) -> tuple[Done | None, BaseException | None]:
         error: BaseException | None = None
         result: Result | None = None
         told = logs.current.set(attempt)
@@ -393,7 +402,10 @@ class _Invocation:
         failure = Failure(describe(error))
         if failures & (failures + 1) == 0:
             # The first, second, fourth, eighth ... failure in a row, with the place in the handler's own code.
-            log.warning("%s: attempt %d failed: %s", self._spec.target, failures + 1, failure.message, exc_info=error)
+            # The handler's context is over, and with it what the filter of `tenuto.logs` adds.
+            fields, again = attempt.log_fields(), f" ({failures + 1} times)" if failures else ""
+            text = "%s: attempt failed: %s%s"
+            log.warning(text, self._spec.target, failure.message, again, exc_info=error, extra=fields)
         mismatch = isinstance(error, JournalMismatchError)
         spent = policy.max_attempts is not None and failures + 1 >= policy.max_attempts
         counts = not isinstance(error, OutOfTimeError | StepWaitsError)
@@ -421,11 +433,8 @@ class _Invocation:
 
     def _dead(self, failure: Failure) -> Done:
         """The invocation ends here; an event that came from Kafka goes to its dead-letter topic, with the reason."""
-        source = self._event.source
-        out: dict[int, Out] = {}
-        if isinstance(source, KafkaSource) and source.dead_letter is not None:
-            item = self._lease.run.input_item if self._lease.owning else None
-            out[self._own_position(out)] = dead_letter(self._event, source, failure.message, item)
+        letter = dead_letter(self._event, failure.message, self._lease.run.input_item if self._lease.owning else None)
+        out: dict[int, Out] = {} if letter is None else {self._own_position({}): letter}
         return Done(Failed(failure), {}, out)
 
     async def _finish(self, done: Done) -> End:

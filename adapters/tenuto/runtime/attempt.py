@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from tenuto import logs
+from tenuto import logs, tracing
 from tenuto.errors import (
     RetryableError,
     StateTooLargeError,
@@ -314,7 +314,10 @@ class Attempt:
                 self._check_time()
             step_key.set(digest(self.event.id, str(future.index)))
             logs.in_step.set(True)
-            result = await self._tried(future.index, name, call, serde, limits)
+            with tracing.step(self.env.trace, name) as traced:
+                result = await self._tried(future.index, name, call, serde, limits)
+                if isinstance(result, Failed):
+                    traced.failed = TerminalError.__name__
             self._finish(str(future.index), RunSlot(name, result))
             future.result = result
             self.env.writes.post(self.lease.flush_soon)

@@ -73,7 +73,7 @@ class Environment:
     """Surroundings of one activation. `deadline_ms` is when the function will be stopped, by its own clock.
 
     `nonce` is this process's own: it tells it from a twin, when one invocation was delivered twice. Sleeps up to
-    `hold_ms` are waited for inside the function.
+    `hold_ms` are waited for inside the function. `trace` names the control plane's span, when it traces.
     """
 
     table: Table
@@ -84,6 +84,7 @@ class Environment:
     jitter: Callable[[], float] = lambda: 0.0
     nonce: str = ""
     hold_ms: int = HOLD_SLEEP_MS_MAX
+    trace: str | None = None
 
     def remaining_ms(self) -> int:
         """Milliseconds this function may still run."""

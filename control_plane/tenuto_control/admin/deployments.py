@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from tenuto.protocol.messages import Discover, Manifest, Rejected, ServiceManifest, decode_outcome, encode
+from tenuto.serde import problem_of
 from tenuto_control.config import Config, ConfigError
 from tenuto_control.core.routing import Subscription
 from tenuto_control.ports import FunctionInvoker, FunctionMissingError, InvokeError, Target
@@ -84,8 +85,11 @@ class Deployments:
                 answer = decode_outcome(await self._invoker.invoke(name, encode(Discover())))
             except FunctionMissingError as e:
                 raise ConfigError(f"[functions.{name}]: {e}; deploy it, or correct its name") from e
-            except (InvokeError, msgspec.DecodeError) as e:
+            except InvokeError as e:
                 last = str(e)
+                continue
+            except msgspec.DecodeError as e:
+                last = problem_of(e)
                 continue
             match answer:
                 case Manifest():

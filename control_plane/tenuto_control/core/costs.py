@@ -16,10 +16,10 @@ import math
 import tomllib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 from tenuto.protocol.limits import COMMANDS_MAX, HOLD_SLEEP_MS_MAX, OUT_WAITING_MAX, TIMER_BUCKET_MS, TIMER_SHARDS
-from tenuto_control.limits import Limits
+from tenuto_control.limits import SWEEP_CURSOR_LAG_MINUTES, Limits, near_lookback_ms
 
 T = TypeVar("T")
 
@@ -48,9 +48,9 @@ SLEEP_TIMER_READ_UNITS: Final = 2
 """What the sweep reads before a timer goes: the head once or twice, for a guard the inbox, and at most one unit for
 coming across the timer in its bucket while it was not due yet."""
 
-SWEEP_CURSOR_LAG_MINUTES: Final = 60
 SWEEP_CURSOR_READS: Final = 1
-"""How far behind the deep sweep stays, and its look at where it has got to."""
+"""The deep sweep's look at where it has got to."""
+
 TICK_MINUTES: Final = 1
 TICK_MS: Final = 1_000
 """At scale to zero, how often a rule has the timers looked at, and how long that takes: some 250 queries in turn."""
@@ -355,28 +355,44 @@ def _dispatched_seconds(workload: Workload, polls: float) -> float:
 
 
 def _fixed(workload: Workload, prices: PriceList) -> Iterable[Line]:
-    queries, deep_queries = sweep_queries()
+    queries = sweep_queries()
     if workload.shape == ALWAYS_ON:
-        limits = Limits()
-        sweeps = MINUTES_PER_MONTH * 60_000 / limits.sweep_interval_ms * queries
-        deep = MINUTES_PER_MONTH * 60_000 / limits.sweep_deep_interval_ms * deep_queries
-        yield _read_units("DynamoDB reads, sweep", workload.tasks * (sweeps + deep), prices, fixed=True)
+        limits, month_ms = Limits(), MINUTES_PER_MONTH * 60_000
+        wide = month_ms / limits.sweep_wide_interval_ms
+        near = month_ms / limits.sweep_interval_ms - wide
+        deep = month_ms / limits.sweep_deep_interval_ms
+        units = near * queries.near + wide * queries.wide + deep * queries.deep
+        yield _read_units("DynamoDB reads, sweep", workload.tasks * units, prices, fixed=True)
         hours = workload.tasks * HOURS_PER_MONTH
         yield Line("Fargate vCPU", hours * workload.vcpu, "vCPU-h", prices.fargate_vcpu_hour, 1, fixed=True)
         yield Line("Fargate memory", hours * workload.task_gb, "GB-h", prices.fargate_gb_hour, 1, fixed=True)
         return
     ticks = MINUTES_PER_MONTH / TICK_MINUTES
-    yield _read_units("DynamoDB reads, sweep", ticks * (queries + deep_queries), prices, fixed=True)
+    yield _read_units("DynamoDB reads, sweep", ticks * (queries.wide + queries.deep), prices, fixed=True)
     yield _requests("Lambda dispatcher, sweep", ticks, prices, fixed=True)
     seconds = ticks * TICK_MS / 1000 * workload.dispatcher_mb / MB_PER_GB
     yield Line("Lambda dispatcher, sweep", seconds, "GB-s", _gb_second(workload, prices), 1, fixed=True)
 
 
-def sweep_queries() -> tuple[int, int]:
-    """Reads of one sweep over recent timers, and of one deep sweep, when nothing is found. Each is one read unit."""
-    recent = Limits().sweep_lookback_ms // TIMER_BUCKET_MS
-    # Next to the past ones, the bucket of this minute and, shortly before its end, that of the next.
-    return (recent + 2) * TIMER_SHARDS, (SWEEP_CURSOR_LAG_MINUTES - recent) * TIMER_SHARDS + SWEEP_CURSOR_READS
+class SweepQueries(NamedTuple):
+    """Reads of each kind of sweep."""
+
+    near: int
+    wide: int
+    deep: int
+
+
+def sweep_queries() -> SweepQueries:
+    """Reads of one sweep of each kind when nothing is found. Each is one read unit."""
+    limits = Limits()
+    near, recent = near_lookback_ms(limits) // TIMER_BUCKET_MS, limits.sweep_lookback_ms // TIMER_BUCKET_MS
+    # Next to the past ones, the bucket of this minute and one more: shortly before its end that of the next, and for a
+    # near one, shortly after its beginning, one that the last sweep was still in.
+    return SweepQueries(
+        (near + 2) * TIMER_SHARDS,
+        (recent + 2) * TIMER_SHARDS,
+        (SWEEP_CURSOR_LAG_MINUTES - recent) * TIMER_SHARDS + SWEEP_CURSOR_READS,
+    )
 
 
 def _gb_second(workload: Workload, prices: PriceList) -> float:

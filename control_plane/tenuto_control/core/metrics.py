@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from typing import Final, Literal, Protocol, TypeAlias
 
 CountName: TypeAlias = Literal[
-    "EventsIn", "Committed", "SpeculationLost", "Retries", "Suspensions", "DeadLetters", "Writes"
+    "EventsIn", "Committed", "SpeculationLost", "Retries", "Suspensions", "DeadLetters", "RecordsRefused", "Writes"
 ]
 """Things that happened: events taken in and finished, speculations whose commit was refused, failed attempts,
-suspensions, records sent to a dead-letter topic, write requests of dispatcher and functions."""
+suspensions, records sent to a dead-letter topic, published records set aside as too large for their topic, write
+requests of dispatcher and functions."""
 
 SampleName: TypeAlias = Literal["Lag", "AgeMs", "WakeLatenessMs"]
 """Measured values: records not read yet, an event's age when it was finished, how late a sleep went on."""

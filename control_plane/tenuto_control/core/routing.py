@@ -30,6 +30,10 @@ PARTITION_KEY_BYTES_MAX = 2_048
 TOPIC_ID_DIGITS = 8
 """So much of a topic's id goes into names, which every head of the topic holds: lives of one topic differ in it."""
 
+FORMER_LIFE = "-"
+"""Before a topic's id: a life before that one, whose own id is not known."""
+
+Headers: TypeAlias = tuple[tuple[str, bytes], ...]
 Ordering: TypeAlias = Literal["key", "partition", "none"]
 Start: TypeAlias = Literal["earliest", "latest"]
 
@@ -154,6 +158,16 @@ def source_epoch(epoch: str, topic_id: str) -> str:
     return f"{epoch}.{topic_id[:TOPIC_ID_DIGITS]}" if topic_id else epoch
 
 
+def life_of(offset: int, topic_id: str, end: int) -> str:
+    """Which life of its topic a record is of that was read some time ago, when the present one's id and end are known.
+
+    What lies beyond the end is of a life before: it was read, the topic was created again, and now it is handled. Under
+    the present id it would have lanes take all records of the present life up to its offset for finished ones. Its own
+    id is not known any more, so it gets a name that no life has: at worst it runs once more.
+    """
+    return FORMER_LIFE + topic_id if topic_id and offset >= end else topic_id
+
+
 def route(record: Record, subscription: Subscription) -> Event | Quarantine:
     """The event a record stands for. Total: whatever the bytes are, the answer is one of the two."""
     epoch = source_epoch(subscription.epoch, record.topic_id)
@@ -191,18 +205,22 @@ class DeadLetter:
 
 
 def dead_letter_forms(record: Record, reason: str) -> tuple[DeadLetter, ...]:
-    """The record with why it was refused and where it was read, then ever smaller forms for a topic that takes no more.
+    """The record with why it was refused and where it was read, then smaller forms (`smaller_forms`)."""
+    return smaller_forms(record.value, record.key, record.headers, _reason_headers(record, reason))
 
-    First without the reason: as large as it was when its own topic took it. Then without its value, but with headers
+
+def smaller_forms(value: bytes | None, key: bytes | None, headers: Headers, reasons: Headers) -> tuple[DeadLetter, ...]:
+    """A dead letter with its reasons, then ever smaller forms for a topic that takes no more.
+
+    First without the reasons: as large as it was when its own topic took it. Then without its value, but with headers
     that say so and where the whole record is.
     """
-    reasons = _reason_headers(record, reason)
     stub = (*reasons, (OMITTED_HEADER, b"value, headers"))
     rest = (*reasons, (OMITTED_HEADER, b"value, headers, key"))
     return (
-        DeadLetter(record.value, record.key, (*record.headers, *reasons)),
-        DeadLetter(record.value, record.key, record.headers, "the headers with its reason"),
-        DeadLetter(None, record.key, stub, "its value and headers"),
+        DeadLetter(value, key, (*headers, *reasons)),
+        DeadLetter(value, key, headers, "the headers with its reason"),
+        DeadLetter(None, key, stub, "its value and headers"),
         DeadLetter(None, None, rest, "its value, headers and key"),
     )
 

@@ -49,7 +49,10 @@ from tenuto.protocol.records import (
     ResultOut,
     unpack_result,
 )
+from tenuto.serde import problem_of
+from tenuto_control.core import log_fields
 from tenuto_control.core.lane_policy import passed
+from tenuto_control.core.traces import Activating
 from tenuto_control.dispatcher.services import Services
 from tenuto_control.dispatcher.work import CallWork, Work
 from tenuto_control.ports import (
@@ -175,10 +178,11 @@ class Activations:
             raise AssertionError("there is no run to end")
         event, item = head.run.event, head.run.input_item
         failure = Failure(reason)
-        out = {OWN_POSITIONS: _buried(event, reason, item) or ResultOut(event.id, Failed(failure))}
+        out: dict[int, Out] = {OWN_POSITIONS: dead_letter(event, reason, item) or ResultOut(event.id, Failed(failure))}
         effects = self._effects([event], {}, out)
         tok = f"{self.services.token()}.bury"
-        log.error("%s: %s ends as failed: %s", self.lane.pk, event.handler, reason)
+        fields = log_fields.of_event(self.lane, event, head.run.attempt)
+        log.error("%s: %s ends as failed: %s", self.lane.pk, event.handler, reason, extra=fields)
         write = final_commit(self.lane, head, effects, tok, head.run.holder, trim=trim)
         written = await self.services.writer.write(write, tok)
         return Attempted(parse_head(written.answer.item))
@@ -262,12 +266,21 @@ class Activations:
         )
         self._holder = request.holder
         self._attempt = attempt
+        about = [head.run.event] if mode == "resume" and head.run is not None else events
+        with self.services.tracer.activation(Activating(self.lane, mode, about, attempt)) as traced:
+            if traced.parent is not None:
+                request = replace(request, trace=traced.parent)
+            outcome = await self._asked(target, request)
+            traced.end(type(outcome).__name__, failed=isinstance(outcome, InvokeError | Rejected))
+        return outcome
+
+    async def _asked(self, target: Target, request: Activation) -> Outcome | InvokeError:
         try:
             return decode_outcome(await self.services.invoker.invoke(target.function, encode(request)))
         except InvokeError as e:
             return e
         except msgspec.DecodeError as e:
-            return FunctionFailedError(f"{target.function} answered something that is no outcome: {e}")
+            return FunctionFailedError(f"{target.function} answered something that is no outcome: {problem_of(e)}")
 
     # --- judging ----------------------------------------------------------------------------------------------------
 
@@ -294,7 +307,8 @@ class Activations:
                 self._batch_max = None
                 if left.run is not None and left.run.suspended and left.run.error and left.run.wake_ms is not None:
                     again_s = max(0.0, (left.run.wake_ms - self.services.clock.now_ms()) / 1000)
-                    self._warn(f"attempt at {left.run.event.handler} failed, next in {again_s:.1f} s: {left.run.error}")
+                    text = f"attempt at {left.run.event.handler} failed, next in {again_s:.1f} s: {left.run.error}"
+                    self._warn(text, log_fields.of_event(self.lane, left.run.event, left.run.attempt))
                 return Attempted(left, self._finish(batch, results), ended=frozenset({self._holder}))
             case Fenced():
                 self.services.metrics.count("SpeculationLost")
@@ -306,8 +320,8 @@ class Activations:
                     return await self._commit(given_up, head, batch, trim, drain=drain, clears=clears)
                 return self._unanswered(outcome, head, batch)
             case Rejected(failure):
-                self._warn(failure.message)
                 failed = self._first(head, batch)
+                self._warn(failure.message, self._fields(head, failed))
                 pause = self.services.limits.invoke_retry_max_ms
                 return Attempted(None, failed=failed, pause_ms=pause, harmless=True, ended=frozenset({self._holder}))
             case Manifest():
@@ -336,7 +350,9 @@ class Activations:
             self._batch_max = None
             return Attempted(head, finished)
         failed = batch[len(done)].event
-        self._warn(f"attempt at {failed.handler} failed: {stopped.failure.message}")
+        # Behind others of its batch, it was at its first attempt.
+        fields = log_fields.of_event(self.lane, failed, 1 if done else self._attempt)
+        self._warn(f"attempt at {failed.handler} failed: {stopped.failure.message}", fields)
         return Attempted(head, finished, failed=failed, pause_ms=stopped.retry_after_ms)
 
     async def _commit_done(
@@ -430,33 +446,36 @@ class Activations:
         if limit is None or self._attempt < limit:
             return None
         reason = f"{self._attempt} attempts failed, the last without an answer: {error}"
-        log.error("%s: %s ends as failed: %s", self.lane.pk, event.handler, reason)
-        dead = _buried(event, reason, None)
+        fields = log_fields.of_event(self.lane, event, self._attempt)
+        log.error("%s: %s ends as failed: %s", self.lane.pk, event.handler, reason, extra=fields)
+        dead = dead_letter(event, reason)
         return Speculated((EventResult(event.id, Failed(Failure(reason))),), {}, (dead,) if dead else ())
 
     def _unanswered(self, error: InvokeError, head: Head, batch: Sequence[Work | Drained]) -> Attempted:
         limits = self.services.limits
         failed, ended = self._first(head, batch), frozenset({self._holder})
+        fields = self._fields(head, failed)
         match error:
             case FunctionThrottledError():
                 # It did not run: the same batch goes again, from the same head.
                 pause = limits.invoke_retry_initial_ms * (1 + round(3 * self.services.rng.random()))
                 return Attempted(head, failed=failed, pause_ms=pause, harmless=True, ended=ended)
             case FunctionUnreachableError():
-                self._warn(str(error))
+                self._warn(str(error), fields)
                 return Attempted(None, failed=failed, pause_ms=limits.invoke_retry_max_ms // 10, harmless=True)
             case FunctionMissingError():
-                self._warn(str(error))
+                self._warn(str(error), fields)
                 pause = limits.invoke_retry_max_ms
                 return Attempted(None, failed=failed, pause_ms=pause, harmless=True, ended=ended)
             case PayloadTooLargeError() | FunctionFailedError() | _:
                 # One event of a batch may be what kills the function: the next attempts are at one event each.
                 self._batch_max = 1
-                self._warn(f"attempt at {failed.handler} failed: {error}")
+                self._warn(f"attempt at {failed.handler} failed: {error}", fields)
                 return Attempted(None, failed=failed, ended=ended)
 
     def _unserved(self, event: Event) -> Attempted:
-        self._warn(f"no function serves {self.lane.service}, its work waits")
+        text = f"no function serves {self.lane.service}, its work waits"
+        self._warn(text, log_fields.of_event(self.lane, event))
         return Attempted(None, failed=event, pause_ms=self.services.limits.invoke_retry_max_ms, harmless=True)
 
     @staticmethod
@@ -468,18 +487,17 @@ class Activations:
             raise AssertionError("an activation is about events or a run")
         return head.run.event
 
-    def _warn(self, text: str) -> None:
+    def _fields(self, head: Head, event: Event) -> log_fields.Fields:
+        """What a line about the last activation is told: its first event, and which attempt at it that was."""
+        run = head.run
+        attempt = run.attempt if run is not None and run.event.id == event.id else self._attempt
+        return log_fields.of_event(self.lane, event, attempt)
+
+    def _warn(self, text: str, fields: log_fields.Fields) -> None:
         """Log a failure at its first, second, fourth, eighth ... time in a row."""
         last, times = self._log_key
         times = times + 1 if last == text else 1
         self._log_key = (text, times)
         if times & (times - 1) == 0:
-            log.warning("%s: %s%s", self.lane.pk, text, f" ({times} times)" if times > 1 else "")
-
-
-def _buried(event: Event, reason: str, item: str | None) -> Out | None:
-    """The dead letter of an event that ends as failed; None when it did not come from Kafka, or has no such topic."""
-    source = event.source
-    if isinstance(source, KafkaSource) and source.dead_letter is not None:
-        return dead_letter(event, source, reason, item)
-    return None
+            again = f" ({times} times)" if times > 1 else ""
+            log.warning("%s: %s%s", self.lane.pk, text, again, extra=fields)

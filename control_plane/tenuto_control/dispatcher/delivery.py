@@ -16,11 +16,13 @@ from tenuto.lane.transitions import (
     inbox_put,
     mark_pend,
     part_puts,
+    refused_put,
     result_put,
     slot_put,
     timer_put,
 )
 from tenuto.lane.writes import Applied, Delete, Key, Refused
+from tenuto.protocol.dead_letters import REASON_HEADERS
 from tenuto.protocol.ids import AwakeableId, InvocationId, Lane, is_awakeable_slot
 from tenuto.protocol.limits import AWAKEABLES_BYTES_MAX, VALUE_BYTES_MAX
 from tenuto.protocol.records import (
@@ -36,10 +38,13 @@ from tenuto.protocol.records import (
     SendOut,
     pack,
 )
+from tenuto_control.core import log_fields
 from tenuto_control.core.metrics import Metrics
+from tenuto_control.core.routing import smaller_forms
+from tenuto_control.dispatcher.dead_letters import produce_largest
 from tenuto_control.dispatcher.writer import Writer
 from tenuto_control.limits import Limits
-from tenuto_control.ports import Clock, LogUnavailableError, OverloadedError, RecordSink
+from tenuto_control.ports import Clock, LogUnavailableError, OverloadedError, RecordSink, RecordTooLargeError
 
 log = logging.getLogger("tenuto.delivery")
 
@@ -108,7 +113,8 @@ class Delivery:
         """Deliver outbox entries, in order, adding each that is to `shipped`.
 
         Idempotent but for published records, which carry their id. A topic that takes no records holds up only itself:
-        LogUnavailableError is raised at the end, when everything else has been delivered.
+        LogUnavailableError is raised at the end, when everything else has been delivered. A record that is too large
+        for its topic holds up nothing.
         """
         inboxes: dict[Lane, list[tuple[str, SendOut]]] = {}
         stuck: dict[str, LogUnavailableError] = {}
@@ -143,7 +149,7 @@ class Delivery:
                 self._told(invocation, result)
             case ResolveOut(awakeable, result):
                 if not await self.resolve(awakeable, result):
-                    log.info("nobody waits for awakeable %s (any more)", awakeable)
+                    _unawaited(awakeable)
             case _:
                 assert_never(entry)
 
@@ -158,12 +164,42 @@ class Delivery:
                 return
             stored = item.get("input")
             value = stored if isinstance(stored, bytes) else None
-        if entry.dead:
-            self._metrics.count("DeadLetters")
         identity = ("tenuto-id", f"{sender.pk}#{sequence}".encode())
-        await self._sink.produce(entry.topic, value, entry.key, (*entry.headers, identity))
+        if entry.dead:
+            await self._bury(sender, entry, value, identity)
+        else:
+            try:
+                await self._sink.produce(entry.topic, value, entry.key, (*entry.headers, identity))
+            except RecordTooLargeError as e:
+                await self._set_aside(sender, sequence, entry, e)
         if at is not None:
             await self._writer.write(Delete(at))
+
+    async def _bury(self, sender: Lane, entry: PublishOut, value: bytes | None, identity: tuple[str, bytes]) -> None:
+        """Produce a dead letter, smaller where its topic does not take it whole."""
+        own, reasons = entry.headers[:-REASON_HEADERS], entry.headers[-REASON_HEADERS:]
+        forms = smaller_forms(value, entry.key, own, (*reasons, identity))
+        kept = await produce_largest(self._sink, entry.topic, forms)
+        self._metrics.count("DeadLetters")
+        if kept.lacks:
+            log.error(
+                '%s: a dead letter is too large for "%s", so it lacks %s; raise max.message.bytes there',
+                *(sender.pk, entry.topic, kept.lacks),
+                extra=log_fields.of_lane(sender),
+            )
+
+    async def _set_aside(self, sender: Lane, sequence: str, entry: PublishOut, error: RecordTooLargeError) -> None:
+        """Keep a published record that its topic does not take in an item of its own.
+
+        In the outbox it would hold up its lane until somebody raises the bound, and with it the offset of its event:
+        where a mapping delivers, all of the partition. What one commit publishes is far below the brokers' default
+        bound, so only a topic that somebody made narrower refuses any.
+        """
+        kept = refused_put(sender, sequence, entry)
+        await self._writer.write(kept)
+        self._metrics.count("RecordsRefused")
+        text = "%s: the published record with tenuto-id %s#%s was not produced and is kept in the item %s: %s"
+        log.error(text, sender.pk, sender.pk, sequence, kept.key.sk, error, extra=log_fields.of_lane(sender))
 
     async def postpone(self, sender: str, sequence: str, entry: SendOut) -> None:
         """Make a delayed message durable as a timer."""
@@ -200,6 +236,17 @@ class Delivery:
             return True
         seen = parse_head(written.answer.item)
         return seen.run is not None and seen.run.event.nonce == nonce
+
+
+def _unawaited(awakeable: str) -> None:
+    """A line about an answer that nobody takes. Text that is no id is not shown: it may be anything."""
+    try:
+        name = AwakeableId.parse(awakeable)
+    except ValueError:
+        log.info("an answer to an awakeable is dropped: what it names is no awakeable id")
+    else:
+        fields = log_fields.of_invocation(name.invocation)
+        log.info("nobody waits for awakeable %s (any more)", awakeable, extra=fields)
 
 
 def fits(event: Event) -> bool:

@@ -30,7 +30,9 @@ from tenuto.protocol.records import (
     unpack_result,
 )
 from tenuto.store.port import Table
+from tenuto_control.core import log_fields
 from tenuto_control.core.metrics import Metrics, Uncounted
+from tenuto_control.core.traces import Tracer, Untraced
 from tenuto_control.dispatcher.activations import Activations
 from tenuto_control.dispatcher.capacity import Capacity
 from tenuto_control.dispatcher.delivery import HTTP_SENDER, Delivery, fits, message
@@ -86,6 +88,7 @@ class Dispatcher:
         metrics: Metrics | None = None,
         *,
         encrypted: bool = False,
+        tracer: Tracer | None = None,
     ) -> None:
         self._table = table
         self._clock = clock
@@ -117,6 +120,7 @@ class Dispatcher:
             table_name,
             encrypted,
             self.metrics,
+            tracer or Untraced(),
         )
 
     # --- lifecycle --------------------------------------------------------------------------------------------------
@@ -399,7 +403,8 @@ class Dispatcher:
             await self._services.scheduler.schedule(_schedule_name(timer), at_ms, payload)
         except SchedulerUnavailableError as e:
             # The timer item is what the sleep rests on; the outside wake-up only makes it punctual without us.
-            log.warning("a wake-up could not be scheduled outside: %s", e)
+            fields = log_fields.of_lane(timer.lane)
+            log.warning("%s: a wake-up could not be scheduled outside: %s", timer.lane.pk, e, extra=fields)
 
     def _forget(self, timer: Timer) -> None:
         """A sleep is over before its time: its wake-up from outside, if there is one, need not come any more."""
@@ -411,7 +416,8 @@ class Dispatcher:
             await self._services.scheduler.cancel(_schedule_name(timer))
         except SchedulerUnavailableError as e:
             # It will fire, and find nothing to do.
-            log.info("a wake-up could not be cancelled outside: %s", e)
+            fields = log_fields.of_lane(timer.lane)
+            log.info("%s: a wake-up could not be cancelled outside: %s", timer.lane.pk, e, extra=fields)
 
     async def _head(self, lane: Lane) -> Head:
         return parse_head(await self._table.get(head_key(lane)))

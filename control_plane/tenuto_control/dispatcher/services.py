@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from tenuto.lane.transitions import Timer
 from tenuto.protocol.messages import RetryPolicy
 from tenuto_control.core.metrics import Metrics
+from tenuto_control.core.traces import Tracer
 from tenuto_control.dispatcher.capacity import Capacity
 from tenuto_control.dispatcher.delivery import Delivery
 from tenuto_control.dispatcher.writer import Writer
@@ -41,6 +42,7 @@ class Services:
     table_name: str
     encrypted: bool
     metrics: Metrics
+    tracer: Tracer
 
     def policy(self, service: str, handler: str) -> RetryPolicy:
         """The retry policy of a handler, as discovery told it."""

@@ -110,5 +110,6 @@ def _failure_text(body: bytes) -> str:
     try:
         failure = msgspec.json.decode(body, type=_FailurePayload)
     except (msgspec.DecodeError, UnicodeDecodeError):
-        return body[:ERROR_TEXT_CHARS_MAX].decode(errors="replace")
+        # It may be anything, a payload included, and what is returned here is logged.
+        return f"an error that has not the form of Lambda's ({len(body)} bytes)"
     return f"{failure.error_type}: {failure.error_message[:ERROR_TEXT_CHARS_MAX]}"

@@ -1,13 +1,14 @@
 """The ids by which brokers tell one life of a topic from the next one of the same name.
 
 Owns the one request that aiokafka does not have: Metadata version 10 (Kafka 2.8, KIP-516), whose answer holds topic
-ids. Does not own when they are asked for, nor what follows when one has changed (`kafka_membership`).
+ids. Does not own when they are asked for, nor what follows when one has changed (`kafka_membership`, `topic_lives`).
 """
 
 from __future__ import annotations
 
 import uuid
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
 
@@ -47,17 +48,32 @@ async def topic_ids(client: Any, topics: Iterable[str]) -> dict[str, str]:
     if not wanted:
         return {}
     try:
-        answer = await client.send(client.get_random_node(), _TopicIdsRequest(wanted))
+        told = await told_topics(client, client.get_random_node(), wanted)
     except NoTopicIdsError:
         return dict.fromkeys(wanted, "")
-    ids: dict[str, str] = {}
-    for code, topic, identity, *_ in answer.topics:
+    return {topic: one.topic_id for topic, one in told.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class ToldTopic:
+    """What a broker tells of a topic: its id, "" for none, and which node leads each of its partitions (-1: none)."""
+
+    topic_id: str
+    leaders: Mapping[int, int]
+
+
+async def told_topics(client: Any, node: int | None, topics: Iterable[str]) -> dict[str, ToldTopic]:
+    """What one broker knows of each topic that exists. Raises KafkaError, and NoTopicIdsError for a broker too old."""
+    answer = await client.send(node, _TopicIdsRequest(sorted(topics)))
+    told: dict[str, ToldTopic] = {}
+    for code, topic, identity, _internal, partitions, *_ in answer.topics:
         if code == UnknownTopicOrPartitionError.errno:
             continue
         if code not in (0, LEADER_NOT_AVAILABLE):
             raise for_code(code)(topic)
-        ids[topic] = "" if identity == NO_ID else identity.hex
-    return ids
+        leaders = {partition: leader for _code, partition, leader, *_ in partitions}
+        told[topic] = ToldTopic("" if identity == NO_ID else identity.hex, leaders)
+    return told
 
 
 class _Uuid(AbstractType):  # type: ignore[misc] # the base class carries no types

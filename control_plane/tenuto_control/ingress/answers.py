@@ -15,8 +15,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
+from tenuto.protocol.ids import InvocationId
 from tenuto.protocol.records import Failed, Result, Success
 from tenuto.store.port import TableRefusedError, TableUnavailableError
+from tenuto_control.core import log_fields
 from tenuto_control.ingress.problems import RefusedError
 from tenuto_control.ingress.requests import json_problem
 from tenuto_control.ports import (
@@ -39,9 +41,10 @@ ERROR_STATUS_MAX: Final = 599
 _log: Final = logging.getLogger("tenuto.ingress")
 
 
-def remember(request: Request, invocation: str) -> None:
-    """From here on, every answer to this request carries the invocation's id, errors included."""
+def remember(request: Request, invocation: str, handler: str | None = None) -> None:
+    """From here on, every answer to this request carries the invocation's id, errors included, and so do log lines."""
     request.state.invocation = invocation
+    request.state.handler = handler
 
 
 def error(
@@ -101,13 +104,13 @@ def result(request: Request, found: Result) -> Response:
             assert_never(found)
 
 
-def refused(request: Request, exc: Exception) -> Response:
+async def refused(request: Request, exc: Exception) -> Response:
     """A request that cannot be served as it is."""
     assert isinstance(exc, RefusedError)
     return error(request, exc.status, exc.message, headers=exc.headers)
 
 
-def no_route(request: Request, exc: Exception) -> Response:
+async def no_route(request: Request, exc: Exception) -> Response:
     """What the router refuses: an unknown address (404) or method (405)."""
     assert isinstance(exc, HTTPException)
     message = str(exc.detail)
@@ -119,9 +122,9 @@ def no_route(request: Request, exc: Exception) -> Response:
     return error(request, exc.status_code, message, headers=exc.headers)
 
 
-def unavailable(request: Request, exc: Exception) -> Response:
+async def unavailable(request: Request, exc: Exception) -> Response:
     """503: a part of the system did not answer, and what became of the request is unknown."""
-    _log.warning("%s %s: %s: %s", request.method, request.scope["path"], type(exc).__name__, exc)
+    _told(logging.WARNING, request, exc)
     match exc:
         case OverloadedError():
             retry = {"retry-after": str(RETRY_AFTER_S)}
@@ -146,16 +149,25 @@ def unavailable(request: Request, exc: Exception) -> Response:
     return error(request, HTTPStatus.SERVICE_UNAVAILABLE, message, headers={"retry-after": str(RETRY_AFTER_S)})
 
 
-def broken(request: Request, exc: Exception) -> Response:
+async def broken(request: Request, exc: Exception) -> Response:
     """500: trying again cannot help. The log has the reason, the caller does not."""
-    _log.error("%s %s: %s: %s", request.method, request.scope["path"], type(exc).__name__, exc)
+    _told(logging.ERROR, request, exc)
     return error(request, HTTPStatus.INTERNAL_SERVER_ERROR, "internal error; the control plane's log has the reason")
 
 
-def gone(request: Request, exc: Exception) -> Response:
+async def gone(request: Request, exc: Exception) -> Response:
     """The client left while it was sending; nobody reads this."""
     assert isinstance(exc, ClientDisconnect)
     return error(request, HTTPStatus.BAD_REQUEST, "the request ended before its body did")
+
+
+def _told(level: int, request: Request, exc: Exception) -> None:
+    """One line about a request that failed for no fault of its own."""
+    invocation = getattr(request.state, "invocation", None)
+    fields = {} if invocation is None else log_fields.of_invocation(InvocationId.parse(invocation))
+    if (handler := getattr(request.state, "handler", None)) is not None:
+        fields["handler"] = handler
+    _log.log(level, "%s %s: %s: %s", request.method, request.scope["path"], type(exc).__name__, exc, extra=fields)
 
 
 def _identity(request: Request) -> dict[str, str]:
@@ -174,4 +186,7 @@ HANDLERS: Final = {
     ClientDisconnect: gone,
     Exception: broken,
 }
-"""Which exception becomes which answer. An unforeseen one reaches the server's log with its traceback."""
+"""Which exception becomes which answer. An unforeseen one reaches the server's log with its traceback.
+
+All are coroutines: Starlette would have a thread run each plain function.
+"""

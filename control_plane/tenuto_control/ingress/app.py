@@ -194,7 +194,7 @@ class _Ingress:
         headers = requests.event_headers(request)
         body = await requests.read_body(request)
         invocation = str(InvocationId(lane, nonce))
-        answers.remember(request, invocation)
+        answers.remember(request, invocation, handler.name)
         source = CallSource(keep_result=idempotency_key is not None)
         return handler, Event(invocation, handler.name, source, body, headers)
 

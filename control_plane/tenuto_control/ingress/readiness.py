@@ -7,10 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
-from tenuto.lane.writes import Key
+from tenuto.lane.transitions import SWEEP_CURSOR
 from tenuto.store.port import Table, TableRefusedError, TableUnavailableError
-
-PROBE_KEY = Key("C#sweep", "C")
 
 
 def probe(table: Table) -> Callable[[], Awaitable[str | None]]:
@@ -18,7 +16,7 @@ def probe(table: Table) -> Callable[[], Awaitable[str | None]]:
 
     async def ask() -> str | None:
         try:
-            await table.get(PROBE_KEY)
+            await table.get(SWEEP_CURSOR)
         except (TableUnavailableError, TableRefusedError) as e:
             return str(e)
         return None

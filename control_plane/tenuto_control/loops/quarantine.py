@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
 
 from tenuto.protocol.messages import RetryPolicy
 from tenuto_control.core.backoff import pause_ms
 from tenuto_control.core.metrics import Metrics
-from tenuto_control.core.routing import DeadLetter, Record, dead_letter_forms
+from tenuto_control.core.routing import Record, dead_letter_forms
+from tenuto_control.dispatcher.dead_letters import produce_largest
 from tenuto_control.limits import Limits
 from tenuto_control.loops.failures import FailureLog
-from tenuto_control.ports import LogUnavailableError, RecordSink, RecordTooLargeError
+from tenuto_control.ports import LogUnavailableError, RecordSink
 
 _log = logging.getLogger("tenuto_control")
 
@@ -39,7 +39,7 @@ class DeadLetters:
         while True:
             try:
                 async with self._producing:
-                    kept = await self._produce(topic, forms)
+                    kept = await produce_largest(self._sink, topic, forms)
             except LogUnavailableError as e:
                 attempt += 1
                 self._failures.failed(what, e)
@@ -54,15 +54,3 @@ class DeadLetters:
                         *(record.topic, record.partition, record.offset, topic, kept.lacks, reason),
                     )
                 return
-
-    async def _produce(self, topic: str, forms: Sequence[DeadLetter]) -> DeadLetter:
-        """Produce the first form that the topic takes. Raises LogUnavailableError, also when it takes none."""
-        *larger, smallest = forms
-        for form in larger:
-            try:
-                await self._sink.produce(topic, form.value, form.key, form.headers)
-            except RecordTooLargeError:
-                continue
-            return form
-        await self._sink.produce(topic, smallest.value, smallest.key, smallest.headers)
-        return smallest

@@ -12,19 +12,20 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TypeAlias
 
 from tenuto.hosts.event_scheduler import WakeUp
 from tenuto.hosts.kafka_event_source import SourceRecord
 from tenuto.protocol.ids import Lane
-from tenuto_control.core.routing import Quarantine, Subscription, route
+from tenuto_control.core.routing import Quarantine, Subscription, life_of, route
 from tenuto_control.dispatcher import Dispatcher, Errand
 from tenuto_control.limits import Limits
 from tenuto_control.loops.failures import FailureLog
 from tenuto_control.loops.quarantine import DeadLetters
 from tenuto_control.loops.sweep import Sweeper
-from tenuto_control.ports import Clock, RecordSink
+from tenuto_control.ports import Clock, RecordSink, TopicLives, TopicPartition
 
 log = logging.getLogger("tenuto.serverless")
 
@@ -50,6 +51,7 @@ class Serverless:
         dispatcher: Dispatcher,
         sweeper: Sweeper,
         sink: RecordSink,
+        lives: TopicLives,
         subscriptions: Iterable[Subscription],
         clock: Clock,
         limits: Limits,
@@ -57,6 +59,7 @@ class Serverless:
     ) -> None:
         self._dispatcher = dispatcher
         self._sweeper = sweeper
+        self._lives = lives
         self._subscriptions: Mapping[str, Subscription] = {s.topic: s for s in subscriptions}
         self._clock = clock
         self._limits = limits
@@ -68,13 +71,15 @@ class Serverless:
     async def records(self, records: Sequence[SourceRecord], deadline_ms: int) -> list[SourceRecord]:
         """Run a batch. Returns the records that need their offsets still, to be delivered again.
 
-        Raises UnsubscribedError before anything is done.
+        Raises UnsubscribedError, and LogUnavailableError when nobody tells which life of its topic it is of, before
+        anything is done.
         """
         for topic in sorted({record.topic for record in records} - self._subscriptions.keys()):
             raise UnsubscribedError(
                 f"topic {topic!r} has no subscription: add [[subscriptions]] topic = {topic!r} to the dispatcher's "
                 "tenuto.toml, or remove the topic's event source mapping"
             )
+        records = await self._with_lives(records)
         batch = _Batch(records)
         quarantining: list[asyncio.Task[None]] = []
         try:
@@ -95,21 +100,40 @@ class Serverless:
                 task.cancel()
             # What is cut off below releases nothing any more: its record is delivered again.
             left = list(batch.unfinished)
+            # A cancelled task ends in a turn of its own, and without this the process may be frozen before it comes.
+            await asyncio.gather(*quarantining, return_exceptions=True)
             await self._leave()
         return left
 
+    async def _with_lives(self, records: Sequence[SourceRecord]) -> list[SourceRecord]:
+        """The records with the id of their topic's life, which a mapping does not tell.
+
+        Asked for each batch: a process may have been frozen while a topic was deleted and created again.
+        """
+        lives = await self._lives.of({TopicPartition(record.topic, record.partition) for record in records})
+        named = []
+        for record in records:
+            life = lives[TopicPartition(record.topic, record.partition)]
+            named.append(replace(record, topic_id=life_of(record.offset, life.topic_id, life.end)))
+        return named
+
     async def woken(self, wake: WakeUp, deadline_ms: int) -> None:
         """Look after a lane, and whatever comes of it."""
-        await self._dispatcher.woken(Errand(Lane.from_pk(wake.lane), wake.timer))
-        await self._dispatcher.settle(deadline_ms, self._limits.linger_ms)
-        await self._leave()
+        try:
+            await self._dispatcher.woken(Errand(Lane.from_pk(wake.lane), wake.timer))
+            await self._dispatcher.settle(deadline_ms, self._limits.linger_ms)
+        finally:
+            await self._leave()
 
     async def tick(self, deadline_ms: int) -> None:
         """Look at the timers that are due, and at the lanes behind them."""
-        await self._sweeper.sweep()
-        await self._sweeper.sweep_deep()
-        await self._dispatcher.settle(deadline_ms, self._limits.linger_ms)
-        await self._leave()
+        try:
+            await self._sweeper.sweep()
+            await self._sweeper.sweep_deep()
+            await self._dispatcher.settle(deadline_ms, self._limits.linger_ms)
+        finally:
+            # A table that does not answer ends the sweep, when lanes it has looked at are at work and timers are armed.
+            await self._leave()
 
     async def answered(self) -> None:
         """A request has its answer: its caller waits for nothing more."""

@@ -14,27 +14,27 @@ from dataclasses import replace
 from typing import TypeAlias
 
 from tenuto.lane.head import head_key, parse_head
-from tenuto.lane.transitions import Timer, parse_timer, timer_bucket, timer_delete, timer_put
-from tenuto.lane.writes import AbsentOrAtMost, Delete, Item, Key, Put, Update
-from tenuto.protocol.ids import Lane
+from tenuto.lane.transitions import (
+    SWEEP_CURSOR,
+    Timer,
+    cursor_put,
+    parse_timer,
+    timer_bucket,
+    timer_delete,
+    timer_put,
+)
+from tenuto.lane.writes import Delete, Item, Key, Put
+from tenuto.protocol.ids import InvocationId, Lane
 from tenuto.protocol.limits import TIMER_BUCKET_MS, TIMER_SHARDS
 from tenuto.store.port import Table, TableRefusedError, TableUnavailableError
+from tenuto_control.core import log_fields
 from tenuto_control.dispatcher.dispatcher import Dispatcher
 from tenuto_control.dispatcher.inbox import Inbox
 from tenuto_control.dispatcher.writer import Writer
-from tenuto_control.limits import Limits
+from tenuto_control.limits import SWEEP_CURSOR_LAG_MINUTES, Limits, near_lookback_ms
 from tenuto_control.ports import Clock
 
 log = logging.getLogger("tenuto.sweep")
-
-CURSOR = Key("C#sweep", "C")
-"""Where the deep sweep has got to: no timer is in a bucket before its minute.
-
-Not among the timers, where functions may write as well.
-"""
-
-CURSOR_LAG_MINUTES = 60
-"""The cursor stays this far behind, so that a slow process may still put timers into recent buckets."""
 
 POSTPONE_MS_MAX = 3_600_000
 
@@ -53,7 +53,17 @@ The kind as well: an ended sleep says nothing about the inbox, which the guard o
 
 
 class Sweeper:
-    """Sweeps timers until cancelled."""
+    """Sweeps timers until cancelled.
+
+    Three walks bound how long a due timer may go unseen; each is cheap where the next one is not:
+
+    - *Near*, each `sweep_interval_ms`: the buckets since the last walk that came to its end, and `near_lookback_ms`
+      before. No timer that is put by a clock that is right, or behind by less than that, comes to lie before them
+      unseen, and a due timer that is kept has moved on before its bucket leaves them.
+    - *Wide*, each `sweep_wide_interval_ms`: those of `sweep_lookback_ms`, for a clock further behind and for a write
+      that was tried for minutes. A process begins with one, whatever was before it.
+    - *Deep*, each `sweep_deep_interval_ms`: from the stored cursor on, for timers that nobody was there for.
+    """
 
     def __init__(self, table: Table, dispatcher: Dispatcher, clock: Clock, rng: random.Random, limits: Limits) -> None:
         self._table = table
@@ -62,13 +72,19 @@ class Sweeper:
         self._rng = rng
         self._limits = limits
         self._writer = Writer(table, limits, dispatcher.metrics)
+        # When the last walk over recent buckets began that came to its end.
+        self._walked_ms = 0
 
     async def run(self) -> None:
         """Sweep for ever, at intervals with jitter so that several control planes take turns."""
-        deep_ms = 0
+        wide_ms = deep_ms = 0
         while True:
             try:
-                await self.sweep()
+                if self._clock.now_ms() >= wide_ms:
+                    await self.sweep()
+                    wide_ms = self._walked_ms + self._limits.sweep_wide_interval_ms
+                else:
+                    await self.sweep_near()
                 if self._clock.now_ms() >= deep_ms:
                     await self.sweep_deep()
                     deep_ms = self._clock.now_ms() + self._limits.sweep_deep_interval_ms
@@ -81,27 +97,35 @@ class Sweeper:
     async def sweep(self) -> None:
         """Look at the timers of recent buckets, and arm those that are due soon."""
         now_ms = self._clock.now_ms()
-        first = (now_ms - self._limits.sweep_lookback_ms) // TIMER_BUCKET_MS
+        await self._walk(now_ms, now_ms - self._limits.sweep_lookback_ms)
+
+    async def sweep_near(self) -> None:
+        """The same for the buckets in which timers can have come to lie since the last walk, but for wrong clocks."""
+        now_ms = self._clock.now_ms()
+        since_ms = min(now_ms, self._walked_ms) - near_lookback_ms(self._limits)
+        await self._walk(now_ms, max(since_ms, now_ms - self._limits.sweep_lookback_ms))
+
+    async def _walk(self, now_ms: int, from_ms: int) -> None:
         last = (now_ms + self._limits.sweep_interval_ms * 2) // TIMER_BUCKET_MS
-        for minute in range(first, last + 1):
+        for minute in range(from_ms // TIMER_BUCKET_MS, last + 1):
             await self._bucket(minute)
+        self._walked_ms = now_ms
 
     async def sweep_deep(self) -> None:
         """Look at older buckets from the stored cursor on, and move the cursor past those that are empty."""
         now = self._clock.now_ms() // TIMER_BUCKET_MS
-        item = await self._table.get(CURSOR)
+        item = await self._table.get(SWEEP_CURSOR)
         stored = item.get("minute") if item else None
-        cursor = stored if isinstance(stored, int) else now - CURSOR_LAG_MINUTES
+        cursor = stored if isinstance(stored, int) else now - SWEEP_CURSOR_LAG_MINUTES
         recent = now - self._limits.sweep_lookback_ms // TIMER_BUCKET_MS
         empty = True
         for minute in range(cursor, min(recent, cursor + self._limits.sweep_deep_buckets_max)):
             found = await self._bucket(minute)
             empty = empty and not found
-            if empty and minute < now - CURSOR_LAG_MINUTES:
+            if empty and minute < now - SWEEP_CURSOR_LAG_MINUTES:
                 cursor = minute + 1
         if cursor != stored:
-            further = AbsentOrAtMost("cursor.further", "minute", cursor)
-            await self._table.write(Update(CURSOR, {"minute": cursor}, (), (further,)))
+            await self._table.write(cursor_put(cursor))
 
     async def _bucket(self, minute: int) -> bool:
         """Treat the timers of one minute. True when there were any."""
@@ -167,7 +191,8 @@ class Sweeper:
             await self._dispatcher.deliver_delayed(timer)
         except (ValueError, TypeError, TableRefusedError):
             # It stays, visible, and must not keep the sweep from the timers behind it.
-            log.exception("a delayed message for %s cannot be delivered", timer.lane.pk)
+            fields = log_fields.of_invocation(InvocationId(timer.lane, timer.invocation))
+            log.exception("a delayed message for %s cannot be delivered", timer.lane.pk, extra=fields)
             await self._keep(timer)
 
     async def _unneeded(self, timer: Timer) -> bool:

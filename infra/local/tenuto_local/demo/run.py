@@ -229,12 +229,11 @@ def _report(
     problems += [verdict] if verdict else []
     events = stream.progress.total
     writes = sum(counts.get(operation, 0) for operation in outcome.WRITE_OPERATIONS)
-    expected = outcome.writes_expected(stream.work, stream.progress.over_http)
-    mark = "✓" if writes <= expected else "✗ above"
+    table = outcome.writes_by_table(stream.work, stream.progress.over_http)
     operations = ", ".join(f"{counts.get(name, 0)} {name}" for name in (*outcome.WRITE_OPERATIONS, "GetItem", "Query"))
     costs = [
         f"{events} events in {duration_s:.1f} s, {stream.progress.over_http} of them over HTTP",
-        f"DynamoDB writes per event: {writes / events:.2f}, expected at most {expected / events:.2f} {mark}",
+        outcome.writes_line(writes, table, events),
         f"  requests as counted at its door: {operations}",
     ]
     outcome.report(console, found, problems, costs)

@@ -1,0 +1,89 @@
+"""How long a timer may lie there due before a sweep comes by, by where it came to lie.
+
+Owns the bounds that the sweeper's walks promise. Does not own what a sweep does with a timer (`test_schedules.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from tenuto import VirtualObject
+from tenuto.lane.transitions import Timer, timer_put
+from tenuto.protocol.ids import Lane
+from tenuto.store.port import Page, TableUnavailableError
+from tenuto_control.limits import Limits, near_lookback_ms
+from tests.costs.meter import CountingTable, Meter, meter_of
+from tests.support.virtual_time import run_virtual
+
+LIMITS = Limits()
+LOOK_S = 0.25
+NEXT_SWEEP_S = 1.5 * LIMITS.sweep_interval_ms / 1_000 + LOOK_S
+NEXT_WIDE_S = LIMITS.sweep_wide_interval_ms / 1_000 + NEXT_SWEEP_S
+NEXT_DEEP_S = LIMITS.sweep_deep_interval_ms / 1_000 + NEXT_SWEEP_S
+
+
+def late(meter: Meter, behind_ms: int, number: int) -> Timer:
+    """A guard that nobody needs, put by a process whose clock is behind."""
+    timer = Timer(Lane("box", f"k{number}"), "guard", "n", meter.clock.now_ms() - behind_ms, f"guard.{number}")
+    meter.table.apply(timer_put(timer))
+    return timer
+
+
+async def found_within(meter: Meter, timer: Timer, bound_s: float) -> bool:
+    """Whether a sweep deletes it in this time."""
+    for _ in range(int(bound_s / LOOK_S) + 1):
+        if (timer.key.pk, timer.key.sk) not in meter.table.items:
+            return True
+        await asyncio.sleep(LOOK_S)
+    return False
+
+
+@pytest.mark.parametrize(
+    ("behind_ms", "bound_s"),
+    [
+        (0, NEXT_SWEEP_S),
+        (60_000, NEXT_SWEEP_S),
+        (near_lookback_ms(LIMITS), NEXT_SWEEP_S),
+        (LIMITS.sweep_lookback_ms - 60_000, NEXT_WIDE_S),
+        (LIMITS.sweep_lookback_ms + 60_000, NEXT_DEEP_S),
+    ],
+)
+def test_a_timer_is_found_in_time_wherever_it_came_to_lie(behind_ms: int, bound_s: float) -> None:
+    async def scenario() -> None:
+        meter = meter_of(VirtualObject("box"))
+        sweeping = asyncio.create_task(meter.sweeper.run())
+        for number in range(40):
+            # Not in step with any sweep, nor with the minutes of buckets.
+            await asyncio.sleep(7.3)
+            assert await found_within(meter, late(meter, behind_ms, number), bound_s)
+        sweeping.cancel()
+        await asyncio.gather(sweeping, return_exceptions=True)
+
+    run_virtual(scenario())
+
+
+def test_what_comes_to_lie_while_sweeps_fail_is_found_by_the_next_one() -> None:
+    class Away(CountingTable):
+        away = False
+
+        async def query(self, pk: str, low: str, high: str, *, limit: int = 100, after: str | None = None) -> Page:
+            if self.away:
+                raise TableUnavailableError("no answer")
+            return await super().query(pk, low, high, limit=limit, after=after)
+
+    async def scenario() -> None:
+        table = Away()
+        meter = Meter(meter_of(VirtualObject("box")).services, table=table)
+        sweeping = asyncio.create_task(meter.sweeper.run())
+        await asyncio.sleep(20)
+        table.away = True
+        timer = late(meter, 0, 0)
+        await asyncio.sleep(300)
+        table.away = False
+        assert await found_within(meter, timer, NEXT_SWEEP_S)
+        sweeping.cancel()
+        await asyncio.gather(sweeping, return_exceptions=True)
+
+    run_virtual(scenario())
