@@ -6,11 +6,13 @@ Owns the bounds that the sweeper's walks promise. Does not own what a sweep does
 from __future__ import annotations
 
 import asyncio
+import logging
+from dataclasses import replace
 
 import pytest
 
 from tenuto import VirtualObject
-from tenuto.lane.transitions import Timer, timer_put
+from tenuto.lane.transitions import Timer, parse_timer, timer_put
 from tenuto.protocol.ids import Lane
 from tenuto.store.port import Page, TableUnavailableError
 from tenuto_control.limits import Limits, near_lookback_ms
@@ -87,3 +89,24 @@ def test_what_comes_to_lie_while_sweeps_fail_is_found_by_the_next_one() -> None:
         await asyncio.gather(sweeping, return_exceptions=True)
 
     run_virtual(scenario())
+
+
+def test_a_delayed_message_that_cannot_be_delivered_is_put_off_and_not_told_of_again_and_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def scenario() -> None:
+        meter = meter_of(VirtualObject("box"))
+        now_ms = meter.clock.now_ms()
+        timer = Timer(Lane("box", "k"), "send", "n", now_ms - 1_000, "n", b"no message", "box/s", "1.0")
+        meter.table.apply(timer_put(timer))
+        sweeping = asyncio.create_task(meter.sweeper.run())
+        await asyncio.sleep(700)
+        sweeping.cancel()
+        await asyncio.gather(sweeping, return_exceptions=True)
+        (kept,) = [parse_timer(item) for (pk, _), item in meter.table.items.items() if pk.startswith("T#")]
+        assert replace(kept, due_ms=timer.due_ms) == timer
+        assert now_ms + 3_600_000 <= kept.due_ms <= now_ms + 2 * 3_600_000 + 700_000
+
+    with caplog.at_level(logging.ERROR, "tenuto"):
+        run_virtual(scenario())
+    assert [record.getMessage() for record in caplog.records] == ["a delayed message for box/k cannot be delivered"]

@@ -190,10 +190,10 @@ class Sweeper:
         try:
             await self._dispatcher.deliver_delayed(timer)
         except (ValueError, TypeError, TableRefusedError):
-            # It stays, visible, and must not keep the sweep from the timers behind it.
+            # It stays, visible, and must not keep the sweep from the timers behind it. Soon it would fail alike.
             fields = log_fields.of_invocation(InvocationId(timer.lane, timer.invocation))
             log.exception("a delayed message for %s cannot be delivered", timer.lane.pk, extra=fields)
-            await self._keep(timer)
+            await self._move(timer, POSTPONE_MS_MAX)
 
     async def _unneeded(self, timer: Timer) -> bool:
         """Whether nothing is left for a timer to drive.
@@ -233,9 +233,14 @@ class Sweeper:
         late_ms = self._clock.now_ms() - timer.due_ms
         if late_ms < self._limits.timer_postpone_ms:
             return
-        # Several control planes postpone the same timer at slightly different times: on a common grid their copies are
-        # the same item, where they would otherwise double at every postponement.
-        grid_ms = 1 << min(late_ms, POSTPONE_MS_MAX).bit_length()
+        await self._move(timer, 1 << min(late_ms, POSTPONE_MS_MAX).bit_length())
+
+    async def _move(self, timer: Timer, grid_ms: int) -> None:
+        """Put a timer off, to the next but one of the times that are multiples of `grid_ms`.
+
+        Several control planes do so at slightly different times: on a common grid their copies are the same item, where
+        they would otherwise double each time.
+        """
         due_ms = (self._clock.now_ms() // grid_ms + 2) * grid_ms
         moved = replace(timer, due_ms=due_ms)
         await self._writer.write(timer_put(moved))
