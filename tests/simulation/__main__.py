@@ -42,6 +42,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=2, help="processes for --seeds")
     parser.add_argument("--seconds", type=float, default=3600.0, help="time for --seeds")
     parser.add_argument("--faults", choices=sorted(faults.PROFILES), help="instead of faults drawn from the seed")
+    parser.add_argument("--shape", choices=scenarios.SHAPES, help="instead of the shape drawn from the seed")
     parser.add_argument("--crash", metavar="ROLE:N:WHEN", help='for --small, such as "control:3:after"')
     parser.add_argument("--without", action="append", default=[], help="leave out the clause with this label")
     parser.add_argument("--trace", action="store_true", help="print every write as it happens")
@@ -50,7 +51,7 @@ def _arguments() -> argparse.Namespace:
 
 def _one(arguments: argparse.Namespace) -> Scenario:
     if arguments.seed is not None:
-        scenario = scenarios.drawn(arguments.seed, arguments.faults)
+        scenario = scenarios.drawn(arguments.seed, arguments.faults, arguments.shape)
     else:
         scenario = scenarios.SMALL[arguments.small]
     if arguments.crash:
@@ -62,7 +63,7 @@ def _one(arguments: argparse.Namespace) -> Scenario:
 def _many(first: int, last: int, arguments: argparse.Namespace) -> int:
     began, ran, failed = time.monotonic(), 0, 0
     for count, failures in judge_seeds(
-        first, last, jobs=arguments.jobs, seconds=arguments.seconds, profile=arguments.faults
+        first, last, jobs=arguments.jobs, seconds=arguments.seconds, profile=arguments.faults, shape=arguments.shape
     ):
         ran += count
         failed += len(failures)

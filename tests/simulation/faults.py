@@ -9,7 +9,8 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +24,10 @@ class Rates:
     function_slow           an attempt that hangs until its deadline kills it
     wake_*                  a wake-up of the outside scheduler
     rebalance, expelled     at every poll: another member joins or leaves; this one is left behind without knowing
+    batch_*                 of a batch of a mapping: comes twice; its answer is lost, and another poller begins
+    event_*, tick_*         of an asynchronous invocation (an errand, a wake-up under way) and of the rule's tick
+    deadline_short          an invocation of the dispatcher's function that has little time
+    instance_*              of a process of it: thrown away between two invocations, or not used again at once
     step_fails, step_slow   an external effect that raises, after or before having happened; one that takes seconds
     """
 
@@ -46,7 +51,34 @@ class Rates:
     zombie: float = 0.0
     latency_ms: float = 3.0
     skew_ms: int = 0
+    batch_doubled: float = 0.0
+    batch_answer_lost: float = 0.0
+    event_late: float = 0.0
+    event_doubled: float = 0.0
+    event_lost: float = 0.0
+    tick_late: float = 0.0
+    tick_doubled: float = 0.0
+    tick_lost: float = 0.0
+    deadline_short: float = 0.0
+    instance_lost: float = 0.0
+    instance_new: float = 0.0
 
+
+AT_ZERO = (
+    "batch_doubled",
+    "batch_answer_lost",
+    "event_late",
+    "event_doubled",
+    "event_lost",
+    "tick_late",
+    "tick_doubled",
+    "tick_lost",
+    "deadline_short",
+    "instance_lost",
+    "instance_new",
+)
+"""What can go wrong only where the dispatcher is a function. Drawn by a generator of its own (`thinned`), so that the
+other shape's seeds stay what they are."""
 
 NONE = Rates()
 LIGHT = Rates(
@@ -70,6 +102,17 @@ LIGHT = Rates(
     zombie=0.01,
     latency_ms=5.0,
     skew_ms=200,
+    batch_doubled=0.02,
+    batch_answer_lost=0.02,
+    event_late=0.05,
+    event_doubled=0.05,
+    event_lost=0.02,
+    tick_late=0.1,
+    tick_doubled=0.1,
+    tick_lost=0.1,
+    deadline_short=0.05,
+    instance_lost=0.05,
+    instance_new=0.1,
 )
 HEAVY = Rates(
     refused=0.05,
@@ -92,6 +135,17 @@ HEAVY = Rates(
     zombie=0.05,
     latency_ms=20.0,
     skew_ms=2_000,
+    batch_doubled=0.1,
+    batch_answer_lost=0.1,
+    event_late=0.2,
+    event_doubled=0.2,
+    event_lost=0.1,
+    tick_late=0.3,
+    tick_doubled=0.3,
+    tick_lost=0.3,
+    deadline_short=0.2,
+    instance_lost=0.2,
+    instance_new=0.3,
 )
 CHURN = Rates(
     lost=0.03,
@@ -104,11 +158,26 @@ CHURN = Rates(
     step_slow=0.1,
     zombie=0.1,
     latency_ms=30.0,
+    batch_doubled=0.2,
+    batch_answer_lost=0.2,
+    event_late=0.2,
+    event_doubled=0.3,
+    deadline_short=0.1,
+    instance_new=0.5,
 )
 """Partitions that keep moving while messages are slow: where two control planes meet on one key."""
 
 ZOMBIES = Rates(
-    lost=0.03, zombie=0.5, invoke_doubled=0.1, step_slow=0.3, answer_lost=0.1, control_crash=0.0005, latency_ms=10.0
+    lost=0.03,
+    zombie=0.5,
+    invoke_doubled=0.1,
+    step_slow=0.3,
+    answer_lost=0.1,
+    control_crash=0.0005,
+    latency_ms=10.0,
+    event_doubled=0.2,
+    deadline_short=0.1,
+    instance_new=0.3,
 )
 """Attempts that live on after everybody takes them for dead: what fencing is for."""
 
@@ -122,11 +191,21 @@ def drawn(rng: random.Random) -> Rates:
         return base
     numbers = {f.name: getattr(base, f.name) for f in fields(base)}
     for name in numbers:
-        if name not in ("latency_ms", "skew_ms") and rng.random() < 0.5:
+        if name not in ("latency_ms", "skew_ms", *AT_ZERO) and rng.random() < 0.5:
             numbers[name] = 0.0
     numbers["skew_ms"] = rng.choice([0, numbers["skew_ms"]])
     numbers["latency_ms"] = rng.choice([1.0, 5.0, 30.0])
     return Rates(**numbers)
+
+
+def thinned(rates: Rates, rng: random.Random) -> Rates:
+    """The same for a dispatcher that is a function, with some of the faults left out that only such a one meets."""
+    # Its processes live for a few calls at a time, so that each call has to be the last one more often.
+    rates = replace(rates, control_crash=rates.control_crash * rng.choice([1, 4, 10]))
+    if rng.random() < 0.5:
+        return rates
+    without: dict[str, Any] = {name: 0.0 for name in AT_ZERO if rng.random() < 0.5}
+    return replace(rates, **without)
 
 
 @dataclass(slots=True)

@@ -109,6 +109,11 @@ class SimulatedLoop(asyncio.BaseEventLoop):
             if whose(getattr(handle, "_context")):  # noqa: B009 - the attribute is not in the type stubs
                 handle.cancel()
 
+    def timers(self, whose: Callable[[Context], bool]) -> list[str]:
+        """The timers that were set in such contexts and are still to fire."""
+        live = (handle for handle in self._scheduled if not handle.cancelled())
+        return [str(handle) for handle in live if whose(getattr(handle, "_context"))]  # noqa: B009 - not in type stubs
+
     def abandon(self) -> None:
         """End the run where it is: what still waits is never heard of again."""
         with warnings.catch_warnings():

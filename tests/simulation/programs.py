@@ -11,6 +11,7 @@ State that a box keeps, all of it inside the product's own transactions:
     calls            ids of calls that took effect
     count            events, messages and calls that took effect, of all kinds together
     steps            results of the last event's steps: [[idempotency key, value], …]
+    slips            events without a key that took effect
     wrong            what a handler saw that it should not have
 """
 
@@ -25,11 +26,11 @@ from typing import Any, Protocol, TypeAlias, assert_never
 
 import msgspec
 
-from tenuto.context import ObjectContext, ObjectSharedContext, idempotency_key
+from tenuto.context import Context, ObjectContext, ObjectSharedContext, idempotency_key
 from tenuto.errors import TerminalError
 from tenuto.protocol.ids import digest
 from tenuto.runtime.futures import RunFuture
-from tenuto.service import Services, VirtualObject
+from tenuto.service import InvocationRetryPolicy, Service, Services, VirtualObject
 
 BULK = "x" * 3_000
 """More than stays in the head, as part of a result or of an input."""
@@ -39,6 +40,14 @@ HEAVY = "x" * 400_000
 
 ANNOUNCEMENTS = "announcements"
 """The topic that programs publish to."""
+
+LOOSE = "loose"
+"""The topic, and the service without a key, whose events stand alone. One takes effect as a slip that its box gets."""
+
+LOOSE_ATTEMPTS_MAX = 3
+LOOSE_NAP_MS = 900
+LOOSE_PLAYS = ("slip", "step", "nap", "doomed")
+"""What an event without a key does before it sends its slip; a doomed one always fails."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +175,7 @@ class Letter(msgspec.Struct):
 
 
 def services(programs: Sequence[Program], outside: Outside) -> Services:
-    """One function's services: the box that plays programs, and the helper that answers it."""
+    """One function's services: the box that plays programs, the helper that answers it, and what has no key."""
     box = VirtualObject("box")
     helper = VirtualObject("helper")
 
@@ -205,13 +214,44 @@ def services(programs: Sequence[Program], outside: Outside) -> Services:
     async def peek(ctx: ObjectSharedContext) -> int:
         return len(await ctx.get("calls", list[str]) or [])
 
+    @box.handler()
+    async def slip(ctx: ObjectContext, origin: str) -> None:
+        slips = await ctx.get("slips", list[str]) or []
+        if origin in slips:
+            ctx.set("wrong", f"the slip of {origin} came twice")
+        await player.play(ctx, "slips", [*slips, origin], 0)
+
     @helper.handler()
     async def answer(ctx: ObjectContext, awakeable: str) -> None:
         ctx.set("answered", (await ctx.get("answered", int) or 0) + 1)
         ctx.resolve_awakeable(awakeable, 7)
 
     player = _Player(programs, outside, message, late, answer)
-    return Services([box, helper])
+    return Services([box, helper, _loose(outside, slip)])
+
+
+def _loose(outside: Outside, slip: Any) -> Service:
+    """The service without a key, whose invocations have a bound of attempts."""
+    loose = Service(LOOSE)
+
+    @loose.handler(retry_policy=InvocationRetryPolicy(max_attempts=LOOSE_ATTEMPTS_MAX))
+    async def single(ctx: Context, cargo: Cargo) -> None:
+        outside.stumble()
+        what, origin = LOOSE_PLAYS[cargo.program], ctx.request().kafka
+        assert origin is not None
+        if what == "doomed":
+            raise RuntimeError("this never works")
+        if what in ("step", "nap"):
+            await ctx.run("a", effect)
+        if what == "nap":
+            await ctx.sleep(timedelta(milliseconds=LOOSE_NAP_MS))
+        ctx.object_send(slip, LOOSE, f"{origin.partition}:{origin.offset}")
+        outside.stumble()
+
+    async def effect() -> int:
+        return await outside.effect(idempotency_key(), "a")
+
+    return loose
 
 
 def link(chain: str | None, partition: int, offset: int) -> str:

@@ -55,11 +55,13 @@ def _verdict(name: str, replay: str, report: Report) -> Verdict:
     return Verdict(name, replay, str(report.violations[0]), tuple(report.trace[-TRACE_TAIL:]))
 
 
-def judge_seed(seed: int, profile: str | None = None, without: frozenset[str] = frozenset()) -> Verdict:
+def judge_seed(
+    seed: int, profile: str | None = None, without: frozenset[str] = frozenset(), shape: str | None = None
+) -> Verdict:
     """Run the random scenario of a seed."""
-    flag = f" --faults {profile}" if profile else ""
+    flag = (f" --faults {profile}" if profile else "") + (f' --shape "{shape}"' if shape else "")
     replay = f"python -m tests.simulation --seed {seed}{flag} --trace"
-    return judge(f"seed {seed}{flag}", replay, replace(scenarios.drawn(seed, profile), without=without))
+    return judge(f"seed {seed}{flag}", replay, replace(scenarios.drawn(seed, profile, shape), without=without))
 
 
 def quiet() -> None:
@@ -67,14 +69,14 @@ def quiet() -> None:
     logging.disable(logging.CRITICAL)
 
 
-def judge_chunk(first: int, last: int, profile: str | None) -> tuple[int, list[Verdict]]:
+def judge_chunk(first: int, last: int, profile: str | None, shape: str | None = None) -> tuple[int, list[Verdict]]:
     """Run seeds first to last (inclusive): how many, and those that failed."""
-    verdicts = [judge_seed(seed, profile) for seed in range(first, last + 1)]
+    verdicts = [judge_seed(seed, profile, shape=shape) for seed in range(first, last + 1)]
     return len(verdicts), [v for v in verdicts if v.problem is not None]
 
 
 def judge_seeds(
-    first: int, last: int, *, jobs: int, seconds: float, profile: str | None = None
+    first: int, last: int, *, jobs: int, seconds: float, profile: str | None = None, shape: str | None = None
 ) -> Iterator[tuple[int, list[Verdict]]]:
     """Run seeds from first to last until the time is up: after each chunk, how many ran and which of them failed."""
     deadline = time.monotonic() + seconds
@@ -83,11 +85,11 @@ def judge_seeds(
         for start in starts:
             if time.monotonic() > deadline:
                 return
-            yield judge_chunk(start, min(start + CHUNK - 1, last), profile)
+            yield judge_chunk(start, min(start + CHUNK - 1, last), profile, shape)
         return
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
         waiting = {
-            pool.submit(judge_chunk, start, min(start + CHUNK - 1, last), profile)
+            pool.submit(judge_chunk, start, min(start + CHUNK - 1, last), profile, shape)
             for start in itertools.islice(starts, jobs + 1)
         }
         try:
@@ -96,6 +98,6 @@ def judge_seeds(
                 waiting.discard(done)
                 yield done.result()
                 for start in itertools.islice(starts, 1 if time.monotonic() < deadline else 0):
-                    waiting.add(pool.submit(judge_chunk, start, min(start + CHUNK - 1, last), profile))
+                    waiting.add(pool.submit(judge_chunk, start, min(start + CHUNK - 1, last), profile, shape))
         except BrokenProcessPool as e:
             yield 1, [Verdict(f"seeds from {first}", "", f"a worker process died: {e}")]

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from tests.simulation import faults, programs
+from tests.simulation.instances import ScaleToZero
 from tests.simulation.programs import (
     BULK,
     HEAVY,
@@ -35,8 +36,53 @@ SLEEPS_MS_MAX = 3_600_000
 """What the events of a random scenario may sleep altogether: one key sleeps it all in sequence, and a run ends."""
 
 
-def drawn(seed: int, profile: str | None = None) -> Scenario:
-    """The random scenario of a seed. `profile` names one of `faults.PROFILES` instead of a drawn one."""
+SCALED_TO_ZERO_OF = 4
+"""One in so many seeds has the dispatcher as a function."""
+
+LOOSE_OF = 3
+"""One in so many seeds also has events without a key."""
+
+SHAPES = ("always on", "scaled to zero")
+
+
+def drawn(seed: int, profile: str | None = None, shape: str | None = None) -> Scenario:
+    """The random scenario of a seed. `profile` is one of `faults.PROFILES`, `shape` one of `SHAPES`, if not drawn."""
+    scenario = _drawn(seed, profile)
+    if seed % LOOSE_OF == 0:
+        scenario = _with_loose(scenario)
+    to_zero = seed % SCALED_TO_ZERO_OF == SCALED_TO_ZERO_OF - 1 if shape is None else shape == "scaled to zero"
+    return _scaled_to_zero(scenario) if to_zero else scenario
+
+
+def _with_loose(scenario: Scenario) -> Scenario:
+    """The same with events that have no key, and a bound of attempts."""
+    rng = random.Random(f"loose {scenario.seed}")
+    span_s = max(1.0, *(delivery.at_s for delivery in scenario.deliveries))
+    loose = tuple(
+        Delivery(rng.uniform(0, span_s), programs.LOOSE, None, rng.randrange(len(programs.LOOSE_PLAYS)))
+        for _ in range(rng.choice([2, 6, 12]))
+    )
+    return replace(
+        scenario,
+        topics={**scenario.topics, programs.LOOSE: rng.choice([1, 2])},
+        deliveries=(*scenario.deliveries, *loose),
+        loose_ordering=rng.choice(["none", "none", "partition"]),
+    )
+
+
+def _scaled_to_zero(scenario: Scenario) -> Scenario:
+    """The same events, calls and programs for a dispatcher that is a function."""
+    rng = random.Random(f"scaled to zero {scenario.seed}")
+    setup = ScaleToZero(
+        partial_batches=rng.random() < 0.5,
+        partitions_apart=rng.random() < 0.5,
+        batch_records_max=rng.choice([1, 3, 100]),
+        instances_max=rng.choice([3, 8, 32]),
+    )
+    return replace(scenario, rates=faults.thinned(scenario.rates, rng), scale_to_zero=setup)
+
+
+def _drawn(seed: int, profile: str | None) -> Scenario:
     rng = random.Random(f"scenario {seed}")
     if profile == "churn":
         return _contended(seed, rng)
@@ -173,7 +219,7 @@ def _fixed(*ops: Op, events: int = 1, apart_s: float = 0.0, call: bool = False) 
     )
 
 
-SMALL: dict[str, Scenario] = {
+_SMALL: dict[str, Scenario] = {
     "state only, a batch": _fixed(Remember("x"), events=3),
     "steps": _fixed(Step("a"), Step("b"), Remember("x")),
     "steps in a batch": _fixed(Remember("x"), Step("a"), events=3),
@@ -206,5 +252,10 @@ SMALL: dict[str, Scenario] = {
             Delivery(0.0, "events", "a", 1),
         ),
     ),
+}
+
+SMALL: dict[str, Scenario] = _SMALL | {
+    f"{name}, scaled to zero": replace(scenario, scale_to_zero=ScaleToZero(partial_batches=False))
+    for name, scenario in _SMALL.items()
 }
 """Small enough to be run again with a crash before and after every one of its writes."""

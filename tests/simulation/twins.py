@@ -35,6 +35,10 @@ T = TypeVar("T")
 Watch = Callable[[Process | None, Write, Item | None, Item | None], None]
 """Is told of every applied write: who wrote, what, the item before and after."""
 
+FUNCTION_TIMEOUT_MS = 10_000
+FUNCTION_TIMEOUT_AT_ZERO_MS = 40_000
+"""As in `template.yaml`: scaled to zero, a function also waits for the sleeps that it holds."""
+
 PAYLOAD_BYTES_MAX = 6_291_456
 """Lambda's limit of a synchronous request or response (AWS Lambda quotas: 6 MB)."""
 
@@ -113,9 +117,15 @@ class SimulatedLambda:
     """Functions in processes of their own (the FunctionInvoker port). A process serves one invocation and ends."""
 
     def __init__(
-        self, services: Services, table: GatedTable, gate: Gate, rng: random.Random, trace: Callable[[str], None]
+        self,
+        services: Services,
+        table: GatedTable,
+        gate: Gate,
+        rng: random.Random,
+        trace: Callable[[str], None],
+        timeout_ms: int = FUNCTION_TIMEOUT_MS,
     ) -> None:
-        self.timeout_ms = 10_000
+        self.timeout_ms = timeout_ms
         self.concurrency_max = 64
         self.invocations = 0
         self._running = 0

@@ -8,36 +8,43 @@ and then waits until everything that was accepted is done. Does not own the laws
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 import traceback
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import Context
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Literal
 
 import msgspec
 
-from tenuto.hosts import event_scheduler
+from tenuto.errors import RetryableError
+from tenuto.lane.head import HEAD_SK, parse_head
 from tenuto.lane.writes import Item, Write
-from tenuto.protocol.ids import AwakeableId, InvocationId, Lane, call_nonce, source_of_partition
+from tenuto.protocol.ids import AwakeableId, InvocationId, Lane, call_nonce, kafka_nonce, source_of_partition
 from tenuto.protocol.messages import ServiceManifest
 from tenuto.protocol.records import CallSource, Event, Failed, Result, Success
 from tenuto_control.core.routing import Subscription
-from tenuto_control.dispatcher import Errand
-from tenuto_control.limits import Limits
+from tenuto_control.dispatcher import Dispatcher
+from tenuto_control.limits import SERVERLESS, Limits
 from tenuto_control.ports import LogUnavailableError, Pending, Target, TopicPartition, Unknown
 from tests.simulation import faults, programs
-from tests.simulation.control import ControlPlane
+from tests.simulation.control import AlwaysOn, Shape
 from tests.simulation.gate import CrashPoint, Gate, Process, adopt, current
+from tests.simulation.instances import ScaledToZero, ScaleToZero
 from tests.simulation.loop import EPOCH_MS, SimulatedLoop, StuckError
 from tests.simulation.oracles import Oracles, Violation, chain_of
-from tests.simulation.twins import GatedTable, SimulatedLambda, SimulatedScheduler, World
+from tests.simulation.twins import (
+    FUNCTION_TIMEOUT_AT_ZERO_MS,
+    FUNCTION_TIMEOUT_MS,
+    GatedTable,
+    SimulatedLambda,
+    SimulatedScheduler,
+    World,
+)
 from tests.support.memory_kafka import MemoryKafka, Operation
-
-T = TypeVar("T")
 
 PROGRESS_WITHIN_S = 600.0
 """Virtual time without faults within which some event or step must finish: the longest sleeps and pauses, several
@@ -47,8 +54,9 @@ REST_WITHIN_S = 100_000.0
 """Virtual time without faults within which everything must be done."""
 
 LOOK_EVERY_S = 0.5
-OUTSIDE_WAIT_S = 30.0
-"""How long a caller or resolver waits for an answer before asking again."""
+RETRYABLE_SHARE = 0.3
+RETRY_AFTER_MS = (0, 300, 5_000, 30_000)
+"""User code that fails says in so many cases when it may be tried again."""
 
 TRACE_LINES = 400
 SLOW_STEP_S = 3.0
@@ -95,6 +103,8 @@ class Scenario:
     deliveries: tuple[Delivery, ...]
     requests: tuple[Request, ...] = ()
     control_planes: int = 2
+    scale_to_zero: ScaleToZero | None = None
+    loose_ordering: Literal["partition", "none"] = "none"
     faults_until_s: float = 30.0
     shuffle: bool = False
     spill_after_ms: int | None = None
@@ -144,13 +154,13 @@ class Simulation:
     ) -> None:
         self.scenario = scenario
         self.loop = loop
-        self._rng = rng
+        self.rng = rng
         self._trace_to = trace
         self._trace: deque[str] = deque(maxlen=TRACE_LINES)
         self.plan = faults.FaultPlan(random.Random(rng.random()), scenario.rates)
         self.plan.on_fault = lambda name: self.trace(f"FAULT {name}")
         self.gate = Gate(loop, self.plan, scenario.crash)
-        self.oracles = Oracles(loop, 2 * scenario.rates.skew_ms)
+        self.oracles = Oracles(loop, 2 * scenario.rates.skew_ms, cleared_late=scenario.scale_to_zero is not None)
         self.world = World(self._wrote, scenario.without)
         self.oracles.table = self.world.items
         self.oracles.published = self._published
@@ -160,21 +170,29 @@ class Simulation:
         self.table = GatedTable(self.world, self.gate)
         self.kafka = MemoryKafka(self._kafka_hook, loop.now_ms)
         self.services = programs.services(scenario.programs, self)
-        self.functions = SimulatedLambda(self.services, self.table, self.gate, rng, self.trace)
+        at_zero = scenario.scale_to_zero
+        timeout_ms = FUNCTION_TIMEOUT_MS if at_zero is None else FUNCTION_TIMEOUT_AT_ZERO_MS
+        self.functions = SimulatedLambda(self.services, self.table, self.gate, rng, self.trace, timeout_ms)
         self._manifest = self.services.manifest(self.functions.timeout_ms)
         self.scheduler = SimulatedScheduler(self.gate, rng, self._woken)
-        self.limits = Limits(sweep_lookback_ms=SWEEP_LOOKBACK_MS)
+        self.limits = Limits(sweep_lookback_ms=SWEEP_LOOKBACK_MS, **({} if at_zero is None else SERVERLESS))
         if scenario.spill_after_ms is not None:
             self.limits = replace(self.limits, spill_after_ms=scenario.spill_after_ms)
-        self.subscriptions = [Subscription(t, "box", "event") for t in scenario.topics]
-        self.planes: list[ControlPlane] = []
-        self._planes_made = 0
+        self.shape: Shape = AlwaysOn(self, scenario.control_planes) if at_zero is None else ScaledToZero(self, at_zero)
+        self.subscriptions = [
+            Subscription(t, "box", "event")
+            if t != programs.LOOSE
+            else Subscription(t, programs.LOOSE, "single", ordering=scenario.loose_ordering)
+            for t in scenario.topics
+        ]
         self._numbers: dict[asyncio.Task[Any] | None, int] = {}
         self._lanes: dict[TopicPartition, dict[int, str]] = {}
         self._poison: set[tuple[str, int, int]] = set()
         self._checked: dict[TopicPartition, int] = {}
         self._answers: dict[str, Result] = {}
         self._effects = 0
+        # By a generator of its own, so that the other draws of a seed stay what they are.
+        self._moods = random.Random(f"moods {scenario.seed}")
         self._people: set[asyncio.Task[None]] = set()
 
     # --- what control planes find (Targets) --------------------------------------------------------------------------
@@ -196,8 +214,7 @@ class Simulation:
             self.kafka.create_topic(topic, partitions)
             self.kafka.create_topic(f"{topic}.dead-letter")
         self.kafka.create_topic(programs.ANNOUNCEMENTS)
-        for _ in range(self.scenario.control_planes):
-            self._start_plane()
+        self.shape.start()
         living = asyncio.ensure_future(self._live())
         tripped = asyncio.ensure_future(self.oracles.tripped.wait())
         await asyncio.wait([living, tripped], return_when=asyncio.FIRST_COMPLETED)
@@ -210,7 +227,7 @@ class Simulation:
         for delivery in self.scenario.deliveries:
             self.loop.call_later(delivery.at_s, self._produce, delivery)
         for request in self.scenario.requests:
-            self._person(self._ask(request))
+            self.person(self._ask(request))
         last = max([0.0, *(d.at_s for d in self.scenario.deliveries), *(r.at_s for r in self.scenario.requests)])
         await asyncio.sleep(max(last, self.scenario.faults_until_s))
         self.plan.quiet = True
@@ -249,56 +266,15 @@ class Simulation:
         if self._trace_to is not None:
             self._trace_to(line)
 
-    # --- control planes ----------------------------------------------------------------------------------------------
+    def _woken(self, payload: bytes) -> None:
+        self.shape.woken(payload)
 
-    def _start_plane(self) -> None:
-        self._planes_made += 1
-        process = Process(f"cp-{self._planes_made}", "control", self.loop, self.plan.skew_ms())
-        process.mourn = self._failed
-        plane = ControlPlane(self, process, random.Random(self._rng.random()))
-        self.planes.append(plane)
-        process.last_words.append(lambda: self._lost(plane))
-        plane.start()
-
-    def _failed(self, task: asyncio.Task[Any], error: BaseException) -> None:
+    def failed(self, task: asyncio.Task[Any], error: BaseException) -> None:
+        """A task of a control plane's process ended in an error that nobody took."""
         where = "".join(traceback.format_exception(error)[-4:])
         self.trace(f"{task.get_name()} failed: {error!r}\n{where}")
         if task.get_name().startswith("lane "):
             self.oracles.report("liveness", f"the worker of {task.get_name()} died: {where}")
-
-    def _lost(self, plane: ControlPlane) -> None:
-        self.trace(f"{plane.process.name} dies")
-        self.planes.remove(plane)
-        plane.member.crash()
-        session_s = self._rng.uniform(0.5, self.limits.session_timeout_ms / 1_000)
-        self.loop.call_later(session_s, self.kafka.expel, plane.member, context=Context())
-        self.loop.call_later(self.plan.crash_pause_s(), self._start_plane, context=Context())
-
-    async def at_some_plane(self, act: Callable[[ControlPlane], Awaitable[T]], what: str) -> T | None:
-        """Ask any living control plane for something, as its ingress would; None when no answer came."""
-        if not self.planes:
-            await asyncio.sleep(1)
-            return None
-        plane = self._rng.choice(self.planes)
-
-        async def work() -> T:
-            return await act(plane)
-
-        task = plane.process.spawn(work(), what)
-        await asyncio.wait([task], timeout=OUTSIDE_WAIT_S)
-        if not task.done() or task.cancelled():
-            return None
-        if (error := task.exception()) is not None:
-            self.trace(f"{what} failed: {error!r}")
-            return None
-        result: T = task.result()
-        return result
-
-    def _woken(self, payload: bytes) -> None:
-        woken = event_scheduler.decode(payload)
-        assert isinstance(woken, event_scheduler.WakeUp)
-        errand = Errand(Lane.from_pk(woken.lane), woken.timer)
-        self._person(self._once(lambda: self.at_some_plane(lambda p: p.dispatcher.woken(errand), "wake-up")))
 
     # --- Kafka -------------------------------------------------------------------------------------------------------
 
@@ -311,6 +287,11 @@ class Simulation:
         key = None if delivery.key is None else delivery.key.encode()
         record = self.kafka.append(delivery.topic, value, key)
         tp = TopicPartition(record.topic, record.partition)
+        if delivery.topic == programs.LOOSE:
+            alone = kafka_nonce("0", record.topic, record.partition, record.offset)
+            name = alone if self.scenario.loose_ordering == "none" else f"{record.topic}/{record.partition}"
+            self._lanes.setdefault(tp, {})[record.offset] = Lane(programs.LOOSE, name).pk
+            return
         if delivery.key is None or delivery.program is None:
             self._poison.add((record.topic, record.partition, record.offset))
         if delivery.key is not None:
@@ -326,31 +307,15 @@ class Simulation:
             return
         number = self._numbers.pop(task, 0)
         if operation.name == "commit":
-            self._check_commits()
+            self.check_commits()
         if operation.name == "poll":
-            self._disturb(operation.member)
+            self.shape.polled(operation.member)
         await self.gate.leave(operation.name, number)
         if operation.name != "start" and self.plan.happens("lost"):
             raise LogUnavailableError(f"the answer to {operation.name} was lost")
 
-    def _disturb(self, name: str) -> None:
-        """Now and then a member is left behind without knowing, or another one comes and goes."""
-        if self.plan.happens("expelled"):
-            for plane in self.planes:
-                if plane.member.name == name:
-                    self.kafka.expel(plane.member)
-        if self.plan.happens("rebalance"):
-            self._person(self._visit())
-
-    async def _visit(self) -> None:
-        visitor = self.kafka.member()
-        with contextlib.suppress(LogUnavailableError):
-            await visitor.start(list(self.scenario.topics), _Nobody())
-        await asyncio.sleep(self._rng.uniform(0.1, 5))
-        with contextlib.suppress(LogUnavailableError):
-            await visitor.stop()
-
-    def _check_commits(self) -> None:
+    def check_commits(self) -> None:
+        """Offsets were committed."""
         for topic, partitions in self.scenario.topics.items():
             for partition in range(partitions):
                 tp = TopicPartition(topic, partition)
@@ -371,7 +336,7 @@ class Simulation:
         self.oracles.executes(current.get(), key, what)
         if self.plan.happens("step_fails"):
             raise ConnectionError("the outside is out of order, nothing happened")
-        slow_s = self._rng.uniform(0, SLOW_STEP_S) if self.plan.happens("step_slow") else 0.0
+        slow_s = self.rng.uniform(0, SLOW_STEP_S) if self.plan.happens("step_slow") else 0.0
         await asyncio.sleep(self.plan.latency_s() + slow_s)
         self._effects += 1
         if self.plan.happens("step_fails"):
@@ -380,21 +345,23 @@ class Simulation:
 
     async def hand_out(self, awakeable: str) -> None:
         """See `programs.Outside`."""
-        for _ in range(self._rng.choice([1, 1, 2])):
-            self._person(self._answer(awakeable, self._rng.choice([0.001, 0.05, 0.5, 3.0, 20.0])))
+        for _ in range(self.rng.choice([1, 1, 2])):
+            self.person(self._answer(awakeable, self.rng.choice([0.001, 0.05, 0.5, 3.0, 20.0])))
 
     def stumble(self) -> None:
         """See `programs.Outside`."""
         if self.plan.happens("step_fails"):
+            if self._moods.random() < RETRYABLE_SHARE:
+                raise RetryableError("not now", timedelta(milliseconds=self._moods.choice(RETRY_AFTER_MS)))
             raise RuntimeError("user code stumbles")
 
     async def _answer(self, awakeable: str, after_s: float) -> None:
-        await asyncio.sleep(self._rng.uniform(0, after_s))
+        await asyncio.sleep(self.rng.uniform(0, after_s))
         while True:
             # No two answers are alike, so that a second one would show.
             self._effects += 1
             value = Success(str(self._effects).encode())
-            known = await self.at_some_plane(partial(_resolve, awakeable, value), "resolve")
+            known = await self.shape.ask(partial(_resolve, awakeable, value), "resolve")
             self.trace(f"answer to {AwakeableId.parse(awakeable)[0].nonce}: {known}")
             if known is not None:
                 return
@@ -409,34 +376,32 @@ class Simulation:
         event = Event(invocation, "call", CallSource(keep_result=request.delay_ms is None), cargo)
         delay_ms = request.delay_ms
 
-        async def send(plane: ControlPlane) -> bool:
-            await plane.dispatcher.send(event, delay_ms or 0)
+        async def send(dispatcher: Dispatcher) -> bool:
+            await dispatcher.send(event, delay_ms or 0)
             return True
 
         while True:
             if delay_ms is not None:
-                if await self.at_some_plane(send, "send"):
+                if await self.shape.ask(send, "send"):
                     self._answers.setdefault(invocation, Success())
                     return
             else:
-                answer = await self.at_some_plane(lambda plane: plane.dispatcher.call(event, 20_000), "call")
+                answer = await self.shape.ask(lambda dispatcher: dispatcher.call(event, 20_000), "call")
                 match answer:
                     case Success() | Failed():
                         self._answered(invocation, answer)
                         return
                     case Pending() | Unknown() | None:
                         pass
-            await asyncio.sleep(self._rng.uniform(0.1, 3))
+            await asyncio.sleep(self.rng.uniform(0.1, 3))
 
     def _answered(self, invocation: str, answer: Result) -> None:
         known = self._answers.setdefault(invocation, answer)
         if known != answer:
             self.oracles.report("order", f"{invocation} was answered with {known} and with {answer}")
 
-    async def _once(self, act: Callable[[], Awaitable[Any]]) -> None:
-        await act()
-
-    def _person(self, work: Any) -> None:
+    def person(self, work: Any) -> None:
+        """Somebody outside does something."""
         context = Context()
         task = self.loop.create_task(work, context=context)
         self._people.add(task)
@@ -452,7 +417,7 @@ class Simulation:
         expected: dict[str, dict[str, str]] = {}
         counts: Counter[str] = Counter()
         for tp, lanes in self._lanes.items():
-            for pk in set(lanes.values()):
+            for pk in set(lanes.values()) if tp.topic != programs.LOOSE else ():
                 offsets = [
                     (tp.partition, offset)
                     for offset, lane in sorted(lanes.items())
@@ -473,9 +438,28 @@ class Simulation:
                 headers = {name: value.decode() for name, value in record.headers}
                 partition, offset = headers["tenuto-source-partition"], headers["tenuto-source-offset"]
                 found.add((headers["tenuto-source-topic"], int(partition), int(offset)))
+        waits = self._loose({(p, o) for topic, p, o in found if topic == programs.LOOSE})
+        found = {origin for origin in found if origin[0] != programs.LOOSE}
         if found - self._poison:
             self.oracles.report("nothing-lost", f"sound events in the dead-letter topic: {found - self._poison}")
-        return [f"dead letter {record} has not come" for record in sorted(self._poison - found)]
+        return waits + [f"dead letter {record} has not come" for record in sorted(self._poison - found)]
+
+    def _loose(self, dead: set[tuple[int, int]]) -> list[str]:
+        """An event without a key has taken effect, or is in the dead-letter topic after all of its attempts."""
+        state = parse_head(self.world.items.get((f"box/{programs.LOOSE}", HEAD_SK))).state
+        slips = set(msgspec.json.decode(state.get("slips", b"[]"), type=list[str]))
+        dead_slips = {f"{partition}:{offset}" for partition, offset in dead}
+        if both := slips & dead_slips:
+            self.oracles.report("nothing-lost", f"took effect, and is in the dead-letter topic: {sorted(both)}")
+        sent = {f"{r.partition}:{r.offset}": r.value for r in self.kafka.records(programs.LOOSE)}
+        doomed = msgspec.json.encode(programs.Cargo(programs.LOOSE_PLAYS.index("doomed")))
+        if sound := {origin for origin in slips if sent[origin] == doomed}:
+            self.oracles.report("nothing-lost", f"a doomed event took effect: {sorted(sound)}")
+        return [
+            f"the event {origin} of {programs.LOOSE} has not ended"
+            for origin in sent
+            if origin not in slips | dead_slips
+        ]
 
     def _calls(self) -> list[str]:
         waits = []
@@ -492,18 +476,8 @@ class Simulation:
         return waits
 
 
-async def _resolve(awakeable: str, result: Result, plane: ControlPlane) -> bool:
-    return await plane.dispatcher.resolve(awakeable, result)
-
-
-class _Nobody:
-    """The listener of a group member that does no work."""
-
-    async def revoked(self, partitions: Any) -> None:
-        """Nothing to finish."""
-
-    async def assigned(self, partitions: Any) -> None:
-        """Nothing to start."""
+async def _resolve(awakeable: str, result: Result, dispatcher: Dispatcher) -> bool:
+    return await dispatcher.resolve(awakeable, result)
 
 
 def _change(write: Write, before: Item | None, after: Item | None) -> str:
