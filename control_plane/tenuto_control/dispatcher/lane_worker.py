@@ -22,7 +22,8 @@ from tenuto.protocol.limits import FINISHED_TTL_MS
 from tenuto.protocol.messages import Head, Trim
 from tenuto.protocol.records import Event, KafkaSource, ResultOut, SleptSlot, pack
 from tenuto.store.port import TableRefusedError, TableUnavailableError
-from tenuto_control.core import cancellation, log_fields
+from tenuto_control import cancellation
+from tenuto_control.core import log_fields
 from tenuto_control.core.lane_policy import (
     Bounds,
     Drain,

@@ -27,8 +27,8 @@ from aiokafka.errors import (
 )
 from aiokafka.helpers import create_ssl_context
 
+from tenuto_control import cancellation
 from tenuto_control.config import ConfigError, KafkaConfig
-from tenuto_control.core import cancellation
 from tenuto_control.limits import Limits
 
 CLIENT_LOG_INTERVAL_S = 10.0
