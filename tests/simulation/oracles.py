@@ -337,7 +337,8 @@ class Oracles:
             # Whoever asks for it finds it there.
             return True
         # An offset is released when everything has been shipped, before the outbox is cleared. A function may end in
-        # between, and when the errand for what is left is lost, nothing leads back to the lane but its next event.
+        # between, and when the errand for what is left is lost, nothing leads back to the lane but its next event: that
+        # ships again, which the receiver's tombstone refuses for as long as it lasts (TOMBSTONE_TTL_S).
         return self.cleared_late and not self.timers[pk] and self._delivered(pk, sequence, out, self.table)
 
     def _counts(self, heads: Mapping[str, Head], events: Mapping[str, int]) -> None:

@@ -69,7 +69,7 @@ def test_a_sweep_that_the_table_ends_leaves_nothing_under_way() -> None:
 
 
 def test_a_lane_that_is_told_of_something_halts_all_the_same() -> None:
-    """Seed 159: it lost the cancellation, went on while the process halted, and woke other lanes."""
+    """Seed 171: it lost the cancellation, went on while the process halted, and woke other lanes."""
 
     async def scenario() -> None:
         f = function(adding())
@@ -89,7 +89,7 @@ def test_a_lane_that_is_told_of_something_halts_all_the_same() -> None:
 
 
 def test_a_dead_letter_that_is_cut_off_is_not_under_way_any_more() -> None:
-    """Seed 1658: a batch without time ended before the tasks that it had cancelled."""
+    """Seed 1658, scaled to zero: a batch without time ended before the tasks that it had cancelled."""
 
     class Stuck(Function):
         async def produce(self, *_args: object) -> None:
