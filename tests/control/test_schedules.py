@@ -17,12 +17,13 @@ import pytest
 from tenuto import InvocationRetryPolicy, ObjectContext, VirtualObject
 from tenuto.context import Context
 from tenuto.lane.transitions import Timer, inbox_put, mark_pend, timer_bucket, timer_put
-from tenuto.lane.writes import Answer, Key, Put, Write
+from tenuto.lane.writes import Answer, Key, Put, Update, Write
 from tenuto.protocol.ids import AwakeableId, InvocationId, Lane, awakeable_slot
 from tenuto.protocol.limits import AWAKEABLES_BYTES_MAX
 from tenuto.protocol.messages import decode_request
 from tenuto.protocol.records import Failed, Success
 from tenuto.service import Service, Services
+from tenuto.store.port import TableUnavailableError
 from tenuto_control.ports import FunctionFailedError, FunctionThrottledError, LogUnavailableError, OverloadedError
 from tests.costs.meter import CountingTable, Meter
 from tests.support.virtual_time import run_virtual
@@ -70,6 +71,54 @@ class Faulty(Meter):
 def faulty(service: Service | VirtualObject) -> Faulty:
     """A control plane and a function for one service."""
     return Faulty(Services([service]))
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["held", "delivered again"])
+def test_an_offset_is_let_go_when_what_its_event_sent_has_left_the_outbox(*, again: bool) -> None:
+    # It was let go when that had been delivered. A process that ended before it cleared the outbox left the entry to
+    # the lane's next event; that shipped it once more, and a day later no tombstone refused it.
+    box = VirtualObject("box")
+
+    @box.handler()
+    async def tell(ctx: ObjectContext, _n: int) -> None:
+        ctx.object_send(box.handlers["told"], "other")
+
+    @box.handler()
+    async def told(ctx: ObjectContext) -> None:
+        ctx.set("n", (await ctx.get("n", int) or 0) + 1)
+
+    class Clogged(CountingTable):
+        clogged = True
+
+        async def write(self, write: Write) -> Answer:
+            if self.clogged and isinstance(write, Update) and any(name.startswith("o.") for name in write.removes):
+                raise TableUnavailableError("throttled")
+            return await super().write(write)
+
+    async def scenario() -> None:
+        table = Clogged()
+        meter = Meter(Services([box]), table=table)
+        meter.deliver(box.handlers["tell"], "k")
+        await asyncio.sleep(60)
+        assert meter.head("box", "other").state == {"n": b"1"}
+        assert meter.released == []
+        if again:
+            # Another process, which knows nothing of what was delivered, gets the event that was not let go.
+            task = meter.dispatcher._workers[Lane("box", "k")].task
+            assert task is not None
+            task.cancel()
+            meter = Meter(Services([box]), table=table)
+            meter.dispatcher._process = "next"
+            meter.deliver(box.handlers["tell"], "k")
+            await asyncio.sleep(60)
+            assert meter.released == []
+        table.clogged = False
+        await asyncio.sleep(60)
+        assert meter.released == [0]
+        assert meter.head("box", "k").out == {}
+        assert meter.head("box", "other").state == {"n": b"1"}
+
+    run_virtual(scenario())
 
 
 @pytest.mark.parametrize("error", [asyncio.CancelledError(), RuntimeError("unforeseen")], ids=["cancelled", "error"])

@@ -66,14 +66,10 @@ class Journaled:
 
 @dataclass(slots=True)
 class Oracles:
-    """Watches one world. `skew_ms` is how far apart two clocks of it can be.
-
-    `cleared_late`: entries that were shipped may stay in the outbox of a quiet lane.
-    """
+    """Watches one world. `skew_ms` is how far apart two clocks of it can be."""
 
     loop: SimulatedLoop
     skew_ms: int
-    cleared_late: bool = False
     table: Table = field(default_factory=dict)
     published: Callable[[str], Collection[bytes]] = lambda _topic: ()
     let_go: Callable[[KafkaSource], bool] = lambda _source: False
@@ -321,7 +317,8 @@ class Oracles:
         for pk, head in heads.items():
             if head.run is not None:
                 waits.append(f"{pk}: run {head.run.event.handler} attempt {head.run.attempt} awaits {head.run.awaits}")
-            waits += [f"{pk}: outbox {name}" for name, out in head.out.items() if not self._may_stay(pk, name, out)]
+            # A result that is shipped may stay: whoever asks for it finds it in its own item.
+            waits += [f"{pk}: outbox {name}" for name, out in head.out.items() if not isinstance(out, ResultOut)]
         for pk, items in self.inbox.items():
             waits += [f"{pk}: inbox {sk}" for sk in sorted(items) if not _passed(heads.get(pk, Head()), sk)]
         for pk, timers in self.timers.items():
@@ -330,16 +327,6 @@ class Oracles:
         if not waits:
             self._counts(heads, expected_counts)
         return waits
-
-    def _may_stay(self, pk: str, sequence: str, out: Out) -> bool:
-        """Whether an entry may stay in the outbox of a quiet lane."""
-        if isinstance(out, ResultOut):
-            # Whoever asks for it finds it there.
-            return True
-        # An offset is released when everything has been shipped, before the outbox is cleared. A function may end in
-        # between, and when the errand for what is left is lost, nothing leads back to the lane but its next event: that
-        # ships again, which the receiver's tombstone refuses for as long as it lasts (TOMBSTONE_TTL_S).
-        return self.cleared_late and not self.timers[pk] and self._delivered(pk, sequence, out, self.table)
 
     def _counts(self, heads: Mapping[str, Head], events: Mapping[str, int]) -> None:
         """No change of state was overwritten by another that had not seen it."""

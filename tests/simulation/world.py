@@ -160,7 +160,7 @@ class Simulation:
         self.plan = faults.FaultPlan(random.Random(rng.random()), scenario.rates)
         self.plan.on_fault = lambda name: self.trace(f"FAULT {name}")
         self.gate = Gate(loop, self.plan, scenario.crash)
-        self.oracles = Oracles(loop, 2 * scenario.rates.skew_ms, cleared_late=scenario.scale_to_zero is not None)
+        self.oracles = Oracles(loop, 2 * scenario.rates.skew_ms)
         self.world = World(self._wrote, scenario.without)
         self.oracles.table = self.world.items
         self.oracles.published = self._published

@@ -128,7 +128,8 @@ def decide(view: View, bounds: Bounds) -> Action:
     if head.run is not None:
         return _suspended(view, head, head.run, bounds)
     if view.first is not None and passed(head, view.first):
-        return Release()
+        # What has been delivered leaves the outbox first: without the offset, nothing would lead back to it.
+        return TrimHead() if view.trimmable else Release()
     pause = _pause(view, bounds)
     if pause is not None:
         return pause

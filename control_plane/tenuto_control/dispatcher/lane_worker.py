@@ -79,7 +79,8 @@ class LaneWorker:
         self._pressed = False
         self._shipped = set(known.shipped)
         self._finished = set(known.finished)
-        self._held: list[KafkaWork] = []
+        # Finished events, each with what the outbox held when it was; None before that is known.
+        self._held: dict[KafkaWork, frozenset[str] | None] = {}
         self._ended: set[str] = set()
         self._not_before_ms = 0
         self._blocked_since_ms: int | None = None
@@ -433,7 +434,7 @@ class LaneWorker:
             if work in queue:
                 queue.remove(work)
             if isinstance(work, KafkaWork):
-                self._held.append(work)
+                self._held[work] = None
                 metrics.sample("AgeMs", _age_ms(work.event, now_ms))
             self._finished.add(work.event.nonce)
         self._ended |= attempted.ended
@@ -480,12 +481,19 @@ class LaneWorker:
         self._release_held()
 
     def _release_held(self) -> None:
-        """Events whose effects are committed are let go once everything they sent has been delivered."""
-        if self.head is None or self.head.out.keys() - self._shipped:
+        """Events whose effects are committed are let go once everything they sent has left the outbox.
+
+        Delivered is not enough. An entry that stays, because its process ends there, is delivered again with the lane's
+        next event, and that may come when the receiver's tombstone is gone: the message would run twice. Until it is
+        trimmed, the offset leads somebody back to it.
+        """
+        if self.head is None:
             return
-        for work in self._held:
+        waiting = self.head.out.keys()
+        self._held = {work: frozenset(waiting) if sent is None else sent for work, sent in self._held.items()}
+        for work in [work for work, sent in self._held.items() if sent is not None and not sent & waiting]:
+            del self._held[work]
             work.release()
-        self._held.clear()
 
     def _trimmable(self) -> Trim:
         head = self._seen()
