@@ -9,6 +9,7 @@ A replayed step has no span, since it does not run. Spans hold names and ids and
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -54,6 +55,7 @@ def flush(parent: str | None) -> None:
         send(FLUSH_MS_MAX)
 
 
+@functools.cache
 def installed() -> bool:
     """Whether this process has OpenTelemetry's API."""
     return importlib.util.find_spec("opentelemetry") is not None

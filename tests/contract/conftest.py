@@ -1,8 +1,14 @@
-"""The fixtures of this suite: one embedded stack for all of it, and the clients that the control plane opens on it."""
+"""The fixtures of this suite: one embedded stack for all of it, a broker for each file that asks for one, and clients.
+
+The clients are those that the control plane opens.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+import asyncio
+import tempfile
+from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
@@ -11,6 +17,7 @@ from tenuto_control.config import Config
 from tenuto_control.drivers.aws import AwsClients, open_clients
 from tenuto_control.limits import Limits
 from tenuto_local import EmbeddedStack
+from tenuto_local.kafka_broker import KafkaBroker
 from tests.support.stack import run, stack
 
 __all__ = ["stack"]
@@ -25,6 +32,18 @@ class WithClients(Protocol):
     """Plays a scenario with open clients; `endpoint` stands in for the stack's."""
 
     def __call__(self, scenario: Scenario, limits: Limits | None = None, endpoint: str | None = None) -> None: ...
+
+
+@pytest.fixture(scope="module")
+def broker() -> Iterator[KafkaBroker]:
+    """A broker for the tests of one file, which use topics and groups of their own."""
+    with tempfile.TemporaryDirectory() as workdir:
+        broker = KafkaBroker(Path(workdir))
+        asyncio.run(broker.start())
+        try:
+            yield broker
+        finally:
+            asyncio.run(broker.stop())
 
 
 @pytest.fixture

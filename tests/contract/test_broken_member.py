@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine
-from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ import pytest
 from tenuto_control.drivers.kafka import KafkaEventLog
 from tenuto_control.ports import LogUnavailableError
 from tenuto_local.kafka_broker import KafkaBroker
-from tests.contract.test_event_log import SETTLE_S, Member, RealCluster, Scene, numbered
+from tests.contract.test_event_log import SETTLE_S, Member, Scene, alone, numbered
 
 pytestmark = pytest.mark.stack
 
@@ -27,14 +26,7 @@ def play(tmp_path: Path, scenario: Callable[[Scene, KafkaBroker], Coroutine[Any,
     """Run a scenario on a broker of its own."""
 
     async def whole() -> None:
-        broker = KafkaBroker(tmp_path)
-        async with AsyncExitStack() as stack:
-            await broker.start()
-            stack.push_async_callback(broker.stop)
-            cluster = RealCluster(broker)
-            stack.push_async_callback(cluster.close)
-            scene = Scene(cluster, stack)
-            await cluster.create(scene.topic, 1)
+        async with alone(tmp_path) as (scene, broker):
             await scenario(scene, broker)
 
     asyncio.run(whole())

@@ -19,9 +19,9 @@ from tenuto.lane.writes import Update
 from tenuto.store.data_keys import CURRENT_AGE_S, DATA_KEYS, BlockingKms, Kms, StoredDataKeys, Wrapping
 from tenuto.store.memory import MemoryTable
 from tenuto.store.port import TableRefusedError, TableUnavailableError
-from tenuto_local.ports import free_port
 from tests.contract.table_clients import use_environment
 from tests.support.memory_kms import MemoryKms
+from tests.support.moto import moto_server
 
 REGION: Final = "us-east-1"
 OpenKms = Callable[[], AbstractAsyncContextManager[Wrapping]]
@@ -30,15 +30,8 @@ OpenKms = Callable[[], AbstractAsyncContextManager[Wrapping]]
 @pytest.fixture(scope="module")
 def moto_kms() -> Iterator[str]:
     """The endpoint of a moto server."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer("127.0.0.1", free_port(), verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    try:
-        yield f"http://{host}:{port}"
-    finally:
-        server.stop()
+    with moto_server() as endpoint_url:
+        yield endpoint_url
 
 
 @pytest.fixture(params=["memory", "moto"])

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import tempfile
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -139,17 +138,6 @@ class RealCluster:
             await sink.stop()
 
 
-@pytest.fixture(scope="module")
-def broker() -> Iterator[KafkaBroker]:
-    with tempfile.TemporaryDirectory() as workdir:
-        broker = KafkaBroker(Path(workdir))
-        asyncio.run(broker.start())
-        try:
-            yield broker
-        finally:
-            asyncio.run(broker.stop())
-
-
 @pytest.fixture(params=["memory", pytest.param("kafka", marks=pytest.mark.stack)])
 def make_cluster(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Cluster]:
     monkeypatch.setattr(driver, "REBALANCE_MARGIN_MS", int(REBALANCE_TIMEOUT_S * 1_000) - LIMITS.drain_timeout_ms)
@@ -241,6 +229,20 @@ def play(make_cluster: Callable[[], Cluster], scenario: Callable[[Scene], Corout
             await scenario(Scene(cluster, stack))
 
     asyncio.run(bounded())
+
+
+@asynccontextmanager
+async def alone(workdir: Path) -> AsyncIterator[tuple[Scene, KafkaBroker]]:
+    """A topic of one partition on a broker that nobody else uses, so that it may be killed."""
+    broker = KafkaBroker(workdir)
+    async with AsyncExitStack() as stack:
+        await broker.start()
+        stack.push_async_callback(broker.stop)
+        cluster = RealCluster(broker)
+        stack.push_async_callback(cluster.close)
+        scene = Scene(cluster, stack)
+        await cluster.create(scene.topic, 1)
+        yield scene, broker
 
 
 def numbered(count: int, first: int = 0) -> list[bytes]:
@@ -576,14 +578,7 @@ def test_an_unreachable_broker_is_one_readable_error() -> None:
 @pytest.mark.stack
 def test_a_member_and_a_sink_outlive_a_killed_broker(tmp_path: Path) -> None:
     async def scenario() -> None:
-        broker = KafkaBroker(tmp_path)
-        async with AsyncExitStack() as stack:
-            await broker.start()
-            stack.push_async_callback(broker.stop)
-            cluster = RealCluster(broker)
-            stack.push_async_callback(cluster.close)
-            scene = Scene(cluster, stack)
-            await cluster.create(scene.topic, 1)
+        async with alone(tmp_path) as (scene, broker):
             member = await scene.join()
             await scene.produce(*numbered(5))
             await member.poll_until(lambda: len(member.records) == 5)

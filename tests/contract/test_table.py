@@ -43,10 +43,10 @@ from tenuto.store.memory import MemoryTable
 from tenuto.store.port import Table, TableRefusedError
 from tenuto_local.dynamodb_local import DynamoDBLocal
 from tenuto_local.errors import ConfigurationError
-from tenuto_local.ports import free_port
 from tenuto_local.table import create_table
 from tests.contract.table_clients import TABLE, client_for, fresh, use_environment
 from tests.support.memory_kms import MemoryKms
+from tests.support.moto import moto_server
 
 Open = Callable[[], AbstractAsyncContextManager[Table]]
 
@@ -73,16 +73,9 @@ def dynamodb_local() -> Iterator[str]:
 @pytest.fixture(scope="module")
 def moto() -> Iterator[str]:
     """The endpoint of a moto server that has the table."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer("127.0.0.1", free_port(), verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    try:
-        asyncio.run(create_lanes(f"http://{host}:{port}"))
-        yield f"http://{host}:{port}"
-    finally:
-        server.stop()
+    with moto_server() as endpoint_url:
+        asyncio.run(create_lanes(endpoint_url))
+        yield endpoint_url
 
 
 async def create_lanes(endpoint_url: str) -> None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import socket
 import statistics
-import tempfile
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, Protocol
 from uuid import uuid4
@@ -59,17 +58,6 @@ class RealLives(RealCluster):
         for lives in self._lives:
             await lives.stop()
         await super().close()
-
-
-@pytest.fixture(scope="module")
-def broker() -> Iterator[KafkaBroker]:
-    with tempfile.TemporaryDirectory() as workdir:
-        broker = KafkaBroker(Path(workdir))
-        asyncio.run(broker.start())
-        try:
-            yield broker
-        finally:
-            asyncio.run(broker.stop())
 
 
 @pytest.fixture(params=["memory", pytest.param("kafka", marks=pytest.mark.stack)])

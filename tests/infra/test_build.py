@@ -36,10 +36,10 @@ from tenuto.protocol.records import Event, KafkaSource
 from tenuto.store.data_keys import Kms, StoredDataKeys
 from tenuto.store.dynamodb import DynamoTable
 from tenuto_local import EmbeddedStack, FunctionSpec
-from tenuto_local.ports import free_port
 from tenuto_local.table import create_table
 from tests.contract.table_clients import client_for
 from tests.infra.tools import MACHINE, RUNTIME, TOOL_SECONDS_MAX, build
+from tests.support.moto import moto_server
 from tests.support.stack import aws_client, register, run
 from tests.tidy import tree
 
@@ -214,15 +214,8 @@ def test_the_runtime_client_runs_the_artefact_from_cold(
 @pytest.fixture(scope="module")
 def kms() -> Iterator[str]:
     """The endpoint of a KMS."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer("127.0.0.1", free_port(), verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    try:
-        yield f"http://{host}:{port}"
-    finally:
-        server.stop()
+    with moto_server() as endpoint_url:
+        yield endpoint_url
 
 
 def test_an_artefact_built_for_encryption_encrypts(

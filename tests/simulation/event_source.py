@@ -9,13 +9,13 @@ the invocation (`instances`) nor the records (`tests.support.memory_kafka`).
 from __future__ import annotations
 
 import asyncio
-import base64
 import random
 from collections.abc import Sequence
 from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
 from tenuto_control.ports import LogRecord, TopicPartition
+from tenuto_local.event_source import first_failure, mapped
 from tests.simulation.invocations import Answered, Function
 
 if TYPE_CHECKING:
@@ -87,12 +87,14 @@ class EventSourceMapping:
         how = await ended
         if not isinstance(how, Answered):
             return False
-        again = _first_failures(how.value) if partial else {}
+        failed = False
         for tp in {TopicPartition(record.topic, record.partition) for record in records}:
             end = max(r.offset for r in records if (r.topic, r.partition) == tp) + 1
-            self._world.kafka.store(tp, min(end, again.get(tp, end)))
+            again = first_failure(tp, how.value, end) if partial else end
+            failed = failed or again < end
+            self._world.kafka.store(tp, again)
         self._world.check_commits()
-        if again:
+        if failed:
             await asyncio.sleep(self._rng.uniform(0, PAUSE_S_MAX))
         return True
 
@@ -101,33 +103,8 @@ def batch(records: Sequence[LogRecord]) -> dict[str, Any]:
     """The event for a batch (AWS Lambda developer guide, "self-managed Apache Kafka")."""
     by_partition: dict[str, list[dict[str, Any]]] = {}
     for record in records:
-        by_partition.setdefault(f"{record.topic}-{record.partition}", []).append(_record(record))
+        by_partition.setdefault(f"{record.topic}-{record.partition}", []).append(mapped(record, record.timestamp_ms))
     return {"eventSource": "SelfManagedKafka", "bootstrapServers": "sim:9092", "records": by_partition}
-
-
-def _first_failures(answer: Any) -> dict[TopicPartition, int]:
-    again: dict[TopicPartition, int] = {}
-    for failure in answer["batchItemFailures"]:
-        topic, _, partition = failure["itemIdentifier"]["partition"].rpartition("-")
-        again[TopicPartition(topic, int(partition))] = failure["itemIdentifier"]["offset"]
-    return again
-
-
-def _record(record: LogRecord) -> dict[str, Any]:
-    return {
-        "topic": record.topic,
-        "partition": record.partition,
-        "offset": record.offset,
-        "timestamp": record.timestamp_ms,
-        "timestampType": "CREATE_TIME",
-        "key": _text(record.key),
-        "value": _text(record.value),
-        "headers": [{name: list(value)} for name, value in record.headers],
-    }
-
-
-def _text(data: bytes | None) -> str | None:
-    return None if data is None else base64.b64encode(data).decode()
 
 
 def _span(records: Sequence[LogRecord]) -> str:

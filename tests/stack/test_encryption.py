@@ -20,10 +20,10 @@ import pytest
 from aiobotocore.session import get_session
 
 from tenuto_local.lambda_service.function_spec import FunctionSpec
-from tenuto_local.ports import free_port
 from tenuto_local.system import TABLE, System
 from tests.stack import app
 from tests.stack.world import EVENTUALLY_S, LOOK_AGAIN_S, World, on_the_stack
+from tests.support.moto import moto_server
 from tests.support.stack import run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,24 +54,16 @@ class Encrypted(World):
 @pytest.fixture(scope="module")
 def kms() -> Iterator[str]:
     """The endpoint of a KMS that has the key."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer("127.0.0.1", free_port(), verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    endpoint = f"http://{host}:{port}"
-    client = boto3.client(
-        "kms",
-        region_name="us-east-1",
-        endpoint_url=endpoint,
-        aws_access_key_id="local",
-        aws_secret_access_key="local",
-    )
-    client.create_alias(AliasName="alias/payloads", TargetKeyId=client.create_key()["KeyMetadata"]["KeyId"])
-    try:
-        yield endpoint
-    finally:
-        server.stop()
+    with moto_server() as endpoint_url:
+        client = boto3.client(
+            "kms",
+            region_name="us-east-1",
+            endpoint_url=endpoint_url,
+            aws_access_key_id="local",
+            aws_secret_access_key="local",
+        )
+        client.create_alias(AliasName="alias/payloads", TargetKeyId=client.create_key()["KeyMetadata"]["KeyId"])
+        yield endpoint_url
 
 
 @pytest.fixture(scope="module")

@@ -99,9 +99,10 @@ class StoredDataKeys:
 
     async def current(self) -> DataKey:
         """See `DataKeys.current`."""
-        if self._now is None or self._clock_s() - self._looked_s > CURRENT_AGE_S:
+        if self._is_stale():
             async with self._busy:
-                if self._now is None or self._clock_s() - self._looked_s > CURRENT_AGE_S:
+                # Whoever was here first may have looked already.
+                if self._is_stale():
                     await self._look()
         assert self._now is not None, "a look finds a current key or raises"
         return self._known[self._now]
@@ -127,6 +128,9 @@ class StoredDataKeys:
         if isinstance(answer, Refused):
             raise TableRefusedError(f"data key {now + 1} was made by another process just now")
         return now + 1
+
+    def _is_stale(self) -> bool:
+        return self._now is None or self._clock_s() - self._looked_s > CURRENT_AGE_S
 
     async def _look(self) -> None:
         """Learn which key is current; one that is known stays so while nobody answers."""

@@ -82,17 +82,15 @@ class EncryptedTable:
         await self._table.delete_all(deletes)
 
     async def _encrypted(self, key: Key, attributes: Mapping[str, Value]) -> dict[str, Value]:
-        if not any(_is_payload(name, value) for name, value in attributes.items()):
-            return dict(attributes)
+        payloads = {name: clear for name, value in attributes.items() if (clear := _payload(name, value)) is not None}
+        changed = dict(attributes)
+        if not payloads:
+            return changed
         data_key = await self._keys.current()
         cipher = self._cipher(data_key, key.pk)
-        changed = dict(attributes)
-        for name, value in attributes.items():
-            if _is_payload(name, value):
-                clear = value.encode() if isinstance(value, str) else value
-                assert isinstance(clear, bytes), "a payload is bytes or text"
-                nonce = os.urandom(NONCE_BYTES)
-                changed[name] = [data_key.number, nonce + cipher.encrypt(nonce, clear, _place(key.sk, name))]
+        for name, clear in payloads.items():
+            nonce = os.urandom(NONCE_BYTES)
+            changed[name] = [data_key.number, nonce + cipher.encrypt(nonce, clear, _place(key.sk, name))]
         return changed
 
     async def _opened(self, item: Item) -> Item:
@@ -121,8 +119,11 @@ class EncryptedTable:
         return cipher
 
 
-def _is_payload(name: str, value: Value) -> bool:
-    return isinstance(value, bytes) or (name in TEXTS and isinstance(value, str))
+def _payload(name: str, value: Value) -> bytes | None:
+    """What of an attribute is encrypted; None when it stays in the clear."""
+    if isinstance(value, str) and name in TEXTS:
+        return value.encode()
+    return value if isinstance(value, bytes) else None
 
 
 def _place(sk: str, name: str) -> bytes:

@@ -352,10 +352,7 @@ class LaneWorker:
 
     async def _ship(self) -> None:
         entries = {seq: out for seq, out in self._seen().out.items() if seq not in self._shipped}
-        try:
-            await self._services.delivery.ship(self.lane, entries, self._shipped)
-        finally:
-            self._release_held()
+        await self._services.delivery.ship(self.lane, entries, self._shipped)
         self._ship_failures = 0
 
     def _release_first(self) -> None:
@@ -487,7 +484,7 @@ class LaneWorker:
         next event, and that may come when the receiver's tombstone is gone: the message would run twice. Until it is
         trimmed, the offset leads somebody back to it.
         """
-        if self.head is None:
+        if self.head is None or not self._held:
             return
         waiting = self.head.out.keys()
         self._held = {work: frozenset(waiting) if sent is None else sent for work, sent in self._held.items()}

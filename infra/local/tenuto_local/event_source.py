@@ -93,7 +93,7 @@ def batch(bootstrap_servers: str, tp: Any, records: Sequence[Any]) -> dict[str, 
     return {
         "eventSource": EVENT_SOURCE,
         "bootstrapServers": bootstrap_servers,
-        "records": {f"{tp.topic}-{tp.partition}": [_record(record) for record in records]},
+        "records": {f"{tp.topic}-{tp.partition}": [mapped(record, record.timestamp) for record in records]},
     }
 
 
@@ -103,12 +103,13 @@ def first_failure(tp: Any, answer: dict[str, Any] | None, end: int) -> int:
     return min((item["offset"] for item in items if item["partition"] == f"{tp.topic}-{tp.partition}"), default=end)
 
 
-def _record(record: Any) -> dict[str, Any]:
+def mapped(record: Any, timestamp_ms: int) -> dict[str, Any]:
+    """A record of any kind as a batch holds it."""
     return {
         "topic": record.topic,
         "partition": record.partition,
         "offset": record.offset,
-        "timestamp": record.timestamp,
+        "timestamp": timestamp_ms,
         "timestampType": "CREATE_TIME",
         "key": _text(record.key),
         "value": _text(record.value),
