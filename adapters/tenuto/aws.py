@@ -18,6 +18,7 @@ from tenuto.hosts import activation
 from tenuto.protocol.messages import Activation, Discover, Outcome
 from tenuto.runtime.activation import activate
 from tenuto.runtime.environment import Environment, ThreadWriteLoop
+from tenuto.runtime.signals import note_interrupts
 from tenuto.service import Service, Services, VirtualObject
 from tenuto.store.data_keys import BlockingKms, StoredDataKeys, require_cryptography
 from tenuto.store.dynamodb import BlockingDynamoTable
@@ -52,6 +53,7 @@ class _Function:
 
     def __call__(self, event: Any, context: LambdaContext) -> Any:
         """Lambda calls this. Raises ProtocolError for a payload that is no activation."""
+        note_interrupts()
         request = activation.read(event)
         refusal = activation.refusal(request)
         if refusal is not None:

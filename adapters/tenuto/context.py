@@ -18,8 +18,9 @@ from tenuto.errors import BadInputError, TenutoError, TerminalError, Unserialisa
 from tenuto.protocol.ids import Lane
 from tenuto.protocol.messages import RetryPolicy
 from tenuto.protocol.records import Failed, Failure, KafkaSource, PublishOut, Success
-from tenuto.runtime.attempt import Attempt, RunLimits, step_key
+from tenuto.runtime.attempt import Attempt
 from tenuto.runtime.futures import AwakeableFuture, DurableFuture
+from tenuto.runtime.steps import RunLimits, step_key
 from tenuto.serde import BytesSerde, JsonSerde, Serde, serde_for
 
 if TYPE_CHECKING:
@@ -101,7 +102,17 @@ class _Shared:
         return self._request
 
     def time(self) -> float:
-        """When the invocation started, in seconds since the epoch; the same on every attempt."""
+        """The time now, in seconds since the epoch. It is journaled: a replay is told the same.
+
+        In a shared handler, which is not replayed, it is the clock's.
+        """
+        return self._attempt.now_ms() / 1000
+
+    def start_time(self) -> float:
+        """When the invocation began, in seconds since the epoch: its first attempt that took a durable step.
+
+        The same on every attempt from then on. Before, nothing is durable, and each attempt begins anew.
+        """
         return self._attempt.start_ms / 1000
 
     def random(self) -> _random.Random:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import NamedTuple, Protocol, TypeAlias
 
 from tenuto.protocol.messages import ServiceManifest
@@ -225,6 +226,18 @@ class Unknown:
 Answer: TypeAlias = Result | Pending | Unknown
 
 
+class Resolution(Enum):
+    """What became of a result for an awakeable."""
+
+    ACCEPTED = "accepted"
+    REPEATED = "repeated"
+    """It had this result already."""
+    CONFLICT = "conflict"
+    """It had another result already, which stays."""
+    UNKNOWN = "unknown"
+    """No invocation waits under that id (any more)."""
+
+
 class Execution(Protocol):
     """What loops and ingress ask of the dispatcher."""
 
@@ -256,6 +269,6 @@ class Execution(Protocol):
         """The result of an invocation by id, waiting up to `wait_ms` for it."""
         ...
 
-    async def resolve(self, awakeable: str, result: Result) -> bool:
-        """Resolve or reject an awakeable. False when no invocation waits under that id (any more)."""
+    async def resolve(self, awakeable: str, result: Result) -> Resolution:
+        """Resolve or reject an awakeable. Raises OverloadedError when it cannot be taken now."""
         ...

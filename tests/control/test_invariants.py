@@ -20,7 +20,7 @@ from tenuto_control.core.routing import Subscription
 from tenuto_control.dispatcher import Errand
 from tenuto_control.limits import Limits
 from tenuto_control.loops.consume import Consumer
-from tenuto_control.ports import TopicPartition
+from tenuto_control.ports import Resolution, TopicPartition
 from tests.costs.meter import FUNCTION_TIMEOUT_MS, Meter
 from tests.support.memory_kafka import MemoryKafka
 from tests.support.virtual_time import VirtualClock, run_virtual
@@ -173,7 +173,7 @@ class Sleeper:
 
     async def answer(self, meter: Meter) -> None:
         """Answer what was asked last, and let the lane go on with it."""
-        assert await meter.dispatcher.resolve(self.asked[-1], Success(b'"yes"'))
+        assert await meter.dispatcher.resolve(self.asked[-1], Success(b'"yes"')) is Resolution.ACCEPTED
         await meter.quiet()
 
 

@@ -431,7 +431,7 @@ def test_a_line_that_the_product_might_have_is_found(monkeypatch: pytest.MonkeyP
 
 
 def test_keys_and_ids_are_no_payload_and_hide_none() -> None:
-    awakeable = str(AwakeableId(InvocationId(Lane("box", "k"), "n1"), "0a"))
+    awakeable = str(AwakeableId(InvocationId(Lane("box", "k"), "n1"), "0a", "0" * 32))
     with listening() as ears:
         logging.getLogger("tenuto.lane").warning("box/k: %s", awakeable)
     assert ears.heard

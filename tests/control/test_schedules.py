@@ -24,7 +24,12 @@ from tenuto.protocol.messages import decode_request
 from tenuto.protocol.records import Failed, Success
 from tenuto.service import Service, Services
 from tenuto.store.port import TableUnavailableError
-from tenuto_control.ports import FunctionFailedError, FunctionThrottledError, LogUnavailableError, OverloadedError
+from tenuto_control.ports import (
+    FunctionFailedError,
+    FunctionThrottledError,
+    LogUnavailableError,
+    Resolution,
+)
 from tests.costs.meter import CountingTable, Meter
 from tests.support.virtual_time import run_virtual
 
@@ -467,7 +472,7 @@ def test_what_is_no_timer_is_kept_and_holds_up_no_sweep() -> None:
     run_virtual(scenario())
 
 
-def test_results_that_nobody_asked_for_cannot_fill_a_head() -> None:
+def test_a_result_that_nobody_asked_for_is_not_taken() -> None:
     box = VirtualObject("box")
 
     @box.handler()
@@ -480,16 +485,53 @@ def test_results_that_nobody_asked_for_cannot_fill_a_head() -> None:
         await meter.quiet()
         run = meter.head("box", "k").run
         assert run is not None
+        before = meter.head("box", "k").slots.keys()
         invocation = InvocationId.parse(run.event.id)
         large = Success(b'"' + b"x" * 30_000 + b'"')
-        names = [str(AwakeableId(invocation, awakeable_slot(index))) for index in range(100, 103)]
-        for name in names[:2]:
-            assert await meter.dispatcher.resolve(name, large)
-        with pytest.raises(OverloadedError):
-            await meter.dispatcher.resolve(names[2], large)
-        sizes = [len(data) for data in meter.head("box", "k").slots.values()]
-        assert sum(sizes) <= AWAKEABLES_BYTES_MAX + 1_000
-        await asyncio.sleep(1)
+        slots = [awakeable_slot(index) for index in range(100, 103)]
+        guessed = [AwakeableId(invocation, slot, "0" * 32) for slot in slots]
+        for name in guessed:
+            assert await meter.dispatcher.resolve(str(name), large) is Resolution.UNKNOWN
+        assert meter.head("box", "k").slots.keys() == before
+
+    run_virtual(scenario())
+
+
+def test_results_beyond_the_room_of_a_head_have_items_of_their_own() -> None:
+    box = VirtualObject("box")
+    names: list[str] = []
+
+    @box.handler()
+    async def asks(ctx: ObjectContext, _n: int) -> None:
+        asked = [ctx.awakeable(str) for _ in range(12)]
+        names.extend(name for name, _ in asked)
+        ctx.set("answers", [len(answer) for answer in await ctx.gather(*(future for _, future in asked))])
+
+    async def scenario() -> None:
+        meter = faulty(box)
+        meter.deliver(asks, "k")
+        await meter.quiet()
+        heaviest = 0
+        large = Success(b'"' + b"x" * 30_000 + b'"')
+
+        async def answer(name: str) -> None:
+            assert await meter.dispatcher.resolve(name, large) is Resolution.ACCEPTED
+
+        async def weigh() -> None:
+            nonlocal heaviest
+            while meter.head("box", "k").run is not None:
+                sizes = sum(len(data) for data in meter.head("box", "k").slots.values())
+                heaviest = max(heaviest, sizes)
+                await asyncio.sleep(0.001)
+
+        weighing = asyncio.create_task(weigh())
+        # All at once, so that each judges what the head can hold while the others are put.
+        await asyncio.gather(*(answer(name) for name in names[:12]))
+        await meter.quiet()
+        await weighing
+        assert meter.head("box", "k").state["answers"] == b"[" + b",".join([b"30000"] * 12) + b"]"
+        assert heaviest <= AWAKEABLES_BYTES_MAX + 1_000
+        assert not [sk for pk, sk in meter.table.items if sk.startswith("A#")]
 
     run_virtual(scenario())
 

@@ -22,6 +22,7 @@ from tenuto_control.core.routing import Subscription
 from tenuto_control.dispatcher import Errand
 from tenuto_control.limits import SERVERLESS, Limits
 from tenuto_control.loops.serverless import Serverless, UnsubscribedError
+from tenuto_control.ports import Resolution
 from tests.costs.meter import Meter
 from tests.support.memory_kafka import MemoryKafka
 from tests.support.memory_topic_lives import MemoryTopicLives
@@ -213,7 +214,7 @@ def test_a_wake_up_is_cancelled_when_the_sleep_ends_before_its_time() -> None:
         f = function(box)
         assert await f.serverless.records([record(0)], f.deadline()) == []
         (name,) = f.scheduled
-        assert await f.dispatcher.resolve(ids[0], Success(b'"yes"'))
+        assert await f.dispatcher.resolve(ids[0], Success(b'"yes"')) is Resolution.ACCEPTED
         await f.serverless.answered()
         await asyncio.gather(*(f.serverless.woken(WakeUp(e.lane.pk), f.deadline()) for e in f.handed_on))
         assert f.head("box", "k").state["won"] == b'"answer"'
@@ -250,7 +251,7 @@ def test_an_answered_call_leaves_what_it_sent_to_another_invocation() -> None:
 
     @box.handler()
     async def slow(ctx: ObjectContext) -> None:
-        await asyncio.sleep(5)
+        await ctx.run("work", asyncio.sleep, 5)
         ctx.set("done", value=True)
 
     @box.handler()

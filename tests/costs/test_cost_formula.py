@@ -23,7 +23,7 @@ from tenuto_control.core import costs
 from tenuto_control.core.costs import Workload, count, write_units_of_event
 from tenuto_control.limits import Limits
 from tests.costs.meter import CountingTable, Meter, meter_of
-from tests.support.virtual_time import run_virtual
+from tests.support.virtual_time import block, run_virtual
 
 SLOW_CODE_SECONDS = 0.05
 """Longer than the 20 ms after which a finished step is flushed on its own."""
@@ -93,7 +93,8 @@ def declare() -> Handlers:
                     ctx.object_send(take, f"r{task.number}.{at}", 1)
                 case "s":
                     await ctx.run(f"step {at}", step, at)
-                    await asyncio.sleep(SLOW_CODE_SECONDS if task.slow else 0)
+                    if task.slow:
+                        block(SLOW_CODE_SECONDS)
                 case _:
                     await ctx.sleep(timedelta(seconds=task.sleep_seconds))
 

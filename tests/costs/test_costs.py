@@ -15,8 +15,9 @@ import pytest
 
 from tenuto import Context, ObjectContext, ObjectSharedContext, RetryableError, Service, VirtualObject
 from tenuto.protocol.records import Success
+from tenuto_control.ports import Resolution
 from tests.costs.meter import Cost, Meter, meter_of
-from tests.support.virtual_time import run_virtual
+from tests.support.virtual_time import block, run_virtual
 
 PAUSE_THAT_SUSPENDS = timedelta(seconds=2)
 SLOW_STEP_SECONDS = 0.015
@@ -62,7 +63,7 @@ def declare() -> tuple[Account, Meter]:  # noqa: C901 - a list of small handlers
     async def slow(ctx: ObjectContext, count: int) -> None:
         for number in range(count):
             await ctx.run(f"step {number}", step, number)
-            await asyncio.sleep(SLOW_CODE_SECONDS)
+            block(SLOW_CODE_SECONDS)
 
     @service.handler()
     async def at_once(ctx: ObjectContext, count: int) -> None:
@@ -170,7 +171,7 @@ async def resolution(account: Account, meter: Meter) -> None:
     meter.deliver(account.service.handlers["waits"], "k")
     await meter.quiet()
     meter.count()
-    assert await meter.dispatcher.resolve(account.awakeable, Success(b'"yes"'))
+    assert await meter.dispatcher.resolve(account.awakeable, Success(b'"yes"')) is Resolution.ACCEPTED
     await meter.quiet()
 
 

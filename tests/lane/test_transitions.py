@@ -99,6 +99,10 @@ def waits(*slots: str, wake_ms: int | None = 9) -> Update:
     return suspend(LANE, 4, RUN, Progress({"1": ANSWER}, {0: OUT}), state, base, Wait(slots, wake_ms, 2, "why"), OWN)
 
 
+def answered() -> Update:
+    return slot_put(LANE, head(suspended()), "0a", ANSWER, "a2")
+
+
 def commits(item: Item) -> Update:
     return final_commit(LANE, head(item), EFFECTS, "new", OWN, trim=TRIM)
 
@@ -115,7 +119,7 @@ RISING: dict[str, tuple[Update, Item]] = {
 LEVEL: dict[str, tuple[Update, Item]] = {
     "3 checkpoint": (checkpoint(LANE, 4, RUN, progressed(), OWN), owned()),
     "5 suspend": (waits("0a"), owned()),
-    "8 slot put": (slot_put(LANE, RUN, "0a", ANSWER), suspended()),
+    "8 slot put": (answered(), suspended()),
     "11 mark": (mark_pend(LANE, "p2"), owned()),
     "12 clear": (clear_pend(LANE, head(idle(pend="p")), TRIM), idle(pend="p")),
     "14, 15 trim": (trim_head(LANE, TRIM), idle()),
@@ -138,14 +142,15 @@ REFUSING: dict[str, tuple[Update, Item]] = {
     "checkpoint.own": (checkpoint(LANE, 4, RUN, progressed(), OWN), owned({"own": "twin"})),
     "suspend.ver": (waits("0a"), owned(ver=5)),
     "suspend.own": (waits("0a"), owned({"own": "twin"})),
-    "suspend.slots": (waits("0a"), owned({"j.4.0a": ANSWER})),
+    "suspend.ans": (waits("0a"), owned({"j.4.0a": ANSWER, "ans": "a1"})),
     "takeover.ver": (takeover(LANE, head(owned()), "h2", 1, {}, "new"), owned(ver=5)),
     "takeover.awake": (takeover(LANE, head(owned()), "h2", 1, {}, "new"), suspended()),
     "takeover.run": (takeover(LANE, head(owned()), "h2", 1, {}, "new"), owned(rid="x")),
     "commit.ver": (commits(owned()), owned(ver=5)),
     "commit.own": (commits(owned()), owned({"own": "twin"})),
-    "slot.run": (slot_put(LANE, RUN, "0a", ANSWER), suspended(rid="x")),
-    "slot.free": (slot_put(LANE, RUN, "0a", ANSWER), suspended({"j.4.0a": ANSWER})),
+    "slot.run": (answered(), suspended(rid="x")),
+    "slot.free": (answered(), suspended({"j.4.0a": ANSWER})),
+    "slot.ans": (answered(), suspended({"ans": "a0"})),
     "clear.ver": (clear_pend(LANE, head(idle(pend="p"))), idle(pend="p", ver=4)),
     "clear.pend": (clear_pend(LANE, head(idle(pend="p"))), idle(pend="later")),
     "clear.idle": (clear_pend(LANE, head(idle(pend="p"))), idle(pend="p", rid="x")),
@@ -353,15 +358,15 @@ def test_the_former_owner_is_fenced_by_a_takeover() -> None:
 
 
 def test_a_slot_is_filled_once_and_survives_a_checkpoint() -> None:
-    put = slot_put(LANE, RUN, "0a", ANSWER)
+    put = answered()
     once = applied(put, suspended())
     refused(put, once)
     assert head(applied(checkpoint(LANE, 4, RUN, progressed(), OWN), once)).slots["0a"] == ANSWER
 
 
 def test_a_slot_of_a_run_that_is_over_is_not_filled() -> None:
-    refused(slot_put(LANE, RUN, "0a", ANSWER), idle())
-    refused(slot_put(LANE, RUN, "0a", ANSWER), None)
+    refused(answered(), idle())
+    refused(answered(), None)
 
 
 @pytest.mark.parametrize("event", [EVENT, MESSAGE, CALL])

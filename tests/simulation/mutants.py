@@ -17,7 +17,7 @@ EQUIVALENT: dict[str, str] = {
     "claim.idle": "as spec.idle",
     "spec.watermark": "the watermark only moves together with `ver`, so it is what was seen, and that was checked",
     "claim.watermark": "as spec.watermark",
-    "suspend.slots": "a slot is put after a guard, and whoever follows the guard resumes the suspended run",
+    "suspend.ans": "a slot is put after a guard, and whoever follows the guard resumes the suspended run",
     "takeover.run": "a run begins and ends only in writes that raise `ver`, which is compared as well",
     "slot.run": "a slot's attribute carries the `ver` of its run's claim, so no other run can take it for its own",
     "clear.idle": "a run begins only in a write that raises `ver`, which is compared as well",

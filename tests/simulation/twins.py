@@ -203,6 +203,7 @@ class SimulatedLambda:
             thread=_inline,
             jitter=self._rng.random,
             nonce=process.name,
+            random_bytes=self._rng.randbytes,
         )
         try:
             outcome: Outcome = await activate(request, self._services, env)

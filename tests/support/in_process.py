@@ -30,6 +30,7 @@ from tenuto.lane.transitions import (
     spec_commit,
     takeover,
     trim_head,
+    unbundled,
 )
 from tenuto.lane.writes import Answer, Applied, Delete, Item, Key, Write
 from tenuto.protocol.ids import AwakeableId, InvocationId, Lane, kafka_nonce, message_nonce
@@ -45,13 +46,16 @@ from tenuto.protocol.messages import (
 )
 from tenuto.protocol.records import (
     AwakeableSlot,
+    BundleOut,
     CallSource,
     DueSlot,
+    Entry,
     Event,
     Failed,
     Failure,
     KafkaSource,
     MessageSource,
+    Out,
     PublishOut,
     ResolveOut,
     Result,
@@ -60,11 +64,12 @@ from tenuto.protocol.records import (
     SleptSlot,
     Success,
     pack,
+    unpack_bundle,
     unpack_result,
     unpack_slot,
 )
 from tenuto.runtime.activation import activate
-from tenuto.runtime.environment import Environment, InlineWriteLoop
+from tenuto.runtime.environment import Environment, InlineWriteLoop, ProcessEnded
 from tenuto.service import Handler, Service, Services, VirtualObject
 from tenuto.store.memory import MemoryTable
 from tenuto.store.port import Page
@@ -74,7 +79,7 @@ ACTIVATIONS_MAX = 1_000
 """Activations one operation may take: a lane that never comes to rest is a fault that should show."""
 
 
-class Killed(BaseException):
+class Killed(ProcessEnded):
     """The end of a function process, wherever it stood. Raise it in a step, or have `kill_at_write` do it."""
 
 
@@ -277,7 +282,8 @@ class InProcess:
         assert isinstance(answer, Applied)
 
     async def _ship(self, lane: Lane, head: Head) -> Head:
-        for sequence, entry in head.out.items():
+        entries = [found for sequence, entry in head.out.items() for found in self._entries(lane, sequence, entry)]
+        for sequence, entry in entries:
             match entry:
                 case PublishOut():
                     self.published.append((f"{lane.pk}.{sequence}", entry))
@@ -298,13 +304,21 @@ class InProcess:
         assert isinstance(answer, Applied)
         return parse_head(answer.item)
 
+    def _entries(self, lane: Lane, sequence: str, entry: Out) -> list[tuple[str, Entry]]:
+        if not isinstance(entry, BundleOut):
+            return [(sequence, entry)]
+        packed = self.table.items[lane.pk, entry.item]["outs"]
+        assert isinstance(packed, bytes)
+        return unbundled(sequence, unpack_bundle(packed))
+
     async def _fill(self, awakeable: str, result: Result) -> bool:
         named = AwakeableId.parse(awakeable)
         lane = named.invocation.lane
-        run = (await self._read_head(lane)).run
-        if run is None or run.event.nonce != named.invocation.nonce:
+        head = await self._read_head(lane)
+        if head.run is None or head.run.event.nonce != named.invocation.nonce:
             return False
-        put = slot_put(lane, run, named.slot, pack(AwakeableSlot(result)))
+        mark = f"a{self.activations}.{len(head.slots)}"
+        put = slot_put(lane, head, named.slot, pack(AwakeableSlot(result, self._now_ms())), mark)
         applied = isinstance(await self.table.write(put), Applied)
         await self._settle(lane)
         return applied

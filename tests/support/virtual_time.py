@@ -53,6 +53,25 @@ class _JumpingSelector(selectors.DefaultSelector):
         return super().select(0)
 
 
+def block(seconds: float) -> None:
+    """What slow code of a handler does: it holds its thread, while durable writes go on beside it."""
+    inner = asyncio.get_running_loop()
+    outer = _running[-1]
+    over = outer.create_future()
+    outer.call_later(seconds, over.set_result, None)
+    # A step that the handler has asked for runs on the outer loop, whose turn this is now.
+    asyncio._set_running_loop(outer)
+    try:
+        while not over.done():
+            outer._run_once()  # type: ignore[attr-defined]  # asyncio has no public way to run a part of a loop
+    finally:
+        asyncio._set_running_loop(inner)
+
+
+_running: list[VirtualTimeLoop] = []
+"""The virtual loop that runs now, the innermost last."""
+
+
 class VirtualClock:
     """The Clock port on the running virtual loop."""
 
@@ -64,4 +83,10 @@ class VirtualClock:
 def run_virtual(main: Coroutine[Any, Any, T]) -> T:
     """`asyncio.run` on a virtual loop."""
     with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
-        return runner.run(main)
+        loop = runner.get_loop()
+        assert isinstance(loop, VirtualTimeLoop)
+        _running.append(loop)
+        try:
+            return runner.run(main)
+        finally:
+            _running.remove(loop)

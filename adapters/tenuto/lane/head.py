@@ -11,11 +11,13 @@ Every part of the head is a top-level attribute, so a write names just what it c
     rid run att holder lease    the active invocation: nonce, its fixed part, attempt, holder, lease end (ms)
     own                         the process that has written for this attempt, which shuts out its twin
     fails err awaits wake seg   failed attempts, last error, awaited slots and wake time, names of journal segments
+    ans took                    unique mark of the last result of an awakeable; those that have left the head
     j.<ver>.<slot>              journal slots of the invocation claimed at that ver
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TypeVar
 
 import msgspec
@@ -39,13 +41,17 @@ class RunRecord(msgspec.Struct, frozen=True, array_like=True):
     start_ms: int
     first_out: int
     input_item: str | None
+    secret: bytes = b""
 
 
 OWN = "own"
-RUN_ATTRIBUTES = ("rid", "run", "att", "holder", "lease", OWN, "fails", "err", "awaits", "wake", "seg")
+ANS = "ans"
+TOOK = "took"
+RUN_ATTRIBUTES = ("rid", "run", "att", "holder", "lease", OWN, "fails", "err", "awaits", "wake", "seg", ANS, TOOK)
 
 _run_encoder = msgspec.msgpack.Encoder()
 _run_decoder = msgspec.msgpack.Decoder(RunRecord)
+_took_decoder = msgspec.msgpack.Decoder(tuple[int, ...])
 
 
 def head_key(lane: Lane) -> Key:
@@ -60,7 +66,7 @@ def slot_attribute(run_ver: int, slot: str) -> str:
 
 def pack_run(run: Run) -> bytes:
     """The stored form of a run's fixed part."""
-    return _run_encoder.encode(RunRecord(run.event, run.ver, run.start_ms, run.first_out, run.input_item))
+    return _run_encoder.encode(RunRecord(run.event, run.ver, run.start_ms, run.first_out, run.input_item, run.secret))
 
 
 def parse_head(item: Item | None) -> Head:
@@ -109,6 +115,8 @@ def parse_head(item: Item | None) -> Head:
         run=run,
         slots=slots,
         segments=_texts("seg", item) or (),
+        ans=_optional(str, ANS, item),
+        took=_took(item),
         stray=tuple(stray),
     )
 
@@ -124,6 +132,7 @@ def _parse_run(item: Item) -> Run | None:
         start_ms=fixed.start_ms,
         first_out=fixed.first_out,
         input_item=fixed.input_item,
+        secret=fixed.secret,
         attempt=_as(int, "att", item.get("att")),
         holder=_as(str, "holder", item.get("holder")),
         lease_ms=_as(int, "lease", item.get("lease")),
@@ -144,6 +153,16 @@ def _as(kind: type[T], name: str, value: Value) -> T:
 def _optional(kind: type[T], name: str, item: Item) -> T | None:
     value = item.get(name)
     return None if value is None else _as(kind, name, value)
+
+
+def pack_took(indexes: Iterable[int]) -> bytes:
+    """The stored form of the awakeables whose results have left the head."""
+    return _run_encoder.encode(sorted(indexes))
+
+
+def _took(item: Item) -> tuple[int, ...]:
+    packed = _optional(bytes, TOOK, item)
+    return () if packed is None else _took_decoder.decode(packed)
 
 
 def _texts(name: str, item: Item) -> tuple[str, ...] | None:

@@ -12,24 +12,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 from msgspec import structs
 
 from tenuto.lane.head import (
+    ANS,
     BASE,
     FIN,
     OUT,
     OWN,
     RUN_ATTRIBUTES,
     STATE,
+    TOOK,
     WATERMARK,
     head_key,
     pack_run,
+    pack_took,
     slot_attribute,
 )
 from tenuto.lane.writes import Absent, AbsentOrAtMost, AbsentOrEquals, Clause, Delete, Equals, Key, Put, Update, Value
 from tenuto.protocol.ids import Lane, digest, offset_position, out_sequence
 from tenuto.protocol.limits import (
+    AWAITS_MAX,
     LANE_TTL_S,
     RESULT_TTL_S,
     TIMER_BUCKET_MS,
@@ -38,9 +43,22 @@ from tenuto.protocol.limits import (
     VALUE_BYTES_MAX,
 )
 from tenuto.protocol.messages import Head, Run, Trim
-from tenuto.protocol.records import CallSource, Event, KafkaSource, MessageSource, Out, PublishOut, Result, pack
+from tenuto.protocol.records import (
+    Bundle,
+    CallSource,
+    Carried,
+    Entry,
+    Event,
+    KafkaSource,
+    MessageSource,
+    Out,
+    PublishOut,
+    Result,
+    pack,
+)
 
 NO_TRIM = Trim()
+NO_SLOTS: Mapping[str, bytes] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,12 +128,23 @@ def spec_commit(
     return Update(head_key(lane), sets, tuple(removes), conditions)
 
 
-def claim(lane: Lane, head: Head, before: Effects, run: Run, tok: str, *, drain: bool, trim: Trim = NO_TRIM) -> Update:
+def claim(
+    lane: Lane,
+    head: Head,
+    before: Effects,
+    run: Run,
+    tok: str,
+    *,
+    drain: bool,
+    trim: Trim = NO_TRIM,
+    slots: Mapping[str, bytes] = NO_SLOTS,
+) -> Update:
     """2. Take the lease for `run`, together with the effects of the events before it in its batch.
 
-    A lane that expires when it is over does not do so while a run is in it.
+    `slots` are what its journal holds by then. A lane that expires when it is over does not do so while a run is in it.
     """
     sets, removes = _effects(replace(before, expires=False), head.ver + 1)
+    sets |= {slot_attribute(run.ver, s): data for s, data in slots.items()}
     removes.append("ttl")
     sets |= {
         "ver": head.ver + 1,
@@ -143,24 +172,28 @@ def _from_idle(name: str, head: Head, effects: Effects, *, drain: bool) -> tuple
 
 # --- 3, 5, 7: by the owner of the run ------------------------------------------------------------------------------
 
+ANY_ANSWER = "*"
+"""In a list of awaited slots: any result that was put after the one with this mark."""
+
 
 @dataclass(frozen=True, slots=True)
 class Progress:
     """What an attempt makes durable of its journal: new slots, outgoing entries (index → entry), rolled segments.
 
-    `rolled` slots leave the head for a segment item that was put before, `large` ones never enter it; `segments` is
-    the list with the names of these items.
+    `rolled` slots leave the head for a segment item that was put before, `apart` ones never enter it; `segments` is
+    the list with the names of these items. `took` are all awakeables whose results are in segments by then.
     """
 
     slots: Mapping[str, bytes] = field(default_factory=dict)
     out: Mapping[int, Out] = field(default_factory=dict)
     rolled: tuple[str, ...] = ()
     segments: tuple[str, ...] | None = None
-    large: Mapping[str, bytes] = field(default_factory=dict)
+    apart: Mapping[str, bytes] = field(default_factory=dict)
+    took: tuple[int, ...] = ()
 
     def __bool__(self) -> bool:
         """Whether there is anything to write."""
-        return bool(self.slots or self.out or self.rolled or self.large)
+        return bool(self.slots or self.out or self.rolled or self.apart)
 
 
 def checkpoint(lane: Lane, ver: int, run: Run, progress: Progress, own: str) -> Update:
@@ -176,12 +209,16 @@ def checkpoint(lane: Lane, ver: int, run: Run, progress: Progress, own: str) -> 
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """What a suspended invocation waits for: any of the slots, or the time. `error` says why when it is a retry."""
+    """What a suspended invocation waits for: any of the slots, or the time. `error` says why when it is a retry.
+
+    `seen` is the mark of the last result of an awakeable that the attempt has seen.
+    """
 
     slots: tuple[str, ...]
     wake_ms: int | None
     failures: int = 0
     error: str | None = None
+    seen: str | None = None
 
 
 def suspend(
@@ -196,13 +233,17 @@ def suspend(
 ) -> Update:
     """5. Let go of the function, keeping the lane.
 
-    `base` goes as values: a copy from the item would, after a lost response, take published state for first-seen state.
+    Refused when a result of an awakeable has come that the attempt has not seen, whichever it waits for: so it may wait
+    for any number of them. `base` goes as values: a copy from the item would, after a lost response, take published state for first-seen state.
     """
     sets, removes = _progress(run, progress)
     gone = _state(state, sets)
     sets |= {BASE + name: value for name, value in base.items()}
     sets[OWN] = own
-    sets["awaits"] = list(wait.slots)
+    sets["awaits"] = [
+        *wait.slots[:AWAITS_MAX],
+        *([ANY_ANSWER + (wait.seen or "")] if len(wait.slots) > AWAITS_MAX else []),
+    ]
     sets["fails"] = wait.failures
     drop = [*removes, *gone]
     for attribute, value in (("wake", wait.wake_ms), ("err", wait.error)):
@@ -210,8 +251,14 @@ def suspend(
             drop.append(attribute)
         else:
             sets[attribute] = value
-    free = tuple(Absent("suspend.slots", slot_attribute(run.ver, slot)) for slot in wait.slots)
-    return Update(head_key(lane), sets, tuple(drop), (*_owned("suspend", ver, own), *free))
+    return Update(
+        head_key(lane), sets, tuple(drop), (*_owned("suspend", ver, own), _answered("suspend.ans", wait.seen))
+    )
+
+
+def _answered(label: str, seen: str | None) -> Clause:
+    """No result of an awakeable has been put since the one whose mark was seen."""
+    return Absent(label, ANS) if seen is None else Equals(label, ANS, seen)
 
 
 def final_commit(lane: Lane, head: Head, effects: Effects, tok: str, own: str, *, trim: Trim = NO_TRIM) -> Update:
@@ -236,6 +283,8 @@ def _progress(run: Run, progress: Progress) -> tuple[dict[str, Value], tuple[str
     sets |= {OUT + out_sequence(run.ver, i): pack(entry) for i, entry in progress.out.items()}
     if progress.segments is not None:
         sets["seg"] = list(progress.segments)
+    if progress.took:
+        sets[TOOK] = pack_took(progress.took)
     return sets, tuple(slot_attribute(run.ver, s) for s in progress.rolled)
 
 
@@ -276,11 +325,32 @@ def takeover(
 # --- 8 to 12, 14, 15: around the head ------------------------------------------------------------------------------
 
 
-def slot_put(lane: Lane, run: Run, slot: str, data: bytes) -> Update:
-    """8. A result for a waiting run, after a guard."""
+def slot_put(lane: Lane, head: Head, slot: str, data: bytes, mark: str) -> Update:
+    """8. A result for the head's run, after a guard; `mark` is unique.
+
+    Refused when another result has come since this head was read: what the head can hold was judged without it. That
+    also tells a slot which has left for a segment, and is free in the head again, from one that was never filled.
+    """
+    run = head.run
+    if run is None:
+        raise ValueError("only a run waits for a result")
     attribute = slot_attribute(run.ver, slot)
-    clauses = (Equals("slot.run", "rid", run.event.nonce), Absent("slot.free", attribute))
-    return Update(head_key(lane), {attribute: data}, (), clauses)
+    clauses = (
+        Equals("slot.run", "rid", run.event.nonce),
+        Absent("slot.free", attribute),
+        _answered("slot.ans", head.ans),
+    )
+    return Update(head_key(lane), {attribute: data, ANS: mark}, (), clauses)
+
+
+def answer_put(lane: Lane, name: str, data: bytes) -> Put:
+    """Before 8: a result that the head has no room for."""
+    return Put(Key(lane.pk, name), {"slot": data})
+
+
+def answer_name(run: Run, slot: str, mark: str) -> str:
+    """Sort key of such a result; the mark is part of it, so that answers that compete do not share it."""
+    return f"A#{run.ver:012d}#{slot}#{digest(mark)}"
 
 
 def inbox_put(lane: Lane, event: Event) -> Put:
@@ -379,9 +449,26 @@ def segment_name(run: Run, ver: int, number: int, own: str) -> str:
     """Sort key of a journal segment.
 
     The writer's `ver` and process are part of it, so that an attempt that was fenced off can never overwrite a segment
-    of its successor, nor one of two twins a segment of the other.
+    of its successor, nor one of two twins a segment of the other. `number` counts that process's puts: the response to
+    the write that was to name a segment may be lost, and then it may be named, whatever the process puts next.
     """
     return f"J#{run.ver:012d}#{number:06d}#{ver:012d}#{own}"
+
+
+def bundle_name(ver: int, number: int, own: str) -> str:
+    """Sort key of a bundle of outgoing entries, unique like a segment's."""
+    return f"O#{ver:012d}#{number:06d}#{own}"
+
+
+def unbundled(sequence: str, bundle: Bundle) -> list[tuple[str, Entry]]:
+    """The entries of the bundle that is at a place of an outbox, each with the place that is its own."""
+    ver = sequence.partition(".")[0]
+    return [(out_sequence(int(ver), position), entry) for position, entry in bundle.entries]
+
+
+def bundle_put(lane: Lane, name: str, bundle: Bundle) -> Put:
+    """Outgoing entries that the head has no room for, put before the write of the head that names them."""
+    return Put(Key(lane.pk, name), {"outs": pack(bundle)})
 
 
 def input_name(nonce: str, holder: str) -> str:
@@ -389,9 +476,12 @@ def input_name(nonce: str, holder: str) -> str:
     return f"V#{nonce}#{holder}"
 
 
-def input_put(lane: Lane, name: str, data: bytes) -> Put:
-    """A large input, put before the claim that names it."""
-    return Put(Key(lane.pk, name), {"input": data})
+def input_put(lane: Lane, name: str, data: bytes | None, carried: Carried | None = None) -> Put:
+    """A large input, and large headers, put before the claim that names them."""
+    attributes: dict[str, Value] = {} if data is None else {"input": data}
+    if carried is not None:
+        attributes["carried"] = pack(carried)
+    return Put(Key(lane.pk, name), attributes)
 
 
 def segment_put(lane: Lane, name: str, slots: Mapping[str, bytes]) -> Put:

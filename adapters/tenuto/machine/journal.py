@@ -1,36 +1,41 @@
-"""The journal of one invocation: numbered commands, their finished slots, and what still has to be written.
+"""The journal of one invocation, as its handler sees it: numbered commands, what is known of each, in which order.
 
-Owns command numbering, the check of a replay against the journal, and when a journal rolls into a segment. Does not own
-the writes themselves. Synchronous and free of I/O; the runtime drives it.
+Owns command numbering, the check of a replay against the journal, and the order of completions. What finishes here is
+handed on, through `new`, to the side that stores it (`backlog`); nothing else is shared with that side, which may run
+in another thread. Synchronous and free of I/O; the runtime drives it.
+
+Completions are told to the handler one at a time. While only one command is outstanding, which one completes next needs
+no record. Otherwise the choice is one that a replay has to repeat, so it is journaled: that is what makes `select`,
+timeouts, tasks and whatever else combines commands come out alike on every attempt.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias, assert_never
 
 from tenuto.errors import JournalMismatchError, TerminalError
-from tenuto.lane.transitions import Progress
 from tenuto.protocol.ids import awakeable_slot
-from tenuto.protocol.limits import COMMANDS_MAX, OUT_PER_WRITE_MAX, SLOTS_PER_WRITE_MAX
+from tenuto.protocol.limits import COMMANDS_MAX
 from tenuto.protocol.records import (
     AwakeableSlot,
     DueSlot,
-    Out,
+    ElsewhereSlot,
+    Entry,
+    NowSlot,
+    OrderSlot,
     RunSlot,
-    SelectedSlot,
     SentSlot,
     SleptSlot,
     Slot,
     TriedSlot,
-    pack,
-    unpack_slot,
 )
 
-SEGMENT_BYTES = 2_048
-"""A journal above this size in the head rolls into a segment item: DynamoDB bills the whole head on every write."""
+ORDER = "o"
+"""Before the number of completions that came before those which a slot lists."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +63,11 @@ class Send:
 
 
 @dataclass(frozen=True, slots=True)
-class Select:
-    """Decide which of several commands completed first."""
+class Now:
+    """Ask for the time."""
 
 
-Command: TypeAlias = Run | Sleep | Awakeable | Send | Select
+Command: TypeAlias = Run | Sleep | Awakeable | Send | Now
 
 
 def describe(command: Command) -> str:
@@ -76,25 +81,27 @@ def describe(command: Command) -> str:
             return "awakeable"
         case Send(target):
             return f"send to {target}"
-        case Select():
-            return "select"
+        case Now():
+            return "time"
         case _:
             assert_never(command)
 
 
 def command_of(slot: Slot) -> Command:
-    """The command that a journal slot belongs to."""
+    """The command that a journal slot belongs to. Raises ValueError for one that belongs to several."""
     match slot:
         case RunSlot(name) | TriedSlot(name):
             return Run(name)
         case DueSlot() | SleptSlot():
             return Sleep()
-        case AwakeableSlot():
+        case AwakeableSlot() | ElsewhereSlot():
             return Awakeable()
         case SentSlot(target):
             return Send(target)
-        case SelectedSlot():
-            return Select()
+        case NowSlot():
+            return Now()
+        case OrderSlot():
+            raise ValueError("an order of completions is no command's own")
         case _:
             assert_never(slot)
 
@@ -109,35 +116,46 @@ def due_name(index: int) -> str:
     return f"{index}d"
 
 
+def order_name(told: int) -> str:
+    """The slot that lists completions, `told` of which came before them."""
+    return f"{ORDER}{told}"
+
+
 @dataclass(slots=True)
 class Journal:
-    """Slots known to be stored (`stored`), slots finished since (`fresh`) and messages not yet in the outbox (`out`).
+    """What is known of an invocation's commands, and what it sends before the next durable point.
 
     One object serves all attempts that one activation makes at an invocation; `restart` begins the next of them.
-    `in_head` counts the bytes of slots that sit in the head item, by slot. `replay_end` is the index behind the last
-    command that was finished when the attempt began.
+    `known` are slots, stored or on their way. `order` are the completions that had a choice, oldest first; `told` of
+    them this attempt has come to. `out` are messages that no write has taken: position → command, target, entry.
+    `replay_end` is the index after the last command that was finished when the attempt began. `new` is the way to the
+    writing side, `finished` counts what went there.
     """
 
-    stored: dict[str, Slot] = field(default_factory=dict)
-    fresh: dict[str, Slot] = field(default_factory=dict)
-    out: dict[int, tuple[int, Out]] = field(default_factory=dict)
-    in_head: dict[str, bytes] = field(default_factory=dict)
-    segments: tuple[str, ...] = ()
+    known: dict[str, Slot] = field(default_factory=dict)
+    order: list[int] = field(default_factory=list)
+    out: dict[int, tuple[int, str, Entry]] = field(default_factory=dict)
     first_out: int = 0
     next_command: int = 0
     next_out: int = 0
     replay_end: int = 0
-    _targets: dict[int, str] = field(default_factory=dict)
+    told: int = 0
+    new: deque[tuple[str, Slot]] = field(default_factory=deque)
+    finished: int = 0
 
     @classmethod
-    def load(
-        cls, head_slots: Mapping[str, bytes], rolled: Mapping[str, bytes], segments: tuple[str, ...], first_out: int
-    ) -> Journal:
-        """The journal of a run: slots of the head and of its segments. A rolled slot wins over one put again later."""
-        stored = {name: unpack_slot(data) for name, data in {**head_slots, **rolled}.items()}
-        journal = cls(
-            stored=stored, in_head=dict(head_slots), segments=segments, first_out=first_out, next_out=first_out
+    def load(cls, slots: Mapping[str, Slot], first_out: int) -> Journal:
+        """The journal of a run, by what is stored of it."""
+        known: dict[str, Slot] = {name: slot for name, slot in slots.items() if not isinstance(slot, OrderSlot)}
+        parts = sorted(
+            (int(name.removeprefix(ORDER)), slot.commands)
+            for name, slot in slots.items()
+            if isinstance(slot, OrderSlot)
         )
+        journal = cls(known=known, first_out=first_out, next_out=first_out)
+        for told, commands in parts:
+            # A list that was written twice, after a lost response, may have grown in between.
+            journal.order[told:] = commands
         journal.replay_end = journal._finished_end()
         return journal
 
@@ -149,7 +167,7 @@ class Journal:
     def restart(self) -> None:
         """Begin another attempt: commands are numbered from zero again, finished ones are replayed."""
         self.replay_end = self._finished_end()
-        self.next_command = 0
+        self.next_command = self.told = 0
         self.next_out = self.first_out
         self.out.clear()
 
@@ -179,83 +197,66 @@ class Journal:
 
     def _commanded(self) -> Iterator[tuple[int, Slot]]:
         """Slots that a command of the handler made, with its index."""
-        for name, slot in (*self.stored.items(), *self.fresh.items()):
-            # Whoever guesses an id may fill the slot of an awakeable that never was.
-            if not isinstance(slot, AwakeableSlot):
+        for name, slot in self.known.items():
+            # An answer is given from outside, maybe to an awakeable that this handler does not make any more.
+            if not isinstance(slot, AwakeableSlot | ElsewhereSlot):
                 yield int("".join(itertools.takewhile(str.isdigit, name))), slot
 
     def slot(self, name: str) -> Slot | None:
-        """What is known of a slot, stored or fresh."""
-        return self.stored.get(name) or self.fresh.get(name)
+        """What is known of a slot."""
+        return self.known.get(name)
 
     def tried(self, index: int) -> TriedSlot | None:
         """The last record of a step's failed tries."""
         prefix = f"{index}t"
-        names = (n for n in (*self.stored, *self.fresh) if n.startswith(prefix))
-        slots = (s for n in names if isinstance(s := self.slot(n), TriedSlot))
+        slots = (s for n, s in self.known.items() if n.startswith(prefix) and isinstance(s, TriedSlot))
         return max(slots, key=lambda s: s.tries, default=None)
 
     def finish(self, name: str, slot: Slot) -> None:
         """A command completed. A slot never changes: finishing it again is refused."""
-        if self.slot(name) is not None:
+        if name in self.known:
             raise ValueError(f"journal slot {name} is already finished")
-        self.fresh[name] = slot
+        self.known[name] = slot
+        self._hand_on(name, slot)
 
-    def send(self, index: int, target: str, entry: Out) -> None:
+    def _hand_on(self, name: str, slot: Slot) -> None:
+        self.new.append((name, slot))
+        self.finished += 1
+
+    def hear(self, news: Iterable[tuple[str, Slot]]) -> None:
+        """Take over what the writing side found in storage, put there by others or by a write whose response was lost."""
+        for name, slot in news:
+            self.known.setdefault(name, slot)
+            if isinstance(slot, SentSlot):
+                self.sent([p for p, (index, _, _) in self.out.items() if str(index) == name])
+
+    # --- the order of completions -----------------------------------------------------------------------------------
+
+    @property
+    def next_told(self) -> int | None:
+        """The command whose completion a replay has to tell next; None when there is no such record any more."""
+        return self.order[self.told] if self.told < len(self.order) else None
+
+    def tell(self, index: int, outstanding: int) -> None:
+        """The handler is told that a command completed, one of so many that were outstanding."""
+        if outstanding <= 1:
+            return
+        if self.told == len(self.order):
+            self.order.append(index)
+            self._hand_on(order_name(self.told), OrderSlot((index,)))
+        self.told += 1
+
+    # --- messages ---------------------------------------------------------------------------------------------------
+
+    def send(self, index: int, target: str, entry: Entry) -> None:
         """A message for the outbox, unless the journal says that it has left already."""
         position = self.next_out
         self.next_out += 1
         if not isinstance(self.slot(str(index)), SentSlot):
-            self.out[position] = (index, entry)
-            self._targets[index] = target
+            self.out[position] = (index, target, entry)
 
-    def progress(self, *, publish: bool) -> Progress:
-        """What the next write should make durable, as much as fits.
-
-        `publish` takes the waiting messages along, each with its slot.
-        """
-        some = itertools.islice(self.fresh.items(), SLOTS_PER_WRITE_MAX)
-        slots = {name: pack(slot) for name, slot in some}
-        out: dict[int, Out] = {}
-        if publish:
-            for position, (index, entry) in itertools.islice(self.out.items(), OUT_PER_WRITE_MAX):
-                out[position] = entry
-                slots[str(index)] = pack(SentSlot(self._targets[index]))
-        return Progress(slots, out)
-
-    def rolls(self) -> Mapping[str, bytes]:
-        """Slots that should move into a segment before the next write; empty while the head is small."""
-        if sum(map(len, self.in_head.values())) <= SEGMENT_BYTES:
-            return {}
-        return dict(self.in_head)
-
-    def rolled(self, names: tuple[str, ...], segments: tuple[str, ...]) -> None:
-        """A write dropped these slots from the head, after their segment was put."""
-        self.segments = segments
-        for name in names:
-            self.in_head.pop(name, None)
-
-    def written(self, progress: Progress) -> None:
-        """A write stored this progress."""
-        for name, data in progress.slots.items():
-            self.stored[name] = unpack_slot(data)
-            self.fresh.pop(name, None)
-            self.in_head[name] = data
-        for name, data in progress.large.items():
-            self.stored[name] = unpack_slot(data)
-            self.fresh.pop(name, None)
-        for position in progress.out:
-            self.out.pop(position, None)
-
-    def learn(self, head_slots: Mapping[str, bytes]) -> list[str]:
-        """Take over slots that others put into the head meanwhile; the names that are new."""
-        news = [name for name in head_slots if name not in self.stored]
-        for name in news:
-            self.stored[name] = unpack_slot(head_slots[name])
-            self.in_head[name] = head_slots[name]
-            self.fresh.pop(name, None)
-        # A write whose response was lost may have published messages that this side still holds.
-        sent = [p for p, (index, _) in self.out.items() if isinstance(self.stored.get(str(index)), SentSlot)]
-        for position in sent:
-            del self.out[position]
-        return news
+    def sent(self, positions: Iterable[int]) -> None:
+        """A write has taken these messages."""
+        for position in positions:
+            index, target, _ = self.out.pop(position)
+            self.known.setdefault(str(index), SentSlot(target))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import hmac
 from typing import NamedTuple
 
 INDEX_DIGITS_MAX = 6
@@ -16,6 +17,9 @@ INDEX_DIGITS_MAX = 6
 
 SEPARATOR = "\x1f"
 """Joins the parts inside an opaque id; service names cannot hold it, and the key is the last but one part."""
+
+AWAKEABLE_TOKEN_BYTES = 16
+"""What of an awakeable's id nobody can guess."""
 
 MAX_KEY_BYTES = 1024
 """Longest object key, in UTF-8 bytes. DynamoDB's partition key holds 2,048 bytes; escaping may grow a key."""
@@ -56,20 +60,30 @@ class InvocationId(NamedTuple):
 
 
 class AwakeableId(NamedTuple):
-    """Names one journal slot of one invocation, for whoever will resolve it."""
+    """Names one journal slot of one invocation, for whoever will resolve it.
+
+    `token` proves that whoever resolves it was given the id (`awakeable_token`): every caller of a handler is told the
+    invocation's id, and from that alone no awakeable's can be made.
+    """
 
     invocation: InvocationId
     slot: str
+    token: str
 
     def __str__(self) -> str:
         inv = self.invocation
-        return "awk_" + _pack(inv.lane.service, inv.nonce, self.slot, inv.lane.key)
+        return "awk_" + _pack(inv.lane.service, inv.nonce, self.slot, self.token, inv.lane.key)
 
     @classmethod
     def parse(cls, text: str) -> AwakeableId:
         """Raises ValueError when `text` is not an awakeable id."""
-        service, nonce, slot, key = _unpack("awk_", text, 4)
-        return cls(InvocationId(Lane(service, key), nonce), slot)
+        service, nonce, slot, token, key = _unpack("awk_", text, 5)
+        return cls(InvocationId(Lane(service, key), nonce), slot, token)
+
+
+def awakeable_token(secret: bytes, slot: str) -> str:
+    """128 bits, in hex, that only the run that holds `secret` can make for a slot."""
+    return hmac.digest(secret, slot.encode(), "sha256")[:AWAKEABLE_TOKEN_BYTES].hex()
 
 
 def awakeable_slot(index: int) -> str:
@@ -77,10 +91,12 @@ def awakeable_slot(index: int) -> str:
     return f"{index}a"
 
 
-def is_awakeable_slot(slot: str) -> bool:
-    """Whether a slot may be filled from outside."""
+def command_of_awakeable(slot: str) -> int | None:
+    """The index of the awakeable that a slot belongs to; None for a slot that nobody may fill from outside."""
     number = slot.removesuffix("a")
-    return number != slot and number.isascii() and number.isdigit() and len(number) <= INDEX_DIGITS_MAX
+    if number == slot or not (number.isascii() and number.isdigit()) or len(number) > INDEX_DIGITS_MAX:
+        return None
+    return int(number)
 
 
 def digest(*parts: str) -> str:

@@ -13,8 +13,14 @@ DynamoDB refuses items above 400 KB; while a run is suspended its head holds sta
 seen), besides outbox and journal. Every write is billed by the head's size, so smaller is also cheaper.
 """
 
-OUT_BYTES_MAX = 100_000
-"""What the outgoing entries of one write may weigh: they share the head with state and journal."""
+OUT_BYTES_MAX = 64_000
+"""What the outgoing entries in a head may weigh: they share it with state and journal. More go as bundles."""
+
+BUNDLE_BYTES_MAX = 300_000
+"""What the item of a bundle of outgoing entries may weigh beside a single large one: an item has 400 KB."""
+
+OUT_WAITING_BYTES_MAX = 4_000_000
+"""What an invocation may send between two durable points: it is kept in memory until then."""
 
 VALUE_BYTES_MAX = 350_000
 """Largest input or step result that can be made durable: it has an item of its own when it is not small."""
@@ -25,8 +31,24 @@ INLINE_BYTES_MAX = 2_048
 AWAKEABLE_BYTES_MAX = 32_768
 """What an awakeable may be resolved or rejected with: it goes into the waiting lane's head, beside its state."""
 
+AWAKEABLES_INLINE_BYTES_MAX = 32_768
+"""What the results of awakeables that sit in the head of one invocation may weigh together.
+
+What comes beyond that gets an item of its own, and the head holds its name.
+"""
+
 AWAKEABLES_BYTES_MAX = 65_536
-"""What the results of awakeables that sit in the head of one invocation may weigh together."""
+"""The same, with those names: about 500 results that the run has not taken yet. It takes all at its next turn."""
+
+ANSWER_PUTS_MAX = 20
+"""How often the result of an awakeable is tried to be put while others come in between, before it is put off."""
+
+AWAKEABLE_LOOK_MS_MIN = 50
+AWAKEABLE_LOOK_MS_MAX = 500
+"""How often a function looks for results of awaited awakeables while a step runs: at growing intervals."""
+
+SECRET_BYTES = 16
+"""What a run keeps to itself, to make ids of awakeables that nobody can guess."""
 
 PAYLOAD_BYTES_MAX = 6_000_000
 """Largest activation or outcome: a synchronous Lambda invocation carries 6 MB each way (AWS Lambda quotas)."""
@@ -35,16 +57,16 @@ WRITE_ATTRIBUTES_MAX = 300
 """Attributes one write may set or remove, so that its expression stays below DynamoDB's 4 KB."""
 
 SLOTS_PER_WRITE_MAX = 50
-"""Journal slots one write adds: each is named in its update and in its condition, within DynamoDB's 4 KB."""
+"""Journal slots one write adds to a head, and removes: each is named in its expression, within DynamoDB's 4 KB.
+
+More go to an item of their own.
+"""
 
 OUT_PER_WRITE_MAX = 50
-"""Outgoing entries one write of an owned run adds, each with a journal slot. Checkpoints take what is more."""
+"""Outgoing entries one write of an owned run adds to a head. More go as bundles."""
 
-OUT_WAITING_MAX = 150
-"""Messages an invocation may send between two durable points."""
-
-AWAITS_MAX = 50
-"""Slots one suspension waits for, each named in its condition; what else is awaited is looked at after those."""
+AWAITS_MAX = 1_000
+"""Slots that a suspended run names as what it waits for; with more, any result wakes it."""
 
 COMMANDS_MAX = 10_000
 """Commands one invocation may issue: an endless loop of durable steps is a mistake that should show."""

@@ -29,7 +29,8 @@ class RetryPolicy(Struct, frozen=True):
 class Run(Struct, frozen=True):
     """The one active invocation of a lane. Fixed at its claim; only attempt, holder, lease and suspension change.
 
-    A large input is not in `event` but in the item that `input_item` names.
+    A large input is not in `event` but in the item that `input_item` names; so are headers and raw key, when they are
+    large. `secret` is the key of the tokens of its awakeables.
     """
 
     event: Event
@@ -44,6 +45,7 @@ class Run(Struct, frozen=True):
     wake_ms: int | None = None
     error: str | None = None
     input_item: str | None = None
+    secret: bytes = b""
 
     @property
     def suspended(self) -> bool:
@@ -56,7 +58,8 @@ class Head(Struct, frozen=True):
 
     `base` holds what the first attempt of the active invocation saw of every name it has since published (None:
     absent). `segments` names the items that hold the rolled part of its journal.
-    `stray` lists attributes of journals that are over; the next write removes them.
+    `stray` lists attributes of journals that are over; the next write removes them. `ans` is a unique mark of the last
+    result of an awakeable that was put, `took` lists the commands whose results have left the head for a segment.
     """
 
     ver: int = 0
@@ -71,6 +74,8 @@ class Head(Struct, frozen=True):
     slots: dict[str, bytes] = {}
     segments: tuple[str, ...] = ()
     stray: tuple[str, ...] = ()
+    ans: str | None = None
+    took: tuple[int, ...] = ()
 
 
 class Trim(Struct, frozen=True):
@@ -89,7 +94,7 @@ class Activation(Struct, frozen=True, tag="activation"):
 
     `speculate`: several events, nothing owned. `drain`: one inbox item. `resume`: the head's own run, already taken
     over with `holder`. `shared`: one read-only handler. `claim_first` takes the lease before the handler starts.
-    `attempt` counts from 1 for the first event. Sleeps up to `hold_ms` are waited for inside the function. With
+    `late` says that this run was handed back once because its lease was over. `attempt` counts from 1 for the first event. Sleeps up to `hold_ms` are waited for inside the function. With
     `encrypted`, what the function writes to the table is encrypted under the table's data key. `trace` is the W3C
     `traceparent` of the control plane's span, when it traces.
     """
@@ -107,6 +112,7 @@ class Activation(Struct, frozen=True, tag="activation"):
     encrypted: bool = False
     trace: str | None = None
     hold_ms: int = HOLD_SLEEP_MS_MAX
+    late: bool = False
     version: int = PROTOCOL_VERSION
 
 
@@ -165,6 +171,12 @@ class Fenced(Struct, frozen=True, tag="fenced"):
     reason: str
 
 
+class Late(Struct, frozen=True, tag="late"):
+    """A resumed run was not begun, because its lease is over by this function's clock: take it over anew."""
+
+    now_ms: int
+
+
 class HandlerManifest(Struct, frozen=True):
     """One handler as discovery reports it."""
 
@@ -195,7 +207,7 @@ class Rejected(Struct, frozen=True, tag="rejected"):
     failure: Failure
 
 
-Outcome: TypeAlias = Speculated | Committed | Suspended | Fenced | Manifest | Rejected
+Outcome: TypeAlias = Speculated | Committed | Suspended | Fenced | Late | Manifest | Rejected
 
 _json = msgspec.json.Encoder()
 _request_decoder: msgspec.json.Decoder[Request] = msgspec.json.Decoder(Request)

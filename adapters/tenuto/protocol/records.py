@@ -114,9 +114,17 @@ class SleptSlot(Struct, frozen=True, tag="slept"):
 
 
 class AwakeableSlot(Struct, frozen=True, tag="awakeable"):
-    """The result an awakeable was resolved or rejected with."""
+    """The result an awakeable was resolved or rejected with, and when (ms since the epoch, by the resolver's clock)."""
 
     result: Result
+    at_ms: int = 0
+
+
+class ElsewhereSlot(Struct, frozen=True, tag="elsewhere"):
+    """An awakeable's result that is in an item of its own, because the head had no room for it: the item's sort key."""
+
+    item: str
+    at_ms: int = 0
 
 
 class SentSlot(Struct, frozen=True, tag="sent"):
@@ -125,13 +133,21 @@ class SentSlot(Struct, frozen=True, tag="sent"):
     target: str
 
 
-class SelectedSlot(Struct, frozen=True, tag="selected"):
-    """Which of several concurrent commands completed first."""
+class NowSlot(Struct, frozen=True, tag="now"):
+    """What time a handler was told (milliseconds since the epoch)."""
 
-    winner: int
+    at_ms: int
 
 
-Slot: TypeAlias = RunSlot | TriedSlot | DueSlot | SleptSlot | AwakeableSlot | SentSlot | SelectedSlot
+class OrderSlot(Struct, frozen=True, tag="order"):
+    """The order in which concurrent commands completed, as the handler was told: their indexes."""
+
+    commands: tuple[int, ...]
+
+
+Slot: TypeAlias = (
+    RunSlot | TriedSlot | DueSlot | SleptSlot | AwakeableSlot | ElsewhereSlot | SentSlot | NowSlot | OrderSlot
+)
 
 
 # --- outgoing entries ----------------------------------------------------------------------------------------------
@@ -180,16 +196,42 @@ class ResolveOut(Struct, frozen=True, tag="resolve"):
     result: Result
 
 
-Out: TypeAlias = SendOut | PublishOut | ResultOut | ResolveOut
+class BundleOut(Struct, frozen=True, tag="bundle"):
+    """Many entries, or large ones, that are in an item of their own: the head had no room for them. `item` names it."""
+
+    item: str
+
+
+Entry: TypeAlias = SendOut | PublishOut | ResultOut | ResolveOut
+"""What a handler or its end sends."""
+
+Out: TypeAlias = Entry | BundleOut
+"""What an outbox holds."""
+
+
+class Bundle(Struct, frozen=True, array_like=True):
+    """What the item of a `BundleOut` holds: entries, each with its position in the outbox."""
+
+    entries: tuple[tuple[int, Entry], ...]
+
+
+class Carried(Struct, frozen=True, array_like=True):
+    """What of a large event is beside its input in the item that holds it: headers and the record's raw key."""
+
+    headers: tuple[tuple[str, bytes], ...]
+    raw_key: bytes | None
+
 
 _encoder = msgspec.msgpack.Encoder()
 _slot_decoder: msgspec.msgpack.Decoder[Slot] = msgspec.msgpack.Decoder(Slot)
 _out_decoder: msgspec.msgpack.Decoder[Out] = msgspec.msgpack.Decoder(Out)
 _event_decoder: msgspec.msgpack.Decoder[Event] = msgspec.msgpack.Decoder(Event)
 _result_decoder: msgspec.msgpack.Decoder[Result] = msgspec.msgpack.Decoder(Result)
+_bundle_decoder: msgspec.msgpack.Decoder[Bundle] = msgspec.msgpack.Decoder(Bundle)
+_carried_decoder: msgspec.msgpack.Decoder[Carried] = msgspec.msgpack.Decoder(Carried)
 
 
-def pack(record: Slot | Out | Event | Result) -> bytes:
+def pack(record: Slot | Out | Event | Result | Bundle | Carried) -> bytes:
     """The stored form of a record."""
     return _encoder.encode(record)
 
@@ -212,3 +254,13 @@ def unpack_event(data: bytes) -> Event:
 def unpack_result(data: bytes) -> Result:
     """Raises msgspec.DecodeError when `data` is not a result."""
     return _result_decoder.decode(data)
+
+
+def unpack_bundle(data: bytes) -> Bundle:
+    """Raises msgspec.DecodeError when `data` is no bundle of outgoing entries."""
+    return _bundle_decoder.decode(data)
+
+
+def unpack_carried(data: bytes) -> Carried:
+    """Raises msgspec.DecodeError when `data` is not what a large event carries beside its input."""
+    return _carried_decoder.decode(data)

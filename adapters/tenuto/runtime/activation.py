@@ -28,12 +28,20 @@ from tenuto.machine.journal import Journal
 from tenuto.machine.phases import Phase
 from tenuto.protocol.backoff import pause_ms
 from tenuto.protocol.dead_letters import dead_letter
-from tenuto.protocol.limits import DEADLINE_MARGIN_MS, OUT_BYTES_MAX, OWN_POSITIONS, WRITE_ATTRIBUTES_MAX
+from tenuto.protocol.limits import (
+    DEADLINE_MARGIN_MS,
+    OUT_BYTES_MAX,
+    OUT_PER_WRITE_MAX,
+    OWN_POSITIONS,
+    VALUE_BYTES_MAX,
+    WRITE_ATTRIBUTES_MAX,
+)
 from tenuto.protocol.messages import (
     Activation,
     Committed,
     EventResult,
     Fenced,
+    Late,
     Outcome,
     Rejected,
     Speculated,
@@ -53,7 +61,8 @@ from tenuto.protocol.records import (
     Success,
     pack,
 )
-from tenuto.runtime.attempt import Attempt, OutOfTimeError, StepWaitsError, Unwind, describe
+from tenuto.runtime import steps
+from tenuto.runtime.attempt import Attempt, OutOfTimeError, Unwind
 from tenuto.runtime.environment import Environment
 from tenuto.runtime.handlers import HandlerSpec, Registry
 from tenuto.runtime.lease import Lease
@@ -149,7 +158,10 @@ async def activate(request: Activation, registry: Registry, env: Environment) ->
     if request.hold_ms != env.hold_ms:
         env = replace(env, hold_ms=request.hold_ms)
     if request.mode == "resume" and request.head.run is not None:
-        env = _within_lease(env, request.head.run.lease_ms)
+        lease_ms = request.head.run.lease_ms
+        if lease_ms - env.now_ms() < RESUMED_MS_MIN and not request.late:
+            return Late(env.now_ms())
+        env = _within_lease(env, lease_ms)
     lease = Lease(request, env)
     try:
         match request.mode:
@@ -188,7 +200,7 @@ async def _speculate(request: Activation, registry: Registry, lease: Lease, env:
         # Not the number of entries: an event that went to the dead letters left gaps where its messages would have
         # been.
         first_out = max(batch.out, default=-1) + 1
-        lease.journal = Journal(first_out=first_out, next_out=first_out)
+        lease.begin(Journal(first_out=first_out, next_out=first_out))
         # Handed on as a call: only a claim needs it, and few events claim.
         before = functools.partial(batch.effects, env, expires=not keyed)
         invocation = _Invocation(event, lease, batch.state, before, registry, env, expires=not keyed)
@@ -309,6 +321,7 @@ class _Invocation:
     async def until_end(self, failures: int, *, claim_first: bool) -> End:
         """Attempts until the invocation is done, suspended, lost, or has to be tried again from outside."""
         if claim_first:
+            self._lease.run_secret()
             try:
                 claimed = self._lease.claim(self._event, self._before(), self._env.now_ms())
                 await self._env.writes.run(claimed)
@@ -344,45 +357,43 @@ class _Invocation:
         return done, error
 
     async def _handled(self, attempt: Attempt, state: StateView) -> tuple[Done | None, BaseException | None]:
-        error: BaseException | None = None
-        result: Result | None = None
-        told = logs.current.set(attempt)
-        try:
-            result = Success(await self._call(attempt))
-        except Unwind:
-            error = attempt.broken
-        except TerminalError as e:
-            if isinstance(e, REFUSED_INPUTS):
-                error = e
-            else:
-                result = Failed(Failure(str(e), e.status_code, e.metadata))
-        except Exception as e:  # noqa: BLE001 - whatever a handler raises is a failed attempt
-            error = e
-        finally:
-            logs.current.reset(told)
-        await attempt.settle()
+        result, error = await self._ended(attempt)
         error = attempt.broken or error
         if error is None and not attempt.suspended:
             try:
-                self._lease.journal.end()
+                attempt.journal.end()
             except JournalMismatchError as e:
                 error = e
         if error is not None or result is None or attempt.suspended:
             return None, error
-        out = {position: entry for position, (_, entry) in self._lease.journal.out.items()}
+        out: dict[int, Out] = {position: entry for position, (_, _, entry) in attempt.journal.out.items()}
         return Done(result, state.changed, out), None
 
+    async def _ended(self, attempt: Attempt) -> tuple[Result | None, BaseException | None]:
+        """How the handler ended: with a result, or why without one."""
+        told = logs.current.set(attempt)
+        try:
+            return Success(await self._call(attempt)), None
+        except Unwind:
+            return None, attempt.broken
+        except BaseException as e:  # noqa: BLE001 - whatever a handler raises is a failed attempt
+            error = steps.checked(e)
+        finally:
+            logs.current.reset(told)
+        terminal = steps.terminal_in(error)
+        if terminal is None or isinstance(terminal, REFUSED_INPUTS):
+            return None, terminal or error
+        text = "%s failed for good: %s"
+        log.warning(text, self._spec.target, steps.describe(terminal), exc_info=error, extra=attempt.log_fields())
+        return Failed(steps.failure_of(terminal)), None
+
     async def _call(self, attempt: Attempt) -> bytes | None:
-        spec, event = self._spec, self._event
+        spec = self._spec
         context = self._registry.context(spec, attempt)
-        if not spec.takes_input:
-            value = await spec.call(context)
-        else:
-            try:
-                argument = _argument(spec, event)
-            except BadInputError as e:
-                raise e.naming(f"the input of {spec.target}") from None
-            value = await spec.call(context, argument)
+        arguments = (_argument(spec, self._event),) if spec.takes_input else ()
+        handler = functools.partial(spec.call, context, *arguments)
+        # A shared handler only reads and is never replayed, so it runs on the function's own loop, free to do I/O.
+        value = await (handler() if spec.kind == "shared" else attempt.drive(handler))
         if value is None:
             return None
         try:
@@ -396,10 +407,12 @@ class _Invocation:
         if isinstance(error, FencedError):
             return Lost(str(error))
         if isinstance(error, TerminalError):
-            return self._dead(Failure(str(error), error.status_code, error.metadata))
+            text = "%s: refused: %s"
+            log.warning(text, self._spec.target, steps.describe(error), exc_info=error, extra=attempt.log_fields())
+            return self._dead(steps.failure_of(error))
         if not isinstance(error, Exception):
             raise error
-        failure = Failure(describe(error))
+        failure = Failure(steps.describe(error))
         if failures & (failures + 1) == 0:
             # The first, second, fourth, eighth ... failure in a row, with the place in the handler's own code.
             # The handler's context is over, and with it what the filter of `tenuto.logs` adds.
@@ -408,7 +421,7 @@ class _Invocation:
             log.warning(text, self._spec.target, failure.message, again, exc_info=error, extra=fields)
         mismatch = isinstance(error, JournalMismatchError)
         spent = policy.max_attempts is not None and failures + 1 >= policy.max_attempts
-        counts = not isinstance(error, OutOfTimeError | StepWaitsError)
+        counts = not isinstance(error, OutOfTimeError | steps.StepWaitsError)
         if spent and counts and not mismatch:
             return self._dead(failure)
         if isinstance(error, RetryableError) and error.retry_after is not None:
@@ -442,17 +455,21 @@ class _Invocation:
         event, lease = self._event, self._lease
         out = dict(done.out)
         keep = isinstance(event.source, CallSource) and (event.source.keep_result or lease.owning)
+        if _too_large(event, done.result, keep=keep):
+            return await self._finish(self._dead(Failure("the result exceeds the size limit", 413)))
         if keep:
             out[self._own_position(out)] = ResultOut(event.id, done.result)
-        if _too_large(event, done.result, out):
-            return await self._finish(self._dead(Failure("the result or its messages exceed the size limit", 413)))
         done = Done(done.result, done.state, out)
-        if lease.owning:
-            effects = effects_of([event], done.state, out, self._env.now_ms(), expires=self._expires)
-            try:
+        try:
+            if not lease.owning and _heavy(out):
+                # More than the control plane could commit in one write: this side puts it where it fits.
+                lease.run_secret()
+                await self._env.writes.run(lease.claim(event, self._before(), self._env.now_ms()))
+            if lease.owning:
+                effects = effects_of([event], done.state, out, self._env.now_ms(), expires=self._expires)
                 await self._env.writes.run(lease.commit(effects))
-            except FencedError as e:
-                return Lost(str(e))
+        except FencedError as e:
+            return Lost(str(e))
         return done
 
     def _own_position(self, out: Mapping[int, Out]) -> int:
@@ -467,17 +484,33 @@ class _Invocation:
 
 
 def _argument(spec: HandlerSpec, event: Event) -> Any:
-    """The handler's argument; a missing input (tombstone, empty body) is None, if the handler's type admits that."""
-    if event.input is not None:
-        return spec.input.deserialize(event.input)
-    return None if isinstance(spec.input, BytesSerde) else spec.input.deserialize(b"null")
+    """The handler's argument; a missing input (tombstone, empty body) is None, if the handler's type admits that.
+
+    Raises BadInputError, whatever a check of the user's own type raises: the input is at fault, and no further attempt
+    would read it.
+    """
+    what = f"the input of {spec.target}"
+    try:
+        if event.input is not None:
+            return spec.input.deserialize(event.input)
+        return None if isinstance(spec.input, BytesSerde) else spec.input.deserialize(b"null")
+    except BadInputError as e:
+        raise e.naming(what) from e.__cause__
+    except BaseException as e:  # noqa: BLE001 - raised by the user's own type, over this input
+        error = steps.checked(e)
+        raise BadInputError("value of its type", f"decoding it raised {type(error).__name__}", what=what) from error
 
 
-def _too_large(event: Event, result: Result, out: Mapping[int, Out]) -> bool:
-    # A dead letter is never too large: it goes by its input's item, or past the outbox.
-    stored = sum(len(pack(entry)) for entry in out.values() if not (isinstance(entry, PublishOut) and entry.dead))
+def _too_large(event: Event, result: Result, *, keep: bool) -> bool:
+    """Whether a result can neither be stored nor answered."""
     answered = len(result.value) if isinstance(result, Success) and result.value is not None else 0
-    return stored > OUT_BYTES_MAX or (isinstance(event.source, CallSource) and answered > CALL_OUTPUT_BYTES_MAX)
+    return isinstance(event.source, CallSource) and answered > (VALUE_BYTES_MAX if keep else CALL_OUTPUT_BYTES_MAX)
+
+
+def _heavy(out: Mapping[int, Out]) -> bool:
+    """Whether outgoing entries are more than a head takes. A dead letter goes past the outbox."""
+    kept = [entry for entry in out.values() if not (isinstance(entry, PublishOut) and entry.dead)]
+    return len(kept) > OUT_PER_WRITE_MAX or sum(len(pack(entry)) for entry in kept) > OUT_BYTES_MAX
 
 
 def _answered(event: Event, result: Result) -> Result:

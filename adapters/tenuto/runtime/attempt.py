@@ -1,6 +1,7 @@
-"""One invocation inside one activation: its attempts, and what commands do.
+"""One attempt at one invocation: its commands, and which of them completes next.
 
-Owns issuing commands, waiting for them, and turning "nothing can go on here" into a suspension. Does not own the writes
+Owns issuing commands, telling their completions to the handler one at a time, and turning "nothing can go on here" into
+a suspension. Does not own the handler's event loop (`handler_loop`), how steps are tried (`steps`), the writes
 (`lease`), the journal's rules (`tenuto.machine`) or the face that handlers see (`tenuto.context`).
 """
 
@@ -9,81 +10,62 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
-import inspect
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from datetime import timedelta
-from typing import Any, TypeVar
+import traceback
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from pathlib import Path
+from typing import Any, Final, TypeVar
 
-from tenuto import logs, tracing
-from tenuto.errors import (
-    RetryableError,
-    StateTooLargeError,
-    Suspension,
-    TenutoError,
-    TerminalError,
-    UnserialisableError,
-)
+from tenuto.errors import JournalMismatchError, StateTooLargeError, Suspension, TenutoError
 from tenuto.lane.transitions import Effects, Wait
-from tenuto.machine.journal import Awakeable, Run, Select, Send, Sleep, due_name, tried_name
-from tenuto.protocol.backoff import pause_ms
-from tenuto.protocol.ids import AwakeableId, InvocationId, Lane, digest, message_nonce
+from tenuto.machine.journal import Awakeable, Command, Journal, Now, Run, Send, Sleep, due_name
+from tenuto.protocol.ids import AwakeableId, InvocationId, Lane, awakeable_slot, awakeable_token, message_nonce
 from tenuto.protocol.limits import (
-    AWAITS_MAX,
     AWAKEABLE_BYTES_MAX,
+    AWAKEABLE_LOOK_MS_MAX,
+    AWAKEABLE_LOOK_MS_MIN,
     DEADLINE_MARGIN_MS,
     HOLD_RETRY_MS_MAX,
     HOLD_SLEEP_MS_MAX,
     OUT_PER_WRITE_MAX,
-    OUT_WAITING_MAX,
+    OUT_WAITING_BYTES_MAX,
     VALUE_BYTES_MAX,
 )
-from tenuto.protocol.messages import RetryPolicy
 from tenuto.protocol.records import (
     AwakeableSlot,
     DueSlot,
+    Entry,
     Event,
-    Failed,
-    Failure,
-    Out,
+    NowSlot,
     PublishOut,
     ResolveOut,
     Result,
     RunSlot,
-    SelectedSlot,
     SendOut,
     SleptSlot,
     Success,
-    TriedSlot,
     pack,
 )
+from tenuto.runtime import steps
 from tenuto.runtime.environment import Environment
 from tenuto.runtime.futures import AwakeableFuture, DurableFuture, RunFuture, SleepFuture
+from tenuto.runtime.handler_loop import HandlerLoop
 from tenuto.runtime.lease import Lease
 from tenuto.runtime.state import StateView
+from tenuto.runtime.steps import RunLimits
 from tenuto.serde import Serde
 
 T = TypeVar("T")
+F = TypeVar("F", bound=DurableFuture[Any])
 
-step_key: contextvars.ContextVar[str] = contextvars.ContextVar("tenuto_step_key")
-"""The idempotency key of the step that is running in this context."""
+COMMAND_FRAMES_MAX: Final = 3
+"""Lines of the handler's own code that a mismatch names."""
 
-
-@dataclass(frozen=True, slots=True)
-class RunLimits:
-    """How often a failing step is tried before it gives up; None leaves it to the invocation's policy."""
-
-    policy: RetryPolicy | None = None
-    max_duration_ms: int | None = None
+_NOT_THE_HANDLERS: Final = (str(Path(__file__).parents[1]), str(Path(asyncio.__file__).parent))
 
 
 class Unwind(Suspension):
     """Ends a handler's coroutine because its attempt is over: suspended, fenced or failed."""
-
-
-class StepWaitsError(RetryableError):
-    """A step with limits of its own has to wait longer than the function can: the invocation's policy has no say."""
 
 
 class OutOfTimeError(Exception):
@@ -98,24 +80,45 @@ class Attempt:
     ) -> None:
         self.event = event
         self.lease = lease
-        self.state = state
+        # Not the lease's, which goes on to other invocations: a step that was left behind must not reach theirs.
+        self.journal: Journal = lease.journal
         self.env = env
         self.start_ms = lease.run.start_ms if lease.owning else env.now_ms()
         self.suspended = False
         self.broken: BaseException | None = None
+        self.loop: HandlerLoop | None = None
+        self._state = state
         self._before = before
-        self._tasks: dict[asyncio.Task[None], RunFuture[Any]] = {}
-        self._owner = asyncio.current_task()
+        self._outstanding: dict[int, DurableFuture[Any]] = {}
+        self._ready: dict[int, tuple[int, Result]] = {}
+        self._running: dict[asyncio.Task[None], RunFuture[Any]] = {}
+        self._told = 0
+        self._look_ms = AWAKEABLE_LOOK_MS_MIN
+        self._sent_bytes = 0
+        self._over = False
+
+    # --- what handlers are told without a command -------------------------------------------------------------------
+
+    @property
+    def state(self) -> StateView:
+        """The state as this attempt sees it. Raises TenutoError in a step, and after the handler's end."""
+        self.require_handler("state")
+        return self._state
 
     @functools.cached_property
+    def _random(self) -> steps.DurableRandom:
+        return steps.DurableRandom(self.event.id, self.require_handler)
+
+    @property
     def random(self) -> random.Random:
         """The invocation's random numbers. Seeding takes as long as a small handler, so only who asks pays for it."""
-        return random.Random(self.event.id)
+        self.require_handler("random numbers")
+        return self._random
 
     @property
     def replaying(self) -> bool:
         """See `Logged.replaying`."""
-        return self.lease.journal.replaying
+        return self.journal.replaying
 
     def log_fields(self) -> dict[str, str | int]:
         """See `Logged.log_fields`."""
@@ -133,38 +136,68 @@ class Attempt:
         """The id of the invocation."""
         return InvocationId.parse(self.event.id)
 
+    def require_handler(self, what: str) -> None:
+        """Raise TenutoError where a replay could not repeat `what`: in a step, or when the handler is over."""
+        if self.loop is None:
+            return  # A shared handler, which is never replayed.
+        if asyncio._get_running_loop() is not self.loop:  # noqa: SLF001 - documented as fast, and as None in a thread
+            raise TenutoError(
+                f"{what}: not inside a step. What a step does is not replayed, only its result is kept: use the context in "
+                "the handler's own code, before or after ctx.run, and pass values into the step and out of it"
+            )
+        if self._over:
+            raise TenutoError(f"{what}: the handler has ended. Await its tasks before you return")
+
     # --- commands ---------------------------------------------------------------------------------------------------
 
     def run(self, name: str, call: Callable[[], Any], serde: Serde[T], limits: RunLimits) -> RunFuture[T]:
         """Execute a step once; from then on its journaled result is used."""
-        index = self._issue(Run(name))
-        future: RunFuture[T] = RunFuture(self, index, serde)
-        self._read_slot(future)
-        if not future.done():
-            future.task = asyncio.ensure_future(self._execute(future, name, call, serde, limits))
-            self._tasks[future.task] = future
-        return future
+        future: RunFuture[T] = RunFuture(self, self._issue(Run(name), f"ctx.run({name!r})"), serde)
+        step = functools.partial(self._execute, future, name, call, serde, limits)
+        future.start = functools.partial(self._spawn, step, contextvars.copy_context())
+        return self._expect(future)
 
-    def sleep(self, duration_ms: int) -> SleepFuture:
+    def sleep(self, duration_ms: int, what: str = "ctx.sleep") -> SleepFuture:
         """Wait at least this long, across crashes."""
-        index = self._issue(Sleep())
-        due = self.lease.journal.slot(due_name(index))
+        index = self._issue(Sleep(), what)
+        due = self.journal.slot(due_name(index))
         due_ms = due.wake_ms if isinstance(due, DueSlot) else self.env.now_ms() + duration_ms
-        future = SleepFuture(self, index, due_ms)
-        self._read_slot(future)
-        return future
+        return self._expect(SleepFuture(self, index, due_ms))
+
+    def timer(self, handle: asyncio.TimerHandle, delay_ms: int) -> None:
+        """See `Timers.timer`."""
+        self.sleep(delay_ms, "a timer of asyncio").handle = handle
+
+    def timer_cancelled(self, handle: asyncio.TimerHandle) -> None:
+        """See `Timers.timer_cancelled`."""
+        for index, future in self._outstanding.items():
+            if isinstance(future, SleepFuture) and future.handle is handle:
+                del self._outstanding[index]
+                return
 
     def awakeable(self, serde: Serde[T]) -> tuple[str, AwakeableFuture[T]]:
         """An id to give away, and the future that whoever resolves it completes."""
-        index = self._issue(Awakeable())
-        future: AwakeableFuture[T] = AwakeableFuture(self, index, serde)
-        self._read_slot(future)
-        return str(AwakeableId(self.invocation, future.slot)), future
+        index = self._issue(Awakeable(), "ctx.awakeable")
+        slot = awakeable_slot(index)
+        name = AwakeableId(self.invocation, slot, awakeable_token(self.lease.run_secret(), slot))
+        return str(name), self._expect(AwakeableFuture(self, index, serde))
+
+    def now_ms(self) -> int:
+        """The time when this was first asked here, milliseconds since the epoch."""
+        if self.loop is None:
+            return self.env.now_ms()  # A shared handler, which is never replayed.
+        name = str(self._issue(Now(), "ctx.time"))
+        slot = self.journal.slot(name)
+        if isinstance(slot, NowSlot):
+            return slot.at_ms
+        now_ms = self.env.now_ms()
+        self.journal.finish(name, NowSlot(now_ms))
+        return now_ms
 
     def send(self, lane: Lane | None, service: str, handler: str, data: bytes | None, delay_ms: int) -> str:
         """A message for another lane (None: a fresh lane of an unkeyed service). Returns the new invocation's id."""
         target = f"{service}/{handler}"
-        index = self._issue(Send(target))
+        index = self._issue(Send(target), f"a send to {target}")
         nonce = message_nonce(self.event.id, index)
         receiver = InvocationId(lane or Lane(service, nonce), nonce)
         due_ms = self.env.now_ms() + delay_ms if delay_ms > 0 else None
@@ -175,70 +208,200 @@ class Attempt:
     def publish(self, entry: PublishOut) -> None:
         """A record for a Kafka topic."""
         target = f"topic {entry.topic}"
-        self._post(self._issue(Send(target)), target, entry)
+        self._post(self._issue(Send(target), "ctx.publish"), target, entry)
 
     def resolve(self, awakeable: str, result: Result) -> None:
         """The result of somebody's awakeable. Raises StateTooLargeError."""
         size = len(pack(AwakeableSlot(result)))
         if size > AWAKEABLE_BYTES_MAX:
             raise StateTooLargeError("the result of an awakeable", size, AWAKEABLE_BYTES_MAX)
-        index = self._issue(Send("awakeable"))
+        index = self._issue(Send("awakeable"), "ctx.resolve_awakeable")
         self._post(index, "awakeable", ResolveOut(awakeable, result))
 
     async def gather(self, futures: Sequence[DurableFuture[Any]]) -> list[Any]:
         """Wait for all; values in order. Raises the first failure in order, once all are done."""
-        while waiting := [f for f in futures if not f.done()]:
-            await self._wait_any(waiting)
+        for future in futures:
+            while not future.done():
+                waiting = self.waiting()
+                future.join(waiting)
+                await waiting
         return [f.value() for f in futures]
 
     async def select(self, futures: Sequence[DurableFuture[Any]]) -> int:
-        """Wait for the first to complete and journal which it was; later attempts get the same answer."""
+        """Wait for the first to complete: its place. Later attempts get the same answer."""
         if not futures:
             raise ValueError("select needs at least one future")
-        index = self._issue(Select())
-        slot = self.lease.journal.slot(str(index))
-        if isinstance(slot, SelectedSlot):
-            while not futures[slot.winner].done():
-                await self._wait_any([futures[slot.winner]])
-            return slot.winner
         while not any(f.done() for f in futures):
-            await self._wait_any(futures)
-        winner = next(i for i, f in enumerate(futures) if f.done())
-        self._finish(str(index), SelectedSlot(winner))
-        return winner
+            waiting = self.waiting()
+            for future in futures:
+                future.join(waiting)
+            await waiting
+        done = [place for place, future in enumerate(futures) if future.done()]
+        return min(done, key=lambda place: futures[place].told_at)
 
-    async def wait_for(self, future: DurableFuture[T]) -> T:
-        """See `Waiter.wait_for`."""
-        while not future.done():
-            await self._wait_any([future])
-        return future.value()
+    def waiting(self) -> asyncio.Future[None]:
+        """See `Waiter.waiting`."""
+        self._check_open()
+        self.require_handler("awaiting a durable future")
+        assert self.loop is not None
+        return self.loop.create_future()
 
-    async def settle(self) -> None:
-        """Wait for steps that nobody awaited, so that none outlives its attempt."""
-        while self._tasks:
-            await asyncio.wait(self._tasks)
+    # --- driving the handler ----------------------------------------------------------------------------------------
+
+    async def drive(self, handler: Callable[[], Awaitable[T]]) -> T:
+        """Run a handler to its end, or until its attempt is over (then raises Unwind). Raises what the handler raises."""
+        self.loop = loop = HandlerLoop(self)  # type: ignore[abstract]  # what is abstract refuses
+        main = loop.create_task(_main(handler), name=self.event.handler)
+        try:
+            while True:
+                loop.run()
+                if main.done() or not self._open:
+                    break
+                if not self._tell_next():
+                    await self._more()
+            if self._open:
+                self._leave(loop)
+        except Unwind:
+            pass
+        except TenutoError as e:
+            self._break(e)
+        finally:
+            self._over = True
+            loop.unwind(Unwind())
+        await self._settle()
+        if not self._open or not main.done():
+            raise Unwind
+        return main.result()
+
+    @property
+    def _open(self) -> bool:
+        return not self.suspended and self.broken is None
+
+    def _leave(self, loop: HandlerLoop) -> None:
+        """The handler has ended: cancel tasks that it did not await, and leave steps that nobody waits for any more."""
+        left = loop.cancel_rest()
+        if left:
+            steps.log.warning(
+                "%s/%s ended while tasks of its own were running, which are cancelled: %s. Await them before you return",
+                *(self.lease.lane.service, self.event.handler, ", ".join(left)),
+                extra=self.log_fields(),
+            )
+        loop.run()
+        for task, future in list(self._running.items()):
+            if future.lost and not task.done():
+                self.env.abandon(task)
+                del self._running[task]
+
+    async def _settle(self) -> None:
+        """Wait for steps that run, so that none outlives its attempt but those which were left on purpose."""
+        while self._running:
+            await asyncio.wait(self._running)
             self._collect()
+
+    def _tell_next(self) -> bool:
+        """Tell the handler of one completion, if there is one."""
+        journal = self.journal
+        self.lease.hear()
+        recorded = journal.next_told if len(self._outstanding) > 1 else None
+        if recorded is not None:
+            return self._tell(recorded, self._recorded(recorded))
+        self._see()
+        if not self._ready:
+            return False
+        first = min(self._ready, key=lambda index: (self._ready[index][0], index))
+        return self._tell(first, self._ready[first][1])
+
+    def _recorded(self, index: int) -> Result:
+        """The outcome that a replay has to tell next. Raises Unwind when the handler has not issued that command."""
+        future = self._outstanding.get(index)
+        result = None if future is None else self._outcome(future)
+        if result is None:
+            self._break(JournalMismatchError(index, "its completion next", "has not come to it"))
+            raise Unwind
+        return result
+
+    def _tell(self, index: int, result: Result) -> bool:
+        journal, outstanding = self.journal, len(self._outstanding)
+        future = self._outstanding.pop(index)
+        self._ready.pop(index, None)
+        if isinstance(future, SleepFuture) and journal.slot(future.slot) is None:
+            journal.finish(future.slot, SleptSlot())
+        journal.tell(index, outstanding)
+        self._told += 1
+        self._look_ms = AWAKEABLE_LOOK_MS_MIN
+        future.complete(result, self._told)
+        if isinstance(future, SleepFuture) and future.handle is not None and self.loop is not None:
+            handle = future.handle
+            self.loop.call_soon(handle._run)  # noqa: SLF001 - how every event loop runs a handle
+        return True
+
+    def _see(self) -> None:
+        """Note which outstanding commands have an outcome by now, and since when."""
+        now_ms = self.env.now_ms()
+        for index, future in self._outstanding.items():
+            if index in self._ready:
+                continue
+            slot = self.journal.slot(future.slot)
+            if isinstance(slot, AwakeableSlot):
+                self._ready[index] = slot.at_ms, slot.result
+            elif slot is not None and (result := self._outcome(future)) is not None:
+                self._ready[index] = (future.due_ms if isinstance(future, SleepFuture) else 0), result
+            elif isinstance(future, SleepFuture) and future.due_ms <= now_ms:
+                self._ready[index] = future.due_ms, Success()
+
+    def _outcome(self, future: DurableFuture[Any]) -> Result | None:
+        match self.journal.slot(future.slot):
+            case RunSlot(_, result) | AwakeableSlot(result):
+                return result
+            case SleptSlot():
+                return Success()
+            case _:
+                return None
 
     # --- waiting ----------------------------------------------------------------------------------------------------
 
-    async def _wait_any(self, futures: Sequence[DurableFuture[Any]]) -> None:
-        self._check_open()
-        for future in futures:
-            self._read_slot(future)
-        if any(f.done() for f in futures) or self._end_sleeps(futures):
+    async def _more(self) -> None:
+        """Nothing has completed that the handler does not know of: start what it asked for, then wait, or suspend."""
+        awaited = [f for f in self._outstanding.values() if f.awaited]
+        if not awaited:
+            self._break(
+                TenutoError(
+                    "the handler waits for something that nothing will bring about: no command it has issued is awaited. "
+                    "Await durable futures, or tasks that do"
+                )
+            )
             return
-        steps = [t for t, f in self._tasks.items() if f in futures]
-        nearest = min((f.due_ms for f in futures if isinstance(f, SleepFuture)), default=None)
-        left_ms = None if nearest is None else max(0, nearest - self.env.now_ms())
-        if steps:
-            timeout = None if left_ms is None else left_ms / 1000
-            await asyncio.wait(steps, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-            self._collect()
-            self._check_open()
-        elif nearest is not None and self._can_hold_sleep(futures, nearest):
-            await self._hold_sleep(futures, nearest)
+        for future in self._outstanding.values():
+            if isinstance(future, RunFuture) and future.task is None and not future.lost and future.start is not None:
+                future.task = future.start()
+                self._running[future.task] = future
+        nearest = min((f.due_ms for f in awaited if isinstance(f, SleepFuture)), default=None)
+        if self._running and not self._must_leave():
+            await self._wait_for_steps(awaited, nearest)
+        elif nearest is not None and self._can_hold_sleep(awaited, nearest):
+            await self._hold_sleep(awaited, nearest)
         else:
-            await self._suspend(futures, nearest)
+            await self._suspend(awaited, nearest)
+
+    def _must_leave(self) -> bool:
+        """Whether the function's time is nearly over, and all that runs are steps which nobody waits for."""
+        return self.env.remaining_ms() <= DEADLINE_MARGIN_MS and all(f.lost for f in self._running.values())
+
+    async def _wait_for_steps(self, awaited: Sequence[DurableFuture[Any]], nearest: int | None) -> None:
+        """Wait for a step to end, for the end of an awaited sleep, or to look for answers again."""
+        now_ms = self.env.now_ms()
+        pauses = [] if nearest is None else [max(0, nearest - now_ms)]
+        looks = self.lease.owning and any(isinstance(f, AwakeableFuture) for f in awaited)
+        if looks:
+            pauses.append(self._look_ms)
+        if all(f.lost for f in self._running.values()):
+            pauses.append(max(0, self.env.remaining_ms() - DEADLINE_MARGIN_MS))
+        timeout = min(pauses) / 1_000 if pauses else None
+        done, _ = await asyncio.wait(self._running, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        self._collect()
+        if looks and not done and self._open and self.env.now_ms() - now_ms >= self._look_ms:
+            self._look_ms = min(2 * self._look_ms, AWAKEABLE_LOOK_MS_MAX)
+            await self._durably(self.lease.look())
 
     def _can_hold_sleep(self, futures: Sequence[DurableFuture[Any]], wake_ms: int) -> bool:
         """Whether to wait for the end of a sleep in this function rather than to suspend."""
@@ -251,118 +414,83 @@ class Attempt:
     async def _hold_sleep(self, futures: Sequence[DurableFuture[Any]], wake_ms: int) -> None:
         """Wait for the end of a sleep. A long one is made durable first: after a crash it does not begin anew."""
         if wake_ms - self.env.now_ms() > HOLD_SLEEP_MS_MAX:
-            if not self.lease.owning:
-                await self._durably(self.lease.claim(self.event, self._before(), self.start_ms))
-            self._note_ends(futures)
+            await self._claim()
+            self._note_ends()
             await self._durably(self.lease.flush())
             if not self._can_hold_sleep(futures, wake_ms):
                 return  # The writes took long: what is left of this function is too little.
         await asyncio.sleep(max(0, wake_ms - self.env.now_ms()) / 1000)
 
-    def _note_ends(self, futures: Sequence[DurableFuture[Any]]) -> None:
-        with self.lease.guard:
-            journal = self.lease.journal
-            for future in futures:
-                due = due_name(future.index)
-                if isinstance(future, SleepFuture) and journal.slot(due) is None:
-                    journal.finish(due, DueSlot(future.due_ms))
+    def _note_ends(self) -> None:
+        """Have the ends of sleeps journaled with the next write."""
+        journal = self.journal
+        for future in self._outstanding.values():
+            due = due_name(future.index)
+            if isinstance(future, SleepFuture) and journal.slot(due) is None:
+                journal.finish(due, DueSlot(future.due_ms))
 
-    def _end_sleeps(self, futures: Sequence[DurableFuture[Any]]) -> bool:
-        now = self.env.now_ms()
-        over = [f for f in futures if isinstance(f, SleepFuture) and f.due_ms <= now]
-        for future in over:
-            self._finish(str(future.index), SleptSlot())
-            future.result = Success()
-        return bool(over)
-
-    async def _suspend(self, futures: Sequence[DurableFuture[Any]], wake_ms: int | None) -> None:
-        # Sleeps first, in the order of their ends: a condition has room for so many slots.
-        futures = sorted(futures, key=lambda f: f.due_ms if isinstance(f, SleepFuture) else 0)[:AWAITS_MAX]
-        # A step that nobody awaits yet has to end first: its result belongs into the suspending write.
-        await self.settle()
-        self._check_open()
-        if not self.lease.owning:
-            await self._durably(self.lease.claim(self.event, self._before(), self.start_ms))
-        self._note_ends(futures)
-        if await self._durably(self._suspend_write(Wait(tuple(f.slot for f in futures), wake_ms))):
+    async def _suspend(self, awaited: Sequence[DurableFuture[Any]], wake_ms: int | None) -> None:
+        await self._claim()
+        self._note_ends()
+        journal = self.journal
+        base = self._state.base(self.lease.head.base)
+        wait = Wait(tuple(f.slot for f in awaited), wake_ms)
+        out = dict(journal.out)
+        if await self._durably(self.lease.suspend(self._state.changed, base, wait, out)):
             self.suspended = True
-            raise Unwind
-
-    async def _suspend_write(self, wait: Wait) -> bool:
-        base = self.state.base(self.lease.head.base)
-        return await self.lease.suspend(self.state.changed, base, wait)
+        else:
+            self.lease.hear()
 
     async def pause(self, failures: int, error: str, wake_ms: int) -> None:
         """Suspend until a later attempt may start. Raises FencedError."""
         # Messages of a failed attempt are not sent: the next attempt decides again.
-        with self.lease.guard:
-            self.lease.journal.out.clear()
-        wait = Wait((), wake_ms, failures, error[:1000])
-        await self.env.writes.run(self.lease.suspend({}, {}, wait))
+        self.journal.out.clear()
+        await self.env.writes.run(self.lease.suspend({}, {}, Wait((), wake_ms, failures, error)))
         self.suspended = True
 
     # --- steps ------------------------------------------------------------------------------------------------------
+
+    def _spawn(self, step: Callable[[], Coroutine[Any, Any, None]], context: contextvars.Context) -> asyncio.Task[None]:
+        return asyncio.get_running_loop().create_task(step(), context=context)
 
     async def _execute(
         self, future: RunFuture[T], name: str, call: Callable[[], Any], serde: Serde[T], limits: RunLimits
     ) -> None:
         try:
             await self._own()
-            if self.lease.journal.fresh or len(self.lease.journal.out) > OUT_PER_WRITE_MAX:
-                await self.env.writes.run(self.lease.flush())
-                # The flush may have taken long: past the lease another attempt may be at work, and repeat this step.
-                self._check_time()
-            step_key.set(digest(self.event.id, str(future.index)))
-            logs.in_step.set(True)
-            with tracing.step(self.env.trace, name) as traced:
-                result = await self._tried(future.index, name, call, serde, limits)
-                if isinstance(result, Failed):
-                    traced.failed = TerminalError.__name__
-            self._finish(str(future.index), RunSlot(name, result))
-            future.result = result
+            result = await steps.tried(self, future.index, name, call, serde, limits)
+            if self._over and future.lost:
+                return
+            self.journal.finish(future.slot, RunSlot(name, result))
+            self._ready[future.index] = self.env.now_ms(), result
             self.env.writes.post(self.lease.flush_soon)
-        except BaseException as e:  # noqa: BLE001 - kept for the handler's task, which ends the attempt with it
-            self.broken = self.broken or e
-
-    async def _tried(
-        self, index: int, name: str, call: Callable[[], Any], serde: Serde[T], limits: RunLimits
-    ) -> Result:
-        before = self.lease.journal.tried(index)
-        tries = before.tries if before else 0
-        since_ms = before.since_ms if before else self.env.now_ms()
-        while True:
-            try:
-                value = await call() if inspect.iscoroutinefunction(call) else await self.env.thread(call)
-                if inspect.isawaitable(value):
-                    value = await value
-                return Success(_fitting(serde.serialize(value), name))
-            except (UnserialisableError, StateTooLargeError):
-                # The step did its work, and no further try would bring a result that can be kept.
+        except BaseException as e:
+            if self._over and isinstance(e, asyncio.CancelledError):
                 raise
-            except TerminalError as e:
-                return Failed(Failure(str(e), e.status_code, e.metadata))
-            except Exception as e:
-                tries += 1
-                if limits.policy is None:
-                    raise
-                wait_ms = self._next_try(limits.policy, tries, since_ms, e, limits.max_duration_ms)
-                if wait_ms is None:
-                    return Failed(Failure(f"run {name!r} failed {tries} times: {describe(e)}", 500))
-                if not self.can_hold(wait_ms):
-                    self._finish(tried_name(index, tries), TriedSlot(name, tries, since_ms))
-                    raise StepWaitsError(describe(e), timedelta(milliseconds=wait_ms)) from e
-                await asyncio.sleep(wait_ms / 1000)
+            if future.lost and isinstance(e, Exception) and not steps.ends_attempt(e):
+                steps.log.warning("step %r, which nobody waits for, failed", name, exc_info=e, extra=self.log_fields())
+                future.task = None
+            else:
+                self._break(e)
 
-    def _next_try(
-        self, policy: RetryPolicy, tries: int, since_ms: int, error: Exception, max_duration_ms: int | None
-    ) -> int | None:
-        if policy.max_attempts is not None and tries >= policy.max_attempts:
-            return None
-        if max_duration_ms is not None and self.env.now_ms() - since_ms >= max_duration_ms:
-            return None
-        if isinstance(error, RetryableError) and error.retry_after is not None:
-            return round(error.retry_after.total_seconds() * 1000)
-        return pause_ms(policy, tries, self.env.jitter())
+    async def _own(self) -> None:
+        """Hold the lease, with everything that has finished stored, before anything happens outside."""
+        await self._claim()
+        journal = self.journal
+        if not self.lease.durable or len(journal.out) > OUT_PER_WRITE_MAX:
+            self._note_ends()
+            out = dict(journal.out) if len(journal.out) > OUT_PER_WRITE_MAX else {}
+            await self._durably(self.lease.flush(out))
+            journal.sent(out)
+        # The writes may have taken long: past the lease another attempt may be at work, and repeat this step.
+        if self.env.remaining_ms() <= DEADLINE_MARGIN_MS:
+            raise OutOfTimeError
+
+    async def _claim(self) -> None:
+        """Hold the lease. Raises Unwind when it cannot be had."""
+        if not self.lease.owning:
+            self.lease.run_secret()
+            await self._durably(self.lease.claim(self.event, self._before(), self.start_ms))
 
     def can_hold(self, wait_ms: int) -> bool:
         """Whether a pause is short enough to stay inside the function."""
@@ -370,72 +498,61 @@ class Attempt:
 
     # --- shared -----------------------------------------------------------------------------------------------------
 
-    async def _own(self) -> None:
-        if not self.lease.owning:
-            await self.env.writes.run(self.lease.claim(self.event, self._before(), self.start_ms))
-        self._check_time()
-
-    def _check_time(self) -> None:
-        if self.env.remaining_ms() <= DEADLINE_MARGIN_MS:
-            raise OutOfTimeError
-
-    async def _durably(self, work: Any) -> Any:
+    async def _durably(self, work: Coroutine[Any, Any, T]) -> T:
         try:
             return await self.env.writes.run(work)
         except Exception as e:
-            self.broken = self.broken or e
+            self._break(e)
             raise Unwind from e
 
-    def _issue(self, command: Run | Sleep | Awakeable | Send | Select) -> int:
+    def _break(self, error: BaseException) -> None:
+        """The attempt fails with this, unless it has failed already."""
+        self.broken = self.broken or error
+
+    def _issue(self, command: Command, what: str) -> int:
         self._check_open()
-        if asyncio.current_task() is not self._owner:
-            raise TenutoError(
-                "commands come from the handler's own task: start steps with ctx.run and combine them with gather or "
-                "select instead of asyncio tasks, whose order a replay could not repeat"
-            )
+        self.require_handler(what)
         try:
-            return self.lease.journal.issue(command)
+            return self.journal.issue(command)
         except Exception as e:
-            self.broken = e
+            if isinstance(e, JournalMismatchError):
+                e.add_note(_issued_at())
+            self._break(e)
             raise Unwind from e
 
-    def _post(self, index: int, target: str, entry: Out) -> None:
-        with self.lease.guard:
-            journal = self.lease.journal
-            if len(journal.out) >= OUT_WAITING_MAX:
-                raise TerminalError(f"more than {OUT_WAITING_MAX} messages without a durable step between them", 413)
-            journal.send(index, target, entry)
+    def _expect(self, future: F) -> F:
+        self._outstanding[future.index] = future
+        return future
 
-    def _read_slot(self, future: DurableFuture[Any]) -> None:
-        slot = self.lease.journal.slot(future.slot)
-        match slot:
-            case RunSlot(_, result) | AwakeableSlot(result):
-                future.result = result
-            case SleptSlot():
-                future.result = Success()
-            case _:
-                return
-
-    def _finish(self, name: str, slot: RunSlot | SleptSlot | SelectedSlot | TriedSlot) -> None:
-        with self.lease.guard:
-            self.lease.journal.finish(name, slot)
+    def _post(self, index: int, target: str, entry: Entry) -> None:
+        size = len(pack(entry))
+        if size > VALUE_BYTES_MAX:
+            raise StateTooLargeError(f"what is sent to {target}", size, VALUE_BYTES_MAX)
+        journal = self.journal
+        # Each entry is weighed once: when the sum is near the bound there are few enough to count them anew.
+        self._sent_bytes += size
+        if self._sent_bytes > OUT_WAITING_BYTES_MAX:
+            self._sent_bytes = size + sum(len(pack(waiting)) for _, _, waiting in journal.out.values())
+            if self._sent_bytes > OUT_WAITING_BYTES_MAX:
+                raise StateTooLargeError(
+                    "what is sent without a durable step between", self._sent_bytes, OUT_WAITING_BYTES_MAX
+                )
+        journal.send(index, target, entry)
 
     def _collect(self) -> None:
-        for task in [t for t in self._tasks if t.done()]:
-            del self._tasks[task]
+        for task in [t for t in self._running if t.done()]:
+            del self._running[task]
 
     def _check_open(self) -> None:
-        if self.suspended or self.broken is not None:
+        if not self._open:
             raise Unwind
 
 
-def _fitting(data: bytes, name: str) -> bytes:
-    if len(data) > VALUE_BYTES_MAX:
-        raise StateTooLargeError(f"the result of run {name!r}", len(data), VALUE_BYTES_MAX)
-    return data
+async def _main(handler: Callable[[], Awaitable[T]]) -> T:
+    return await handler()
 
 
-def describe(error: BaseException) -> str:
-    """One line about an error: its type and message."""
-    text = str(error).strip().replace("\n", " ")
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+def _issued_at() -> str:
+    """The lines of the handler's own code that led to the command which is being issued."""
+    frames = [f for f in traceback.extract_stack() if not f.filename.startswith(_NOT_THE_HANDLERS)]
+    return "issued at:\n" + "".join(traceback.format_list(frames[-COMMAND_FRAMES_MAX:])).rstrip()

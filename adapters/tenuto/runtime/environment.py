@@ -7,15 +7,20 @@ Owns the ports of the runtime (clock, threads, the loop that durable writes run 
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from tenuto.protocol.limits import HOLD_SLEEP_MS_MAX
 from tenuto.store.port import Table
 
 T = TypeVar("T")
+
+STEP_THREADS_MAX: Final = 32
+"""Sync steps that one attempt runs at the same time; more wait for their turn."""
 
 
 class WriteLoop(Protocol):
@@ -68,6 +73,16 @@ async def in_thread(call: Callable[[], T]) -> T:
     return await asyncio.to_thread(call)
 
 
+def abandon(task: asyncio.Task[None]) -> None:
+    """Leave a step to itself that nobody waits for any more. A thread cannot be ended, so its pool is replaced."""
+    task.cancel()
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(STEP_THREADS_MAX, "tenuto-step"))
+
+
+class ProcessEnded(BaseException):
+    """The end of the process, where a test environment has it end: no failure of whatever code it passes through."""
+
+
 @dataclass(frozen=True, slots=True)
 class Environment:
     """Surroundings of one activation. `deadline_ms` is when the function will be stopped, by its own clock.
@@ -81,6 +96,8 @@ class Environment:
     deadline_ms: int
     writes: WriteLoop
     thread: Callable[[Callable[[], Any]], Awaitable[Any]] = in_thread
+    abandon: Callable[[asyncio.Task[None]], None] = abandon
+    random_bytes: Callable[[int], bytes] = os.urandom
     jitter: Callable[[], float] = lambda: 0.0
     nonce: str = ""
     hold_ms: int = HOLD_SLEEP_MS_MAX

@@ -1,13 +1,14 @@
 """Durable futures: what a command returns, and what a handler awaits.
 
-Owns the kinds of futures and when each is done. Does not own how waiting is arranged (`attempt`).
+Owns the kinds of futures, when each is done and who waits for it. Does not own when a command completes (`attempt`).
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Generator
-from typing import Any, Generic, Protocol, TypeVar, cast
+import contextvars
+from collections.abc import Callable, Generator
+from typing import Any, Generic, NoReturn, Protocol, TypeVar, cast
 
 from tenuto.errors import BadInputError, TerminalError
 from tenuto.protocol.ids import awakeable_slot
@@ -20,22 +21,26 @@ T = TypeVar("T")
 class Waiter(Protocol):
     """The attempt a future belongs to."""
 
-    async def wait_for(self, future: DurableFuture[T]) -> T:
-        """Wait until the future is done and return its value, raise its failure, or suspend."""
+    def waiting(self) -> asyncio.Future[None]:
+        """A future of the handler's loop, for something to wait on. Raises when the attempt is over."""
         ...
 
 
 class DurableFuture(Generic[T]):
-    """The outcome of a command. Await it, or hand it to `gather` or `select`.
+    """The outcome of a command. Await it, more than once if you like, or hand it to `gather` or `select`.
 
-    Awaiting raises TerminalError when the command failed for good.
+    Awaiting raises TerminalError when the command failed for good. A task that waits may be cancelled, by a timeout for
+    instance; the command goes on, and may be awaited again.
     """
 
     def __init__(self, waiter: Waiter, index: int, serde: Serde[T] | None) -> None:
         self.waiter = waiter
         self.index = index
         self.result: Result | None = None
+        self.told_at = 0
+        self.was_awaited = False
         self._serde = serde
+        self._waiting: list[asyncio.Future[None]] = []
 
     @property
     def slot(self) -> str:
@@ -43,8 +48,28 @@ class DurableFuture(Generic[T]):
         return str(self.index)
 
     def done(self) -> bool:
-        """Whether the outcome is known."""
+        """Whether the outcome is known to the handler."""
         return self.result is not None
+
+    @property
+    def awaited(self) -> bool:
+        """Whether somebody waits for the outcome right now."""
+        return any(not waiting.done() for waiting in self._waiting)
+
+    def join(self, waiting: asyncio.Future[None]) -> None:
+        """Have a future of the handler's loop end when the outcome is known."""
+        self.was_awaited = True
+        self._waiting = [other for other in self._waiting if not other.done()]
+        self._waiting.append(waiting)
+
+    def complete(self, result: Result, told_at: int) -> None:
+        """The handler is told the outcome, as the `told_at`-th of all."""
+        self.result = result
+        self.told_at = told_at
+        for waiting in self._waiting:
+            if not waiting.done():
+                waiting.set_result(None)
+        self._waiting.clear()
 
     def value(self) -> T:
         """The outcome. Raises TerminalError for a failure."""
@@ -62,21 +87,47 @@ class DurableFuture(Generic[T]):
             raise TerminalError(str(e), e.status_code) from None
 
     def __await__(self) -> Generator[Any, None, T]:
-        return self.waiter.wait_for(self).__await__()
+        while self.result is None:
+            waiting = self.waiter.waiting()
+            self.join(waiting)
+            yield from waiting
+        return self.value()
+
+    def add_done_callback(
+        self, _callback: Callable[..., object], *, context: contextvars.Context | None = None
+    ) -> NoReturn:
+        """Refuse what `asyncio.wait` does to a future."""
+        raise TypeError(
+            "a durable future is no asyncio future: use ctx.select or ctx.gather, or make a task of it for asyncio.wait "
+            "with asyncio.ensure_future(future)"
+        )
 
 
 class RunFuture(DurableFuture[T]):
-    """The outcome of a step; `task` executes it unless the journal has it already."""
+    """The outcome of a step. `start` begins it, in the context it was asked for in; `task` is its execution."""
 
+    start: Callable[[], asyncio.Task[None]] | None = None
     task: asyncio.Task[None] | None = None
+
+    @property
+    def lost(self) -> bool:
+        """Whether it was awaited, and whoever did so waits no more: its outcome interests nobody for now."""
+        return self.was_awaited and not self.awaited and not self.done()
 
 
 class SleepFuture(DurableFuture[None]):
-    """The end of a sleep at `due_ms`."""
+    """The end of a sleep at `due_ms`. `handle` is what a timer of the handler's loop runs then."""
+
+    handle: asyncio.TimerHandle | None = None
 
     def __init__(self, waiter: Waiter, index: int, due_ms: int) -> None:
         super().__init__(waiter, index, None)
         self.due_ms = due_ms
+
+    @property
+    def awaited(self) -> bool:
+        """See `DurableFuture.awaited`; a timer always waits, until it is cancelled."""
+        return self.handle is not None or super().awaited
 
 
 class AwakeableFuture(DurableFuture[T]):

@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Final, NamedTuple, TypeVar
 
-from tenuto.protocol.limits import COMMANDS_MAX, HOLD_SLEEP_MS_MAX, OUT_WAITING_MAX, TIMER_BUCKET_MS, TIMER_SHARDS
+from tenuto.protocol.limits import COMMANDS_MAX, HOLD_SLEEP_MS_MAX, OUT_PER_WRITE_MAX, TIMER_BUCKET_MS, TIMER_SHARDS
 from tenuto_control.limits import SWEEP_CURSOR_LAG_MINUTES, Limits, near_lookback_ms
 
 T = TypeVar("T")
@@ -90,7 +90,7 @@ class Workload:
         0, "sleeps of each event; an attempt that fails and waits over a second is one, too", high=1_000
     )
     sleep_seconds: float = _option(5.0, "how long each sleep is")
-    sends: int = _option(0, "messages of each event, to keys whose handlers only touch state", high=OUT_WAITING_MAX)
+    sends: int = _option(0, "messages of each event, to keys whose handlers only touch state", high=OUT_PER_WRITE_MAX)
     calls: bool = _option(default=False, text="the events are HTTP calls, not records from Kafka")
     batch: float = _option(1.0, "waiting events of one key that an invocation takes", 1, Limits().batch_events_max)
     head_bytes: int = _option(1_000, "size of a key's item: state, input, journal", 1, ITEM_BYTES_MAX)

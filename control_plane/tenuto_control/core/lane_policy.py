@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from tenuto.lane.transitions import ANY_ANSWER
 from tenuto.protocol.messages import Head, Run
 from tenuto.protocol.records import DueSlot, Event, KafkaSource, unpack_slot
 
@@ -180,8 +181,13 @@ def passed(head: Head, event: Event) -> bool:
 
 def can_wake(head: Head, run: Run, now_ms: int) -> bool:
     """Whether a suspended run has something to go on with."""
-    answered = any(slot in head.slots for slot in run.awaits or ())
+    answered = any(_there(head, slot) for slot in run.awaits or ())
     return answered or (run.wake_ms is not None and run.wake_ms <= now_ms)
+
+
+def _there(head: Head, slot: str) -> bool:
+    """Whether what a run waits for is in its head."""
+    return slot in head.slots or (slot.startswith(ANY_ANSWER) and slot != ANY_ANSWER + (head.ans or ""))
 
 
 def _running(view: View, head: Head, run: Run, bounds: Bounds) -> Action:

@@ -11,7 +11,15 @@ from dataclasses import dataclass, field
 from typing import Final, Literal, Protocol, TypeAlias
 
 CountName: TypeAlias = Literal[
-    "EventsIn", "Committed", "SpeculationLost", "Retries", "Suspensions", "DeadLetters", "RecordsRefused", "Writes"
+    "EventsIn",
+    "Committed",
+    "SpeculationLost",
+    "Retries",
+    "Suspensions",
+    "LateResumes",
+    "DeadLetters",
+    "RecordsRefused",
+    "Writes",
 ]
 """Things that happened: events taken in and finished, speculations whose commit was refused, failed attempts,
 suspensions, records sent to a dead-letter topic, published records set aside as too large for their topic, write

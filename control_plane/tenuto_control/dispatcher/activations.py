@@ -26,6 +26,7 @@ from tenuto.protocol.messages import (
     EventResult,
     Fenced,
     Head,
+    Late,
     Manifest,
     Mode,
     Outcome,
@@ -97,11 +98,15 @@ class Drained:
 
 @dataclass(slots=True)
 class Activations:
-    """Activates one lane, one activation at a time. `busy` is the work that one is about, while it runs."""
+    """Activates one lane, one activation at a time. `busy` is the work that one is about, while it runs.
+
+    `late`: its run was handed back unbegun, because it came too late for its lease.
+    """
 
     lane: Lane
     services: Services
     busy: tuple[Work, ...] | None = None
+    late: bool = False
     _claim_first: bool = False
     _batch_max: int | None = None
     _holder: str = ""
@@ -263,6 +268,7 @@ class Activations:
             table=self.services.table_name,
             encrypted=self.services.encrypted,
             hold_ms=self.services.limits.hold_sleep_ms,
+            late=self.late and mode == "resume",
         )
         self._holder = request.holder
         self._attempt = attempt
@@ -297,6 +303,7 @@ class Activations:
         for work in batch:
             if isinstance(work, CallWork):
                 work.attempted = True
+        self.late = False
         match outcome:
             case Speculated():
                 return await self._commit(outcome, head, batch, trim, drain=drain, clears=clears)
@@ -310,6 +317,13 @@ class Activations:
                     text = f"attempt at {left.run.event.handler} failed, next in {again_s:.1f} s: {left.run.error}"
                     self._warn(text, log_fields.of_event(self.lane, left.run.event, left.run.attempt))
                 return Attempted(left, self._finish(batch, results), ended=frozenset({self._holder}))
+            case Late():
+                # The run has not begun, so nothing of it ran twice: the next lease is longer, and then it runs anyhow.
+                self.late = True
+                self.services.metrics.count("LateResumes")
+                fields = self._fields(head, self._first(head, batch))
+                self._warn("a resumed run came too late for its lease, it is taken over anew", fields)
+                return Attempted(None, ended=frozenset({self._holder}))
             case Fenced():
                 self.services.metrics.count("SpeculationLost")
                 self._claim_first = True

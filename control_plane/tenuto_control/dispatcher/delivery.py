@@ -6,13 +6,20 @@ outbox entry means (15). Does not own when a lane ships.
 
 from __future__ import annotations
 
+import functools
+import hmac
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import assert_never
 
-from tenuto.lane.head import head_key, parse_head
+from msgspec import structs
+
+from tenuto.lane.head import ANS, head_key, parse_head
 from tenuto.lane.transitions import (
     Timer,
+    answer_name,
+    answer_put,
     inbox_put,
     mark_pend,
     part_puts,
@@ -20,14 +27,25 @@ from tenuto.lane.transitions import (
     result_put,
     slot_put,
     timer_put,
+    unbundled,
 )
-from tenuto.lane.writes import Applied, Delete, Key, Refused
+from tenuto.lane.writes import Applied, Delete, Item, Key, Refused
 from tenuto.protocol.dead_letters import REASON_HEADERS
-from tenuto.protocol.ids import AwakeableId, InvocationId, Lane, is_awakeable_slot
-from tenuto.protocol.limits import AWAKEABLES_BYTES_MAX, VALUE_BYTES_MAX
+from tenuto.protocol.ids import AwakeableId, InvocationId, Lane, awakeable_token, command_of_awakeable, digest
+from tenuto.protocol.limits import (
+    ANSWER_PUTS_MAX,
+    AWAKEABLES_BYTES_MAX,
+    AWAKEABLES_INLINE_BYTES_MAX,
+    VALUE_BYTES_MAX,
+)
+from tenuto.protocol.messages import Head
 from tenuto.protocol.records import (
     AwakeableSlot,
+    Bundle,
+    BundleOut,
     CallSource,
+    ElsewhereSlot,
+    Entry,
     Event,
     MessageSource,
     Out,
@@ -37,6 +55,9 @@ from tenuto.protocol.records import (
     ResultOut,
     SendOut,
     pack,
+    unpack_bundle,
+    unpack_carried,
+    unpack_slot,
 )
 from tenuto_control.core import log_fields
 from tenuto_control.core.metrics import Metrics
@@ -44,12 +65,35 @@ from tenuto_control.core.routing import smaller_forms
 from tenuto_control.dispatcher.dead_letters import produce_largest
 from tenuto_control.dispatcher.writer import Writer
 from tenuto_control.limits import Limits
-from tenuto_control.ports import Clock, LogUnavailableError, OverloadedError, RecordSink, RecordTooLargeError
+from tenuto_control.ports import (
+    Clock,
+    LogUnavailableError,
+    OverloadedError,
+    RecordSink,
+    RecordTooLargeError,
+    Resolution,
+)
 
 log = logging.getLogger("tenuto.delivery")
 
 HTTP_SENDER = "http"
 """Stands in a timer for the sender of a message that came over HTTP; no partition key looks like it."""
+
+
+PARTLY_DELIVERED_MAX = 1_000
+"""Bundles of which it is remembered what has been delivered, while the rest waits for its topic."""
+
+ANSWER_RETRY_MS = 2_000
+"""When an answer is delivered again whose receiver had no room for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """A bundle of outgoing entries: its item, what of it waits, and what was delivered before."""
+
+    item: str
+    waiting: Mapping[str, Entry]
+    delivered: frozenset[str]
 
 
 class Delivery:
@@ -80,6 +124,7 @@ class Delivery:
         self._told = told
         self._arm = arm
         self._metrics = metrics
+        self._delivered: dict[tuple[Lane, str], frozenset[str]] = {}
 
     async def accept(self, lane: Lane, events: Iterable[Event]) -> None:
         """Make events durable in a lane's inbox. When this returns, they will be run, whatever process dies.
@@ -118,7 +163,10 @@ class Delivery:
         """
         inboxes: dict[Lane, list[tuple[str, SendOut]]] = {}
         stuck: dict[str, LogUnavailableError] = {}
-        for sequence, entry in entries.items():
+        bundles = await self._open(sender, entries)
+        loose = {seq: entry for seq, entry in entries.items() if not isinstance(entry, BundleOut)}
+        loose |= {seq: entry for bundle in bundles.values() for seq, entry in bundle.waiting.items()}
+        for sequence, entry in loose.items():
             match entry:
                 case SendOut() if entry.due_ms is None or entry.due_ms <= self._clock.now_ms():
                     inboxes.setdefault(entry.lane, []).append((sequence, entry))
@@ -137,8 +185,34 @@ class Delivery:
         for lane, messages in inboxes.items():
             await self.accept(lane, [message(sender.pk, sequence, entry) for sequence, entry in messages])
             shipped.update(sequence for sequence, _ in messages)
+        await self._close(sender, bundles, shipped)
         for error in stuck.values():
             raise error
+
+    async def _open(self, sender: Lane, entries: Mapping[str, Out]) -> dict[str, _Opened]:
+        """Read the bundles among outbox entries. One whose item is gone was delivered before, and only not cleared."""
+        opened: dict[str, _Opened] = {}
+        for sequence, entry in entries.items():
+            if not isinstance(entry, BundleOut):
+                continue
+            packed = (await self._read(Key(sender.pk, entry.item)) or {}).get("outs")
+            bundle = unpack_bundle(packed) if isinstance(packed, bytes) else Bundle(())
+            delivered = self._delivered.get((sender, sequence), frozenset())
+            waiting = {at: one for at, one in unbundled(sequence, bundle) if at not in delivered}
+            opened[sequence] = _Opened(entry.item, waiting, delivered)
+        return opened
+
+    async def _close(self, sender: Lane, bundles: Mapping[str, _Opened], shipped: set[str]) -> None:
+        """Let go of bundles that are delivered whole; remember of others what is, since records are not idempotent."""
+        for sequence, bundle in bundles.items():
+            if bundle.waiting.keys() <= shipped:
+                await self._writer.write(Delete(Key(sender.pk, bundle.item)))
+                self._delivered.pop((sender, sequence), None)
+                shipped.add(sequence)
+            else:
+                self._delivered[sender, sequence] = bundle.delivered | (bundle.waiting.keys() & shipped)
+                while len(self._delivered) > PARTLY_DELIVERED_MAX:
+                    self._delivered.pop(next(iter(self._delivered)))
 
     async def _ship_one(self, sender: Lane, sequence: str, entry: SendOut | ResultOut | ResolveOut) -> None:
         match entry:
@@ -147,9 +221,8 @@ class Delivery:
             case ResultOut(invocation, result):
                 await self._writer.write(result_put(invocation, result, self._clock.now_ms()))
                 self._told(invocation, result)
-            case ResolveOut(awakeable, result):
-                if not await self.resolve(awakeable, result):
-                    _unawaited(awakeable)
+            case ResolveOut():
+                await self.answer(sender.pk, sequence, entry)
             case _:
                 assert_never(entry)
 
@@ -162,8 +235,11 @@ class Delivery:
             if item is None:
                 # It goes when its record has been produced: this entry was shipped before, and is only not cleared yet.
                 return
-            stored = item.get("input")
-            value = stored if isinstance(stored, bytes) else None
+            stored, carried = item.get("input"), item.get("carried")
+            value = stored if isinstance(stored, bytes) else value
+            if isinstance(carried, bytes):
+                beside = unpack_carried(carried)
+                entry = structs.replace(entry, key=beside.raw_key, headers=(*beside.headers, *entry.headers))
         identity = ("tenuto-id", f"{sender.pk}#{sequence}".encode())
         if entry.dead:
             await self._bury(sender, entry, value, identity)
@@ -208,34 +284,92 @@ class Delivery:
         await self._writer.write(timer_put(timer))
         self._arm(timer)
 
-    async def resolve(self, awakeable: str, result: Result) -> bool:
-        """Put a result into a waiting slot, after a guard. False when no run waits under that id.
+    async def resolve(self, awakeable: str, result: Result) -> Resolution:
+        """Put a result into a waiting slot, after a guard.
 
-        Raises OverloadedError while too many results wait that the run has not taken.
+        Raises OverloadedError while so many results wait that not even their names fit the head.
         """
         try:
             name = AwakeableId.parse(awakeable)
         except ValueError:
-            return False
+            return Resolution.UNKNOWN
         lane, nonce = name.invocation
-        if not is_awakeable_slot(name.slot):
-            return False
-        table = self._writer.table
-        head = parse_head(await self._writer.patiently(lambda: table.get(head_key(lane))))
-        if head.run is None or head.run.event.nonce != nonce:
-            return False
-        data = pack(AwakeableSlot(result))
-        waiting = sum(len(d) for slot, d in head.slots.items() if is_awakeable_slot(slot) and slot != name.slot)
-        if waiting + len(data) > AWAKEABLES_BYTES_MAX:
-            # An id need not have been handed out, and what fills the head would keep its run from writing.
-            raise OverloadedError("as many results as the invocation can hold wait for it already")
-        await self.guard(lane, nonce, self._limits.guard_delay_ms)
-        written = await self._writer.write(slot_put(lane, head.run, name.slot, data))
-        if isinstance(written.answer, Applied):
-            self._look(lane)
+        if command_of_awakeable(name.slot) is None:
+            return Resolution.UNKNOWN
+        guarded = False
+        for _ in range(ANSWER_PUTS_MAX):
+            head = parse_head(await self._read(head_key(lane)))
+            if head.run is None or head.run.event.nonce != nonce:
+                return Resolution.UNKNOWN
+            if not hmac.compare_digest(awakeable_token(head.run.secret, name.slot), name.token):
+                return Resolution.UNKNOWN
+            given = await self._given(lane, head, name.slot)
+            if given is not None:
+                return Resolution.REPEATED if given == result else Resolution.CONFLICT
+            if not guarded:
+                await self.guard(lane, nonce, self._limits.guard_delay_ms)
+                guarded = True
+            if await self._put_answer(lane, head, name.slot, result):
+                self._look(lane)
+                return Resolution.ACCEPTED
+        raise OverloadedError("too many results come in for this invocation at the same time; try again later")
+
+    async def _put_answer(self, lane: Lane, head: Head, slot: str, result: Result) -> bool:
+        """Put a result: into the head, or into an item that the head names. False when the head has changed."""
+        run, mark, now_ms = head.run, self._token(), self._clock.now_ms()
+        if run is None:
+            raise AssertionError("nothing waits without a run")
+        data = pack(AwakeableSlot(result, now_ms))
+        waiting = sum(len(d) for other, d in head.slots.items() if command_of_awakeable(other) is not None)
+        item: str | None = None
+        if waiting + len(data) > AWAKEABLES_INLINE_BYTES_MAX:
+            item = answer_name(run, slot, mark)
+            pointer = pack(ElsewhereSlot(item, now_ms))
+            if waiting + len(pointer) > AWAKEABLES_BYTES_MAX:
+                raise OverloadedError("as many results as the invocation can hold wait for it already")
+            await self._writer.write(answer_put(lane, item, data))
+            data = pointer
+        written = await self._writer.write(slot_put(lane, head, slot, data, mark))
+        left = written.answer.item or {}
+        if isinstance(written.answer, Applied) or left.get(ANS) == mark:
             return True
-        seen = parse_head(written.answer.item)
-        return seen.run is not None and seen.run.event.nonce == nonce
+        if item is not None and parse_head(left).slots.get(slot) != data:
+            await self._writer.write(Delete(Key(lane.pk, item)))
+        return False
+
+    async def _given(self, lane: Lane, head: Head, slot: str) -> Result | None:
+        """The result that a slot has already, in the head or wherever it has gone since."""
+        packed = head.slots.get(slot)
+        if packed is None and command_of_awakeable(slot) in head.took:
+            for segment in head.segments:
+                packed = (await self._read(Key(lane.pk, segment)) or {}).get(slot)
+                if packed is not None:
+                    break
+        found = unpack_slot(packed) if isinstance(packed, bytes) else None
+        if isinstance(found, ElsewhereSlot):
+            packed = (await self._read(Key(lane.pk, found.item)) or {}).get("slot")
+            found = unpack_slot(packed) if isinstance(packed, bytes) else None
+        return found.result if isinstance(found, AwakeableSlot) else None
+
+    async def answer(self, sender: str, sequence: str, entry: ResolveOut) -> None:
+        """Deliver a handler's answer to an awakeable. One that its receiver has no room for now is put off."""
+        try:
+            resolution = await self.resolve(entry.awakeable, entry.result)
+        except OverloadedError:
+            lane, nonce = AwakeableId.parse(entry.awakeable).invocation
+            due_ms = self._clock.now_ms() + ANSWER_RETRY_MS
+            timer = Timer(lane, "send", nonce, due_ms, digest(sender, sequence), pack(entry), sender, sequence)
+            await self._writer.write(timer_put(timer))
+            self._arm(timer)
+            return
+        if resolution is Resolution.UNKNOWN:
+            _unawaited(entry.awakeable)
+        elif resolution is Resolution.CONFLICT:
+            fields = log_fields.of_invocation(AwakeableId.parse(entry.awakeable).invocation)
+            log.warning("an answer to an awakeable is dropped: it has another one already", extra=fields)
+
+    async def _read(self, key: Key) -> Item | None:
+        return await self._writer.patiently(functools.partial(self._writer.table.get, key))
 
 
 def _unawaited(awakeable: str) -> None:

@@ -23,6 +23,7 @@ from tenuto.protocol.messages import Head
 from tenuto.protocol.records import (
     CallSource,
     Event,
+    ResolveOut,
     Result,
     ResultOut,
     SendOut,
@@ -49,6 +50,7 @@ from tenuto_control.ports import (
     PayloadTooLargeError,
     Pending,
     RecordSink,
+    Resolution,
     SchedulerUnavailableError,
     Targets,
     TopicPartition,
@@ -312,7 +314,7 @@ class Dispatcher:
         waits = await self._table.get(inbox_key(lane, Event(invocation, "", CallSource())))
         return Pending() if waits is not None and "ev" in waits else Unknown()
 
-    async def resolve(self, awakeable: str, result: Result) -> bool:
+    async def resolve(self, awakeable: str, result: Result) -> Resolution:
         """See `Execution.resolve`."""
         return await self._services.delivery.resolve(awakeable, result)
 
@@ -347,12 +349,14 @@ class Dispatcher:
         """Move a delayed message to its receiver's inbox, then forget its timer."""
         if timer.message is None:
             raise ValueError("a send timer carries its message")
-        entry = unpack_out(timer.message)
-        if not isinstance(entry, SendOut):
-            raise TypeError("a send timer carries a message")
-        await self._services.delivery.accept(
-            timer.lane, [message(timer.sender or HTTP_SENDER, timer.sequence or "", entry)]
-        )
+        sender, sequence = timer.sender or HTTP_SENDER, timer.sequence or ""
+        match unpack_out(timer.message):
+            case SendOut() as entry:
+                await self._services.delivery.accept(timer.lane, [message(sender, sequence, entry)])
+            case ResolveOut() as entry:
+                await self._services.delivery.answer(sender, sequence, entry)
+            case entry:
+                raise TypeError(f"a send timer carries a message, not {type(entry).__name__}")
         await self._services.writer.write(timer_delete(timer))
 
     async def woken(self, errand: Errand) -> None:

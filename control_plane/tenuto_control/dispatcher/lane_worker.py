@@ -48,6 +48,9 @@ from tenuto_control.ports import LogUnavailableError, Target, TopicPartition
 
 log = logging.getLogger("tenuto.lane")
 
+LATE_LEASES = 3
+"""Time-outs of its function that a lease lasts, after the last one was over before the function began."""
+
 TRIMMED_MAX = 50
 """Entries of each kind that one write removes on the side: they share its expression with what the write is about."""
 
@@ -323,7 +326,8 @@ class LaneWorker:
         self._crashed = False
         spent = self._spent(head, crashes)
         holder = self._services.token()
-        lease_ms = self._services.clock.now_ms() + target.timeout_ms
+        now_ms = self._services.clock.now_ms()
+        lease_ms = now_ms + target.timeout_ms * (LATE_LEASES if self._activations.late else 1)
         slept = {slot: pack(SleptSlot()) for slot in over}
         tok = f"{holder}.take"
         written = await self._services.writer.write(
@@ -333,7 +337,7 @@ class LaneWorker:
         if not isinstance(written.answer, Applied):
             return
         if head.run is not None and head.run.wake_ms is not None and over:
-            self._services.metrics.sample("WakeLatenessMs", max(0, lease_ms - target.timeout_ms - head.run.wake_ms))
+            self._services.metrics.sample("WakeLatenessMs", max(0, now_ms - head.run.wake_ms))
         if head.run is not None and head.run.wake_ms is not None and not failed:
             self._services.forget(Timer(self.lane, "sleep", head.run.event.nonce, head.run.wake_ms, "over"))
         if spent is not None:

@@ -28,7 +28,7 @@ from tenuto_control.ingress import answers, listing, paths, requests
 from tenuto_control.ingress.listing import Catalogue
 from tenuto_control.ingress.problems import RefusedError
 from tenuto_control.ingress.stopping import Stopping
-from tenuto_control.ports import Execution
+from tenuto_control.ports import Execution, Resolution
 
 WAIT_MS_MAX: Final = 25_000
 """How long a request waits for a result: below the 29 seconds after which API Gateway gives up."""
@@ -174,9 +174,13 @@ class _Ingress:
                 f"an awakeable takes {AWAKEABLE_BYTES_MAX:,} bytes: store more elsewhere and send a reference",
                 HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
             )
-        if await self.execution.resolve(awakeable, result):
-            return answers.accepted(request, {"awakeable_id": awakeable, "status": "accepted"})
-        raise RefusedError("nobody waits for this awakeable (any more)", HTTPStatus.NOT_FOUND)
+        match await self.execution.resolve(awakeable, result):
+            case Resolution.ACCEPTED | Resolution.REPEATED:
+                return answers.accepted(request, {"awakeable_id": awakeable, "status": "accepted"})
+            case Resolution.CONFLICT:
+                raise RefusedError("this awakeable has another result already, which stays", HTTPStatus.CONFLICT)
+            case Resolution.UNKNOWN:
+                raise RefusedError("nobody waits for this awakeable (any more)", HTTPStatus.NOT_FOUND)
 
     async def _event(self, request: Request) -> tuple[HandlerManifest, Event]:
         """The event a call or send stands for. Raises RefusedError."""

@@ -1,0 +1,316 @@
+"""The event loop that a handler's tasks run on: deterministic, without I/O, with timers that are durable.
+
+Owns the order in which the tasks of one attempt run, and what of asyncio a handler may use: tasks, task groups,
+`gather`, `wait`, `shield`, `timeout`, queues, locks and events work as anywhere, `asyncio.sleep` and every other timer is
+a durable sleep. What needs a socket, a thread or a process is refused, with the durable way in the message. Does not own
+when a command completes (`attempt`), which is the only thing that comes from outside.
+
+The loop never waits. `run` runs callbacks in the order in which they were scheduled until none is left; then the attempt
+tells it of one completion, and it runs again. Since nothing else comes in, equal completions in equal order give equal
+runs, on every attempt. Steps run elsewhere: on the function's own loop, and in threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import sys
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterator
+from contextvars import Context
+from typing import Any, Final, Never, Protocol, TypeVar, TypeVarTuple, Unpack
+
+from tenuto.errors import TenutoError
+from tenuto.runtime.signals import is_interrupt
+
+T = TypeVar("T")
+A = TypeVarTuple("A")
+log = logging.getLogger("tenuto.handler")
+
+CALLBACKS_MAX: Final = 1_000_000
+"""Callbacks that a handler may run between two completions: one that never comes to rest waits in a loop."""
+
+UNWIND_ROUNDS_MAX: Final = 20
+"""How often the tasks of an attempt that is over are told so: once for each `finally` that waits."""
+
+
+class Timers(Protocol):
+    """What makes a timer durable."""
+
+    def timer(self, handle: asyncio.TimerHandle, delay_ms: int) -> None:
+        """Run a handle when a durable sleep ends."""
+        ...
+
+    def timer_cancelled(self, handle: asyncio.TimerHandle) -> None:
+        """Nobody waits for the end of that sleep any more."""
+        ...
+
+
+class HandlerLoop(asyncio.AbstractEventLoop):
+    """Runs the tasks of one attempt, on the thread and inside the task that drives the attempt."""
+
+    def __init__(self, timers: Timers) -> None:
+        self._timers = timers
+        self._outer = asyncio.get_running_loop()
+        self._ready: deque[asyncio.Handle] = deque()
+        self._tasks: dict[asyncio.Task[Any], None] = {}
+        self._over = False
+
+    # --- driving ----------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Run callbacks until none is left. Raises TenutoError when there is no end to them."""
+        ready = self._ready
+        with self._running():
+            for _ in range(CALLBACKS_MAX):
+                if not ready:
+                    return
+                handle = ready.popleft()
+                if handle.cancelled():
+                    continue
+                try:
+                    handle._run()  # noqa: SLF001 - how every event loop runs a handle
+                except BaseException as e:
+                    # A task has taken note of what its coroutine raised; asyncio also lets SystemExit and
+                    # KeyboardInterrupt out of its loop. Only a signal that somebody sent ends the process.
+                    if is_interrupt(e):
+                        raise
+        raise TenutoError(
+            f"the handler ran {CALLBACKS_MAX:,} callbacks without waiting for a durable command: it waits in a loop. "
+            "Await what it waits for, or ctx.sleep between two looks"
+        )
+
+    def unwind(self, reason: BaseException) -> list[str]:
+        """End every task that is left, by raising `reason` where it waits. Returns the names of those that were left."""
+        names = [task.get_name() for task in self._tasks]
+        self._over = True
+        for _ in range(UNWIND_ROUNDS_MAX):
+            waiting = [task for task in self._tasks if not task.done()]
+            if not waiting:
+                break
+            for task in waiting:
+                _interrupt(task, reason)
+            with contextlib.suppress(TenutoError):
+                self.run()
+        for task in self._tasks:
+            _drop(task)
+        self._tasks.clear()
+        self._ready.clear()
+        return names
+
+    def cancel_rest(self) -> list[str]:
+        """Cancel the tasks that outlive their handler, as `asyncio.run` does. Returns their names."""
+        left = [task for task in self._tasks if not task.done()]
+        for task in left:
+            task.cancel()
+        return [task.get_name() for task in left]
+
+    @contextlib.contextmanager
+    def _running(self) -> Iterator[None]:
+        """Be the running loop of this thread, in place of the one whose task drives this attempt."""
+        outer = self._outer
+        driver = asyncio.current_task(outer)
+        hooks = sys.get_asyncgen_hooks()
+        if driver is not None:
+            asyncio.tasks._leave_task(outer, driver)  # noqa: SLF001 - documented for whoever writes an event loop
+        asyncio._set_running_loop(self)  # noqa: SLF001 - as above
+        sys.set_asyncgen_hooks(firstiter=None, finalizer=self._finalize)
+        try:
+            yield
+        finally:
+            sys.set_asyncgen_hooks(*hooks)
+            asyncio._set_running_loop(outer)  # noqa: SLF001 - as above
+            if driver is not None:
+                asyncio.tasks._enter_task(outer, driver)  # noqa: SLF001 - as above
+
+    def _finalize(self, generator: AsyncGenerator[Any, Any]) -> None:
+        """An asynchronous generator that is not used any more gets to its `finally`."""
+        if not self._over:
+            self.create_task(generator.aclose())
+
+    # --- what asyncio asks of a loop --------------------------------------------------------------------------------
+
+    def call_soon(
+        self, callback: Callable[[Unpack[A]], object], *args: Unpack[A], context: Context | None = None
+    ) -> asyncio.Handle:
+        """See `AbstractEventLoop.call_soon`."""
+        handle = asyncio.Handle(callback, args, self, context)
+        self._ready.append(handle)
+        return handle
+
+    def call_later(
+        self, delay: float, callback: Callable[[Unpack[A]], object], *args: Unpack[A], context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        """See `AbstractEventLoop.call_later`: a durable sleep."""
+        return self.call_at(self.time() + delay, callback, *args, context=context)
+
+    def call_at(
+        self, when: float, callback: Callable[[Unpack[A]], object], *args: Unpack[A], context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        """See `AbstractEventLoop.call_at`: a durable sleep until a time of this loop's clock."""
+        handle = asyncio.TimerHandle(when, callback, args, self, context)
+        self._timers.timer(handle, max(0, round((when - self.time()) * 1_000)))
+        return handle
+
+    def time(self) -> float:
+        """The time of the loop that drives this one: seconds since some moment. No replay repeats it."""
+        return self._outer.time()
+
+    def create_future(self) -> asyncio.Future[Any]:
+        """See `AbstractEventLoop.create_future`."""
+        return asyncio.Future(loop=self)
+
+    def create_task(
+        self,
+        coro: Generator[Any, None, T] | Coroutine[Any, Any, T],
+        *,
+        name: object = None,
+        context: Context | None = None,
+        **_options: Any,
+    ) -> asyncio.Task[T]:
+        """See `AbstractEventLoop.create_task`."""
+        task = asyncio.Task(coro, loop=self, name=None if name is None else str(name), context=context)
+        self._tasks[task] = None
+        task.add_done_callback(self._forget)
+        return task
+
+    def _forget(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.pop(task, None)
+
+    def call_exception_handler(self, context: dict[str, Any]) -> None:
+        """See `AbstractEventLoop.call_exception_handler`. What an attempt leaves behind when it is over is no news."""
+        if self._over:
+            return
+        error = context.get("exception")
+        log.error("%s", context.get("message", "a task of a handler failed"), exc_info=error)
+
+    def default_exception_handler(self, context: dict[str, Any]) -> None:
+        """See `AbstractEventLoop.default_exception_handler`."""
+        self.call_exception_handler(context)
+
+    def get_debug(self) -> bool:
+        """See `AbstractEventLoop.get_debug`."""
+        return False
+
+    def is_running(self) -> bool:
+        """See `AbstractEventLoop.is_running`."""
+        return not self._over
+
+    def is_closed(self) -> bool:
+        """See `AbstractEventLoop.is_closed`."""
+        return False
+
+    def get_task_factory(self) -> None:
+        """See `AbstractEventLoop.get_task_factory`."""
+
+    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
+        """What a TimerHandle calls when it is cancelled."""
+        self._timers.timer_cancelled(handle)
+
+    # --- what is refused --------------------------------------------------------------------------------------------
+
+    def run_in_executor(self, _executor: Any, func: Callable[..., Any], *_args: Any) -> Never:  # type: ignore[override]  # refuses all
+        """Refuse threads: their results would not be journaled."""
+        name = getattr(func, "__name__", None) or "…"
+        raise TenutoError(
+            f"a handler may not run {name} in a thread (asyncio.to_thread, loop.run_in_executor): its result would not be "
+            "journaled. Use await ctx.run(name, function, ...): a sync function runs in a worker thread"
+        )
+
+    def call_soon_threadsafe(self, *_args: Any, **_options: Any) -> Never:  # type: ignore[override]  # refuses all
+        """Refuse what comes from other threads: a replay could not repeat when it came."""
+        raise TenutoError(
+            "nothing outside of a handler may call into its event loop: hand a value to the handler as the result of "
+            "ctx.run, or through an awakeable"
+        )
+
+    def run_forever(self) -> Never:
+        """Refuse to be run."""
+        raise TenutoError("a handler's event loop runs already: await what you want to wait for")
+
+    def run_until_complete(self, _future: Any) -> Never:
+        """Refuse to be run."""
+        raise TenutoError("a handler's event loop runs already: await what you want to wait for")
+
+    def stop(self) -> Never:
+        """Refuse to be stopped."""
+        raise TenutoError("a handler's event loop is not to be stopped: return, or raise TerminalError")
+
+    close = stop
+
+
+_IO: Final = [
+    "add_reader",
+    "add_signal_handler",
+    "add_writer",
+    "connect_accepted_socket",
+    "connect_read_pipe",
+    "connect_write_pipe",
+    "create_connection",
+    "create_datagram_endpoint",
+    "create_server",
+    "create_unix_connection",
+    "create_unix_server",
+    "getaddrinfo",
+    "getnameinfo",
+    "remove_reader",
+    "remove_signal_handler",
+    "remove_writer",
+    "sendfile",
+    "set_default_executor",
+    "set_exception_handler",
+    "set_task_factory",
+    "set_debug",
+    "shutdown_asyncgens",
+    "shutdown_default_executor",
+    "sock_accept",
+    "sock_connect",
+    "sock_recv",
+    "sock_recv_into",
+    "sock_recvfrom",
+    "sock_recvfrom_into",
+    "sock_sendall",
+    "sock_sendfile",
+    "sock_sendto",
+    "start_tls",
+    "subprocess_exec",
+    "subprocess_shell",
+]
+
+
+def _refusing(name: str) -> Callable[..., Never]:
+    def refuse(_loop: HandlerLoop, *_args: Any, **_options: Any) -> Never:
+        raise TenutoError(
+            f"a handler does no I/O of its own (loop.{name}): its outcome would not be journaled. Put it into a step: "
+            "await ctx.run(name, function, ...), where an async function may use asyncio as it likes"
+        )
+
+    return refuse
+
+
+for _name in _IO:
+    setattr(HandlerLoop, _name, _refusing(_name))
+
+
+def _interrupt(task: asyncio.Task[Any], reason: BaseException) -> None:
+    """Raise something in a task, where it waits; in the task that it waits for, if it is one."""
+    while True:
+        # asyncio has no public way to raise anything but CancelledError in a task, which would not tell a handler
+        # that its attempt is over from one whose task was cancelled.
+        waits_for = getattr(task, "_fut_waiter", None)
+        if not isinstance(waits_for, asyncio.Task):
+            break
+        task = waits_for
+    if waits_for is None or waits_for.done():
+        # It is about to run. What it does then meets an attempt that is over, too.
+        return
+    waits_for.set_exception(reason)
+
+
+def _drop(task: asyncio.Task[Any]) -> None:
+    """Leave a task behind that does not end."""
+    setattr(task, "_log_destroy_pending", False)  # noqa: B010 - the attribute is not in the type stubs
+    coroutine = task.get_coro()
+    with contextlib.suppress(BaseException):
+        coroutine.close()

@@ -1,0 +1,239 @@
+"""Steps: running user code whose result is journaled, trying it again, and what its failures mean.
+
+Owns the tries of one step within one attempt, and what user code may raise. Does not own the journal, nor when a step
+starts (`attempt`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import inspect
+import logging
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Protocol, TypeVar
+
+from tenuto import logs, tracing
+from tenuto.errors import FencedError, RetryableError, StateTooLargeError, TerminalError, UnserialisableError
+from tenuto.machine.journal import Journal, tried_name
+from tenuto.protocol.backoff import pause_ms
+from tenuto.protocol.ids import digest
+from tenuto.protocol.limits import VALUE_BYTES_MAX
+from tenuto.protocol.messages import RetryPolicy
+from tenuto.protocol.records import Event, Failed, Failure, Result, Success, TriedSlot
+from tenuto.runtime.environment import Environment, ProcessEnded
+from tenuto.runtime.signals import is_interrupt
+from tenuto.serde import Serde
+from tenuto.store.port import TableRefusedError, TableUnavailableError
+
+T = TypeVar("T")
+log = logging.getLogger("tenuto.handler")
+
+step_key: contextvars.ContextVar[str] = contextvars.ContextVar("tenuto_step_key")
+"""The idempotency key of the step that is running in this context."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunLimits:
+    """How often a failing step is tried before it gives up; None leaves it to the invocation's policy."""
+
+    policy: RetryPolicy | None = None
+    max_duration_ms: int | None = None
+
+
+class StepWaitsError(RetryableError):
+    """A step with limits of its own has to wait longer than the function can: the invocation's policy has no say."""
+
+
+class UserCodeError(Exception):
+    """What user code raised that is no Exception, such as SystemExit: a failure like any other, by its name."""
+
+
+class Tried(Protocol):
+    """What a step needs of the attempt it belongs to."""
+
+    event: Event
+    env: Environment
+
+    @property
+    def journal(self) -> Journal:
+        """The journal of the invocation."""
+        ...
+
+    def log_fields(self) -> dict[str, str | int]:
+        """What names the invocation and the attempt."""
+        ...
+
+    def can_hold(self, wait_ms: int) -> bool:
+        """Whether a pause is short enough to stay inside the function."""
+        ...
+
+
+async def tried(
+    attempt: Tried, index: int, name: str, call: Callable[[], Any], serde: Serde[T], limits: RunLimits
+) -> Result:
+    """The result of a step, after as many tries as its limits allow here.
+
+    Raises what fails the attempt: StepWaitsError when the next try has to wait outside the function, and whatever a
+    step without limits of its own raises.
+    """
+    step_key.set(digest(attempt.event.id, str(index)))
+    logs.in_step.set(True)
+    with tracing.step(attempt.env.trace, name) as traced:
+        result = await _tried(attempt, index, name, call, serde, limits)
+        if isinstance(result, Failed):
+            traced.failed = TerminalError.__name__
+    return result
+
+
+async def _tried(
+    attempt: Tried, index: int, name: str, call: Callable[[], Any], serde: Serde[T], limits: RunLimits
+) -> Result:
+    before = attempt.journal.tried(index)
+    tries = before.tries if before else 0
+    since_ms = before.since_ms if before else attempt.env.now_ms()
+    while True:
+        value, error = await _called(call, attempt.env)
+        if error is None:
+            # The step did its work: no further try would bring a result that can be kept.
+            return Success(_fitting(serde.serialize(value), name))
+        terminal = terminal_in(error)
+        if terminal is not None:
+            log.warning("step %r failed for good", name, exc_info=error, extra=attempt.log_fields())
+            return Failed(failure_of(terminal))
+        tries += 1
+        if limits.policy is None:
+            raise error
+        wait_ms = _next_try(attempt.env, limits, limits.policy, tries, since_ms, error)
+        if wait_ms is None:
+            log.warning(
+                "step %r failed %d times, and for good", name, tries, exc_info=error, extra=attempt.log_fields()
+            )
+            return Failed(Failure(f"run {name!r} failed {tries} times: {describe(error)}", 500))
+        if not attempt.can_hold(wait_ms):
+            attempt.journal.finish(tried_name(index, tries), TriedSlot(name, tries, since_ms))
+            raise StepWaitsError(describe(error), timedelta(milliseconds=wait_ms)) from error
+        await asyncio.sleep(wait_ms / 1000)
+
+
+async def _called(call: Callable[[], Any], env: Environment) -> tuple[Any, Exception | None]:
+    """What user code returned or raised, whatever its class; only what ends the process passes through."""
+    try:
+        if inspect.iscoroutinefunction(call):
+            value = await call()
+        else:
+            value, raised = await env.thread(lambda: outcome_of(call))
+            if raised is not None:
+                return None, checked(raised)
+        if inspect.isawaitable(value):
+            value = await value
+    except BaseException as e:  # noqa: BLE001 - whatever a step raises is a failed try
+        return None, checked(e)
+    return value, None
+
+
+def outcome_of(call: Callable[[], Any]) -> tuple[Any, BaseException | None]:
+    """What a call returned or raised, as a value: no future can hold StopIteration, for one."""
+    try:
+        return call(), None
+    except BaseException as e:  # noqa: BLE001 - judged by whoever waits for it
+        return None, e
+
+
+def checked(error: BaseException) -> Exception:
+    """What user code raised, as a failure that can be handled like any other.
+
+    Raises what is none: the end of the process, and the cancellation that the runtime asked for.
+    """
+    if isinstance(error, Exception):
+        return error
+    if (
+        isinstance(error, ProcessEnded)
+        or is_interrupt(error)
+        or (isinstance(error, asyncio.CancelledError) and _meant())
+    ):
+        raise error
+    failed = UserCodeError(describe(error))
+    failed.__cause__ = error
+    return failed
+
+
+def _meant() -> bool:
+    """Whether the runtime cancelled the current task, rather than user code some task of its own."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def terminal_in(error: BaseException) -> TerminalError | None:
+    """The terminal error that an error is, or that a group of errors holds, as a task group raises it."""
+    if isinstance(error, TerminalError):
+        return error
+    if isinstance(error, BaseExceptionGroup):
+        return next((found for each in error.exceptions if (found := terminal_in(each)) is not None), None)
+    return None
+
+
+def ends_attempt(error: BaseException) -> bool:
+    """Whether an error is the runtime's own, of which no step could give an account."""
+    return isinstance(
+        error,
+        FencedError
+        | TableUnavailableError
+        | TableRefusedError
+        | StepWaitsError
+        | UnserialisableError
+        | StateTooLargeError,
+    )
+
+
+def _next_try(
+    env: Environment, limits: RunLimits, policy: RetryPolicy, tries: int, since_ms: int, error: Exception
+) -> int | None:
+    if policy.max_attempts is not None and tries >= policy.max_attempts:
+        return None
+    if limits.max_duration_ms is not None and env.now_ms() - since_ms >= limits.max_duration_ms:
+        return None
+    if isinstance(error, RetryableError) and error.retry_after is not None:
+        return round(error.retry_after.total_seconds() * 1000)
+    return pause_ms(policy, tries, env.jitter())
+
+
+def _fitting(data: bytes, name: str) -> bytes:
+    if len(data) > VALUE_BYTES_MAX:
+        raise StateTooLargeError(f"the result of run {name!r}", len(data), VALUE_BYTES_MAX)
+    return data
+
+
+def failure_of(error: TerminalError) -> Failure:
+    """A terminal error as it is stored."""
+    return Failure(str(error), error.status_code, error.metadata)
+
+
+def describe(error: BaseException) -> str:
+    """One line about an error: its type and message."""
+    text = str(error).strip().replace("\n", " ")
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+class DurableRandom(random.Random):
+    """Random numbers that come out the same on every attempt, and are refused where they would not."""
+
+    _require_handler: Callable[[str], None]
+
+    def __init__(self, seed: str, require_handler: Callable[[str], None]) -> None:
+        self._require_handler = lambda _what: None
+        super().__init__(seed)
+        self._require_handler = require_handler
+
+    def random(self) -> float:
+        """See `random.Random.random`."""
+        self._require_handler("random numbers")
+        return super().random()
+
+    def getrandbits(self, k: int, /) -> int:
+        """See `random.Random.getrandbits`."""
+        self._require_handler("random numbers")
+        return super().getrandbits(k)
