@@ -77,7 +77,7 @@ ROWS: Final = (
     ),
     Row(transitions.takeover, "dispatcher", transitions.takeover(LANE, OWNED, "holder", 0, {"0": b""}, "tok")),
     Row(transitions.final_commit, "function, dispatcher", transitions.final_commit(LANE, OWNED, EFFECTS, "tok", "own")),
-    Row(transitions.slot_put, "whoever resolves", transitions.slot_put(LANE, RUN, "2a", b"")),
+    Row(transitions.slot_put, "whoever resolves", transitions.slot_put(LANE, OWNED, "2a", b"", "mark")),
     Row(transitions.inbox_put, "shipper, ingress, spill", transitions.inbox_put(LANE, EVENT)),
     Row(transitions.mark_pend, "after 9 and 10", transitions.mark_pend(LANE, "unique")),
     Row(transitions.clear_pend, "dispatcher", transitions.clear_pend(LANE, IDLE)),

@@ -23,7 +23,7 @@ from tenuto_control.dispatcher import Errand
 from tenuto_control.limits import SERVERLESS, Limits
 from tenuto_control.loops.serverless import Serverless, UnsubscribedError
 from tenuto_control.ports import Resolution
-from tests.costs.meter import Meter
+from tests.costs.meter import FUNCTION_TIMEOUT_MS, Meter
 from tests.support.memory_kafka import MemoryKafka
 from tests.support.memory_topic_lives import MemoryTopicLives
 from tests.support.virtual_time import run_virtual
@@ -266,6 +266,8 @@ def test_an_answered_call_leaves_what_it_sent_to_another_invocation() -> None:
         await f.serverless.answered()
         assert f.clock.now_ms() - began < 500
         assert [e.lane.key for e in f.handed_on] == ["other"]
+        # What ran here was halted in the middle, and holds its lease until its function would have ended.
+        await asyncio.sleep(FUNCTION_TIMEOUT_MS / 1_000 + 1)
         await f.serverless.woken(WakeUp(f.handed_on[0].lane.pk), f.deadline())
         assert f.head("box", "other").state["done"] == b"true"
 

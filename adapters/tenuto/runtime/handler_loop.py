@@ -109,6 +109,8 @@ class HandlerLoop(asyncio.AbstractEventLoop):
     @contextlib.contextmanager
     def _running(self) -> Iterator[None]:
         """Be the running loop of this thread, in place of the one whose task drives this attempt."""
+        # None when what drives the attempt is closed after its loop has ended.
+        before = asyncio._get_running_loop()  # noqa: SLF001 - documented for whoever writes an event loop
         outer = self._outer
         driver = asyncio.current_task(outer)
         hooks = sys.get_asyncgen_hooks()
@@ -120,7 +122,7 @@ class HandlerLoop(asyncio.AbstractEventLoop):
             yield
         finally:
             sys.set_asyncgen_hooks(*hooks)
-            asyncio._set_running_loop(outer)  # noqa: SLF001 - as above
+            asyncio._set_running_loop(before)  # noqa: SLF001 - as above
             if driver is not None:
                 asyncio.tasks._enter_task(outer, driver)  # noqa: SLF001 - as above
 
