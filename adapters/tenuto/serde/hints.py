@@ -13,10 +13,15 @@ import inspect
 import types
 import typing
 from collections.abc import Callable, Iterator
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 import msgspec.inspect
+
+T = TypeVar("T")
+
+HINTS_KEPT_MAX: Final = 1024
+"""Hints for which something is kept: a program has few; the bound is for hints that are made at run time."""
 
 HANDLER_PARAMETERS_MAX: Final = 2
 """The context and one input."""
@@ -123,13 +128,26 @@ def unsupported(hint: Any, reason: str) -> TypeError:
     )
 
 
-def is_hashable(hint: Any) -> bool:
-    """Whether a hint can be the key of a cache: Annotated and Literal may hold values that cannot."""
-    try:
-        hash(hint)
-    except TypeError:
-        return False
-    return True
+def per_hint(make: Callable[[Any], T]) -> Callable[[Any], T]:
+    """Keep what `make` gives for a hint.
+
+    Hints that are equal need not mean the same: of A | B and B | A, pydantic prefers the first. So their names count as
+    well.
+    """
+
+    @functools.lru_cache(maxsize=HINTS_KEPT_MAX)
+    def kept(hint: Any, _name: str | None) -> T:
+        return make(hint)
+
+    @functools.wraps(make)
+    def made(hint: Any) -> T:
+        try:
+            hash(hint)
+        except TypeError:
+            return make(hint)  # Annotated and Literal may hold values that cannot be keys of a cache.
+        return kept(hint, None if isinstance(hint, type) else repr(hint))
+
+    return made
 
 
 def name_of(hint: Any) -> str:

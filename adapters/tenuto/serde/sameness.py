@@ -9,8 +9,7 @@ What may come back as another type, when the two are equal:
     an int as a float or Decimal            a field declared as float takes ints
     a member of a str or int Enum as its    the text or number equals the member; and the other way round
     value
-    a subclass of dict, list, str, a        when the instance has no attributes of its own
-    number, a date or a time as its base
+    a subclass of dict or list as its base  when the instance has no attributes of its own
     bytes, bytearray and memoryview,        they compare equal
     set and frozenset, as one another
 
@@ -27,10 +26,11 @@ import datetime as dt
 import enum
 import functools
 import math
+import operator
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from decimal import Decimal
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from tenuto.serde.hints import name_of
 
@@ -46,14 +46,13 @@ FORM_ITEMS_MAX: Final = 3
 FORM_DEPTH_MAX: Final = 3
 """Levels of containers that a suggested hint spells out."""
 
-_Step = str
+_Step = str | int
 _Parts = list[tuple[_Step, Any, Any]]
 _Compare = Callable[[Any, Any], _Parts | None]
 
 _SAME: Final[_Parts] = []
 _ABSENT: Final = object()
 _PLAIN_SCALARS: Final = frozenset({type(None), bool, int, str, bytes, bytearray})
-_SCALAR_BASES: Final = (str, int, float, Decimal, dt.datetime, dt.date, dt.time, dt.timedelta)
 _BYTES: Final = (bytes, bytearray, memoryview)
 _ANY_KEY: Final = "[...]"
 """A key of a dict is part of the value, which no error quotes."""
@@ -73,17 +72,26 @@ class Difference:
 
 def difference(written: Any, read: Any) -> Difference | None:
     """Compare; None when nothing is lost. `written` must not contain itself."""
+    try:
+        if _surely_same(written, read):
+            return None
+    except (RecursionError, AttributeError):
+        pass  # The walk below does not recurse, and knows attributes that are missing.
+    return _first_difference(written, read)
+
+
+def _first_difference(written: Any, read: Any) -> Difference | None:
     # A stack instead of recursion: what JSON can nest, this can compare.
     waiting: list[tuple[Any, Any, Any]] = [(written, read, None)]
     while waiting:
         before, after, at = waiting.pop()
-        kind: Any = type(before)
+        kind = type(before)
         if kind is not type(after):
             parts = _converted(before, after)
         elif kind in _PLAIN_SCALARS:
             parts = _SAME if before == after else None
         else:
-            parts = _compare_of(kind)(before, after)
+            parts = _compare_of(cast("Hashable", kind))(before, after)
         if parts is None:
             return _described(before, after, _place(at))
         waiting.extend((one, other, (at, step)) for step, one, other in parts)
@@ -154,11 +162,69 @@ def zone_problem(value: dt.datetime | dt.time) -> str | None:
     return None
 
 
+# The quick way ------------------------------------------------------------------------------------
+
+
+def _surely_same(before: Any, after: Any) -> bool:
+    """Whether values of the common types are the same. False proves nothing: the walk decides, and says where.
+
+    Every write of a typed value passes here, so it takes no notes of places and asks C for as much as it can.
+    """
+    kind = type(before)
+    if kind is not type(after):
+        return kind is int and type(after) is float and bool(before == after)
+    if kind in _PLAIN_SCALARS:
+        return bool(before == after)
+    if kind is list or kind is tuple:
+        if set(map(type, before)) <= _PLAIN_SCALARS:
+            return bool(before == after) and list(map(type, before)) == list(map(type, after))
+        return len(before) == len(after) and all(map(_surely_same, before, after))
+    if kind is dict:
+        return _surely_same_dicts(before, after)
+    if kind is float:
+        return _floats(before, after) is not None
+    values_of = _values_of(cast("Hashable", kind))
+    if values_of is None:
+        return _first_difference(before, after) is None
+    one, other = values_of(before), values_of(after)
+    if type(one) is dict:
+        return _surely_same_dicts(one, other)
+    return all(map(_surely_same, one, other))
+
+
+@functools.lru_cache(maxsize=KINDS_KEPT_MAX)
+def _values_of(kind: Any) -> Callable[[Any], Any] | None:
+    """What gives all that an instance of a class with fields holds, as a tuple or dict; None for other types."""
+    if hasattr(kind, "__pydantic_root_model__"):
+        return _values_of_model
+    names = getattr(kind, "__struct_fields__", ())
+    if len(names) > 1 and not kind.__dictoffset__:
+        return operator.attrgetter(*names)
+    has_slots = any("__slots__" in cls.__dict__ for cls in kind.__mro__[:-1])
+    # The `__dict__` has the fields of a dataclass, and all else that was set on the instance.
+    return operator.attrgetter("__dict__") if dataclasses.is_dataclass(kind) and not has_slots else None
+
+
+def _values_of_model(model: Any) -> dict[str, Any]:
+    values: dict[str, Any] = model.__dict__
+    extra, private = model.__pydantic_extra__, model.__pydantic_private__
+    return {**values, " extra": extra, " private": private} if extra or private else values
+
+
+def _surely_same_dicts(before: dict[Any, Any], after: dict[Any, Any]) -> bool:
+    if len(before) != len(after):
+        return False
+    for key, value in before.items():
+        if type(key) is not str or key not in after or not _surely_same(value, after[key]):
+            return False
+    return True
+
+
 # Values of one type -------------------------------------------------------------------------------
 
 
 @functools.lru_cache(maxsize=KINDS_KEPT_MAX)
-def _compare_of(kind: type) -> _Compare:
+def _compare_of(kind: Any) -> _Compare:
     """How two values of exactly this type are compared: None says they differ, parts what is left to compare."""
     if kind in _BY_TYPE:
         return _BY_TYPE[kind]
@@ -217,7 +283,7 @@ def _times(before: Any, after: Any) -> _Parts | None:
 def _sequences(before: Any, after: Any) -> _Parts | None:
     if len(before) != len(after):
         return None
-    parts = [(f"[{index}]", one, other) for index, (one, other) in enumerate(zip(before, after, strict=True))]
+    parts: _Parts = [(index, one, other) for index, (one, other) in enumerate(zip(before, after, strict=True))]
     return _with_attributes(parts, before, after)
 
 
@@ -228,7 +294,7 @@ def _deques(before: Any, after: Any) -> _Parts | None:
 def _dicts(before: Any, after: Any) -> _Parts | None:
     if before.keys() != after.keys():
         return None
-    parts = [(_ANY_KEY, value, after[key]) for key, value in before.items()]
+    parts: _Parts = [(_ANY_KEY, value, after[key]) for key, value in before.items()]
     if not all(type(key) is str for key in before):
         parts += _elements(before, after)
     return _with_attributes(parts, before, after)
@@ -342,9 +408,7 @@ def _converted(before: Any, after: Any) -> _Parts | None:
         return _dicts(before, after)
     if type(after) is list:
         return _sequences(before, after)
-    if type(after) is dt.datetime or type(after) is dt.time:
-        return _times(before, after)
-    return _by_equality(before, after) if type(after) in _SCALAR_BASES else None
+    return None
 
 
 # Messages -----------------------------------------------------------------------------------------
@@ -354,7 +418,7 @@ def _place(at: Any) -> str:
     steps: list[str] = []
     while at is not None:
         at, step = at
-        steps.append(step)
+        steps.append(f"[{step}]" if isinstance(step, int) else step)
     return "$" + "".join(reversed(steps))
 
 

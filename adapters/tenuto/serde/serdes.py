@@ -6,7 +6,6 @@ own how text is written and read (`tenuto.serde.text`) nor what counts as the sa
 
 from __future__ import annotations
 
-import functools
 import math
 import sys
 import types
@@ -18,10 +17,10 @@ import msgspec
 from tenuto.errors import BadInputError, UnserialisableError
 from tenuto.serde.hints import (
     is_from_pydantic,
-    is_hashable,
     is_struct,
     name_of,
     parts,
+    per_hint,
     require_msgspec_support,
     unsupported,
 )
@@ -43,9 +42,6 @@ if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
 T = TypeVar("T")
-
-SERDE_CACHE_MAX: Final = 1024
-"""Hints whose serde is kept: a program has few; the bound is for hints that are made at run time."""
 
 _NO_HINTS: Final = (None, types.NoneType, Any, object)
 
@@ -162,29 +158,13 @@ class PydanticSerde(Generic[T]):
         return pydantic_value(self._adapter, data, self._hint)
 
 
+@per_hint
 def serde_for(hint: Any) -> Serde[Any]:
     """The serde for a type hint; the same hint gives the same serde.
 
     Raises TypeError, naming the hint, when values of it cannot be read from JSON: call this where handlers
     are declared, so that the mistake shows when the module is imported.
     """
-    if not is_hashable(hint):
-        return _new_serde(hint)
-    # The name as well: A | B equals B | A, and pydantic prefers the first.
-    return _cached_serde(hint, None if isinstance(hint, type) else repr(hint))
-
-
-def output_serde_for(hint: Any) -> Serde[Any]:
-    """The serde for the result of a handler. Without a hint nothing of tenuto reads it: it is for the caller."""
-    return OutboundSerde() if hint in _NO_HINTS else serde_for(hint)
-
-
-@functools.lru_cache(maxsize=SERDE_CACHE_MAX)
-def _cached_serde(hint: Any, _name: str | None) -> Serde[Any]:
-    return _new_serde(hint)
-
-
-def _new_serde(hint: Any) -> Serde[Any]:
     if hint in _NO_HINTS:
         return JsonSerde()
     if hint is bytes or hint == bytes | None:
@@ -197,6 +177,11 @@ def _new_serde(hint: Any) -> Serde[Any]:
     if from_pydantic and not any(is_struct(part) for part in every):
         return PydanticSerde[Any](hint)
     return TypedSerde[Any](hint)
+
+
+def output_serde_for(hint: Any) -> Serde[Any]:
+    """The serde for the result of a handler. Without a hint nothing of tenuto reads it: it is for the caller."""
+    return OutboundSerde() if hint in _NO_HINTS else serde_for(hint)
 
 
 # The rule -----------------------------------------------------------------------------------------

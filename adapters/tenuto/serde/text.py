@@ -7,7 +7,6 @@ imported here unless a hint or a value comes from it, which means it is loaded a
 
 from __future__ import annotations
 
-import functools
 import re
 import sys
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -15,16 +14,13 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import msgspec
 
 from tenuto.errors import BadInputError, UnserialisableError
-from tenuto.serde.hints import is_from_pydantic, is_hashable, name_of, unsupported
+from tenuto.serde.hints import is_from_pydantic, name_of, per_hint, unsupported
 from tenuto.serde.sameness import NO_BYTES, NO_NAN
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter, ValidationError
 
 T = TypeVar("T")
-
-ADAPTERS_KEPT_MAX: Final = 1024
-"""Hints whose pydantic adapter is kept: a program has few; the bound is for hints that are made at run time."""
 
 PROBLEMS_SHOWN_MAX: Final = 3
 """Places that one decoding error names at most."""
@@ -190,8 +186,9 @@ def _describe_msgspec(error: msgspec.DecodeError) -> tuple[str, str]:
 # Pydantic -----------------------------------------------------------------------------------------
 
 
-@functools.lru_cache(maxsize=ADAPTERS_KEPT_MAX)
-def _cached_adapter(hint: Any) -> TypeAdapter[Any]:
+@per_hint
+def adapter_of(hint: Any) -> TypeAdapter[Any]:
+    """Pydantic's adapter for a hint; raises TypeError when pydantic has no schema for it."""
     from pydantic import TypeAdapter  # loaded already: the hint comes from it
 
     try:
@@ -200,11 +197,6 @@ def _cached_adapter(hint: Any) -> TypeAdapter[Any]:
     except (RuntimeError, TypeError, NameError, AttributeError) as error:  # pydantic's own derive from these
         raise unsupported(hint, str(error).partition("\n")[0].rstrip(".")) from error
     return adapter
-
-
-def adapter_of(hint: Any) -> TypeAdapter[Any]:
-    """Pydantic's adapter for a hint; raises TypeError when pydantic has no schema for it."""
-    return _cached_adapter(hint) if is_hashable(hint) else _cached_adapter.__wrapped__(hint)
 
 
 def pydantic_tree(adapter: TypeAdapter[Any], value: Any, *, nulls_checked: bool = True) -> Any:
