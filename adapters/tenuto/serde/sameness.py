@@ -198,8 +198,9 @@ def _values_of(kind: Any) -> Callable[[Any], Any] | None:
     if hasattr(kind, "__pydantic_root_model__"):
         return _values_of_model
     names = getattr(kind, "__struct_fields__", ())
-    if len(names) > 1 and not kind.__dictoffset__:
-        return operator.attrgetter(*names)
+    if names and not kind.__dictoffset__:
+        values_of = operator.attrgetter(*names)
+        return values_of if len(names) > 1 else lambda value: (values_of(value),)
     has_slots = any("__slots__" in cls.__dict__ for cls in kind.__mro__[:-1])
     # The `__dict__` has the fields of a dataclass, and all else that was set on the instance.
     return operator.attrgetter("__dict__") if dataclasses.is_dataclass(kind) and not has_slots else None

@@ -26,13 +26,13 @@ from tenuto.serde.hints import (
 )
 from tenuto.serde.sameness import NO_BYTES, NO_NAN, Difference, difference, form_of, is_plain
 from tenuto.serde.text import (
-    ENCODER,
     PLAIN_DECODER,
+    TOO_DEEP,
     adapter_of,
     decode,
     decoder_for,
     encode,
-    pydantic_tree,
+    pydantic_text,
     pydantic_value,
     refuse_bytes,
     refuse_lost_floats,
@@ -145,13 +145,13 @@ class PydanticSerde(Generic[T]):
 
     def serialize(self, value: T) -> bytes:
         """JSON of `value`. Raises UnserialisableError."""
-        data = ENCODER.encode(pydantic_tree(self._adapter, value, nulls_checked=False))
+        data = pydantic_text(self._adapter, value, nulls_checked=False)
         _read_back(value, data, self.deserialize, _advice_with_hint)
         return data
 
     def write(self, value: T) -> bytes:
         """JSON of `value` that is not compared with what would be read back. Raises UnserialisableError."""
-        return ENCODER.encode(pydantic_tree(self._adapter, value))
+        return pydantic_text(self._adapter, value)
 
     def deserialize(self, data: bytes) -> T:
         """The checked value in `data`. Raises BadInputError."""
@@ -243,7 +243,7 @@ class OwnTypesSerde:
         try:
             return encode(_own_tree(value))
         except RecursionError:
-            raise UnserialisableError(name_of(kind), "it contains itself, or nests too deeply") from None
+            raise UnserialisableError(name_of(kind), TOO_DEEP) from None
         except UnserialisableError as error:
             inside = "" if error.value_type == name_of(kind) else f"{error.value_type} inside it: "
             raise UnserialisableError(name_of(kind), f"{inside}{error.problem}") from None

@@ -7,6 +7,7 @@ imported here unless a hint or a value comes from it, which means it is loaded a
 
 from __future__ import annotations
 
+import itertools
 import re
 import sys
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -22,6 +23,18 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+NESTING_LEVELS_MAX: Final = 400
+"""Objects and arrays inside one another in what is written.
+
+Every level costs the reader one of Python's 1,000 levels of recursion, of which the handler that reads may have used
+many itself.
+"""
+
+TOO_DEEP: Final = f"it contains itself, or nests too deeply ({NESTING_LEVELS_MAX} levels at most)"
+
+_TEXT_IN_JSON: Final = re.compile(rb'"(?:[^"\\]|\\.)*"')
+_NO_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
+
 PROBLEMS_SHOWN_MAX: Final = 3
 """Places that one decoding error names at most."""
 
@@ -29,7 +42,7 @@ PROBLEMS_SHOWN_MAX: Final = 3
 def _encode_foreign(value: Any) -> Any:
     """msgspec calls this for a value of a type it does not know."""
     if "pydantic" in sys.modules and is_from_pydantic(type(value)):
-        return pydantic_tree(adapter_of(type(value)), value)
+        return _pydantic_tree(adapter_of(type(value)), value)
     raise TypeError(f"{name_of(type(value))} has no JSON form")
 
 
@@ -47,20 +60,32 @@ def encode(value: Any) -> bytes:
     """Deterministic JSON of a value of any type, in which NaN is null; raises UnserialisableError."""
     try:
         try:
-            return ENCODER.encode(value)
+            data = ENCODER.encode(value)
         except TypeError:
             # The ordered encoder takes no dict with other keys than str; it does once they are text.
             tree = _builtins_of(value)
             _refuse_merged_keys(value)
-            return ENCODER.encode(tree)
+            data = ENCODER.encode(tree)
     except UnserialisableError as error:
         raise UnserialisableError(name_of(type(value)), error.problem) from None
     except UnicodeEncodeError:
         raise UnserialisableError(name_of(type(value)), "text with a lone surrogate is not Unicode") from None
     except RecursionError:
-        raise UnserialisableError(name_of(type(value)), "it contains itself, or nests too deeply") from None
+        raise UnserialisableError(name_of(type(value)), TOO_DEEP) from None
     except (TypeError, ValueError, OverflowError) as error:
         raise UnserialisableError(name_of(type(value)), str(error)) from error
+    refuse_deep(value, data)
+    return data
+
+
+def refuse_deep(value: Any, data: bytes) -> None:
+    """Raises UnserialisableError when `data`, written of `value`, nests so deeply that a reader may not get through."""
+    if data.count(b"[") + data.count(b"{") <= NESTING_LEVELS_MAX:
+        return
+    brackets = _TEXT_IN_JSON.sub(b"", data).translate(None, _NO_BRACKETS)
+    steps = (1 if bracket in b"[{" else -1 for bracket in brackets)
+    if max(itertools.accumulate(steps), default=0) > NESTING_LEVELS_MAX:
+        raise UnserialisableError(name_of(type(value)), TOO_DEEP)
 
 
 def refuse_lost_floats(value: Any, data: bytes) -> None:
@@ -199,7 +224,16 @@ def adapter_of(hint: Any) -> TypeAdapter[Any]:
     return adapter
 
 
-def pydantic_tree(adapter: TypeAdapter[Any], value: Any, *, nulls_checked: bool = True) -> Any:
+def pydantic_text(adapter: TypeAdapter[Any], value: Any, *, nulls_checked: bool = True) -> bytes:
+    """Deterministic JSON of `value` by pydantic's rules; raises UnserialisableError. See `_pydantic_tree`."""
+    tree = _pydantic_tree(adapter, value, nulls_checked=nulls_checked)
+    try:
+        return encode(tree)
+    except UnserialisableError as error:
+        raise UnserialisableError(name_of(type(value)), error.problem) from None
+
+
+def _pydantic_tree(adapter: TypeAdapter[Any], value: Any, *, nulls_checked: bool = True) -> Any:
     """`value` as builtins, as pydantic would write it to JSON; raises UnserialisableError.
 
     Without `nulls_checked` a NaN may have become None: the caller compares what is read back.
