@@ -21,7 +21,7 @@ from tenuto.protocol.records import Failed, Failure, KafkaSource, PublishOut, Su
 from tenuto.runtime.attempt import Attempt
 from tenuto.runtime.futures import AwakeableFuture, DurableFuture
 from tenuto.runtime.steps import RunLimits, step_key
-from tenuto.serde import BytesSerde, JsonSerde, Serde, serde_for
+from tenuto.serde import OutboundSerde, OwnTypesSerde, Serde, serde_for
 
 if TYPE_CHECKING:
     from tenuto.service import Handler
@@ -173,9 +173,9 @@ class _Durable(_Shared):
         """
         return self._attempt.awakeable(_Named(serde_for(type_hint), "the result of an awakeable"))
 
-    def resolve_awakeable(self, awakeable_id: str, value: Any = None) -> None:
-        """Complete somebody's awakeable with a value."""
-        self._attempt.resolve(awakeable_id, Success(_encoded(value, "the value of an awakeable")))
+    def resolve_awakeable(self, awakeable_id: str, value: Any = None, type_hint: Any = None) -> None:
+        """Complete somebody's awakeable with a value. A type hint is needed as for `ObjectContext.set`."""
+        self._attempt.resolve(awakeable_id, Success(_encoded(value, "the value of an awakeable", type_hint)))
 
     def reject_awakeable(self, awakeable_id: str, reason: str) -> None:
         """Fail somebody's awakeable: its waiter gets TerminalError(reason)."""
@@ -204,7 +204,8 @@ class _Durable(_Shared):
         not produced: it is kept in the table, and the control plane's log has an error that names it. What one commit
         publishes weighs 100 KB at most, far below the brokers' default of 1 MB.
         """
-        data = value if value is None or isinstance(value, bytes) else _encoded(value, f"the record for {topic!r}")
+        written = _Named(OutboundSerde(), f"the record for {topic!r}")
+        data = value if value is None or isinstance(value, bytes) else written.serialize(value)
         pairs = tuple((n, v.encode() if isinstance(v, str) else v) for n, v in (headers or {}).items())
         raw_key = key.encode() if isinstance(key, str) else key
         self._attempt.publish(PublishOut(topic, data, raw_key, pairs))
@@ -275,12 +276,17 @@ class ObjectContext(_Durable, _Reads):
 
     __slots__ = ()
 
-    def set(self, name: str, value: Any) -> None:
+    def set(self, name: str, value: Any, type_hint: Any = None) -> None:
         """Store a value under a name; None stores null. Committed with the invocation.
 
-        Raises UnserialisableError, and StateTooLargeError when the object's state outgrows its limit.
+        Plain JSON needs no hint, and objects are written by their own class, which `get` takes as hint. Anything else,
+        such as tuples, sets and keys that are no text, needs the hint that `get` is given:
+        `ctx.set("seen", {1, 2}, set[int])`.
+
+        Raises UnserialisableError when the value would not come back equal, and StateTooLargeError when the object's
+        state outgrows its limit.
         """
-        self._attempt.state.set(name, _encoded(value, f"state {name!r}"))
+        self._attempt.state.set(name, _encoded(value, f"state {name!r}", type_hint))
 
     def clear(self, name: str) -> None:
         """Forget the value of a name."""
@@ -334,16 +340,9 @@ class _Named(Generic[T]):
             raise e.naming(self.what) from None
 
 
-def _encoded(value: Any, what: str) -> bytes:
-    serde: Serde[Any] = (
-        BytesSerde() if isinstance(value, bytes) else serde_for(type(value)) if _typed(value) else JsonSerde()
-    )
+def _encoded(value: Any, what: str, type_hint: Any = None) -> bytes:
+    serde: Serde[Any] = OwnTypesSerde() if type_hint is None else serde_for(type_hint)
     return _Named(serde, what).serialize(value)
-
-
-def _typed(value: Any) -> bool:
-    """Whether the value's own type says how to write it better than plain JSON does."""
-    return not isinstance(value, (dict, list, tuple, str, int, float, bool, type(None)))
 
 
 def _returns(action: Callable[..., Any]) -> Any:

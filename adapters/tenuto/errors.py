@@ -88,7 +88,7 @@ class BadInputError(TerminalError):
 
 
 class UnserialisableError(TerminalError):
-    """A value cannot be encoded (500).
+    """A value cannot be encoded, or what would be read back is not what was written (500).
 
     `value_type` names the type of the value, `problem` what is in the way. `what` is what was being
     written, such as "the result of run 'pay'" or "state 'user'"; the runtime adds it with `naming`.

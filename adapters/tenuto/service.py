@@ -16,7 +16,7 @@ from tenuto.errors import TenutoError, UnserialisableError
 from tenuto.protocol.messages import HandlerManifest, Manifest, RetryPolicy, ServiceManifest
 from tenuto.runtime.attempt import Attempt
 from tenuto.runtime.handlers import HandlerSpec, Kind
-from tenuto.serde import MISSING, Serde, hints_of, serde_for
+from tenuto.serde import MISSING, BytesSerde, Serde, hints_of, output_serde_for, serde_for
 
 I = TypeVar("I")  # noqa: E741 - the handler's input
 O = TypeVar("O")  # noqa: E741 - the handler's output
@@ -66,15 +66,19 @@ class Handler(Generic[I, O]):
         return self.function(*args, **kwargs)
 
     def encode(self, argument: Any) -> bytes | None:
-        """The input's bytes for a message to this handler. Raises UnserialisableError."""
-        if argument is None:
-            return None
+        """The input's bytes for a message to this handler; none for None. Raises UnserialisableError."""
         if not self.spec.takes_input:
+            if argument is None:
+                return None
             raise TenutoError(f"{self.spec.target} takes no input")
+        if argument is None and isinstance(self.spec.input, BytesSerde):
+            return None
         try:
-            return self.spec.input.serialize(argument)
+            data = self.spec.input.serialize(argument)
         except UnserialisableError as e:
             raise e.naming(f"the message to {self.spec.target}") from None
+        # None is sent as no input at all, once its type has admitted it.
+        return None if argument is None else data
 
 
 @dataclass(slots=True)
@@ -117,7 +121,7 @@ class _Declared:
             call=function,
             takes_input=hint is not MISSING,
             input=plain if hint is MISSING else serde_for(hint),
-            output=serde_for(output),
+            output=output_serde_for(output),
             retry=(policy or self.retry_policy).wire(),
         )
         handler: Handler[Any, O] = Handler(self.name, called, kind, function, spec)

@@ -75,7 +75,17 @@ def test_a_message_is_written_by_the_type_of_the_handlers_input() -> None:
     handler = orders.handler()(place)
     encoded = handler.encode(Order("tea", 2))
     assert handler.spec.input.deserialize(encoded or b"") == Order("tea", 2)
-    assert handler.encode(None) is None
+
+
+def test_a_message_without_an_input_is_for_handlers_that_can_be_called_without_one() -> None:
+    async def maybe(ctx: object, order: Order | None) -> None: ...
+    async def raw(ctx: object, body: bytes) -> None: ...
+
+    orders = Service("orders")
+    for handler in (orders.handler()(maybe), orders.handler()(raw)):
+        assert handler.encode(None) is None
+    with pytest.raises(UnserialisableError, match="the message to orders/place of type NoneType"):
+        orders.handler()(place).encode(None)
 
 
 def test_a_message_that_cannot_be_written_names_its_receiver() -> None:

@@ -289,7 +289,7 @@ class _Player:
         finally:
             # Also a terminal failure takes effect once. (A suspension passes here too, when its write is done already.)
             ctx.set(name, trace)
-            ctx.set("steps", steps)
+            ctx.set("steps", steps, list[tuple[str, Any]])
             ctx.set("count", count + 1)
 
     async def _do(  # noqa: C901, PLR0912 - one case for each kind of operation

@@ -1,0 +1,1 @@
+"""What nobody should hand in: for each kind of issue, many members, and the rule as the oracle."""
