@@ -12,7 +12,8 @@ Which error:
                            the event's data, so no retry would help: it is a TerminalError with status 400.
     ValueError             the same for what is constructed: services, handlers, retry policies, RunOptions.
 
-Terminal errors are never refused (`tenuto.errors`). Imports nothing beyond the standard library and the protocol.
+Terminal errors are never refused (`tenuto.errors`). Messages quote names (of steps, state, topics, headers), which stand
+in logs anyway, and never keys, ids or values, which may be secret. Imports nothing beyond the standard library and the protocol.
 """
 
 from __future__ import annotations
@@ -114,7 +115,7 @@ def awakeable_id(value: object, method: str) -> str:
         # Nobody issues an id with such a key; its answer could never be delivered, and would hold this key's outbox.
         check_key(lane.service, lane.key)
     except ValueError:
-        invalid(f"{what} begins with awk_ and is given by ctx.awakeable(); {shown(named)} is none")
+        invalid(f"{what} begins with awk_ and is given by ctx.awakeable(); this text is none")
     return named
 
 

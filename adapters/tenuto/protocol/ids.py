@@ -57,7 +57,7 @@ def check_key(service: str, key: str) -> None:
     if stored > PARTITION_KEY_BYTES_MAX:
         raise ValueError(
             f"service and key take {stored} bytes as a partition key; at most {PARTITION_KEY_BYTES_MAX} are possible "
-            "('/', '#' and '%' count three times)"
+            "('/', '#' and '%' count three times: shorten it)"
         )
 
 
