@@ -12,8 +12,8 @@ Which error:
                            the event's data, so no retry would help: it is a TerminalError with status 400.
     ValueError             the same for what is constructed: services, handlers, retry policies, RunOptions.
 
-Terminal errors are never refused (`tenuto.errors`). Messages quote names (of steps, state, topics, headers), which stand
-in logs anyway, and never keys, ids or values, which may be secret. Imports nothing beyond the standard library and the protocol.
+Terminal errors are never refused (`tenuto.errors`). Messages quote names (of steps, state, topics, headers), which
+stand in logs anyway, and never keys, ids or values, which may be secret. Imports the standard library and the protocol.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ HEADERS_FORM: Final = 'give a dict such as {"source": "bank"}, or (name, value) 
 
 def wrong_type(text: str) -> NoReturn:
     """Raise TypeError with the handler at work in front of the text."""
-    raise TypeError(_where() + text)
+    raise TypeError(where() + text)
 
 
 def invalid(text: str) -> NoReturn:
     """Raise InvalidArgumentError with the handler at work in front of the text."""
-    raise InvalidArgumentError(_where() + text)
+    raise InvalidArgumentError(where() + text)
 
 
 # --- texts -----------------------------------------------------------------------------------------------------------
@@ -173,7 +173,7 @@ def record_headers(value: object, to: str) -> tuple[tuple[str, bytes], ...]:
 def fitting(size_bytes: int, what: str) -> None:
     """What one message or record may weigh: it shares the head with others. Raises StateTooLargeError."""
     if size_bytes > OUT_BYTES_MAX:
-        raise StateTooLargeError(_where() + what, size_bytes, OUT_BYTES_MAX)
+        raise StateTooLargeError(where() + what, size_bytes, OUT_BYTES_MAX)
 
 
 def _octets(value: object, what: str, form: str) -> bytes:
@@ -284,12 +284,15 @@ _FUTURES_FORM: Final = {"ctx.select": "answer=future, timeout=ctx.sleep(60)"}
 # --- words -----------------------------------------------------------------------------------------------------------
 
 
-def shown(value: str) -> str:
-    """The beginning of a text in quotes, on one line and encodable."""
-    return cut(one_line(encodable(repr(value))), _SHOWN_BYTES_MAX)
+def shown(value: object) -> str:
+    """The beginning of what `repr` makes of a value (a text in quotes), on one line and encodable. Never raises."""
+    try:
+        return cut(one_line(encodable(repr(value))), _SHOWN_BYTES_MAX)
+    except Exception:  # noqa: BLE001 - a value of any type may come here, and its `__repr__` raise anything
+        return f"<{type_name(value)}>"
 
 
-def _where() -> str:
+def where() -> str:
     """The handler at work, to begin a message with; nothing outside of handlers."""
     at_work = logs.current.get()
     if at_work is None:

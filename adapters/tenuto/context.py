@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import random as _random
+import types
 import uuid as _uuid
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -16,11 +17,11 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 from tenuto import checks
 from tenuto.errors import BadInputError, TenutoError, UnserialisableError
 from tenuto.protocol.durations import Duration, milliseconds
-from tenuto.protocol.failures import rejection_of
+from tenuto.protocol.failures import describe, rejection_of
 from tenuto.protocol.ids import Lane
 from tenuto.protocol.messages import RetryPolicy
 from tenuto.protocol.records import Failed, KafkaSource, PublishOut, Success
-from tenuto.result_hints import result_hint
+from tenuto.result_hints import inspectable, result_hint
 from tenuto.runtime.attempt import Attempt, RunLimits, step_key
 from tenuto.runtime.futures import AwakeableFuture, DurableFuture
 from tenuto.serde import BytesSerde, JsonSerde, Serde, serde_for
@@ -84,7 +85,7 @@ class RunOptions(Generic[T]):
         if self.serde is not None:
             checks.serde(self.serde)
         elif self.type_hint is not None:
-            serde_for(self.type_hint)
+            _serde_for(self.type_hint, "type_hint")
         initial = checks.interval(self.initial_retry_interval, "initial_retry_interval")
         longest = checks.interval(self.max_retry_interval, "max_retry_interval")
         checks.policy(initial, longest, ("initial_retry_interval", "max_retry_interval"))
@@ -188,7 +189,8 @@ class _Durable(_Shared):
             checks.wrong_type(
                 f"ctx.run({checks.shown(called)}, ...) takes a callable and its arguments, not {type(action).__name__}"
             )
-        call = functools.partial(action, *args, **kwargs) if args or kwargs else action
+        plain = action if type(action) is types.FunctionType else inspectable(action)
+        call = functools.partial(plain, *args, **kwargs) if args or kwargs else plain
         serde = options.serde
         if serde is None:
             hint = result_hint(action) if options.type_hint is None else options.type_hint
@@ -262,7 +264,8 @@ class _Durable(_Shared):
         if data is not None:
             checks.fitting(len(data), what)
         elif not handler.admits_none:
-            raise UnserialisableError(type(None).__name__, "the input of this handler may not be None", what)
+            problem = "the input of this handler may not be None"
+            raise UnserialisableError(type(None).__name__, problem, checks.where() + what)
         return self._attempt.send(lane, handler.service, handler.name, data, delay_ms)
 
     def publish(
@@ -417,7 +420,7 @@ class _Named(Generic[T]):
         try:
             return self.serde.serialize(value)
         except UnserialisableError as e:
-            raise e.naming(self.what) from None
+            raise e.naming(checks.where() + self.what) from None
 
     def deserialize(self, data: bytes) -> T:
         try:
@@ -441,8 +444,8 @@ def _typed(value: Any) -> bool:
 def _serde_for(hint: Any, what: str) -> Serde[Any]:
     try:
         return serde_for(hint)
-    except TypeError as e:
-        checks.wrong_type(f"{what}: {e}")
+    except Exception as e:  # noqa: BLE001 - what is no type may raise anything when it is looked at
+        checks.wrong_type(f"{what}: {describe(e)}")
 
 
 def _require_handler(handler: object, method: str, *, keyed: bool) -> None:

@@ -76,16 +76,18 @@ class TerminalError(TenutoError):
         from tenuto.protocol.limits import FAILURE_TEXT_BYTES_MAX
         from tenuto.protocol.texts import cut, text_of
 
-        self.message = cut(text_of(message), FAILURE_TEXT_BYTES_MAX)
+        text = cut(text_of(message), FAILURE_TEXT_BYTES_MAX)
+        details = metadata_of(metadata)
         status = status_of(status_code)
         if status is None:
-            given = cut(text_of(status_code), _QUOTED_BYTES_MAX)
+            given, status = cut(text_of(status_code), _QUOTED_BYTES_MAX), STATUS_DEFAULT
             self.add_note(f"status_code {given} is no status of an error ({STATUS_MIN} to {STATUS_MAX}): 500 is used")
-        self.status_code = STATUS_DEFAULT if status is None else status
-        self.metadata: dict[str, str] = metadata_of(metadata)
         # `args` holds every argument of the constructor, in this class and below: that is what pickle and
         # copy call the constructor with.
-        super().__init__(self.message, self.status_code, dict(self.metadata) or None)
+        super().__init__(text, status, dict(details) or None)
+        self.message = text
+        self.status_code = status
+        self.metadata: dict[str, str] = details
 
     def __str__(self) -> str:
         return self.message

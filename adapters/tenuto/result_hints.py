@@ -1,4 +1,4 @@
-"""The type hint of a step's result, read off whatever callable the step is.
+"""What is read off the callable of a step: the type hint of its result, and whether it can be looked at.
 
 Owns finding the annotation and resolving it, once for each function. Does not own what a hint means (`tenuto.serde`).
 Never raises: a step runs without a hint, as plain JSON, rather than not at all.
@@ -12,6 +12,7 @@ import inspect
 import types
 import typing
 import weakref
+from collections.abc import Callable
 from typing import Any, Final
 
 _AWAITABLES: Final = (collections.abc.Awaitable, collections.abc.Coroutine)
@@ -40,6 +41,19 @@ def result_hint(action: object) -> Any:
         return _resolved[function]
     except Exception:  # noqa: BLE001 - annotations are code of the user's, and may raise anything
         return None
+
+
+def inspectable(action: Callable[..., Any]) -> Callable[..., Any]:
+    """The action, or a call of it when it is a proxy that raises on being asked what it is."""
+    try:
+        inspect.iscoroutinefunction(action)
+    except Exception:  # noqa: BLE001 - attributes of a proxy may raise anything
+        return functools.partial(_call, action)
+    return action
+
+
+def _call(action: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    return action(*args, **kwargs)
 
 
 def _function_of(action: object) -> types.FunctionType | None:

@@ -81,11 +81,11 @@ class Handler(Generic[I, O]):
         if argument is None:
             return None
         if not self.spec.takes_input:
-            raise TenutoError(f"{self.spec.target} takes no input")
+            raise TenutoError(f"{checks.where()}{self.spec.target} takes no input: send None")
         try:
             return self.spec.input.serialize(argument)
         except UnserialisableError as e:
-            raise e.naming(f"the message to {self.spec.target}") from None
+            raise e.naming(f"{checks.where()}the message to {self.spec.target}") from None
 
     @property
     def admits_none(self) -> bool:
@@ -194,7 +194,7 @@ class VirtualObject(_Declared):
         """
         called = self._checked(name)
         if kind not in KEYED_KINDS:
-            raise ValueError(f"the kind of a handler of {self.name} is one of {KEYED_KINDS}, not {kind!r}")
+            raise ValueError(f"the kind of a handler of {self.name} is one of {KEYED_KINDS}, not {checks.shown(kind)}")
 
         def declare(function: Callable[..., Awaitable[O]]) -> Handler[Any, O]:
             return self._add(function, called, kind, retry_policy)

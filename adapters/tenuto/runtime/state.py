@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from tenuto import checks
 from tenuto.errors import StateTooLargeError, TerminalError
 from tenuto.protocol.limits import STATE_BYTES_MAX, WRITE_ATTRIBUTES_MAX
 
@@ -31,10 +32,11 @@ class StateView:
         before = self.get(name)
         grown = self._size + len(value) - (len(before) if before is not None else -_size_of_name(name))
         if grown > STATE_BYTES_MAX:
-            raise StateTooLargeError(f"state with {name!r}", grown, STATE_BYTES_MAX)
+            raise StateTooLargeError(f"{checks.where()}state with {name!r}", grown, STATE_BYTES_MAX)
         if before is None and len(self.names()) >= STATE_KEYS_MAX:
             raise TerminalError(
-                f"an object may have {STATE_KEYS_MAX} state names; put {name!r} inside another value", 413
+                f"{checks.where()}an object may have {STATE_KEYS_MAX} state names; put {name!r} inside another value",
+                413,
             )
         self._size = grown
         self.changed[name] = value
