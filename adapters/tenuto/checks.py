@@ -146,7 +146,7 @@ def topic(value: object) -> str:
 
 def record_key(value: object, to: str) -> bytes | None:
     """The key of a record. Raises TypeError, InvalidArgumentError."""
-    return None if value is None else _octets(value, f"ctx.publish to {to}: the key", f"{AS_TEXT}, or as bytes")
+    return None if value is None else _octets(value, f"ctx.publish to {to}: ", "the key")
 
 
 def record_headers(value: object, to: str) -> tuple[tuple[str, bytes], ...]:
@@ -164,9 +164,10 @@ def record_headers(value: object, to: str) -> tuple[tuple[str, bytes], ...]:
         if not isinstance(pair, tuple | list) or len(pair) != len(("name", "value")):
             wrong_type(f"{what}headers have a {type_name(pair)} where a pair belongs: {HEADERS_FORM}")
         name = text(pair[0], f"{what}the name of a header", HEADERS_FORM)
-        if encodable(name) != name:
+        if not name.isascii() and encodable(name) != name:
             invalid(f"{what}the header's name {shown(name)} holds a lone surrogate, which is not Unicode text")
-        headers.append((name, _octets(pair[1], f"{what}the header {shown(name)}", f"{AS_TEXT}, or as bytes")))
+        found = pair[1]
+        headers.append((name, found if type(found) is bytes else _octets(found, what, f"the header {shown(name)}")))
     return tuple(headers)
 
 
@@ -176,15 +177,15 @@ def fitting(size_bytes: int, what: str) -> None:
         raise StateTooLargeError(where() + what, size_bytes, OUT_BYTES_MAX)
 
 
-def _octets(value: object, what: str, form: str) -> bytes:
+def _octets(value: object, where_to: str, what: str) -> bytes:
     if isinstance(value, bytes):
         return b"".join((value,))
     if not isinstance(value, str):
-        wrong_type(f"{what} is str or bytes, not {type_name(value)}: {form}")
+        wrong_type(f"{where_to}{what} is str or bytes, not {type_name(value)}: {AS_TEXT}, or as bytes")
     try:
         return str.__str__(value).encode()
     except UnicodeEncodeError:
-        invalid(f"{what} holds a lone surrogate, which is not Unicode text; give it as bytes")
+        invalid(f"{where_to}{what} holds a lone surrogate, which is not Unicode text; give it as bytes")
 
 
 # --- durations and numbers -------------------------------------------------------------------------------------------

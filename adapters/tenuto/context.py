@@ -9,7 +9,7 @@ import functools
 import random as _random
 import types
 import uuid as _uuid
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
@@ -274,7 +274,7 @@ class _Durable(_Shared):
         value: Any,
         *,
         key: str | bytes | None = None,
-        headers: Mapping[str, str | bytes] | Iterable[tuple[str, str | bytes]] | None = None,
+        headers: Mapping[str, str | bytes] | Sequence[tuple[str, str | bytes]] | None = None,
     ) -> None:
         """Produce a record to a Kafka topic when this invocation commits.
 
@@ -431,7 +431,11 @@ class _Named(Generic[T]):
 
 def _encoded(value: Any, what: str) -> bytes:
     serde: Serde[Any] = (
-        BytesSerde() if isinstance(value, bytes) else serde_for(type(value)) if _typed(value) else JsonSerde()
+        BytesSerde()
+        if isinstance(value, bytes | bytearray | memoryview)
+        else serde_for(type(value))
+        if _typed(value)
+        else JsonSerde()
     )
     return _Named(serde, what).serialize(value)
 

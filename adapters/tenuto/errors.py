@@ -171,6 +171,10 @@ class RetryableError(TenutoError):
     Raises TypeError when `retry_after` is no duration, ValueError when it is nan or infinite.
     """
 
+    # Defaults for a subclass whose constructor does not call this one.
+    message: str = ""
+    retry_after: timedelta | None = None
+
     def __init__(self, message: object = "", retry_after: timedelta | float | None = None) -> None:
         from tenuto.protocol.backoff import asked_pause_ms
         from tenuto.protocol.durations import milliseconds

@@ -264,7 +264,7 @@ def test_publish(topic: Any, value: Any, key: Any, given_headers: Any) -> None:
             assert entry.key == (None if key is None else octets(key))
             pairs = given_headers.items() if hasattr(given_headers, "items") else given_headers or ()
             assert entry.headers == tuple((exact(n), octets(v)) for n, v in pairs)
-            if value is None or isinstance(value, bytes):
+            if value is None or isinstance(value, bytes | bytearray | memoryview):
                 assert entry.value == value
             else:
                 assert entry.value is not None
