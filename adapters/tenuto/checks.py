@@ -29,6 +29,7 @@ from tenuto.errors import InvalidArgumentError, StateTooLargeError
 from tenuto.protocol.durations import DURATION_FORM, milliseconds
 from tenuto.protocol.ids import AwakeableId, check_key
 from tenuto.protocol.limits import (
+    FAILURE_TEXT_BYTES_MAX,
     OUT_BYTES_MAX,
     PAUSE_MS_MAX,
     RETRY_ATTEMPTS_MAX,
@@ -51,7 +52,7 @@ HEADERS_FORM: Final = 'give a dict such as {"source": "bank"}, or (name, value) 
 
 def wrong_type(text: str) -> NoReturn:
     """Raise TypeError with the handler at work in front of the text."""
-    raise TypeError(where() + text)
+    raise TypeError(cut(where() + text, FAILURE_TEXT_BYTES_MAX))
 
 
 def invalid(text: str) -> NoReturn:
@@ -294,7 +295,7 @@ def shown(value: object) -> str:
 
 
 def where() -> str:
-    """The handler at work, to begin a message with; nothing outside of handlers."""
+    """The handler at work, to begin a message with ("orders/place: "); nothing outside of handlers."""
     at_work = logs.current.get()
     if at_work is None:
         return ""
