@@ -15,6 +15,7 @@ from tenuto.context import (
 )
 from tenuto.errors import (
     BadInputError,
+    InvalidArgumentError,
     JournalMismatchError,
     RetryableError,
     StateTooLargeError,
@@ -33,6 +34,7 @@ __all__ = [
     "Context",
     "DurableFuture",
     "Handler",
+    "InvalidArgumentError",
     "InvocationLogFilter",
     "InvocationRetryPolicy",
     "JournalMismatchError",

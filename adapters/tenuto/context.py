@@ -6,18 +6,22 @@ Owns the public face of commands: names, type hints, units. Does not own what a 
 from __future__ import annotations
 
 import functools
-import inspect
 import random as _random
+import types
 import uuid as _uuid
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
-from tenuto.errors import BadInputError, TenutoError, TerminalError, UnserialisableError
+from tenuto import checks
+from tenuto.errors import BadInputError, TenutoError, UnserialisableError
+from tenuto.protocol.durations import Duration, milliseconds
+from tenuto.protocol.failures import describe, rejection_of
 from tenuto.protocol.ids import Lane
 from tenuto.protocol.messages import RetryPolicy
-from tenuto.protocol.records import Failed, Failure, KafkaSource, PublishOut, Success
+from tenuto.protocol.records import Failed, KafkaSource, PublishOut, Success
+from tenuto.result_hints import inspectable, result_hint
 from tenuto.runtime.attempt import Attempt
 from tenuto.runtime.futures import AwakeableFuture, DurableFuture
 from tenuto.runtime.steps import RunLimits, step_key
@@ -63,28 +67,53 @@ class RunOptions(Generic[T]):
     """How a step is retried and serialised.
 
     Without any retry setting a failing step fails the attempt, which the handler's retry policy repeats for ever. With
-    `max_attempts` or `max_duration` the step itself gives up: awaiting it then raises TerminalError.
+    `max_attempts` or `max_duration` the step itself gives up: awaiting it then raises TerminalError. Durations are
+    timedeltas or seconds as numbers; intervals are above zero and at most 365 days, and no pause is shorter than 10 ms.
+
+    Raises TypeError and ValueError for settings that make no sense, such as a serde without its methods or a type hint
+    whose values cannot be read back.
     """
 
     serde: Serde[T] | None = None
     type_hint: Any = None
     max_attempts: int | None = None
-    max_duration: timedelta | None = None
-    initial_retry_interval: timedelta = timedelta(milliseconds=50)
-    max_retry_interval: timedelta = timedelta(seconds=60)
+    max_duration: Duration | None = None
+    initial_retry_interval: Duration = timedelta(milliseconds=50)
+    max_retry_interval: Duration = timedelta(seconds=60)
     retry_interval_factor: float = 2.0
+
+    def __post_init__(self) -> None:
+        if self.serde is not None:
+            checks.serde(self.serde)
+        elif self.type_hint is not None:
+            _serde_for(self.type_hint, "type_hint")
+        initial = checks.interval(self.initial_retry_interval, "initial_retry_interval")
+        longest = checks.interval(self.max_retry_interval, "max_retry_interval")
+        checks.policy(initial, longest, ("initial_retry_interval", "max_retry_interval"))
+        # Equal settings are equal options, however they were written.
+        object.__setattr__(self, "initial_retry_interval", initial)
+        object.__setattr__(self, "max_retry_interval", longest)
+        object.__setattr__(
+            self, "retry_interval_factor", checks.factor(self.retry_interval_factor, "retry_interval_factor")
+        )
+        object.__setattr__(self, "max_attempts", checks.attempts(self.max_attempts, "max_attempts"))
+        if self.max_duration is not None:
+            object.__setattr__(self, "max_duration", checks.interval(self.max_duration, "max_duration", zero=True))
 
     def limits(self) -> RunLimits:
         """The retry settings as the runtime takes them."""
         if self == RunOptions(self.serde, self.type_hint):
             return _NO_LIMITS
         policy = RetryPolicy(
-            _ms(self.initial_retry_interval),
+            milliseconds(self.initial_retry_interval, "initial_retry_interval"),
             self.retry_interval_factor,
-            _ms(self.max_retry_interval),
+            milliseconds(self.max_retry_interval, "max_retry_interval"),
             self.max_attempts,
         )
-        return RunLimits(policy, None if self.max_duration is None else _ms(self.max_duration))
+        return RunLimits(policy, None if self.max_duration is None else milliseconds(self.max_duration, "max_duration"))
+
+
+_PLAIN: RunOptions[Any] = RunOptions()
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,21 +173,48 @@ class _Durable(_Shared):
         its value. A step that was in flight at a crash runs again, with the same `idempotency_key()`. Raises
         TerminalError on await when the step raised one or its options say to give up.
         """
-        return self.run_with(RunOptions(), name, action, *args, **kwargs)
+        return self._run(_PLAIN, _NO_LIMITS, name, action, args, kwargs)
 
     def run_with(
         self, options: RunOptions[T], name: str, action: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> DurableFuture[T]:
         """`run` with retry limits, a serde or a type hint for the result."""
-        if not callable(action):
-            raise TypeError(f"ctx.run({name!r}, ...) takes a callable and its arguments, not {type(action).__name__}")
-        call = functools.partial(action, *args, **kwargs) if args or kwargs else action
-        serde = options.serde or serde_for(options.type_hint or _returns(action))
-        return self._attempt.run(name, call, _Named(serde, f"the result of run {name!r}"), options.limits())
+        if not isinstance(options, RunOptions):
+            checks.wrong_type(
+                f"ctx.run_with takes RunOptions first, not {type(options).__name__}: "
+                'ctx.run_with(RunOptions(max_attempts=3), "pay", pay)'
+            )
+        return self._run(options, options.limits(), name, action, args, kwargs)
 
-    def sleep(self, duration: timedelta) -> DurableFuture[None]:
-        """Wait at least this long. Beyond a few hundred milliseconds the function returns and is resumed."""
-        return self._attempt.sleep(max(0, _ms(duration)))
+    def _run(
+        self,
+        options: RunOptions[T],
+        limits: RunLimits,
+        name: object,
+        action: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> DurableFuture[T]:
+        called = checks.step_name(name)
+        if not callable(action):
+            checks.wrong_type(
+                f"ctx.run({checks.shown(called)}, ...) takes a callable and its arguments, not {type(action).__name__}"
+            )
+        plain = action if type(action) is types.FunctionType else inspectable(action)
+        call = functools.partial(plain, *args, **kwargs) if args or kwargs else plain
+        serde = options.serde
+        if serde is None:
+            hint = result_hint(action) if options.type_hint is None else options.type_hint
+            serde = _serde_for(hint, f"ctx.run({called!r})")
+        return self._attempt.run(called, call, _Named(serde, f"the result of run {called!r}"), limits)
+
+    def sleep(self, duration: Duration) -> DurableFuture[None]:
+        """Wait at least this long, a timedelta or seconds as a number. What is not above zero is over at once.
+
+        Beyond a few hundred milliseconds the function returns and is resumed. Raises TypeError for anything else than a
+        duration, and InvalidArgumentError for nan, infinity or more than 100 years.
+        """
+        return self._attempt.sleep(checks.sleep_ms(duration))
 
     @overload
     def awakeable(self, type_hint: type[T]) -> tuple[str, AwakeableFuture[T]]: ...
@@ -171,47 +227,89 @@ class _Durable(_Shared):
 
         Hand the id out inside `ctx.run` or with a send: before the first durable step nobody could resolve it.
         """
-        return self._attempt.awakeable(_Named(serde_for(type_hint), "the result of an awakeable"))
+        serde = _serde_for(type_hint, "ctx.awakeable")
+        return self._attempt.awakeable(_Named(serde, "the result of an awakeable"))
 
     def resolve_awakeable(self, awakeable_id: str, value: Any = None, type_hint: Any = None) -> None:
-        """Complete somebody's awakeable with a value. A type hint is needed as for `ObjectContext.set`."""
-        self._attempt.resolve(awakeable_id, Success(_encoded(value, "the value of an awakeable", type_hint)))
+        """Complete somebody's awakeable with a value. A type hint is needed as for `ObjectContext.set`.
+
+        Raises InvalidArgumentError when the id is none, UnserialisableError and StateTooLargeError for the value.
+        """
+        named = checks.awakeable_id(awakeable_id, "resolve_awakeable")
+        self._attempt.resolve(named, Success(_encoded(value, "the value of an awakeable", type_hint)))
 
     def reject_awakeable(self, awakeable_id: str, reason: str) -> None:
-        """Fail somebody's awakeable: its waiter gets TerminalError(reason)."""
-        self._attempt.resolve(awakeable_id, Failed(Failure(reason)))
+        """Fail somebody's awakeable: its waiter gets TerminalError(reason), cut to 4,096 bytes.
+
+        Raises InvalidArgumentError when the id is none.
+        """
+        self._attempt.resolve(checks.awakeable_id(awakeable_id, "reject_awakeable"), Failed(rejection_of(reason)))
 
     def service_send(
-        self, handler: Handler[Any, Any], argument: Any = None, *, send_delay: timedelta | None = None
+        self, handler: Handler[Any, Any], argument: Any = None, *, send_delay: Duration | None = None
     ) -> str:
-        """Send to a service's handler, without waiting. Returns the new invocation's id."""
-        return self._attempt.send(None, handler.service, handler.name, handler.encode(argument), _delay(send_delay))
+        """Send to a service's handler, without waiting. Returns the new invocation's id.
+
+        `send_delay` is a timedelta or seconds as a number. Raises TypeError for a handler of a virtual object,
+        UnserialisableError for an argument that does not fit, StateTooLargeError above 100 KB, InvalidArgumentError.
+        """
+        _require_handler(handler, "service_send", keyed=False)
+        return self._send(None, handler, argument, send_delay)
 
     def object_send(
-        self, handler: Handler[Any, Any], key: str, argument: Any = None, *, send_delay: timedelta | None = None
+        self, handler: Handler[Any, Any], key: str, argument: Any = None, *, send_delay: Duration | None = None
     ) -> str:
-        """Send to an object's handler, without waiting. Messages to one key arrive in the order they were sent."""
-        lane = Lane(handler.service, key)
-        return self._attempt.send(lane, handler.service, handler.name, handler.encode(argument), _delay(send_delay))
+        """Send to an object's handler, without waiting. Messages to one key arrive in the order they were sent.
+
+        The key is text of 1 to 1,024 bytes without control characters. Raises as `service_send` does, and TypeError for
+        a handler of a service and for a shared one.
+        """
+        _require_handler(handler, "object_send", keyed=True)
+        lane = Lane(handler.service, checks.object_key(handler.service, key))
+        return self._send(lane, handler, argument, send_delay)
+
+    def _send(self, lane: Lane | None, handler: Handler[Any, Any], argument: Any, send_delay: Duration | None) -> str:
+        delay_ms = checks.delay_ms(send_delay)
+        what = f"the message to {handler.spec.target}"
+        data = handler.encode(argument)
+        if data is not None:
+            checks.fitting(len(data), what)
+        return self._attempt.send(lane, handler.service, handler.name, data, delay_ms)
 
     def publish(
-        self, topic: str, value: Any, *, key: str | bytes | None = None, headers: dict[str, str | bytes] | None = None
+        self,
+        topic: str,
+        value: Any,
+        *,
+        key: str | bytes | None = None,
+        headers: Mapping[str, str | bytes] | Sequence[tuple[str, str | bytes]] | None = None,
     ) -> None:
         """Produce a record to a Kafka topic when this invocation commits.
 
-        A `value` of bytes goes as it is, others as JSON; None is a tombstone. After a crash the record may be
-        produced twice, with the same `tenuto-id` header. One that is larger than the topic's `max.message.bytes` is
-        not produced: it is kept in the table, and the control plane's log has an error that names it. What one commit
-        publishes weighs 100 KB at most, far below the brokers' default of 1 MB.
+        A `value` of bytes goes as it is, others as JSON; None is a tombstone. Headers are a mapping, or pairs where a
+        name comes twice. After a crash the record may be produced twice, with the same `tenuto-id` header. One that is
+        larger than the topic's `max.message.bytes` is not produced: it is kept in the table, and the control plane's
+        log has an error that names it. What one commit publishes weighs 100 KB at most, far below the brokers' default
+        of 1 MB.
+
+        Raises TypeError, InvalidArgumentError for what Kafka takes as no name of a topic, UnserialisableError and
+        StateTooLargeError.
         """
-        written = _Named(OutboundSerde(), f"the record for {topic!r}")
-        data = value if value is None or isinstance(value, bytes) else written.serialize(value)
-        pairs = tuple((n, v.encode() if isinstance(v, str) else v) for n, v in (headers or {}).items())
-        raw_key = key.encode() if isinstance(key, str) else key
-        self._attempt.publish(PublishOut(topic, data, raw_key, pairs))
+        name = checks.topic(topic)
+        raw_key = checks.record_key(key, name)
+        pairs = checks.record_headers(headers, name)
+        what = f"the record for {name!r}"
+        data = value if value is None or type(value) is bytes else _Named(OutboundSerde(), what).serialize(value)
+        size = sum(len(n.encode()) + len(v) for n, v in pairs) + len(raw_key or b"") + len(data or b"")
+        checks.fitting(size, what)
+        self._attempt.publish(PublishOut(name, data, raw_key, pairs))
 
     async def gather(self, *futures: DurableFuture[Any]) -> list[Any]:
-        """Wait for all futures; values in order. Raises the first failure in order, once all are done."""
+        """Wait for all futures; values in order. Raises the first failure in order, once all are done.
+
+        Raises TypeError for what is no future of this invocation.
+        """
+        checks.futures(futures, DurableFuture, self._attempt, "ctx.gather")
         return await self._attempt.gather(futures)
 
     async def select(self, **futures: DurableFuture[Any]) -> tuple[str, Any]:
@@ -221,8 +319,9 @@ class _Durable(_Shared):
                 case "answer", value: ...
                 case "timeout", _: ...
 
-        Raises TerminalError when the first one failed.
+        Raises TerminalError when the first one failed, TypeError for what is no future of this invocation.
         """
+        checks.futures(futures.values(), DurableFuture, self._attempt, "ctx.select")
         names = list(futures)
         winner = await self._attempt.select(list(futures.values()))
         return names[winner], futures[names[winner]].value()
@@ -246,11 +345,12 @@ class _Reads(_Shared):
 
     async def get(self, name: str, type_hint: Any = None) -> Any:
         """The value stored under a name, None when there is none. It came with the request: no I/O."""
-        data = self._attempt.state.get(name)
+        data = self._attempt.state.get(checks.state_name(name, "get"))
+        serde = _serde_for(type_hint, "ctx.get")
         if data is None:
             return None
         try:
-            return serde_for(type_hint).deserialize(data)
+            return serde.deserialize(data)
         except BadInputError as e:
             raise e.naming(f"state {name!r}") from None
 
@@ -281,16 +381,17 @@ class ObjectContext(_Durable, _Reads):
 
         Plain JSON needs no hint, and objects are written by their own class, which `get` takes as hint. Anything else,
         such as tuples, sets and keys that are no text, needs the hint that `get` is given:
-        `ctx.set("seen", {1, 2}, set[int])`.
+        `ctx.set("seen", {1, 2}, set[int])`. A name has 1 to 255 bytes and no control characters.
 
-        Raises UnserialisableError when the value would not come back equal, and StateTooLargeError when the object's
-        state outgrows its limit.
+        Raises InvalidArgumentError, UnserialisableError when the value would not come back equal, and
+        StateTooLargeError when the object's state outgrows its limit.
         """
-        self._attempt.state.set(name, _encoded(value, f"state {name!r}", type_hint))
+        named = checks.state_name(name, "set")
+        self._attempt.state.set(named, _encoded(value, f"state {named!r}", type_hint))
 
     def clear(self, name: str) -> None:
         """Forget the value of a name."""
-        self._attempt.state.clear(name)
+        self._attempt.state.clear(checks.state_name(name, "clear"))
 
     def clear_all(self) -> None:
         """Forget every value."""
@@ -311,10 +412,10 @@ def idempotency_key() -> str:
 
 async def gather(*futures: DurableFuture[Any]) -> list[Any]:
     """See `ObjectContext.gather`."""
-    attempts = [f.waiter for f in futures]
-    if not attempts:
+    if not futures:
         return []
-    attempt = attempts[0]
+    attempt = getattr(futures[0], "waiter", None)
+    checks.futures(futures, DurableFuture, attempt, "gather")
     if not isinstance(attempt, Attempt):
         raise TypeError("gather takes the futures that context methods return")
     return await attempt.gather(futures)
@@ -331,7 +432,7 @@ class _Named(Generic[T]):
         try:
             return self.serde.serialize(value)
         except UnserialisableError as e:
-            raise e.naming(self.what) from None
+            raise e.naming(checks.where() + self.what) from None
 
     def deserialize(self, data: bytes) -> T:
         try:
@@ -341,21 +442,35 @@ class _Named(Generic[T]):
 
 
 def _encoded(value: Any, what: str, type_hint: Any = None) -> bytes:
-    serde: Serde[Any] = OwnTypesSerde() if type_hint is None else serde_for(type_hint)
+    serde: Serde[Any] = OwnTypesSerde() if type_hint is None else _serde_for(type_hint, what)
     return _Named(serde, what).serialize(value)
 
 
-def _returns(action: Callable[..., Any]) -> Any:
-    plain = action.func if isinstance(action, functools.partial) else action
-    # Not inspect.signature: this runs at every step, and most actions are plain functions.
-    hint = getattr(plain, "__annotations__", {}).get("return")
-    if not isinstance(hint, str):
-        return hint
+def _serde_for(hint: Any, what: str) -> Serde[Any]:
     try:
-        return inspect.get_annotations(plain, eval_str=True).get("return")
-    except NameError:
-        # The hint names something that is imported for type checking only.
-        return None
+        return serde_for(hint)
+    except Exception as e:  # noqa: BLE001 - what is no type may raise anything when it is looked at
+        checks.wrong_type(f"{what}: {describe(e)}")
+
+
+def _require_handler(handler: object, method: str, *, keyed: bool) -> None:
+    from tenuto.service import Handler  # it imports this module
+
+    if not isinstance(handler, Handler):
+        checks.wrong_type(
+            f"ctx.{method} takes a declared handler, not {type(handler).__name__}: "
+            "the function below its @service.handler(), or service.handlers[name]"
+        )
+    target = handler.spec.target
+    if handler.kind == "shared":
+        checks.wrong_type(
+            f"ctx.{method}: {target} is a shared handler, which only reads, and a message has no answer: send to an "
+            "exclusive handler of the object with ctx.object_send, or call it over HTTP"
+        )
+    if handler.kind == "stateless" and keyed:
+        checks.wrong_type(f"ctx.{method}: {target} belongs to a service, which has no keys: use ctx.service_send")
+    if handler.kind == "exclusive" and not keyed:
+        checks.wrong_type(f"ctx.{method}: {target} belongs to a virtual object: use ctx.object_send with a key")
 
 
 def _request_of(attempt: Attempt) -> Request:
@@ -365,15 +480,3 @@ def _request_of(attempt: Attempt) -> Request:
         came = event.source
         origin = KafkaOrigin(came.topic, came.partition, came.offset, came.timestamp_ms, came.raw_key)
     return Request(event.id, event.headers, event.input, origin)
-
-
-def _delay(delay: timedelta | None) -> int:
-    if delay is None:
-        return 0
-    if delay < timedelta():
-        raise TerminalError("send_delay is negative", 400)
-    return _ms(delay)
-
-
-def _ms(duration: timedelta) -> int:
-    return round(duration.total_seconds() * 1000)

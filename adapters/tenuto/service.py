@@ -11,20 +11,24 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Generic, Literal, ParamSpec, TypeVar
 
+from tenuto import checks
 from tenuto.context import Context, ObjectContext, ObjectSharedContext
 from tenuto.errors import TenutoError, UnserialisableError
+from tenuto.protocol.durations import Duration, milliseconds
 from tenuto.protocol.messages import HandlerManifest, Manifest, RetryPolicy, ServiceManifest
 from tenuto.runtime.attempt import Attempt
 from tenuto.runtime.handlers import HandlerSpec, Kind
-from tenuto.serde import MISSING, BytesSerde, Serde, hints_of, output_serde_for, serde_for
+from tenuto.serde import MISSING, BytesSerde, hints_of, output_serde_for, serde_for
 
 I = TypeVar("I")  # noqa: E741 - the handler's input
 O = TypeVar("O")  # noqa: E741 - the handler's output
 P = ParamSpec("P")
 
+KEYED_KINDS = ("exclusive", "shared")
+"""Kinds of handlers that a virtual object may have."""
 
-NAME_CHARS_MAX = 128
-"""Longest service name: it is part of every key of its lanes."""
+RECEIVERS = frozenset({"self", "cls"})
+"""Names of a first parameter that show a method."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,23 +36,30 @@ class InvocationRetryPolicy:
     """Pauses between attempts of a failing invocation: exponential with jitter, for ever by default.
 
     With `max_attempts` the invocation fails after that many, and an event from Kafka goes to its dead-letter topic.
+    Intervals are timedeltas or seconds as numbers, above zero and at most 365 days; no pause is shorter than 10 ms.
+
+    Raises TypeError and ValueError for settings that make no sense.
     """
 
-    initial_interval: timedelta = timedelta(milliseconds=50)
+    initial_interval: Duration = timedelta(milliseconds=50)
     factor: float = 2.0
-    max_interval: timedelta = timedelta(seconds=60)
+    max_interval: Duration = timedelta(seconds=60)
     max_attempts: int | None = None
 
     def __post_init__(self) -> None:
-        if self.initial_interval <= timedelta() or self.max_interval < self.initial_interval or self.factor < 1:
-            raise ValueError("a retry policy needs 0 < initial_interval <= max_interval and factor >= 1")
-        if self.max_attempts is not None and self.max_attempts < 1:
-            raise ValueError("max_attempts is at least 1")
+        initial = checks.interval(self.initial_interval, "initial_interval")
+        longest = checks.interval(self.max_interval, "max_interval")
+        checks.policy(initial, longest, ("initial_interval", "max_interval"))
+        # Equal settings are equal policies, however they were written.
+        object.__setattr__(self, "initial_interval", initial)
+        object.__setattr__(self, "max_interval", longest)
+        object.__setattr__(self, "factor", checks.factor(self.factor, "factor"))
+        object.__setattr__(self, "max_attempts", checks.attempts(self.max_attempts, "max_attempts"))
 
     def wire(self) -> RetryPolicy:
         """The policy as it travels."""
-        initial, longest = (round(d.total_seconds() * 1000) for d in (self.initial_interval, self.max_interval))
-        return RetryPolicy(max(1, initial), self.factor, longest, self.max_attempts)
+        initial, longest = (milliseconds(d, "interval") for d in (self.initial_interval, self.max_interval))
+        return RetryPolicy(initial, self.factor, longest, self.max_attempts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,17 +77,17 @@ class Handler(Generic[I, O]):
         return self.function(*args, **kwargs)
 
     def encode(self, argument: Any) -> bytes | None:
-        """The input's bytes for a message to this handler; none for None. Raises UnserialisableError."""
+        """The input's bytes for a message to this handler; none for None. Raises UnserialisableError, TenutoError."""
         if not self.spec.takes_input:
             if argument is None:
                 return None
-            raise TenutoError(f"{self.spec.target} takes no input")
+            raise TenutoError(f"{checks.where()}{self.spec.target} takes no input: send None")
         if argument is None and isinstance(self.spec.input, BytesSerde):
             return None
         try:
             data = self.spec.input.serialize(argument)
         except UnserialisableError as e:
-            raise e.naming(f"the message to {self.spec.target}") from None
+            raise e.naming(f"{checks.where()}the message to {self.spec.target}") from None
         # None is sent as no input at all, once its type has admitted it.
         return None if argument is None else data
 
@@ -92,36 +103,48 @@ class _Declared:
     keyed = False
 
     def __post_init__(self) -> None:
-        if not self.name or not self.name.isprintable() or len(self.name) > NAME_CHARS_MAX or "/" in self.name:
-            raise ValueError(
-                f"{self.name!r} is no service name: 1 to {NAME_CHARS_MAX} printable characters without '/'"
-            )
+        self.name = checks.target_name(self.name, "service name")
+        _require_policy(self.retry_policy, self.name)
 
     def _checked(self, name: str | Callable[..., object] | None) -> str | None:
         if callable(name):
             raise TypeError(f"the decorator of {self.name} takes parentheses: @{self.name}.handler()")
-        return name
+        return None if name is None else checks.target_name(name, "handler name")
+
+    def _called(self, function: object) -> str:
+        """The name of a handler that is given none: its function's."""
+        if not callable(function):
+            raise TypeError(
+                f"a handler of {self.name} is declared on a {type(function).__name__}, not on a function: "
+                f"@{self.name}.handler() above async def place(ctx, event)"
+            )
+        if not hasattr(function, "__name__"):
+            raise TypeError(f'a {type(function).__name__} has no name of its own: {self.name}.handler("name")(...)')
+        return checks.target_name(function.__name__, "handler name")
 
     def _add(
         self, function: Callable[..., Awaitable[O]], name: str | None, kind: Kind, policy: InvocationRetryPolicy | None
     ) -> Handler[Any, O]:
-        called = name or getattr(function, "__name__", "")
-        if not called or "/" in called:
-            raise ValueError(f"{called!r} is no handler name")
+        called = self._called(function) if name is None else name
+        target = f"{self.name}/{called}"
         if called in self.handlers:
-            raise ValueError(f"{self.name}/{called} is declared twice")
-        if not inspect.iscoroutinefunction(inspect.unwrap(function)):
-            raise TypeError(f"{self.name}/{called} is no async function: declare handlers with `async def`")
-        hint, output = hints_of(function)
-        plain: Serde[Any] = serde_for(None)
+            raise ValueError(f"{target} is declared twice")
+        if policy is not None:
+            _require_policy(policy, target)
+        _require_function(function, target)
+        try:
+            hint, output = hints_of(function)
+            takes, gives = serde_for(None if hint is MISSING else hint), output_serde_for(output)
+        except TypeError as e:
+            raise TypeError(f"{target}: {e}") from e
         spec = HandlerSpec(
             service=self.name,
             name=called,
             kind=kind,
             call=function,
             takes_input=hint is not MISSING,
-            input=plain if hint is MISSING else serde_for(hint),
-            output=output_serde_for(output),
+            input=takes,
+            output=gives,
             retry=(policy or self.retry_policy).wire(),
         )
         handler: Handler[Any, O] = Handler(self.name, called, kind, function, spec)
@@ -163,6 +186,8 @@ class VirtualObject(_Declared):
         `kind="shared"` handlers read state while others run and never wait in the key's queue.
         """
         called = self._checked(name)
+        if kind not in KEYED_KINDS:
+            raise ValueError(f"the kind of a handler of {self.name} is one of {KEYED_KINDS}, not {checks.shown(kind)}")
 
         def declare(function: Callable[..., Awaitable[O]]) -> Handler[Any, O]:
             return self._add(function, called, kind, retry_policy)
@@ -212,4 +237,34 @@ class Services:
                 for s in self._services.values()
             ),
             timeout_ms,
+        )
+
+
+def _require_policy(policy: object, of: str) -> None:
+    if not isinstance(policy, InvocationRetryPolicy):
+        raise TypeError(
+            f"{of}: retry_policy is an InvocationRetryPolicy, not {type(policy).__name__}: "
+            "retry_policy=InvocationRetryPolicy(max_attempts=3)"
+        )
+
+
+def _require_function(function: Any, target: str) -> None:
+    """Refuse what is no async function, and a method without its instance. Raises TypeError."""
+    form = f"async def {target.rpartition('/')[2]}(ctx, event)"
+    if not callable(function):
+        raise TypeError(f"{target} is declared on a {type(function).__name__}, not on a function: {form}")
+    plain = inspect.unwrap(function)
+    if inspect.isgeneratorfunction(plain) or inspect.isasyncgenfunction(plain):
+        raise TypeError(f"{target} is a generator, which a handler cannot be: {form}, without yield")
+    if not inspect.iscoroutinefunction(plain):
+        raise TypeError(f"{target} is no async function: declare handlers with `async def`: {form}")
+    # A bound method has its instance, a static method needs none.
+    if inspect.ismethod(function) or isinstance(function, staticmethod) or not inspect.isfunction(plain):
+        return
+    first = next(iter(inspect.signature(plain).parameters), "")
+    scope = plain.__qualname__.rpartition(".")[0]
+    if first in RECEIVERS or (scope and not scope.endswith("<locals>")):
+        raise TypeError(
+            f"{target} is a method, and would be called without its {first or 'instance'}: declare a function of the "
+            f"module, {form}, or a bound method, service.handler()(instance.method)"
         )

@@ -65,7 +65,7 @@ def test_a_tombstone_reaches_the_handler_as_none() -> None:
 @pytest.mark.parametrize(
     ("rule", "key", "value", "expected"),
     [
-        (TextKey(), b"", b"", ""),
+        (TextKey(), "é\u2028 ~".encode(), b"", "é\u2028 ~"),
         (BytesKey(), b"\x00\xff", b"", "00ff"),
         (JsonKey(("id",)), None, b'{"id": "a"}', "a"),
         (
@@ -87,6 +87,12 @@ def test_keys_by_rule(rule: KeyRule, key: bytes | None, value: bytes, expected: 
         (TextKey(), None, b"", "has no key"),
         (BytesKey(), None, b"", "has no key"),
         (TextKey(), b"\xff", b"", "not UTF-8"),
+        (TextKey(), b"", b"", "the key is empty"),
+        (BytesKey(), b"", b"", "the key is empty"),
+        (TextKey(), b"a\x00b", b"", "the key holds the control character U+0000"),
+        (TextKey(), "a\x85b".encode(), b"", "the key holds the control character U+0085"),
+        (JsonKey(("id",)), b"k", b'{"id": ""}', "the key is empty"),
+        (JsonKey(("id",)), b"k", b'{"id": "a\\u007f"}', "the key holds the control character U+007F"),
         (TextKey(), b"x" * 1025, b"", "1025 bytes long; at most 1024"),
         (TextKey(), b"%" * 1000, b"", "as a partition key; at most 2048"),
         (BytesKey(), b"x" * 513, b"", "1026 bytes long"),

@@ -1,1 +1,1 @@
-"""What nobody should hand in: for each kind of issue, many members, and the rule as the oracle."""
+"""Hostile input: one file for each kind, with members that nobody listed; whatever comes in stops and loses nothing."""

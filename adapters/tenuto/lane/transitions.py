@@ -234,7 +234,9 @@ def suspend(
     """5. Let go of the function, keeping the lane.
 
     Refused when a result of an awakeable has come that the attempt has not seen, whichever it waits for: so it may wait
-    for any number of them. `base` goes as values: a copy from the item would, after a lost response, take published state for first-seen state.
+    for any number of them.
+
+    `base` goes as values: a copy from the item would, after a lost response, take published state for first-seen state.
     """
     sets, removes = _progress(run, progress)
     gone = _state(state, sets)

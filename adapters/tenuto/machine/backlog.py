@@ -1,8 +1,8 @@
 """What of a journal still has to be written, and what of it is where: the side that stores.
 
-Owns which slots are stored, which sit in the head, when they move into a segment, and what a write takes along. Does not
-own numbering or results (`journal`), from which finished slots arrive through a queue, nor the writes themselves. Used
-by one thread alone, the one that writes. Synchronous and free of I/O.
+Owns which slots are stored, which sit in the head, when they move into a segment, and what a write takes along. Does
+not own numbering or results (`journal`), from which finished slots arrive through a queue, nor the writes themselves.
+Used by one thread alone, the one that writes. Synchronous and free of I/O.
 """
 
 from __future__ import annotations

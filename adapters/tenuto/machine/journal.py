@@ -224,7 +224,7 @@ class Journal:
         self.finished += 1
 
     def hear(self, news: Iterable[tuple[str, Slot]]) -> None:
-        """Take over what the writing side found in storage, put there by others or by a write whose response was lost."""
+        """Take over what the writing side found in storage: put by others, or by a write whose response was lost."""
         for name, slot in news:
             self.known.setdefault(name, slot)
             if isinstance(slot, SentSlot):

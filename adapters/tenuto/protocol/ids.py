@@ -12,6 +12,8 @@ import hashlib
 import hmac
 from typing import NamedTuple
 
+from tenuto.protocol.texts import problem_of_name
+
 INDEX_DIGITS_MAX = 6
 """Digits of a command's index, with room above the limit of commands."""
 
@@ -22,7 +24,10 @@ AWAKEABLE_TOKEN_BYTES = 16
 """What of an awakeable's id nobody can guess."""
 
 MAX_KEY_BYTES = 1024
-"""Longest object key, in UTF-8 bytes. DynamoDB's partition key holds 2,048 bytes; escaping may grow a key."""
+"""Longest object key, in UTF-8 bytes."""
+
+PARTITION_KEY_BYTES_MAX = 2_048
+"""Longest partition key (Amazon DynamoDB quotas). Escaping may bring a key of legal length above it."""
 
 
 class Lane(NamedTuple):
@@ -41,6 +46,23 @@ class Lane(NamedTuple):
         """The lane a partition key stands for. Raises ValueError when it is not one."""
         service, _, key = pk.partition("/")
         return cls(_unescape(service), _unescape(key))
+
+
+def check_key(service: str, key: str) -> None:
+    """The one rule for object keys, wherever they come from: messages, HTTP, Kafka.
+
+    A key is text of 1 to MAX_KEY_BYTES bytes without control characters or lone surrogates (`texts`), and fits, escaped
+    and with its service, into a partition key. Raises ValueError with the reason.
+    """
+    problem = problem_of_name(key, MAX_KEY_BYTES)
+    if problem is not None:
+        raise ValueError(f"the key {problem}")
+    stored = len(Lane(service, key).pk.encode())
+    if stored > PARTITION_KEY_BYTES_MAX:
+        raise ValueError(
+            f"service and key take {stored} bytes as a partition key; at most {PARTITION_KEY_BYTES_MAX} are possible "
+            "('/', '#' and '%' count three times: shorten it)"
+        )
 
 
 class InvocationId(NamedTuple):

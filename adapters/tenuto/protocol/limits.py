@@ -74,6 +74,39 @@ COMMANDS_MAX = 10_000
 OWN_POSITIONS = 900_000
 """Outbox positions from here on are for entries that no command made; commands stay far below."""
 
+STEP_NAME_BYTES_MAX = 255
+"""Longest name of a step, in UTF-8 bytes: it stands in the journal, in log lines and in traces."""
+
+STATE_NAME_BYTES_MAX = 255
+"""Longest name of a state value, in UTF-8 bytes: it is part of an attribute's name in the head."""
+
+TARGET_NAME_BYTES_MAX = 128
+"""Longest name of a service or handler, in UTF-8 bytes: a service's name is part of every key of its lanes."""
+
+TOPIC_CHARS_MAX = 249
+"""Longest name of a Kafka topic (Kafka: `Topic.MAX_NAME_LENGTH`; names are ASCII)."""
+
+FAILURE_TEXT_BYTES_MAX = 4_096
+"""Texts of failures are cut to this: those of one invocation share the head with its state and journal."""
+
+METADATA_BYTES_MAX = 2_048
+"""What names and values of a terminal error's metadata weigh together; what is more is cut."""
+
+PAUSE_MS_MIN = 10
+"""Shortest pause between two attempts, whatever a policy or a failure asks for: a failing handler is no hot loop."""
+
+PAUSE_MS_MAX = 31_536_000_000
+"""Longest pause between two attempts: 365 days."""
+
+SLEEP_MS_MAX = 3_155_760_000_000
+"""Longest sleep, and longest delay of a message: 100 years. Names of timers have room for times far beyond."""
+
+RETRY_FACTOR_MAX = 1_000
+"""Largest factor by which a retry policy may let its pauses grow."""
+
+RETRY_ATTEMPTS_MAX = 1_000_000
+"""Largest number of attempts a retry policy may name; None means without end."""
+
 HOLD_SLEEP_MS_MAX = 300
 """Sleeps up to this long stay inside the function: cheaper than a suspension's three writes and an invocation.
 

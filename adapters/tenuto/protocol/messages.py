@@ -94,9 +94,10 @@ class Activation(Struct, frozen=True, tag="activation"):
 
     `speculate`: several events, nothing owned. `drain`: one inbox item. `resume`: the head's own run, already taken
     over with `holder`. `shared`: one read-only handler. `claim_first` takes the lease before the handler starts.
-    `late` says that this run was handed back once because its lease was over. `attempt` counts from 1 for the first event. Sleeps up to `hold_ms` are waited for inside the function. With
+    `attempt` counts from 1 for the first event. Sleeps up to `hold_ms` are waited for inside the function. With
     `encrypted`, what the function writes to the table is encrypted under the table's data key. `trace` is the W3C
-    `traceparent` of the control plane's span, when it traces.
+    `traceparent` of the control plane's span, when it traces. `late` says that this run was handed back once, because
+    its lease was over.
     """
 
     service: str

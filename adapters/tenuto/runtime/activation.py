@@ -18,7 +18,6 @@ from tenuto.errors import (
     BadInputError,
     FencedError,
     JournalMismatchError,
-    RetryableError,
     StateTooLargeError,
     TerminalError,
     UnserialisableError,
@@ -28,6 +27,7 @@ from tenuto.machine.journal import Journal
 from tenuto.machine.phases import Phase
 from tenuto.protocol.backoff import pause_ms
 from tenuto.protocol.dead_letters import dead_letter
+from tenuto.protocol.failures import describe, failure_of
 from tenuto.protocol.limits import (
     DEADLINE_MARGIN_MS,
     OUT_BYTES_MAX,
@@ -384,8 +384,8 @@ class _Invocation:
         if terminal is None or isinstance(terminal, REFUSED_INPUTS):
             return None, terminal or error
         text = "%s failed for good: %s"
-        log.warning(text, self._spec.target, steps.describe(terminal), exc_info=error, extra=attempt.log_fields())
-        return Failed(steps.failure_of(terminal)), None
+        log.warning(text, self._spec.target, describe(terminal), exc_info=error, extra=attempt.log_fields())
+        return Failed(failure_of(terminal)), None
 
     async def _call(self, attempt: Attempt) -> bytes | None:
         spec = self._spec
@@ -408,11 +408,11 @@ class _Invocation:
             return Lost(str(error))
         if isinstance(error, TerminalError):
             text = "%s: refused: %s"
-            log.warning(text, self._spec.target, steps.describe(error), exc_info=error, extra=attempt.log_fields())
-            return self._dead(steps.failure_of(error))
+            log.warning(text, self._spec.target, describe(error), exc_info=error, extra=attempt.log_fields())
+            return self._dead(failure_of(error))
         if not isinstance(error, Exception):
             raise error
-        failure = Failure(steps.describe(error))
+        failure = Failure(describe(error))
         if failures & (failures + 1) == 0:
             # The first, second, fourth, eighth ... failure in a row, with the place in the handler's own code.
             # The handler's context is over, and with it what the filter of `tenuto.logs` adds.
@@ -424,10 +424,9 @@ class _Invocation:
         counts = not isinstance(error, OutOfTimeError | steps.StepWaitsError)
         if spent and counts and not mismatch:
             return self._dead(failure)
-        if isinstance(error, RetryableError) and error.retry_after is not None:
-            wait_ms = round(error.retry_after.total_seconds() * 1000)
-        else:
-            wait_ms = MISMATCH_PAUSE_MS if mismatch else pause_ms(policy, failures + 1, env.jitter())
+        asked_ms = steps.asked_of(error)
+        wait_ms = MISMATCH_PAUSE_MS if mismatch else pause_ms(policy, failures + 1, env.jitter())
+        wait_ms = wait_ms if asked_ms is None else asked_ms
         if not lease.owning:
             return Failing(failure, wait_ms)
         if isinstance(error, OutOfTimeError):

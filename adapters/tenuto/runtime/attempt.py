@@ -142,8 +142,8 @@ class Attempt:
             return  # A shared handler, which is never replayed.
         if asyncio._get_running_loop() is not self.loop:  # noqa: SLF001 - documented as fast, and as None in a thread
             raise TenutoError(
-                f"{what}: not inside a step. What a step does is not replayed, only its result is kept: use the context in "
-                "the handler's own code, before or after ctx.run, and pass values into the step and out of it"
+                f"{what}: not inside a step. What a step does is not replayed, only its result is kept: use the "
+                "context in the handler's own code, before or after ctx.run, and pass values into the step and out of it"
             )
         if self._over:
             raise TenutoError(f"{what}: the handler has ended. Await its tasks before you return")
@@ -249,7 +249,7 @@ class Attempt:
     # --- driving the handler ----------------------------------------------------------------------------------------
 
     async def drive(self, handler: Callable[[], Awaitable[T]]) -> T:
-        """Run a handler to its end, or until its attempt is over (then raises Unwind). Raises what the handler raises."""
+        """Run a handler to its end. Raises what it raises, and Unwind when the attempt is over before."""
         self.loop = loop = HandlerLoop(self)  # type: ignore[abstract]  # what is abstract refuses
         main = loop.create_task(_main(handler), name=self.event.handler)
         try:
@@ -282,7 +282,7 @@ class Attempt:
         left = loop.cancel_rest()
         if left:
             steps.log.warning(
-                "%s/%s ended while tasks of its own were running, which are cancelled: %s. Await them before you return",
+                "%s/%s ended while its tasks were running, which are cancelled: %s. Await them before you return",
                 *(self.lease.lane.service, self.event.handler, ", ".join(left)),
                 extra=self.log_fields(),
             )
@@ -366,8 +366,8 @@ class Attempt:
         if not awaited:
             self._break(
                 TenutoError(
-                    "the handler waits for something that nothing will bring about: no command it has issued is awaited. "
-                    "Await durable futures, or tasks that do"
+                    "the handler waits for something that nothing will bring about: no command it has issued is "
+                    "awaited. Await durable futures, or tasks that do"
                 )
             )
             return

@@ -6,7 +6,6 @@ Owns the kinds of futures, when each is done and who waits for it. Does not own 
 from __future__ import annotations
 
 import asyncio
-import contextvars
 from collections.abc import Callable, Generator
 from typing import Any, Generic, NoReturn, Protocol, TypeVar, cast
 
@@ -93,13 +92,11 @@ class DurableFuture(Generic[T]):
             yield from waiting
         return self.value()
 
-    def add_done_callback(
-        self, _callback: Callable[..., object], *, context: contextvars.Context | None = None
-    ) -> NoReturn:
+    def add_done_callback(self, *_args: Any, **_options: Any) -> NoReturn:
         """Refuse what `asyncio.wait` does to a future."""
         raise TypeError(
-            "a durable future is no asyncio future: use ctx.select or ctx.gather, or make a task of it for asyncio.wait "
-            "with asyncio.ensure_future(future)"
+            "a durable future is no asyncio future: use ctx.select or ctx.gather, or make a task of it for "
+            "asyncio.wait with asyncio.ensure_future(future)"
         )
 
 

@@ -1,13 +1,13 @@
 """The event loop that a handler's tasks run on: deterministic, without I/O, with timers that are durable.
 
 Owns the order in which the tasks of one attempt run, and what of asyncio a handler may use: tasks, task groups,
-`gather`, `wait`, `shield`, `timeout`, queues, locks and events work as anywhere, `asyncio.sleep` and every other timer is
-a durable sleep. What needs a socket, a thread or a process is refused, with the durable way in the message. Does not own
-when a command completes (`attempt`), which is the only thing that comes from outside.
+`gather`, `wait`, `shield`, `timeout`, queues, locks and events work as anywhere, `asyncio.sleep` and every other timer
+is a durable sleep. What needs a socket, a thread or a process is refused, with the durable way in the message. Does not
+own when a command completes (`attempt`), which is the only thing that comes from outside.
 
-The loop never waits. `run` runs callbacks in the order in which they were scheduled until none is left; then the attempt
-tells it of one completion, and it runs again. Since nothing else comes in, equal completions in equal order give equal
-runs, on every attempt. Steps run elsewhere: on the function's own loop, and in threads.
+The loop never waits. `run` runs callbacks in the order in which they were scheduled until none is left; then the
+attempt tells it of one completion, and it runs again. Since nothing else comes in, equal completions in equal order
+give equal runs, on every attempt. Steps run elsewhere: on the function's own loop, and in threads.
 """
 
 from __future__ import annotations
@@ -81,9 +81,8 @@ class HandlerLoop(asyncio.AbstractEventLoop):
             "Await what it waits for, or ctx.sleep between two looks"
         )
 
-    def unwind(self, reason: BaseException) -> list[str]:
-        """End every task that is left, by raising `reason` where it waits. Returns the names of those that were left."""
-        names = [task.get_name() for task in self._tasks]
+    def unwind(self, reason: BaseException) -> None:
+        """End every task that is left, by raising `reason` where it waits."""
         self._over = True
         for _ in range(UNWIND_ROUNDS_MAX):
             waiting = [task for task in self._tasks if not task.done()]
@@ -97,7 +96,6 @@ class HandlerLoop(asyncio.AbstractEventLoop):
             _drop(task)
         self._tasks.clear()
         self._ready.clear()
-        return names
 
     def cancel_rest(self) -> list[str]:
         """Cancel the tasks that outlive their handler, as `asyncio.run` does. Returns their names."""
@@ -134,7 +132,7 @@ class HandlerLoop(asyncio.AbstractEventLoop):
     # --- what asyncio asks of a loop --------------------------------------------------------------------------------
 
     def call_soon(
-        self, callback: Callable[[Unpack[A]], object], *args: Unpack[A], context: Context | None = None
+        self, callback: Callable[[Unpack[A]], object], *args: *A, context: Context | None = None
     ) -> asyncio.Handle:
         """See `AbstractEventLoop.call_soon`."""
         handle = asyncio.Handle(callback, args, self, context)
@@ -142,13 +140,13 @@ class HandlerLoop(asyncio.AbstractEventLoop):
         return handle
 
     def call_later(
-        self, delay: float, callback: Callable[[Unpack[A]], object], *args: Unpack[A], context: Context | None = None
+        self, delay: float, callback: Callable[[Unpack[A]], object], *args: *A, context: Context | None = None
     ) -> asyncio.TimerHandle:
         """See `AbstractEventLoop.call_later`: a durable sleep."""
         return self.call_at(self.time() + delay, callback, *args, context=context)
 
     def call_at(
-        self, when: float, callback: Callable[[Unpack[A]], object], *args: Unpack[A], context: Context | None = None
+        self, when: float, callback: Callable[[Unpack[A]], object], *args: *A, context: Context | None = None
     ) -> asyncio.TimerHandle:
         """See `AbstractEventLoop.call_at`: a durable sleep until a time of this loop's clock."""
         handle = asyncio.TimerHandle(when, callback, args, self, context)
@@ -216,8 +214,8 @@ class HandlerLoop(asyncio.AbstractEventLoop):
         """Refuse threads: their results would not be journaled."""
         name = getattr(func, "__name__", None) or "…"
         raise TenutoError(
-            f"a handler may not run {name} in a thread (asyncio.to_thread, loop.run_in_executor): its result would not be "
-            "journaled. Use await ctx.run(name, function, ...): a sync function runs in a worker thread"
+            f"a handler may not run {name} in a thread (asyncio.to_thread, loop.run_in_executor): its result would not "
+            "be journaled. Use await ctx.run(name, function, ...): a sync function runs in a worker thread"
         )
 
     def call_soon_threadsafe(self, *_args: Any, **_options: Any) -> Never:  # type: ignore[override]  # refuses all

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from tenuto import checks
 from tenuto.errors import StateTooLargeError, TerminalError
 from tenuto.protocol.limits import STATE_BYTES_MAX, WRITE_ATTRIBUTES_MAX
 
 STATE_KEYS_MAX = WRITE_ATTRIBUTES_MAX // 4
 """Names a lane's state may have: a suspending write can name each twice, as published and as first seen."""
-
-STATE_NAME_BYTES_MAX = 255
 
 
 class StateView:
@@ -22,23 +21,22 @@ class StateView:
     def __init__(self, initial: Mapping[str, bytes]) -> None:
         self.initial = dict(initial)
         self.changed: dict[str, bytes | None] = {}
-        self._size = sum(len(k) + len(v) for k, v in initial.items())
+        self._size = sum(_size_of_name(k) + len(v) for k, v in initial.items())
 
     def get(self, name: str) -> bytes | None:
         """The value of a name, None when it has none."""
         return self.changed[name] if name in self.changed else self.initial.get(name)
 
     def set(self, name: str, value: bytes) -> None:
-        """Raises StateTooLargeError when the lane's state would no longer fit its head."""
-        if not name or len(name.encode()) > STATE_NAME_BYTES_MAX:
-            raise TerminalError(f"a state name has 1 to {STATE_NAME_BYTES_MAX} bytes", 400)
+        """Raises StateTooLargeError when the lane's state would no longer fit its head. Names were checked before."""
         before = self.get(name)
-        grown = self._size + len(value) - (len(before) if before is not None else -len(name))
+        grown = self._size + len(value) - (len(before) if before is not None else -_size_of_name(name))
         if grown > STATE_BYTES_MAX:
-            raise StateTooLargeError(f"state with {name!r}", grown, STATE_BYTES_MAX)
+            raise StateTooLargeError(f"{checks.where()}state with {name!r}", grown, STATE_BYTES_MAX)
         if before is None and len(self.names()) >= STATE_KEYS_MAX:
             raise TerminalError(
-                f"an object may have {STATE_KEYS_MAX} state names; put {name!r} inside another value", 413
+                f"{checks.where()}an object may have {STATE_KEYS_MAX} state names; put {name!r} inside another value",
+                413,
             )
         self._size = grown
         self.changed[name] = value
@@ -47,7 +45,7 @@ class StateView:
         """Forget a name; one that has no value is no error."""
         before = self.get(name)
         if before is not None:
-            self._size -= len(before) + len(name)
+            self._size -= len(before) + _size_of_name(name)
             self.changed[name] = None
 
     def names(self) -> list[str]:
@@ -61,3 +59,7 @@ class StateView:
     def base(self, known: Mapping[str, bytes | None]) -> dict[str, bytes | None]:
         """What the first attempt saw of each changed name that `known` does not cover yet."""
         return {n: self.initial.get(n) for n in self.changed if n not in known}
+
+
+def _size_of_name(name: str) -> int:
+    return len(name) if name.isascii() else len(name.encode())

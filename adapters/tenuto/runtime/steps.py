@@ -19,7 +19,9 @@ from typing import Any, Protocol, TypeVar
 from tenuto import logs, tracing
 from tenuto.errors import FencedError, RetryableError, StateTooLargeError, TerminalError, UnserialisableError
 from tenuto.machine.journal import Journal, tried_name
-from tenuto.protocol.backoff import pause_ms
+from tenuto.protocol.backoff import asked_pause_ms, pause_ms
+from tenuto.protocol.durations import milliseconds
+from tenuto.protocol.failures import describe, failure_of
 from tenuto.protocol.ids import digest
 from tenuto.protocol.limits import VALUE_BYTES_MAX
 from tenuto.protocol.messages import RetryPolicy
@@ -196,26 +198,25 @@ def _next_try(
         return None
     if limits.max_duration_ms is not None and env.now_ms() - since_ms >= limits.max_duration_ms:
         return None
-    if isinstance(error, RetryableError) and error.retry_after is not None:
-        return round(error.retry_after.total_seconds() * 1000)
-    return pause_ms(policy, tries, env.jitter())
+    asked_ms = asked_of(error)
+    return pause_ms(policy, tries, env.jitter()) if asked_ms is None else asked_ms
+
+
+def asked_of(error: BaseException) -> int | None:
+    """The pause that an error asks for, in milliseconds; None leaves it to the policy."""
+    if not isinstance(error, RetryableError) or error.retry_after is None:
+        return None
+    try:
+        return asked_pause_ms(milliseconds(error.retry_after, "retry_after"))
+    except (TypeError, ValueError):
+        # A subclass of the user's holds something else there.
+        return None
 
 
 def _fitting(data: bytes, name: str) -> bytes:
     if len(data) > VALUE_BYTES_MAX:
         raise StateTooLargeError(f"the result of run {name!r}", len(data), VALUE_BYTES_MAX)
     return data
-
-
-def failure_of(error: TerminalError) -> Failure:
-    """A terminal error as it is stored."""
-    return Failure(str(error), error.status_code, error.metadata)
-
-
-def describe(error: BaseException) -> str:
-    """One line about an error: its type and message."""
-    text = str(error).strip().replace("\n", " ")
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 class DurableRandom(random.Random):

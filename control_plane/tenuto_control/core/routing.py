@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol, TypeAlias, assert_never
 
 import msgspec
 
-from tenuto.protocol.ids import MAX_KEY_BYTES, InvocationId, Lane, kafka_nonce
+from tenuto.protocol.ids import InvocationId, Lane, check_key, kafka_nonce
 from tenuto.protocol.records import Event, KafkaSource
 
 DEAD_LETTER_SUFFIX = ".dead-letter"
@@ -23,9 +23,6 @@ OMITTED_HEADER = "tenuto-omitted"
 
 REASON_BYTES_MAX = 1_024
 """A reason may quote what it is about; a dead letter has to stay small enough to be taken."""
-
-PARTITION_KEY_BYTES_MAX = 2_048
-"""Longest partition key of DynamoDB. Escaping may bring a key of legal length above it."""
 
 TOPIC_ID_DIGITS = 8
 """So much of a topic's id goes into names, which every head of the topic holds: lives of one topic differ in it."""
@@ -248,14 +245,10 @@ def _lane_key(record: Record, subscription: Subscription, nonce: str) -> str:
             key = _key_by_rule(record, subscription.key)
         case _:
             assert_never(subscription.ordering)
-    size = len(key.encode())
-    if size > MAX_KEY_BYTES:
-        raise _UnusableKeyError(f"the key is {size} bytes long; at most {MAX_KEY_BYTES} are possible")
-    stored = len(Lane(subscription.service, key).pk.encode())
-    if stored > PARTITION_KEY_BYTES_MAX:
-        raise _UnusableKeyError(
-            f"service and key take {stored} bytes as a partition key; at most {PARTITION_KEY_BYTES_MAX} are possible"
-        )
+    try:
+        check_key(subscription.service, key)
+    except ValueError as e:
+        raise _UnusableKeyError(str(e)) from e
     return key
 
 

@@ -37,9 +37,6 @@ READY_MS_MAX: Final = 2_000
 """How long the readiness probe may take."""
 
 NONCE_BYTES: Final = 12
-LANE_PK_BYTES_MAX: Final = 2_048
-"""DynamoDB's limit for a partition key. Escaping may triple a key that is itself within its limit."""
-
 ReadyProbe: TypeAlias = Callable[[], Awaitable[str | None]]
 """Tells why the control plane is not ready to serve, None when it is."""
 
@@ -193,8 +190,6 @@ class _Ingress:
             nonce = call_nonce(handler.name, idempotency_key)
         # An invocation of an unkeyed service is a lane of its own.
         lane = Lane(service.name, nonce if target.key is None else target.key)
-        if len(lane.pk.encode()) > LANE_PK_BYTES_MAX:
-            raise RefusedError("the key has too many of the characters '/', '#' and '%' for its length: shorten it")
         headers = requests.event_headers(request)
         body = await requests.read_body(request)
         invocation = str(InvocationId(lane, nonce))

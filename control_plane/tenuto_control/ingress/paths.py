@@ -23,7 +23,7 @@ from urllib.parse import quote, unquote, unquote_to_bytes
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from tenuto.protocol.ids import MAX_KEY_BYTES
+from tenuto.protocol.ids import check_key
 from tenuto_control.ingress.problems import RefusedError
 
 _MALFORMED: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
@@ -80,8 +80,11 @@ def parse_target(path: str) -> Target:
     if "" in decoded:
         raise RefusedError("service, key and handler must not be empty: is a variable in the address unset?")
     key = decoded[1] if len(decoded) == _TARGET_WITH_KEY else None
-    if key is not None and len(key.encode()) > MAX_KEY_BYTES:
-        raise RefusedError(f"the key is {len(key.encode())} bytes long; at most {MAX_KEY_BYTES} are allowed")
+    if key is not None:
+        try:
+            check_key(decoded[0], key)
+        except ValueError as e:
+            raise RefusedError(str(e)) from None
     return Target(decoded[0], key, decoded[-1])
 
 

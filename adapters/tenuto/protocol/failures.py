@@ -1,0 +1,46 @@
+"""From an exception to what is stored of it.
+
+Owns the one way from any exception to a `Failure` or to a line of text, which never raises and is always small and
+encodable. Does not own the error types (`tenuto.errors`) or what is done about a failure (runtime, dispatcher).
+"""
+
+from __future__ import annotations
+
+from tenuto.errors import STATUS_DEFAULT, TerminalError, metadata_of, status_of
+from tenuto.protocol.limits import FAILURE_TEXT_BYTES_MAX
+from tenuto.protocol.records import Failure
+from tenuto.protocol.texts import cut, one_line, text_of, type_name
+
+__all__ = ["describe", "failure_of", "rejection_of"]
+
+
+def failure_of(error: BaseException) -> Failure:
+    """The failure that an exception stands for: a terminal error's own, else its type and message with status 500.
+
+    Texts are cut to FAILURE_TEXT_BYTES_MAX and METADATA_BYTES_MAX; status and metadata survive the cut of the message.
+    Equal to itself once it was stored and raised again.
+    """
+    if not isinstance(error, TerminalError):
+        return Failure(describe(error))
+    # A subclass of the user's may have left the attributes out, changed them, or made properties of them.
+    status = status_of(_attribute(error, "status_code"))
+    metadata = metadata_of(_attribute(error, "metadata"))
+    return Failure(cut(text_of(error), FAILURE_TEXT_BYTES_MAX), STATUS_DEFAULT if status is None else status, metadata)
+
+
+def rejection_of(reason: object) -> Failure:
+    """The failure that a rejected awakeable gives to its waiter, for a reason of any type."""
+    return Failure(cut(text_of(reason), FAILURE_TEXT_BYTES_MAX))
+
+
+def describe(error: BaseException) -> str:
+    """One line about an error, its type and message, of at most FAILURE_TEXT_BYTES_MAX bytes."""
+    text = one_line(text_of(error))
+    return cut(f"{type_name(error)}: {text}" if text else type_name(error), FAILURE_TEXT_BYTES_MAX)
+
+
+def _attribute(error: BaseException, name: str) -> object:
+    try:
+        return getattr(error, name, None)
+    except BaseException:  # noqa: BLE001 - reporting a failure must not become another one
+        return None
