@@ -25,7 +25,7 @@ from tenuto.result_hints import inspectable, result_hint
 from tenuto.runtime.attempt import Attempt
 from tenuto.runtime.futures import AwakeableFuture, DurableFuture
 from tenuto.runtime.steps import RunLimits, step_key
-from tenuto.serde import OutboundSerde, OwnTypesSerde, Serde, serde_for
+from tenuto.serde import BytesSerde, OutboundSerde, OwnTypesSerde, Serde, serde_for
 
 if TYPE_CHECKING:
     from tenuto.service import Handler
@@ -299,7 +299,8 @@ class _Durable(_Shared):
         raw_key = checks.record_key(key, name)
         pairs = checks.record_headers(headers, name)
         what = f"the record for {name!r}"
-        data = value if value is None or type(value) is bytes else _Named(OutboundSerde(), what).serialize(value)
+        written: Serde[Any] = BytesSerde() if isinstance(value, bytes | bytearray | memoryview) else OutboundSerde()
+        data = None if value is None else _Named(written, what).serialize(value)
         size = sum(len(n.encode()) + len(v) for n, v in pairs) + len(raw_key or b"") + len(data or b"")
         checks.fitting(size, what)
         self._attempt.publish(PublishOut(name, data, raw_key, pairs))

@@ -46,9 +46,9 @@ from tenuto.protocol.ids import MAX_KEY_BYTES, PARTITION_KEY_BYTES_MAX, Awakeabl
 from tenuto.protocol.limits import (
     FAILURE_TEXT_BYTES_MAX,
     METADATA_BYTES_MAX,
-    OUT_BYTES_MAX,
     PAUSE_MS_MAX,
     PAUSE_MS_MIN,
+    VALUE_BYTES_MAX,
 )
 from tenuto.protocol.messages import HandlerManifest, Manifest, RetryPolicy, ServiceManifest, decode_outcome, encode
 from tenuto.protocol.records import Failed, RunSlot, pack, unpack_slot
@@ -251,7 +251,7 @@ def octets(value: str | bytes) -> bytes:
 @example("t", 1, "k", {"n": 1})
 @example("t", 1, "caf\udce9", {"n": "caf\udce9"})
 @example("t", 1, Colour.RED, {Colour.RED: Shout("one")})
-@example("t", b"x" * (OUT_BYTES_MAX + 1), None, None)
+@example("t", b"x" * (VALUE_BYTES_MAX + 1), None, None)
 @example("t", 1, None, [("n", b"1"), ("n", b"2")])
 @example("t", 1, None, "ab")
 @example("t" * 250, 1, None, None)

@@ -33,6 +33,7 @@ from hypothesis import strategies as st
 from typing_extensions import TypedDict  # pydantic takes no other before Python 3.12
 
 from tenuto import Context, ObjectContext, RunOptions, Service, UnserialisableError, VirtualObject
+from tenuto.protocol.ids import AwakeableId, InvocationId, Lane
 from tenuto.serde import JsonSerde, OwnTypesSerde, Serde, output_serde_for, serde_for
 from tests.support.in_process import InProcess
 
@@ -917,14 +918,17 @@ class Sent(msgspec.Struct):
     pet: Animal
 
 
+AWAKEABLE = str(AwakeableId(InvocationId(Lane("kennel", "k"), "n"), "0a", "0" * 32))
+
+
 def _refusals(ctx: ObjectContext, take: Any, any_input: Any) -> Iterator[tuple[str, Callable[[], object]]]:
     """Every way in that takes a value, with one that would lose something."""
     yield "state 'k'", lambda: ctx.set("k", (1, 2))
     yield "state 'k'", lambda: ctx.set("k", {1: 2})
     yield "state 'k'", lambda: ctx.set("k", [Dog()], list[Animal])
     yield "state 'k'", lambda: ctx.set("k", datetime(2026, 1, 1, tzinfo=BERLIN))
-    yield "the value of an awakeable", lambda: ctx.resolve_awakeable("id", {1, 2})
-    yield "the value of an awakeable", lambda: ctx.resolve_awakeable("id", Dog(), Animal)
+    yield "the value of an awakeable", lambda: ctx.resolve_awakeable(AWAKEABLE, {1, 2})
+    yield "the value of an awakeable", lambda: ctx.resolve_awakeable(AWAKEABLE, Dog(), Animal)
     yield "the message to kennel/take", lambda: ctx.object_send(take, "k", Dog())
     yield "the message to kennel/take", lambda: ctx.object_send(take, "k", {"name": "x"})
     yield "the message to kennel/take", lambda: ctx.object_send(take, "k")

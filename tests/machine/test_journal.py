@@ -6,6 +6,7 @@ Owns the journal's own rules. Does not own the writes that store it (`tests/lane
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 import pytest
 from hypothesis import given
@@ -14,41 +15,43 @@ from hypothesis import strategies as st
 from tenuto.errors import JournalMismatchError, TerminalError
 from tenuto.lane.transitions import Progress
 from tenuto.machine import journal as journals
+from tenuto.machine.backlog import SEGMENT_BYTES, Backlog
 from tenuto.machine.journal import (
-    SEGMENT_BYTES,
     Awakeable,
     Command,
     Journal,
+    Now,
     Run,
-    Select,
     Send,
     Sleep,
     command_of,
     describe,
     due_name,
 )
+from tenuto.protocol.limits import INLINE_BYTES_MAX, SLOTS_PER_WRITE_MAX
 from tenuto.protocol.records import (
     AwakeableSlot,
     DueSlot,
+    NowSlot,
     PublishOut,
     RunSlot,
-    SelectedSlot,
     SentSlot,
     SleptSlot,
     Slot,
     Success,
     pack,
+    unpack_slot,
 )
 
 ENTRY = PublishOut("topic", b"1")
-COMMANDS: list[Command] = [Run("pay"), Run("ship"), Sleep(), Awakeable(), Send("topic t"), Send("topic u"), Select()]
+COMMANDS: list[Command] = [Run("pay"), Run("ship"), Sleep(), Awakeable(), Send("topic t"), Send("topic u"), Now()]
 SLOTS: list[tuple[str, Slot]] = [
     ("0", RunSlot("pay", Success(b"1"))),
     ("0", SleptSlot()),
     ("0d", DueSlot(5)),
     ("0a", AwakeableSlot(Success(b"1"))),
     ("0", SentSlot("topic t")),
-    ("0", SelectedSlot(1)),
+    ("0", NowSlot(1)),
 ]
 
 
@@ -56,14 +59,41 @@ def ran(name: str = "pay", size: int = 1) -> RunSlot:
     return RunSlot(name, Success(b"x" * size))
 
 
-def store(journal: Journal, *, publish: bool = False) -> Progress:
-    """What the lease does at a write, without the write."""
-    progress = journal.progress(publish=publish)
-    rolls = journal.rolls()
-    journal.written(progress)
-    if rolls:
-        journal.rolled(tuple(rolls), (*journal.segments, f"J#{len(journal.segments)}"))
-    return progress
+class Both:
+    """A journal with the side that stores it, and what is in storage: slots of the head, and of segments."""
+
+    def __init__(self, head: Mapping[str, bytes] = {}, rolled: Mapping[str, bytes] = {}, first_out: int = 0) -> None:
+        slots = {name: unpack_slot(data) for name, data in {**head, **rolled}.items()}
+        self.journal = Journal.load(slots, first_out)
+        self.backlog = Backlog.load(self.journal.new, head, rolled, len(self.journal.order))
+        self.rolled = dict(rolled)
+
+    def prepare(self, *, publish: bool = False) -> Progress:
+        """What the lease makes of a batch, without the puts."""
+        self.backlog.arrive()
+        batch = self.backlog.batch(self.journal.out if publish else {})
+        names = tuple(
+            f"J#{len(self.backlog.segments) + n}" for n, part in enumerate((batch.rolls, batch.apart)) if part
+        )
+        segments = (*self.backlog.segments, *names) if names else None
+        return Progress(batch.slots, batch.out, tuple(batch.rolls), segments, batch.apart, batch.took)
+
+    def applied(self, progress: Progress) -> None:
+        """The write of this took place, and everybody knows."""
+        rolls = {name: self.backlog.in_head[name] for name in progress.rolled}
+        self.rolled |= {**rolls, **progress.apart}
+        self.backlog.written(progress)
+        self.journal.sent(progress.out)
+
+    def store(self, *, publish: bool = False) -> Progress:
+        """What the lease does at a write."""
+        progress = self.prepare(publish=publish)
+        self.applied(progress)
+        return progress
+
+    def again(self) -> Both:
+        """What the next attempt loads."""
+        return Both(self.backlog.in_head, self.rolled, self.journal.first_out)
 
 
 # --- numbering and replay --------------------------------------------------------------------------------------------
@@ -96,7 +126,7 @@ def test_an_endless_loop_of_commands_ends_the_invocation(monkeypatch: pytest.Mon
 @pytest.mark.parametrize("command", COMMANDS, ids=describe)
 @pytest.mark.parametrize(("name", "slot"), SLOTS, ids=lambda part: type(part).__name__)
 def test_replay_takes_the_journaled_command_and_no_other(name: str, slot: Slot, command: Command) -> None:
-    journal = Journal.load({name: pack(slot)}, {}, (), 0)
+    journal = Journal.load({name: slot}, 0)
     if command == command_of(slot):
         assert journal.issue(command) == 0
     elif name == "0a":
@@ -114,15 +144,61 @@ def test_replay_takes_the_journaled_command_and_no_other(name: str, slot: Slot, 
 @given(st.lists(st.sampled_from(COMMANDS), min_size=1, max_size=8), st.data())
 def test_a_replay_of_the_same_commands_never_differs(commands: list[Command], data: st.DataObject) -> None:
     finished: dict[Command, Slot] = {Run("pay"): ran(), Run("ship"): ran("ship"), Sleep(): SleptSlot()}
-    journal = Journal()
+    both = Both()
     for command in commands:
-        index = journal.issue(command)
+        index = both.journal.issue(command)
         if command in finished and data.draw(st.booleans()):
-            journal.finish(str(index), finished[command])
-    stored = store(journal, publish=True)
-    for replay in (journal, Journal.load(stored.slots, {}, (), 0)):
+            both.journal.finish(str(index), finished[command])
+    both.store(publish=True)
+    for replay in (both.journal, both.again().journal):
         replay.restart()
         assert [replay.issue(command) for command in commands] == list(range(len(commands)))
+
+
+# --- the order of completions ----------------------------------------------------------------------------------------
+
+
+@given(st.data())
+def test_every_attempt_is_told_of_completions_in_the_same_order(data: st.DataObject) -> None:
+    """Whatever is stored when, and wherever an attempt ends."""
+    first = Both()
+    told = _play(first, data, [])
+    for _ in range(data.draw(st.integers(0, 3))):
+        first = first.again()
+        stored = list(first.journal.order)
+        retold = _play(first, data, told)
+        # What was stored is told as it was; the rest had no effect that anybody saw.
+        assert first.journal.order[: len(stored)] == stored
+        told = retold
+
+
+def _play(both: Both, data: st.DataObject, before: list[int]) -> list[int]:
+    """An attempt of eight commands that are issued at once, told in an order that chance decides."""
+    journal = both.journal
+    outstanding = [journal.issue(Run("pay")) for _ in range(8)]
+    told: list[int] = []
+    for _ in range(data.draw(st.integers(0, 8))):
+        index = journal.next_told if len(outstanding) > 1 else None
+        if index is None:
+            index = data.draw(st.sampled_from(outstanding))
+        if journal.slot(str(index)) is None:
+            journal.finish(str(index), ran())
+        journal.tell(index, len(outstanding))
+        outstanding.remove(index)
+        told.append(index)
+        if data.draw(st.booleans()):
+            both.store()
+    return told
+
+
+def test_a_command_that_has_no_rival_needs_no_record() -> None:
+    both = Both()
+    for _ in range(3):
+        index = both.journal.issue(Run("pay"))
+        both.journal.finish(str(index), ran())
+        both.journal.tell(index, 1)
+    assert both.store().slots.keys() == {"0", "1", "2"}
+    assert both.journal.next_told is None
 
 
 # --- slots -----------------------------------------------------------------------------------------------------------
@@ -130,108 +206,149 @@ def test_a_replay_of_the_same_commands_never_differs(commands: list[Command], da
 
 @pytest.mark.parametrize("written", [False, True])
 def test_a_slot_never_changes(*, written: bool) -> None:
-    journal = Journal()
-    journal.finish("0", ran())
+    both = Both()
+    both.journal.finish("0", ran())
     if written:
-        store(journal)
+        both.store()
     with pytest.raises(ValueError, match="already finished"):
-        journal.finish("0", ran("pay", 9))
-    assert journal.slot("0") == ran()
+        both.journal.finish("0", ran("pay", 9))
+    assert both.journal.slot("0") == ran()
 
 
 def test_progress_is_what_no_write_has_stored_yet() -> None:
-    journal = Journal()
-    journal.finish("0", ran())
-    assert journal.progress(publish=False) == Progress({"0": pack(ran())})
-    store(journal)
-    assert not journal.progress(publish=False)
-    journal.finish("1", SleptSlot())
-    assert journal.progress(publish=False) == Progress({"1": pack(SleptSlot())})
+    both = Both()
+    both.journal.finish("0", ran())
+    assert both.store() == Progress({"0": pack(ran())})
+    assert not both.prepare()
+    both.journal.finish("1", SleptSlot())
+    assert both.prepare() == Progress({"1": pack(SleptSlot())})
 
 
 def test_what_finished_during_a_write_waits_for_the_next() -> None:
-    journal = Journal()
-    journal.finish("0", ran())
-    under_way = journal.progress(publish=False)
-    journal.finish("1", ran())
-    journal.written(under_way)
-    assert journal.progress(publish=False).slots.keys() == {"1"}
+    both = Both()
+    both.journal.finish("0", ran())
+    under_way = both.prepare()
+    both.journal.finish("1", ran())
+    both.applied(under_way)
+    assert both.backlog.durable < both.journal.finished
+    assert both.store().slots.keys() == {"1"}
+    assert both.backlog.durable == both.journal.finished
 
 
 def test_answers_from_outside_are_learned_once() -> None:
-    journal = Journal()
-    journal.finish("0", ran())
-    store(journal)
-    slots = {"0": pack(ran()), "1a": pack(AwakeableSlot(Success(b"1")))}
-    assert journal.learn(slots) == ["1a"]
-    assert journal.learn(slots) == []
-    assert journal.slot("1a") == AwakeableSlot(Success(b"1"))
+    both = Both()
+    both.journal.finish("0", ran())
+    both.store()
+    answer = AwakeableSlot(Success(b"1"))
+    slots = {"0": pack(ran()), "1a": pack(answer)}
+    news = both.backlog.learn(slots, (), None)
+    assert news == [("1a", answer)]
+    assert both.backlog.learn(slots, (), None) == []
+    both.journal.hear(news)
+    assert both.journal.slot("1a") == answer
 
 
 # --- messages --------------------------------------------------------------------------------------------------------
 
 
 def test_messages_wait_for_a_write_that_publishes_them() -> None:
-    journal = Journal(first_out=3, next_out=3)
-    journal.send(journal.issue(Send("topic t")), "topic t", ENTRY)
-    assert not journal.progress(publish=False)
-    progress = store(journal, publish=True)
+    both = Both(first_out=3)
+    both.journal.send(both.journal.issue(Send("topic t")), "topic t", ENTRY)
+    assert not both.prepare()
+    progress = both.store(publish=True)
     assert progress.out == {3: ENTRY}
     assert progress.slots == {"0": pack(SentSlot("topic t"))}
-    assert not journal.progress(publish=True)
+    assert not both.prepare(publish=True)
 
 
 def test_a_message_that_left_is_not_sent_again_and_keeps_its_position() -> None:
-    journal = Journal(first_out=3, next_out=3)
-    journal.send(journal.issue(Send("topic t")), "topic t", ENTRY)
-    store(journal, publish=True)
-    journal.restart()
-    journal.send(journal.issue(Send("topic t")), "topic t", ENTRY)
-    journal.send(journal.issue(Send("topic u")), "topic u", ENTRY)
-    assert journal.progress(publish=True).out == {4: ENTRY}
+    both = Both(first_out=3)
+    both.journal.send(both.journal.issue(Send("topic t")), "topic t", ENTRY)
+    both.store(publish=True)
+    both.journal.restart()
+    both.journal.send(both.journal.issue(Send("topic t")), "topic t", ENTRY)
+    both.journal.send(both.journal.issue(Send("topic u")), "topic u", ENTRY)
+    assert both.prepare(publish=True).out == {4: ENTRY}
 
 
 def test_messages_of_an_attempt_that_failed_do_not_leave() -> None:
-    journal = Journal()
-    journal.send(journal.issue(Send("topic t")), "topic t", ENTRY)
-    journal.restart()
-    assert not journal.progress(publish=True)
+    both = Both()
+    both.journal.send(both.journal.issue(Send("topic t")), "topic t", ENTRY)
+    both.journal.restart()
+    assert not both.prepare(publish=True)
 
 
 # --- segments --------------------------------------------------------------------------------------------------------
 
 
 def test_a_small_journal_stays_in_the_head() -> None:
-    journal = Journal()
-    journal.finish("0", ran(size=SEGMENT_BYTES // 2))
-    store(journal)
-    assert journal.rolls() == {}
+    both = Both()
+    both.journal.finish("0", ran(size=SEGMENT_BYTES // 2))
+    both.store()
+    assert both.prepare().rolled == ()
 
 
 def test_a_journal_above_the_bound_rolls_and_is_all_there() -> None:
-    journal = Journal()
-    segments: dict[str, bytes] = {}
+    both = Both()
     for index in range(100):
-        journal.finish(str(index), ran(size=200))
-        segments |= journal.rolls()
-        store(journal)
-        assert sum(map(len, journal.in_head.values())) <= SEGMENT_BYTES + 300
-    assert len(journal.segments) > 5
-    head = dict(journal.in_head)
-    assert segments.keys() | head.keys() == {str(index) for index in range(100)}
-    again = Journal.load(head, segments, journal.segments, 0)
+        both.journal.finish(str(index), ran(size=200))
+        both.store()
+        assert sum(map(len, both.backlog.in_head.values())) <= SEGMENT_BYTES + 300
+    assert len(both.backlog.segments) > 5
+    assert both.rolled.keys() | both.backlog.in_head.keys() == {str(index) for index in range(100)}
+    again = both.again().journal
     assert [again.slot(str(index)) for index in range(100)] == [ran(size=200)] * 100
+
+
+def test_more_slots_than_a_write_can_name_go_to_a_segment() -> None:
+    both = Both()
+    for index in range(SLOTS_PER_WRITE_MAX + 30):
+        both.journal.finish(str(index), ran())
+    progress = both.store()
+    assert (len(progress.slots), len(progress.apart)) == (SLOTS_PER_WRITE_MAX, 30)
+    assert both.again().journal.slot(str(SLOTS_PER_WRITE_MAX + 29)) == ran()
+
+
+def test_a_result_that_leaves_the_head_is_remembered_as_given() -> None:
+    answer = pack(AwakeableSlot(Success(b"x" * SEGMENT_BYTES)))
+    both = Both({"3a": answer})
+    both.journal.finish("4", SleptSlot())
+    progress = both.store()
+    assert (progress.rolled, progress.took) == (("3a",), (3,))
+    assert both.backlog.took == {3}
+    assert both.again().journal.slot("3a") == AwakeableSlot(Success(b"x" * SEGMENT_BYTES))
+
+
+@pytest.mark.parametrize("applied", [True, False])
+def test_a_write_in_doubt_is_judged_by_the_segments_that_the_head_names(*, applied: bool) -> None:
+    both = Both()
+    both.journal.finish("0", ran(size=INLINE_BYTES_MAX + 1))
+    doubt = both.prepare()
+    assert doubt.segments == ("J#1",)
+    assert both.backlog.learn({}, ("J#1",) if applied else (), doubt) == []
+    assert (not both.prepare()) is applied
+    assert both.backlog.segments == (("J#1",) if applied else ())
+
+
+def test_the_messages_of_a_write_in_doubt_have_left_when_it_took_place() -> None:
+    both = Both()
+    both.journal.send(both.journal.issue(Send("topic t")), "topic t", ENTRY)
+    both.journal.finish("9", ran(size=INLINE_BYTES_MAX + 1))
+    doubt = both.prepare(publish=True)
+    both.journal.hear(both.backlog.learn({}, doubt.segments or (), doubt))
+    assert both.journal.out == {}
+    assert both.journal.slot("0") == SentSlot("topic t")
 
 
 def test_a_rolled_slot_wins_over_one_put_again_later() -> None:
     first, second = (pack(AwakeableSlot(Success(value))) for value in (b"1", b"2"))
-    journal = Journal.load({"0a": second}, {"0a": first}, ("J#0",), 0)
-    assert journal.slot("0a") == AwakeableSlot(Success(b"1"))
-    assert journal.in_head.keys() == {"0a"}, "the head still holds it, so the final commit removes it"
+    both = Both({"0a": second}, {"0a": first})
+    assert both.journal.slot("0a") == AwakeableSlot(Success(b"1"))
+    assert both.backlog.in_head.keys() == {"0a"}, "the head still holds it, so the final commit removes it"
 
 
 def test_the_time_of_a_sleep_has_a_slot_beside_its_end() -> None:
-    journal = Journal.load({due_name(0): pack(DueSlot(5))}, {}, (), 0)
+    journal = Both({due_name(0): pack(DueSlot(5))}).journal
     assert journal.issue(Sleep()) == 0
     assert journal.slot("0") is None
     journal.finish("0", SleptSlot())

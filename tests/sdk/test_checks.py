@@ -118,8 +118,8 @@ REFUSED: list[tuple[Callable[[Any], Any], type[Exception], str]] = [
     (lambda c: c.publish("t", 1, headers=7), TypeError, "headers are no int"),
     (lambda c: c.publish("t", object()), UnserialisableError, "the record for 't' of type object cannot be serialised"),
     (lambda c: c.publish("t", "caf\udce9"), UnserialisableError, "lone surrogate"),
-    (lambda c: c.publish("t", b"x" * 100_001), StateTooLargeError, "the record for 't' is 100,001 bytes; the limit is"),
-    (lambda c: c.publish("t", None, key="k" * 100_001), StateTooLargeError, "the record for 't' is 100,001 bytes"),
+    (lambda c: c.publish("t", b"x" * 350_001), StateTooLargeError, "the record for 't' is 350,001 bytes; the limit is"),
+    (lambda c: c.publish("t", None, key="k" * 350_001), StateTooLargeError, "the record for 't' is 350,001 bytes"),
     (lambda c: c.object_send(take, "k" * 2_049, "x"), InvalidArgumentError, "the key is 2049 bytes long; at most 1024"),
     (lambda c: c.object_send(take, "é" * 513, "x"), InvalidArgumentError, "the key is 1026 bytes long"),
     (
@@ -134,7 +134,7 @@ REFUSED: list[tuple[Callable[[Any], Any], type[Exception], str]] = [
     (lambda c: c.object_send(take, 7, "x"), TypeError, "ctx.object_send: the key is text, not int: write it as text"),
     (lambda c: c.object_send(take, b"k", "x"), TypeError, "the key is text, not bytes"),
     (lambda c: c.object_send(take, "k"), UnserialisableError, "the message to box/take of type NoneType cannot be"),
-    (lambda c: c.object_send(take, "k", "x" * 100_001), StateTooLargeError, "the message to box/take is 100,003 bytes"),
+    (lambda c: c.object_send(take, "k", "x" * 350_001), StateTooLargeError, "the message to box/take is 350,003 bytes"),
     (lambda c: c.object_send(take, "k", object()), UnserialisableError, "the message to box/take of type object"),
     (
         lambda c: c.object_send(post, "k"),

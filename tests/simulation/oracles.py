@@ -18,12 +18,13 @@ from typing import Any, assert_never
 import msgspec
 
 from tenuto.lane.head import HEAD_SK, parse_head
-from tenuto.lane.transitions import SWEEP_CURSOR, Timer, inbox_key, parse_timer
+from tenuto.lane.transitions import SWEEP_CURSOR, Timer, inbox_key, parse_timer, unbundled
 from tenuto.lane.writes import Delete, Item, Write
 from tenuto.protocol.ids import Lane, digest
 from tenuto.protocol.messages import Head, Run
 from tenuto.protocol.records import (
     AwakeableSlot,
+    BundleOut,
     DueSlot,
     KafkaSource,
     Out,
@@ -34,6 +35,7 @@ from tenuto.protocol.records import (
     SendOut,
     SleptSlot,
     Success,
+    unpack_bundle,
     unpack_slot,
 )
 from tests.simulation import programs
@@ -293,6 +295,11 @@ class Oracles:
                 return (f"R#{invocation}", "R") in table
             case ResolveOut():
                 return True
+            case BundleOut(item):
+                packed = table.get((pk, item), {}).get("outs")
+                # Its item goes when all of it has been delivered.
+                inside = unbundled(sequence, unpack_bundle(packed)) if isinstance(packed, bytes) else []
+                return all(self._delivered(pk, at, one, table) for at, one in inside)
             case _:
                 assert_never(entry)
 

@@ -250,10 +250,9 @@ class InProcess:
         if head.run is not None:
             due = self._due_slots(head)
             waiting = head.run.awaits
-            if waiting is not None and not due and not any(s in head.slots for s in waiting):
-                paused = not waiting and head.run.wake_ms is not None and head.run.wake_ms <= self._now_ms()
-                if not paused:
-                    return None
+            overdue = head.run.wake_ms is not None and head.run.wake_ms <= self._now_ms()
+            if waiting is not None and not (due or overdue) and not any(s in head.slots for s in waiting):
+                return None
             holder = f"h{self.activations}"
             lease_ms = self._now_ms() + FUNCTION_TIMEOUT_MS
             answer = await self.table.write(takeover(lane, head, holder, lease_ms, due, f"{holder}.takeover"))

@@ -17,6 +17,7 @@ from tenuto import logs, tracing
 from tenuto.errors import (
     BadInputError,
     FencedError,
+    InvalidArgumentError,
     JournalMismatchError,
     StateTooLargeError,
     TerminalError,
@@ -80,8 +81,8 @@ RESUMED_MS_MIN = 3 * DEADLINE_MARGIN_MS
 MISMATCH_PAUSE_MS = 60_000
 """A diverged invocation is tried again this often: a corrected deployment lets it go on by itself."""
 
-REFUSED_INPUTS = (BadInputError, UnserialisableError, StateTooLargeError)
-"""Failures that no handler decided on: the event goes to the dead-letter topic, its changes are dropped."""
+REFUSED_INPUTS = (BadInputError, InvalidArgumentError, StateTooLargeError, UnserialisableError)
+"""Failures that the handler did not raise itself: the event goes to the dead-letter topic, its changes are dropped."""
 
 
 @dataclass(frozen=True, slots=True)

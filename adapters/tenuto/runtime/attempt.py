@@ -143,7 +143,7 @@ class Attempt:
         if asyncio._get_running_loop() is not self.loop:  # noqa: SLF001 - documented as fast, and as None in a thread
             raise TenutoError(
                 f"{what}: not inside a step. What a step does is not replayed, only its result is kept: use the "
-                "context in the handler's own code, before or after ctx.run, and pass values into the step and out of it"
+                "context in the handler's own code, around ctx.run, and pass values into the step and out of it"
             )
         if self._over:
             raise TenutoError(f"{what}: the handler has ended. Await its tasks before you return")

@@ -29,7 +29,7 @@ from tenuto.lane.transitions import (
     timer_put,
     unbundled,
 )
-from tenuto.lane.writes import Applied, Delete, Item, Key, Refused
+from tenuto.lane.writes import Applied, Delete, Item, Key, Refused, Value
 from tenuto.protocol.dead_letters import REASON_HEADERS
 from tenuto.protocol.ids import AwakeableId, InvocationId, Lane, awakeable_token, command_of_awakeable, digest
 from tenuto.protocol.limits import (
@@ -339,7 +339,7 @@ class Delivery:
 
     async def _given(self, lane: Lane, head: Head, slot: str) -> Result | None:
         """The result that a slot has already, in the head or wherever it has gone since."""
-        packed = head.slots.get(slot)
+        packed: Value = head.slots.get(slot)
         if packed is None and command_of_awakeable(slot) in head.took:
             for segment in head.segments:
                 packed = (await self._read(Key(lane.pk, segment)) or {}).get(slot)
