@@ -310,7 +310,16 @@ class InProcess:
         assert isinstance(packed, bytes)
         return unbundled(sequence, unpack_bundle(packed))
 
+    async def fill(self, awakeable: str, value: Any) -> bool:
+        """Complete an awakeable while its run is at work; nobody comes by to look."""
+        return await self._put(awakeable, Success(msgspec.json.encode(value)))
+
     async def _fill(self, awakeable: str, result: Result) -> bool:
+        applied = await self._put(awakeable, result)
+        await self._settle(AwakeableId.parse(awakeable).invocation.lane)
+        return applied
+
+    async def _put(self, awakeable: str, result: Result) -> bool:
         named = AwakeableId.parse(awakeable)
         lane = named.invocation.lane
         head = await self._read_head(lane)
@@ -318,9 +327,7 @@ class InProcess:
             return False
         mark = f"a{self.activations}.{len(head.slots)}"
         put = slot_put(lane, head, named.slot, pack(AwakeableSlot(result, self._now_ms())), mark)
-        applied = isinstance(await self.table.write(put), Applied)
-        await self._settle(lane)
-        return applied
+        return isinstance(await self.table.write(put), Applied)
 
     async def _read(self, lane: Lane, event: Event) -> Result:
         head = await self._read_head(lane)

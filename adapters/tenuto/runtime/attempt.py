@@ -279,6 +279,7 @@ class Attempt:
 
     def _leave(self, loop: HandlerLoop) -> None:
         """The handler has ended: cancel tasks that it did not await, and leave steps that nobody waits for any more."""
+        self._over = True
         left = loop.cancel_rest()
         if left:
             steps.log.warning(
@@ -460,7 +461,7 @@ class Attempt:
             await self._own()
             result = await steps.tried(self, future.index, name, call, serde, limits)
             if self._over and future.lost:
-                return
+                return  # Left behind at the handler's end.
             self.journal.finish(future.slot, RunSlot(name, result))
             self._ready[future.index] = self.env.now_ms(), result
             self.env.writes.post(self.lease.flush_soon)

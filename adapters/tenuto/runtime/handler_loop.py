@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import sys
 from collections import deque
@@ -212,7 +213,9 @@ class HandlerLoop(asyncio.AbstractEventLoop):
 
     def run_in_executor(self, _executor: Any, func: Callable[..., Any], *_args: Any) -> Never:  # type: ignore[override]  # refuses all
         """Refuse threads: their results would not be journaled."""
-        name = getattr(func, "__name__", None) or "…"
+        if isinstance(func, functools.partial) and func.args:
+            func = func.args[0]  # What `asyncio.to_thread` was given.
+        name = getattr(func, "__name__", type(func).__name__)
         raise TenutoError(
             f"a handler may not run {name} in a thread (asyncio.to_thread, loop.run_in_executor): its result would not "
             "be journaled. Use await ctx.run(name, function, ...): a sync function runs in a worker thread"
