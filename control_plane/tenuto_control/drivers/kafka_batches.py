@@ -176,6 +176,8 @@ def decoded(batch: bytes) -> list[Fetched]:
 
 def _decoded(batch: bytes, head: _Head) -> list[Fetched]:
     """aiokafka's decoder is the fast one; where it refuses, the one of this module says why, or has no objection."""
+    if head.count == 0:
+        return []  # Compaction leaves the header alone, which is nothing that a codec could read.
     try:
         records = [
             Fetched(one.offset, one.timestamp, one.key, one.value, one.headers) for one in DefaultRecordBatch(batch)
@@ -309,7 +311,7 @@ _DECODERS: Mapping[int, Callable[[bytes], bytes]] = {
 
 def _aborts(batch: bytes, head: _Head) -> bool:
     """Whether a control batch ends a transaction by taking it back. Compaction may leave one without its record."""
-    for record in _decoded(batch, head) if head.count else ():
+    for record in _decoded(batch, head):
         if record.key is not None and len(record.key) >= CONTROL_KEY.size:
             return bool(CONTROL_KEY.unpack_from(record.key)[1] == ABORT_MARKER)
     return False
@@ -342,5 +344,6 @@ def _reasons(what: str) -> Iterator[None]:
 
 
 def one_line(error: object) -> str:
-    """What an error says, short and on one line."""
-    return " ".join(str(error).split())[:REASON_CHARS_MAX]
+    """What an error says, short, on one line and in characters that any log takes."""
+    text = " ".join(str(error).split())[:REASON_CHARS_MAX]
+    return "".join(one if one.isprintable() else "?" for one in text)
