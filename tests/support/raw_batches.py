@@ -5,6 +5,7 @@ Owns the encoding of format 2. Does not own what reads it.
 
 from __future__ import annotations
 
+import asyncio
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +24,9 @@ CODECS = {"none": 0, "gzip": 1, "snappy": 2, "lz4": 3, "zstd": 4}
 TRANSACTIONAL, CONTROL = 0x10, 0x20
 PRODUCED_MS = 1_700_000_000_000
 TIMEOUT_MS = 5_000
+TRIES_MAX = 100
+NOT_YET = (3, 5, 6)
+"""What a broker answers while a topic is being created: unknown, without a leader, led by another one."""
 
 
 @dataclass(frozen=True)
@@ -103,12 +107,16 @@ async def produce(bootstrap_servers: str, topic: str, partition: int, raw: bytes
     client.set_topics({topic})
     try:
         await client.bootstrap()
-        await client.force_metadata_update()
-        node = client.get_random_node()
-        answer = await client.send(node, ProduceRequest(None, -1, TIMEOUT_MS, [(topic, [(partition, raw)])]))
+        code = first = -1
+        for _ in range(TRIES_MAX):
+            request = ProduceRequest(None, -1, TIMEOUT_MS, [(topic, [(partition, raw)])])
+            answer = await client.send(client.get_random_node(), request)
+            ((_, ((_, code, first, *_),)),) = answer.topics
+            if code not in NOT_YET:
+                break
+            await asyncio.sleep(0.05)
     finally:
         await client.close()
-    ((_, ((_, code, first, *_),)),) = [(topic, parts) for topic, parts in answer.topics]
     if code:
         raise for_code(code)(topic)
     return int(first)

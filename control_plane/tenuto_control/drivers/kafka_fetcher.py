@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -77,7 +76,7 @@ class _Buffered:
 
     def calculate_backoff(self) -> float:
         """Seconds that its broker should wait yet."""
-        return max(0.0, self.wait_until_s - time.monotonic())
+        return max(0.0, self.wait_until_s - now_s())
 
 
 class PartitionFetcher(Fetcher):  # type: ignore[misc] # the base class carries no types
@@ -104,19 +103,19 @@ class PartitionFetcher(Fetcher):  # type: ignore[misc] # the base class carries 
 
         An offset of -1 is not known.
         """
-        now_s = time.monotonic()
+        at_s = now_s()
         for known in (self._troubles, self._leaderless, self.bounds):
             for tp in [tp for tp in known if tp not in assigned]:
                 del known[tp]
         for tp in assigned:
             trouble = self._troubles.get(tp)
             if self._client.cluster.leader_for_partition(tp) in {None, -1}:
-                since_s = self._leaderless.setdefault(tp, now_s)
-                if now_s - since_s >= self._patience_s:
+                since_s = self._leaderless.setdefault(tp, at_s)
+                if at_s - since_s >= self._patience_s:
                     yield tp, trouble.offset if trouble else -1, "no broker leads it at present"
                 continue
             self._leaderless.pop(tp, None)
-            if trouble and (not trouble.passing or now_s - trouble.since_s >= self._patience_s):
+            if trouble and (not trouble.passing or at_s - trouble.since_s >= self._patience_s):
                 yield tp, trouble.offset, trouble.reason
 
     # --- what brokers answer --------------------------------------------------------------------------------
@@ -161,12 +160,12 @@ class PartitionFetcher(Fetcher):  # type: ignore[misc] # the base class carries 
         end = more[0] if version >= STABLE_VERSION and more[0] >= 0 else highwater
         start = more[1] if version >= START_VERSION else 0
         aborted = more[2 if version >= START_VERSION else 1] if version >= STABLE_VERSION else ()
-        self.bounds[tp] = Bounds(start, end, time.monotonic())
+        self.bounds[tp] = Bounds(start, end, now_s())
         raw = bytes(more[-1] or b"")
         if not raw:
             self._troubles.pop(tp, None)
             return False
-        wait_until_s = time.monotonic() + self._prefetch_backoff
+        wait_until_s = now_s() + self._prefetch_backoff
         self._records[tp] = _Buffered(Answer(raw, aborted or (), offset), assignment, wait_until_s)
         return True
 
@@ -194,12 +193,12 @@ class PartitionFetcher(Fetcher):  # type: ignore[misc] # the base class carries 
         """
         assert not partitions, "all partitions are read together"
         assert max_records is not None
-        deadline_s = time.monotonic() + timeout
+        deadline_s = now_s() + timeout
         while not self._closed:
             if self._subscriptions.reassignment_in_progress:
                 await self._subscriptions.wait_for_assignment()
             drained = self._drain(max_records)
-            left_s = deadline_s - time.monotonic()
+            left_s = deadline_s - now_s()
             if drained or left_s <= 0:
                 return drained
             waiter = self._create_fetch_waiter()
@@ -214,7 +213,7 @@ class PartitionFetcher(Fetcher):  # type: ignore[misc] # the base class carries 
         drained: dict[Any, list[Fetched]] = {}
         for tp, entry in list(self._records.items()):
             if isinstance(entry, _Hold):
-                if time.monotonic() >= entry.until_s:
+                if now_s() >= entry.until_s:
                     self._forget(tp)
                 continue
             state = entry.assignment.state_value(tp) if entry.assignment.active else None
@@ -254,15 +253,20 @@ class PartitionFetcher(Fetcher):  # type: ignore[misc] # the base class carries 
         """Leave the partition alone for a while, longer each time."""
         trouble = self._note(tp, offset, reason, passing=passing)
         pause = pause_ms(self._passing if passing else self._lasting, trouble.attempts + 1, 0.0)
-        self._records[tp] = _Hold(time.monotonic() + pause / 1_000)
+        self._records[tp] = _Hold(now_s() + pause / 1_000)
 
     def _note(self, tp: Any, offset: int, reason: str, *, passing: bool) -> _Trouble:
         trouble = self._troubles.get(tp)
         if trouble is None or trouble.offset != offset:
-            trouble = self._troubles[tp] = _Trouble(offset, reason, passing, time.monotonic())
+            trouble = self._troubles[tp] = _Trouble(offset, reason, passing, now_s())
         trouble.reason, trouble.passing = reason, passing
         trouble.attempts += 1
         return trouble
+
+
+def now_s() -> float:
+    """Seconds on the clock of the running event loop."""
+    return asyncio.get_running_loop().time()
 
 
 def _named(error: BaseException) -> str:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +23,7 @@ from aiokafka.errors import KafkaError
 from tenuto_control.core.routing import Start
 from tenuto_control.drivers.kafka_batches import Fetched
 from tenuto_control.drivers.kafka_consumer import NEXT, OLDEST, GroupConsumer
-from tenuto_control.drivers.kafka_fetcher import Bounds
+from tenuto_control.drivers.kafka_fetcher import Bounds, now_s
 from tenuto_control.ports import AssignmentListener, TopicPartition, Unreadable
 
 TOPIC_MARK = "tenuto-topic="
@@ -104,11 +103,11 @@ class Membership(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc] # th
 
     def unreadable(self) -> list[Unreadable]:
         """Partitions that cannot be read, and those whose first offset is not told."""
-        now_s = time.monotonic()
+        at_s = now_s()
         assigned = self._consumer.assignment()
         found = {tp: (offset, reason) for tp, offset, reason in self._consumer.troubles(assigned)}
         for tp, since_s in self._waiting.items():
-            if tp in assigned and now_s - since_s >= self._patience_s:
+            if tp in assigned and at_s - since_s >= self._patience_s:
                 found.setdefault(tp, (-1, "no broker tells where it begins"))
         return [Unreadable(TopicPartition(*tp), *found[tp]) for tp in sorted(found)]
 
@@ -179,7 +178,7 @@ class Membership(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc] # th
 
         Raises KafkaError and OSError.
         """
-        old_s = time.monotonic() - BOUNDS_AGE_S
+        old_s = now_s() - BOUNDS_AGE_S
         known = {tp: self._consumer.bounds(tp) for tp in self._held}
         stale = [tp for tp, bounds in known.items() if bounds is None or bounds.told_s < old_s]
         if not stale:
@@ -187,7 +186,7 @@ class Membership(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc] # th
         async with asyncio.timeout(self._timeout_s):
             starts, ends = await self._consumer.offsets(stale, OLDEST), await self._consumer.offsets(stale, NEXT)
         for tp in starts.keys() & ends.keys():
-            self._consumer.learn(tp, Bounds(starts[tp], ends[tp], time.monotonic()))
+            self._consumer.learn(tp, Bounds(starts[tp], ends[tp], now_s()))
 
     async def on_partitions_revoked(self, revoked: Iterable[Any]) -> None:
         """The group takes these partitions back."""
@@ -225,7 +224,7 @@ class Membership(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc] # th
         return {topic: one or self.topic_id(topic) for topic, one in told.items() if one not in self._former_ids}
 
     def _wait_for(self, partitions: Iterable[Any]) -> None:
-        self._waiting |= dict.fromkeys(partitions, time.monotonic())
+        self._waiting |= dict.fromkeys(partitions, now_s())
 
     async def _hand_over(self, ids: Mapping[str, str]) -> None:
         """Give the listener those waiting partitions whose topics exist and whose positions are known."""

@@ -270,7 +270,7 @@ def _meaning(record: LogRecord, subscription: Subscription) -> Event | Quarantin
         return route(record, subscription)
     except Exception as e:  # noqa: BLE001 - whatever it is, the process has other records to see to
         # What the error says may quote the record, and a log holds nothing of those.
-        _log.error(  # noqa: TRY400 - as above, for the traceback
+        _log.error(
             "%s/%d offset %d: routing it failed (%s)", record.topic, record.partition, record.offset, type(e).__name__
         )
         return Quarantine(f"routing it failed: {type(e).__name__}")
