@@ -7,7 +7,7 @@ promise otherwise (`test_event_log`), nor bytes that a broker refuses to store (
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Any
 from uuid import uuid4
@@ -18,12 +18,18 @@ from aiokafka import codec
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import KafkaError
 
+from tenuto_control.core.metrics import Tally
+from tenuto_control.core.routing import Subscription
 from tenuto_control.drivers import kafka as driver
 from tenuto_control.drivers import kafka_membership
 from tenuto_control.drivers.kafka import KafkaEventLog
+from tenuto_control.drivers.system import SystemClock
+from tenuto_control.loops.consume import Consumer
+from tenuto_control.loops.unreadable import UnreadablePartitions
 from tenuto_control.ports import LogUnavailableError, TopicPartition
 from tenuto_local.kafka_broker import KafkaBroker
-from tests.contract.test_event_log import SETTLE_S, TEST_TIMEOUT_S, Member, RealCluster, Scene, numbered
+from tests.contract.test_event_log import LIMITS, SETTLE_S, TEST_TIMEOUT_S, Member, RealCluster, Scene, numbered
+from tests.control.test_consume import RecordingExecution
 from tests.support import raw_batches
 from tests.support.raw_batches import Raw, batch
 
@@ -60,6 +66,21 @@ def bootstrap(scene: Scene) -> str:
 def consumer_of(member: Member) -> Any:
     assert isinstance(member.log, KafkaEventLog)
     return member.log._consumer
+
+
+async def until(done: Callable[[], bool]) -> None:
+    for _ in range(int(SETTLE_S / 0.02)):
+        if done():
+            return
+        await asyncio.sleep(0.02)
+    raise AssertionError("it did not come to that")
+
+
+class Recording(RecordingExecution):
+    """With the drain timeout of this suite."""
+
+    async def withdraw(self, partitions: Sequence[TopicPartition], timeout_ms: int) -> None:
+        assert timeout_ms == LIMITS.drain_timeout_ms
 
 
 async def create(scene: Scene, configs: Mapping[str, str]) -> None:
@@ -192,6 +213,40 @@ def test_a_codec_that_is_missing_is_named_and_costs_other_partitions_nothing(
             await member.poll_until(lambda: b"more" in member.values)
         await member.poll_until(lambda: member.values[-2:] == [b"3", b"4"])
         assert member.log.unreadable() == []
+
+    play(scenario)
+
+
+def test_the_consumer_handles_every_other_record_while_one_topic_cannot_be_read(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The consumer over the real driver, with a poisoned topic among others from the start."""
+
+    async def scenario(scene: Scene) -> None:
+        poisoned, sound = f"{scene.topic}-poisoned", f"{scene.topic}-sound"
+        await scene.cluster.create(poisoned, 1)
+        await scene.cluster.create(sound, 4)
+        await raw_batches.produce(bootstrap(scene), poisoned, 0, batch([Raw(b"x")], compression="snappy"))
+        library = codec.cramjam
+        monkeypatch.setattr(codec, "cramjam", None)
+        execution, sink = Recording(), scene.cluster.sink()
+        tally, clock = Tally(), SystemClock()
+        unreadable = UnreadablePartitions(clock, LIMITS, tally)
+        subscriptions = [Subscription(topic, "order", "placed") for topic in (poisoned, sound)]
+        log = scene.cluster.member(scene.group, {})
+        consumer = Consumer(log, sink, execution, subscriptions, LIMITS, clock, tally, unreadable)
+        running = asyncio.create_task(consumer.run())
+        try:
+            for number in range(600):
+                await sink.produce(sound, b"%d" % number, b"%d" % (number % 97), ())
+            await until(lambda: len(execution.delivered) >= 600 and bool(unreadable.present))
+            assert sorted(int(event.input or b"") for event in execution.delivered) == list(range(600))
+            assert [one.partition for one in unreadable.present] == [TopicPartition(poisoned, 0)]
+            monkeypatch.setattr(codec, "cramjam", library)
+            await until(lambda: len(execution.delivered) == 601 and not unreadable.present)
+        finally:
+            consumer.stop()
+            await running
 
     play(scenario)
 

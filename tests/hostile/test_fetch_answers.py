@@ -49,7 +49,7 @@ class Broker:
 
     def force_metadata_update(self) -> asyncio.Future[bool]:
         found = self._loop.create_future()
-        self._loop.call_later(0.1, lambda: found.done() or found.set_result(True))
+        self._loop.call_later(0.1, _done, found)
         return found
 
     async def send(self, _node: int, request: Any) -> Any:
@@ -72,6 +72,11 @@ class Broker:
         raw = b"".join(batch([Raw(value)], base=at) for at, value in enumerate(records) if at >= offset)
         told = [tp.partition, 0, len(records), len(records), 0, [], -1, raw]
         return self.spoil(told) if self.spoil and tp == BAD else told
+
+
+def _done(found: asyncio.Future[bool]) -> None:
+    if not found.done():
+        found.set_result(True)
 
 
 class Reader:

@@ -119,8 +119,9 @@ class MemoryKafka:
         key: bytes | None = None,
         headers: Sequence[tuple[str, bytes]] = (),
         partition: int | None = None,
+        unreadable: str = "",
     ) -> LogRecord:
-        """Append a record at once.
+        """Append a record at once. `unreadable` says why its content cannot be told.
 
         The partition derives from the key, so that one key stays in one partition.
         """
@@ -129,7 +130,8 @@ class MemoryKafka:
             partition = zlib.crc32(key or b"") % len(partitions)
         tp = TopicPartition(topic, partition)
         offset = self._next_offsets.get(tp, 0)
-        record = LogRecord(topic, partition, offset, self._now_ms(), key, value, tuple(headers), self.topic_id(topic))
+        life = self.topic_id(topic)
+        record = LogRecord(topic, partition, offset, self._now_ms(), key, value, tuple(headers), life, unreadable)
         partitions[partition].append(record)
         self._next_offsets[tp] = offset + 1
         self._wake()

@@ -142,7 +142,7 @@ class PartitionFetcher(Fetcher):  # type: ignore[misc] # the base class carries 
                 tp = aiokafka.TopicPartition(topic, partition)
                 try:
                     waits |= self._take_in(assignment, tp, asked[tp], response.API_VERSION, told)
-                except Exception as e:  # noqa: BLE001 - an answer that makes no sense is the fault of its partition alone
+                except Exception as e:  # noqa: BLE001 - nonsense is the fault of its partition alone
                     self._hold(
                         tp, asked.get(tp, -1), f"the broker's answer makes no sense ({_named(e)})", passing=False
                     )
