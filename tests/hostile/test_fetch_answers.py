@@ -16,6 +16,7 @@ import aiokafka
 import pytest
 from aiokafka.consumer.subscription_state import SubscriptionState
 from aiokafka.errors import KafkaConnectionError, NodeNotReadyError
+from aiokafka.protocol.offset import OffsetRequest
 
 from tenuto_control.drivers.kafka_fetcher import PartitionFetcher
 from tenuto_control.limits import Limits
@@ -25,8 +26,8 @@ from tests.support.virtual_time import run_virtual
 BAD, GOOD = aiokafka.TopicPartition("t", 0), aiokafka.TopicPartition("t", 1)
 VERSION = 11
 EMPTY_S = 0.25
-CODES = (-1, 2, 3, 4, 5, 6, 7, 9, 13, 29, 31, 35, 41, 56, 57, 70, 74, 75, 76, 78, 88, 100, 103, 106, 119, 129)
-"""Errors that brokers answer with, except for an offset that is out of range."""
+CODES = (-1, 1, 2, 3, 4, 5, 6, 7, 9, 13, 29, 31, 35, 41, 56, 57, 70, 74, 75, 76, 78, 88, 100, 103, 106, 119, 129)
+"""Errors that brokers answer with."""
 
 LIMITS = Limits()
 TOLD_WITHIN_S = LIMITS.unreadable_after_ms / 1_000 + 3
@@ -53,6 +54,9 @@ class Broker:
         return found
 
     async def send(self, _node: int, request: Any) -> Any:
+        if isinstance(request, OffsetRequest):
+            await asyncio.sleep(0.01)
+            return SimpleNamespace(API_VERSION=3, topics=[("t", [(BAD.partition, 0, -1, 0)])])
         asked = {
             aiokafka.TopicPartition(topic, partition): offset
             for topic, partitions in request.topics

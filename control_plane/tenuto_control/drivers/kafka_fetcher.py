@@ -171,11 +171,12 @@ class PartitionFetcher(Fetcher):  # type: ignore[misc] # the base class carries 
 
     def _refused(self, tp: Any, state: Any, offset: int, error: Any) -> None:
         if error is OffsetOutOfRangeError:
-            _log.warning(
-                "%s/%d: its log has no offset %d (any more); reading on at the oldest record it has", *tp, offset
-            )
-            self._troubles.pop(tp, None)
             state.await_reset(OffsetResetStrategy.EARLIEST)
+            trouble = self._hold(tp, offset, "its log has no such offset", passing=True)
+            if trouble.attempts == 1:
+                _log.warning(
+                    "%s/%d: its log has no offset %d (any more); reading on at the oldest record it has", *tp, offset
+                )
             return
         if error.invalid_metadata:
             self._client.force_metadata_update()
@@ -249,11 +250,12 @@ class PartitionFetcher(Fetcher):  # type: ignore[misc] # the base class carries 
 
     # --- troubles -------------------------------------------------------------------------------------------
 
-    def _hold(self, tp: Any, offset: int, reason: str, *, passing: bool) -> None:
+    def _hold(self, tp: Any, offset: int, reason: str, *, passing: bool) -> _Trouble:
         """Leave the partition alone for a while, longer each time."""
         trouble = self._note(tp, offset, reason, passing=passing)
         pause = pause_ms(self._passing if passing else self._lasting, trouble.attempts + 1, 0.0)
         self._records[tp] = _Hold(now_s() + pause / 1_000)
+        return trouble
 
     def _note(self, tp: Any, offset: int, reason: str, *, passing: bool) -> _Trouble:
         trouble = self._troubles.get(tp)
