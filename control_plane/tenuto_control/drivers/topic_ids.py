@@ -42,7 +42,8 @@ class NoTopicIdsError(Exception):
 async def topic_ids(client: Any, topics: Iterable[str]) -> dict[str, str]:
     """Of each topic that exists its id, 32 hexadecimal digits; "" from brokers that tell none.
 
-    A topic that the broker has only an error for is left out: the others must not wait for it. `client` is an aiokafka client, as a consumer or producer holds one. Raises KafkaError.
+    A topic that the broker has only an error for is left out: the others must not wait for it. `client` is an aiokafka
+    client, as a consumer or producer holds one. Raises KafkaError.
     """
     wanted = sorted(topics)
     if not wanted:
