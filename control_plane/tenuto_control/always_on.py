@@ -80,7 +80,14 @@ async def _work(parts: Assembly, stop: asyncio.Event) -> None:
         starts = {s.topic: s.start for s in config.subscriptions}
         events = KafkaEventLog(config.kafka, limits, starts)
         consumer = Consumer(
-            events, parts.sink, parts.dispatcher, config.subscriptions, limits, parts.clock, parts.tally
+            events,
+            parts.sink,
+            parts.dispatcher,
+            config.subscriptions,
+            limits,
+            parts.clock,
+            parts.tally,
+            parts.unreadable,
         )
         tasks.append(asyncio.create_task(consumer.run(), name="consume"))
     for service in parts.deployments.listed():

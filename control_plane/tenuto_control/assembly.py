@@ -35,6 +35,7 @@ from tenuto_control.drivers.system import SystemClock
 from tenuto_control.ingress import create_app
 from tenuto_control.ingress.readiness import probe
 from tenuto_control.loops.sweep import Sweeper
+from tenuto_control.loops.unreadable import UnreadablePartitions
 
 HOST_NAME_CHARS_MAX = 20
 
@@ -53,6 +54,7 @@ class Assembly:
     dispatcher: Dispatcher
     sweeper: Sweeper
     app: Starlette
+    unreadable: UnreadablePartitions
     tally: Tally
     reports: EmfReports | None
     tracer: OtelTracer | None
@@ -103,7 +105,14 @@ async def assembled(config: Config) -> AsyncIterator[Assembly]:
             tracer=tracer,
         )
         sweeper = Sweeper(table, dispatcher, clock, rng, limits)
-        app = create_app(dispatcher, deployments, ready=probe(table), wait_ms_max=limits.http_wait_ms_max)
+        unreadable = UnreadablePartitions(clock, limits, tally)
+        app = create_app(
+            dispatcher,
+            deployments,
+            ready=probe(table),
+            wait_ms_max=limits.http_wait_ms_max,
+            unreadable=lambda: unreadable.present,
+        )
         try:
             yield Assembly(
                 config,
@@ -116,6 +125,7 @@ async def assembled(config: Config) -> AsyncIterator[Assembly]:
                 dispatcher,
                 sweeper,
                 app,
+                unreadable,
                 tally,
                 reports(),
                 tracer,

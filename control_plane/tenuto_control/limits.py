@@ -51,6 +51,14 @@ class Limits:
 
     log_retry_initial_ms: int = 200
     log_retry_max_ms: int = 5_000
+    unreadable_retry_initial_ms: int = 1_000
+    unreadable_retry_max_ms: int = 60_000
+    """A partition that cannot be read is tried again after these pauses, while the others go on."""
+    unreadable_after_ms: int = 5_000
+    """What passes by itself, as a broker's restart does, makes a partition unreadable only after this time."""
+    unreadable_log_max_ms: int = 3_600_000
+    """A partition that stays unreadable is logged again after `failure_log_interval_ms`, then after pauses that double
+    up to this one."""
     table_retry_initial_ms: int = 50
     table_retry_max_ms: int = 5_000
     failure_log_interval_ms: int = 5_000

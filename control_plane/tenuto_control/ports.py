@@ -24,10 +24,13 @@ class TopicPartition(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class LogRecord:
-    """A record as the log delivers it. A `value` of None is a tombstone.
+    r"""A record as the log delivers it. A `value` of None is a tombstone.
 
     `topic_id` is the log's own name for this life of the topic: another one after it was deleted and created again, ""
-    from a log that tells none.
+    from a log that tells none. Bytes of a header's name that are not UTF-8 are escaped (`\xff`).
+
+    `unreadable` is the reason why a record's content cannot be told, "" for any other. Its `value` then is what the log
+    holds in its place, and it has neither key nor headers.
     """
 
     topic: str
@@ -38,6 +41,16 @@ class LogRecord:
     value: bytes | None
     headers: tuple[tuple[str, bytes], ...] = ()
     topic_id: str = ""
+    unreadable: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """A partition that cannot be read at present: from which offset on (-1: not known), and why, fit for a log line."""
+
+    partition: TopicPartition
+    offset: int
+    reason: str
 
 
 class LogUnavailableError(Exception):
@@ -87,7 +100,11 @@ class AssignmentListener(Protocol):
 
 
 class EventLog(Protocol):
-    """A consumer group member. Methods raise LogUnavailableError when the log does not answer."""
+    """A consumer group member. Methods raise LogUnavailableError when the log does not answer.
+
+    What one partition or record cannot give costs no other partition a record: after any error, each partition goes on
+    behind the last record that was delivered.
+    """
 
     async def start(self, topics: Sequence[str], listener: AssignmentListener) -> None:
         """Join the group; partitions arrive through the listener."""
@@ -106,7 +123,14 @@ class EventLog(Protocol):
         ...
 
     def lag(self) -> int:
-        """Records of the assigned partitions that have not been read yet, as far as is known."""
+        """Offsets of the assigned partitions that have not been read yet, of those that can be.
+
+        Not counted: what retention has removed, and what belongs to transactions that are open.
+        """
+        ...
+
+    def unreadable(self) -> Sequence[Unreadable]:
+        """The assigned partitions that cannot be read at present; each is tried again after growing pauses."""
         ...
 
     async def commit(self, offsets: Mapping[TopicPartition, int]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import struct
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -12,11 +13,12 @@ from uuid import uuid4
 
 import aiokafka
 import pytest
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic, RecordsToDelete
 
 from tenuto_control.config import KafkaConfig
 from tenuto_control.core.routing import Start
 from tenuto_control.drivers import kafka as driver
+from tenuto_control.drivers import kafka_membership
 from tenuto_control.drivers.kafka import KafkaEventLog, KafkaSink
 from tenuto_control.drivers.kafka_membership import mark
 from tenuto_control.limits import Limits
@@ -35,7 +37,14 @@ from tests.support.memory_kafka import MemoryKafka
 TEST_TIMEOUT_S = 40.0
 SETTLE_S = 20.0
 REBALANCE_TIMEOUT_S = 1.0
-LIMITS = Limits(drain_timeout_ms=500, session_timeout_ms=2_000, heartbeat_interval_ms=100, log_request_timeout_ms=3_000)
+LIMITS = Limits(
+    drain_timeout_ms=500,
+    session_timeout_ms=2_000,
+    heartbeat_interval_ms=100,
+    log_request_timeout_ms=3_000,
+    unreadable_retry_initial_ms=100,
+    unreadable_retry_max_ms=400,
+)
 FORMER_ID = "0123456789abcdef0123456789abcdef"
 
 
@@ -46,6 +55,10 @@ class Cluster(Protocol):
     async def create_narrow(self, topic: str, record_bytes_max: int) -> None: ...
     async def delete(self, topic: str) -> None: ...
     async def leave_commit(self, group: str, tp: TopicPartition, offset: int, topic_id: str) -> None: ...
+    async def add_partitions(self, topic: str, total: int) -> None: ...
+    async def remove_before(self, tp: TopicPartition, offset: int) -> None: ...
+    def damage(self, tp: TopicPartition, offset: int) -> None: ...
+    def repair(self, tp: TopicPartition) -> None: ...
     def member(self, group: str, starts: Mapping[str, Start]) -> EventLog: ...
     def sink(self) -> RecordSink: ...
     async def close(self) -> None: ...
@@ -70,6 +83,18 @@ class MemoryCluster:
         if topic_id:
             stored.lives[tp] = topic_id
 
+    async def add_partitions(self, topic: str, total: int) -> None:
+        self._kafka.add_partitions(topic, total - len(self._kafka._topics[topic]))
+
+    async def remove_before(self, tp: TopicPartition, offset: int) -> None:
+        self._kafka.compact(tp, lambda record: record.offset >= offset)
+
+    def damage(self, tp: TopicPartition, offset: int) -> None:
+        self._kafka.damage(tp, offset, "a batch whose checksum is not 00000000")
+
+    def repair(self, tp: TopicPartition) -> None:
+        self._kafka.repair(tp)
+
     def member(self, group: str, starts: Mapping[str, Start]) -> EventLog:
         return self._kafka.member(group, starts)
 
@@ -84,6 +109,7 @@ class RealCluster:
     def __init__(self, broker: KafkaBroker) -> None:
         self._broker = broker
         self._sinks: list[KafkaSink] = []
+        self._damage: dict[TopicPartition, tuple[Path, int]] = {}
 
     async def create(self, topic: str, partitions: int) -> None:
         await create_topics(self._broker.bootstrap_servers, {topic: partitions})
@@ -114,6 +140,38 @@ class RealCluster:
         finally:
             await consumer.stop()
 
+    async def add_partitions(self, topic: str, total: int) -> None:
+        async with self._admin() as admin:
+            await admin.create_partitions({topic: NewPartitions(total)})
+
+    async def remove_before(self, tp: TopicPartition, offset: int) -> None:
+        """What retention does, at once."""
+        async with self._admin() as admin:
+            await admin.delete_records({aiokafka.TopicPartition(*tp): RecordsToDelete(before_offset=offset)})
+
+    def damage(self, tp: TopicPartition, offset: int) -> None:
+        """Change the last byte of a batch where the broker stores it, which it hands out unchecked."""
+        (segment,) = (self._broker.data / f"{tp.topic}-{tp.partition}").glob("*.log")
+        raw, at = segment.read_bytes(), 0
+        while True:
+            base, length = struct.unpack_from(">qi", raw, at)
+            at += 12 + length
+            if base >= offset:
+                break
+        self._damage[tp] = (segment, at - 1)
+        self._change(tp)
+
+    def repair(self, tp: TopicPartition) -> None:
+        self._change(tp)
+
+    def _change(self, tp: TopicPartition) -> None:
+        segment, at = self._damage[tp]
+        with segment.open("r+b") as file:
+            file.seek(at)
+            (byte,) = file.read(1)
+            file.seek(at)
+            file.write(bytes([byte ^ 0xFF]))
+
     @asynccontextmanager
     async def _admin(self) -> AsyncIterator[Any]:
         admin = AIOKafkaAdminClient(bootstrap_servers=self._broker.bootstrap_servers)
@@ -143,6 +201,7 @@ def make_cluster(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(driver, "REBALANCE_MARGIN_MS", int(REBALANCE_TIMEOUT_S * 1_000) - LIMITS.drain_timeout_ms)
     monkeypatch.setattr(driver, "METADATA_AGE_MAX_MS", 300)
     monkeypatch.setattr(driver, "TOPIC_CHECK_INTERVAL_S", 0.2)
+    monkeypatch.setattr(kafka_membership, "BOUNDS_AGE_S", 0.2)
     if request.param == "memory":
         return MemoryCluster
     broker: KafkaBroker = request.getfixturevalue("broker")
@@ -533,6 +592,151 @@ def test_a_record_too_large_for_its_topic_is_refused_and_disturbs_no_other(
         await member.poll_until(lambda: len(member.records) == 5)
         sizes = sorted(len(value or b"") for value in member.values)
         assert sizes == [1, 1, 1, 80_000, 90_000]
+
+    play(make_cluster, scenario)
+
+
+# --- partitions apart ---------------------------------------------------------------------------------------------
+
+
+async def spread(scene: Scene, total: int) -> dict[TopicPartition, list[bytes | None]]:
+    """Records in all partitions, each in a batch of its own, and what is in which."""
+    sink = scene.cluster.sink()
+    for number in range(total):
+        await sink.produce(scene.topic, str(number).encode(), str(number).encode(), ())
+    observer = Member(scene.cluster.member(f"{scene.group}-observer", {}))
+    await observer.log.start([scene.topic], observer)
+    await observer.poll_until(lambda: len(observer.records) == total)
+    await observer.log.stop()
+    return {tp: read_of(observer, tp) for tp in sorted(observer.owned)}
+
+
+def read_of(member: Member, tp: TopicPartition) -> list[bytes | None]:
+    return [record.value for record in member.records if (record.topic, record.partition) == tp]
+
+
+def test_a_partition_that_cannot_be_read_costs_the_others_nothing_and_recovers_by_itself(
+    make_cluster: Callable[[], Cluster],
+) -> None:
+    async def scenario(scene: Scene) -> None:
+        await scene.cluster.create(scene.topic, 3)
+        where = await spread(scene, 60)
+        bad, *good = where
+        scene.cluster.damage(bad, 3)
+        member = await scene.join()
+        await member.poll_until(lambda: bool(member.log.unreadable()))
+        await member.poll_until(lambda: all(read_of(member, tp) == where[tp] for tp in good))
+        (told,) = member.log.unreadable()
+        assert (told.partition, told.offset) == (bad, 3)
+        assert "checksum" in told.reason
+        await member.polled_for(0.7)
+        assert read_of(member, bad) == where[bad][:3]
+        await member.log.commit({bad: 3, **{tp: len(where[tp]) for tp in good}})
+        assert member.log.lag() == len(where[bad]) - 3
+
+        scene.cluster.repair(bad)
+        await member.poll_until(lambda: read_of(member, bad) == where[bad])
+        assert member.log.unreadable() == []
+        assert [one.offset for one in member.records if one.partition == bad.partition] == list(range(len(where[bad])))
+        await member.poll_until(lambda: member.log.lag() == 0)
+
+    play(make_cluster, scenario)
+
+
+def test_a_partition_without_records_to_read_is_not_unreadable(make_cluster: Callable[[], Cluster]) -> None:
+    async def scenario(scene: Scene) -> None:
+        await scene.cluster.create(scene.topic, 2)
+        member = await scene.join()
+        await member.poll_until(lambda: len(member.owned) == 2)
+        await scene.produce(b"one")
+        await member.poll_until(lambda: len(member.records) == 1)
+        assert member.log.unreadable() == []
+
+    play(make_cluster, scenario)
+
+
+def test_what_retention_removes_is_no_lag_whether_it_was_read_or_not(make_cluster: Callable[[], Cluster]) -> None:
+    async def scenario(scene: Scene) -> None:
+        await scene.cluster.create(scene.topic, 1)
+        await scene.produce(*numbered(10))
+        member = await scene.join()
+        while not await member.log.poll(2, 200):
+            pass
+        assert member.log.lag() == 8
+        member.log.pause([scene.tp()])
+        await scene.produce(*numbered(5, first=10))
+        await member.poll_until(lambda: member.log.lag() == 13)
+        await scene.cluster.remove_before(scene.tp(), 9)
+        await member.poll_until(lambda: member.log.lag() == 6)
+        await scene.cluster.remove_before(scene.tp(), 15)
+        await member.poll_until(lambda: member.log.lag() == 0)
+        member.log.resume([scene.tp()])
+        await scene.produce(b"last")
+        await member.poll_until(lambda: member.values == [b"last"])
+        await member.poll_until(lambda: member.log.lag() == 0)
+
+    play(make_cluster, scenario)
+
+
+def test_latest_is_no_word_about_partitions_that_come_later(make_cluster: Callable[[], Cluster]) -> None:
+    async def scenario(scene: Scene) -> None:
+        await scene.cluster.create(scene.topic, 1)
+        await scene.produce(*numbered(3))
+        first = await scene.join("latest")
+        await first.poll_until(lambda: bool(first.owned))
+        await first.log.stop()
+        await scene.cluster.add_partitions(scene.topic, 4)
+        sink = scene.cluster.sink()
+        # Nobody reads yet: all of these were produced before anybody could notice the partitions.
+        for number in range(100, 160):
+            await sink.produce(scene.topic, str(number).encode(), str(number).encode(), ())
+        second = await scene.join("latest")
+        await second.poll_until(lambda: len(second.records) == 60)
+        assert {record.partition for record in second.records} == {0, 1, 2, 3}
+        assert sorted(second.values, key=str) == numbered(60, first=100)
+
+        await scene.cluster.add_partitions(scene.topic, 6)
+        # Another producer, because the first one does not look for partitions again so soon.
+        sink = scene.cluster.sink()
+        for number in range(200, 260):
+            await sink.produce(scene.topic, str(number).encode(), str(number).encode(), ())
+        await second.poll_until(lambda: len(second.owned) == 6 and len(set(second.values)) == 120)
+
+    play(make_cluster, scenario)
+
+
+def test_members_that_begin_together_at_the_latest_take_no_partition_for_a_later_one(
+    make_cluster: Callable[[], Cluster],
+) -> None:
+    async def scenario(scene: Scene) -> None:
+        await scene.cluster.create(scene.topic, 4)
+        sink = scene.cluster.sink()
+        for number in range(40):
+            await sink.produce(scene.topic, b"before", str(number).encode(), ())
+        members = [Member(scene.cluster.member(scene.group, {scene.topic: "latest"})) for _ in range(3)]
+        for member in members:
+            scene._stack.push_async_callback(member.log.stop)
+        await asyncio.gather(*(member.log.start([scene.topic], member) for member in members))
+        async with asyncio.timeout(SETTLE_S):
+            while sorted(tp for member in members for tp in member.owned) != [scene.tp(one) for one in range(4)]:
+                await asyncio.gather(*(member.poll() for member in members))
+        for number in range(40):
+            await sink.produce(scene.topic, b"after", str(number).encode(), ())
+        async with asyncio.timeout(SETTLE_S):
+            while sum(len(member.records) for member in members) < 40:
+                await asyncio.gather(*(member.poll() for member in members))
+        assert {value for member in members for value in member.values} == {b"after"}
+
+    play(make_cluster, scenario)
+
+
+def test_latest_is_no_word_about_a_topic_that_comes_later(make_cluster: Callable[[], Cluster]) -> None:
+    async def scenario(scene: Scene) -> None:
+        member = await scene.join("latest")
+        assert await member.polled_for(0.3) == []
+        await scene.cluster.create(scene.topic, 1)
+        await scene.produce(*numbered(5))
+        await member.poll_until(lambda: member.values == numbered(5))
 
     play(make_cluster, scenario)
 

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
+from unittest import mock
 
 import msgspec
 import pytest
@@ -32,6 +33,8 @@ from tenuto.protocol.records import Event, KafkaSource, SendOut
 from tenuto.service import Services
 from tenuto.store.port import TableRefusedError, TableUnavailableError
 from tenuto_control.limits import Limits
+from tenuto_control.loops import consume
+from tenuto_control.ports import TopicPartition
 from tests.control.marked_handlers import Marked
 from tests.control.marked_world import MARK, Body, Ears, FailingTable, MarkedWorld, listening
 from tests.support.virtual_time import run_virtual
@@ -298,6 +301,18 @@ async def timers_cannot_be_read(w: MarkedWorld, m: Marked) -> None:
     await asyncio.sleep(LONG_S)
 
 
+async def records_cannot_be_read(w: MarkedWorld, m: Marked) -> None:
+    at = w.kafka.append("events", cargo("remember"), b"k", HEADERS)
+    tp = TopicPartition(at.topic, at.partition)
+    w.kafka.damage(tp, at.offset)
+    await asyncio.sleep(SOON_S)
+    w.kafka.repair(tp)
+    w.kafka.append("events", cargo("remember"), b"k", HEADERS, unreadable="the record breaks Kafka's format")
+    await asyncio.sleep(SOON_S)
+    with mock.patch.object(consume, "route", side_effect=ValueError(MARK)):
+        await events(w, "remember")
+
+
 SCENARIOS: Final = (
     handlers_end_well,
     handlers_fail,
@@ -315,6 +330,7 @@ SCENARIOS: Final = (
     calls_overload_a_key,
     the_scheduler_is_away,
     timers_cannot_be_read,
+    records_cannot_be_read,
 )
 
 

@@ -145,5 +145,5 @@ def test_alarms(templates: Templates, shape: str) -> None:
     alarms = {name.rpartition("/")[2]: one for name, one in deployed.items() if one.type == "AWS::CloudWatch::Alarm"}
     common = {"DeadLettersAlarm", "HandlerErrorsAlarm", "LagAlarm", "RecordsRefusedAlarm", "ThrottlesAlarm"}
     scaled = {"DispatcherErrorsAlarm", "SweepAlarm", "WakeUpsAlarm"}
-    assert alarms.keys() == (common | scaled if shape == "ScaleToZero" else common)
+    assert alarms.keys() == common | (scaled if shape == "ScaleToZero" else {"UnreadablePartitionsAlarm"})
     assert all(alarm.properties["AlarmActions"] == ["arn:topic"] for alarm in alarms.values())

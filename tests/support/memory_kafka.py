@@ -25,6 +25,7 @@ from tenuto_control.ports import (
     LogUnavailableError,
     RecordTooLargeError,
     TopicPartition,
+    Unreadable,
 )
 
 REBALANCE_TIMEOUT_S = 10.0
@@ -81,6 +82,7 @@ class MemoryKafka:
         self._next_offsets: dict[TopicPartition, int] = {}
         self._lives: dict[str, int] = {}
         self._limits: dict[str, int] = {}
+        self._damaged: dict[TopicPartition, tuple[int, str]] = {}
         self._groups: dict[str, _Group] = {}
         self._members = 0
         self._changed = asyncio.Event()
@@ -117,8 +119,9 @@ class MemoryKafka:
         key: bytes | None = None,
         headers: Sequence[tuple[str, bytes]] = (),
         partition: int | None = None,
+        unreadable: str = "",
     ) -> LogRecord:
-        """Append a record at once.
+        """Append a record at once. `unreadable` says why its content cannot be told.
 
         The partition derives from the key, so that one key stays in one partition.
         """
@@ -127,7 +130,8 @@ class MemoryKafka:
             partition = zlib.crc32(key or b"") % len(partitions)
         tp = TopicPartition(topic, partition)
         offset = self._next_offsets.get(tp, 0)
-        record = LogRecord(topic, partition, offset, self._now_ms(), key, value, tuple(headers), self.topic_id(topic))
+        life = self.topic_id(topic)
+        record = LogRecord(topic, partition, offset, self._now_ms(), key, value, tuple(headers), life, unreadable)
         partitions[partition].append(record)
         self._next_offsets[tp] = offset + 1
         self._wake()
@@ -137,6 +141,30 @@ class MemoryKafka:
         """Drop the records for which `keep` is false; the others keep their offsets."""
         partitions = self._topics[tp.topic]
         partitions[tp.partition] = [record for record in partitions[tp.partition] if keep(record)]
+
+    def add_partitions(self, topic: str, count: int) -> None:
+        """Give a topic more partitions; its readers rebalance once they notice, which is now."""
+        self._topics[topic] += [[] for _ in range(count)]
+        self._rebalance_readers(topic)
+
+    def damage(self, tp: TopicPartition, offset: int, reason: str = "its checksum is another one") -> None:
+        """From this offset on, the partition cannot be read until it is repaired."""
+        self._damaged[tp] = (offset, reason)
+
+    def repair(self, tp: TopicPartition) -> None:
+        """The partition can be read again."""
+        self._damaged.pop(tp, None)
+        self._wake()
+
+    def readable(self, tp: TopicPartition, offset: int, max_records: int) -> tuple[list[LogRecord], Unreadable | None]:
+        """Records of a partition from an offset on, up to where it is damaged, and how it is once that is reached."""
+        records = self.read(tp, offset, max_records)
+        if tp not in self._damaged:
+            return records, None
+        first, reason = self._damaged[tp]
+        sound = [record for record in records if record.offset < first]
+        stuck = not sound and any(record.offset >= first for record in records)
+        return sound, Unreadable(tp, first, reason) if stuck else None
 
     def records(self, topic: str) -> list[LogRecord]:
         """All records of a topic, partition by partition."""
@@ -158,6 +186,13 @@ class MemoryKafka:
         log = self._topics[tp.topic][tp.partition]
         first = bisect_left(log, offset, key=lambda record: record.offset)
         return log[first : first + max_records]
+
+    def count(self, tp: TopicPartition, offset: int) -> int:
+        """How many records a partition has from an offset on."""
+        if tp.topic not in self._topics:
+            return 0
+        log = self._topics[tp.topic][tp.partition]
+        return len(log) - bisect_left(log, offset, key=lambda record: record.offset)
 
     def store(self, tp: TopicPartition, offset: int, group: str = "tenuto") -> None:
         """Store a group's offset for somebody who is no member of it: the poller of an event source mapping."""
@@ -240,6 +275,8 @@ class MemoryEventLog:
         self._generation = 0
         self._granted: asyncio.Future[tuple[int, list[TopicPartition]]] | None = None
         self._positions: dict[TopicPartition, int] = {}
+        self._unreadable: dict[TopicPartition, Unreadable] = {}
+        self._absent: frozenset[str] = frozenset()
         self._paused: set[TopicPartition] = set()
         self._lives: dict[TopicPartition, str] = {}
         self._turn = 0
@@ -249,6 +286,7 @@ class MemoryEventLog:
         await self._hook("start", "before")
         assert self._coordination is None, "the event log is started already"
         self.topics = frozenset(topics)
+        self._absent = frozenset(topic for topic in topics if topic not in self._kafka._topics)
         self._listener = listener
         self._coordination = asyncio.create_task(self._coordinate(listener), name=f"coordinate {self.name}")
         self._kafka._join(self)
@@ -275,8 +313,12 @@ class MemoryEventLog:
         return records
 
     def lag(self) -> int:
-        """See `EventLog.lag`."""
-        return sum(max(0, self._kafka._next_offsets.get(tp, 0) - at) for tp, at in self._positions.items())
+        """See `EventLog.lag`. Here, where no gap has to be read to be known, records are counted and not offsets."""
+        return sum(self._kafka.count(tp, at) for tp, at in self._positions.items())
+
+    def unreadable(self) -> list[Unreadable]:
+        """See `EventLog.unreadable`."""
+        return [self._unreadable[tp] for tp in sorted(self._unreadable) if tp in self._positions]
 
     def pause(self, partitions: Sequence[TopicPartition]) -> None:
         """Stop delivering these partitions until resumed."""
@@ -381,8 +423,14 @@ class MemoryEventLog:
         life, end = self._kafka.topic_id(tp.topic), self._kafka._next_offsets.get(tp, 0)
         recreated = tp in self._lives and self._lives[tp] != life
         if tp not in group.committed:
-            if self._starts.get(tp.topic) == "latest" and not recreated:
-                group.committed[tp] = end
+            begun = recreated or tp.topic in self._absent or any(one.topic == tp.topic for one in group.committed)
+            if self._starts.get(tp.topic) == "latest":
+                # Who begins with a topic speaks for all of its partitions: what has no offset later is a later one.
+                for partition in range(len(self._kafka._topics[tp.topic])):
+                    one = TopicPartition(tp.topic, partition)
+                    if not begun:
+                        group.committed[one] = self._kafka._next_offsets.get(one, 0)
+                group.committed.setdefault(tp, 0)
         elif recreated or group.lives.get(tp, life) != life or group.committed[tp] > end:
             group.committed[tp] = 0
         group.lives[tp] = life
@@ -402,9 +450,12 @@ class MemoryEventLog:
         for tp in partitions[shift:] + partitions[:shift]:
             if tp.topic not in self._kafka._topics:
                 continue  # Deleted, and a zombie is not told.
-            log = self._kafka._topics[tp.topic][tp.partition]
-            first = bisect_left(log, self._positions[tp], key=lambda record: record.offset)
-            fetched += log[first : first + max_records - len(fetched)]
+            records, trouble = self._kafka.readable(tp, self._positions[tp], max_records - len(fetched))
+            fetched += records
+            if trouble is not None:
+                self._unreadable[tp] = trouble
+            elif len(fetched) < max_records:
+                self._unreadable.pop(tp, None)
         return fetched
 
     async def _hook(self, name: OperationName, when: Literal["before", "after"]) -> None:

@@ -25,8 +25,9 @@ CountName: TypeAlias = Literal[
 suspensions, records sent to a dead-letter topic, published records set aside as too large for their topic, write
 requests of dispatcher and functions."""
 
-SampleName: TypeAlias = Literal["Lag", "AgeMs", "WakeLatenessMs"]
-"""Measured values: records not read yet, an event's age when it was finished, how late a sleep went on."""
+SampleName: TypeAlias = Literal["Lag", "AgeMs", "WakeLatenessMs", "UnreadablePartitions"]
+"""Measured values: records not read yet, an event's age when it was finished, how late a sleep went on, partitions that
+cannot be read at present."""
 
 WRITES_PER_EVENT: Final = "WritesPerEvent"
 

@@ -22,13 +22,15 @@ from aiokafka.errors import (
 
 from tenuto_control.config import KafkaConfig
 from tenuto_control.core.routing import Start
+from tenuto_control.drivers.kafka_batches import Fetched
 from tenuto_control.drivers.kafka_client import (
     connection_settings,
     describe,
     only_ours_cancels,
     quiet_client_log,
 )
-from tenuto_control.drivers.kafka_membership import GroupConsumer, Membership, mark, of_client
+from tenuto_control.drivers.kafka_consumer import GroupConsumer
+from tenuto_control.drivers.kafka_membership import Membership, mark, of_client
 from tenuto_control.limits import Limits
 from tenuto_control.ports import (
     AssignmentListener,
@@ -36,6 +38,7 @@ from tenuto_control.ports import (
     LogUnavailableError,
     RecordTooLargeError,
     TopicPartition,
+    Unreadable,
 )
 
 TOPIC_CHECK_INTERVAL_S = 2.0
@@ -100,9 +103,9 @@ class KafkaEventLog:
         limits = self._limits
         consumer = GroupConsumer(
             **self._settings,
+            limits=limits,
             group_id=self._kafka.group_id,
             enable_auto_commit=False,
-            isolation_level="read_committed",
             # A committed offset that the log no longer has leads to its oldest record, never past unread
             # ones.
             auto_offset_reset="earliest",
@@ -116,6 +119,7 @@ class KafkaEventLog:
             # Started without topics, because with them aiokafka would wait here for every topic to exist.
             with only_ours_cancels():
                 await consumer.start()
+                absent = set(topics) - await consumer.topics()
         except _ERRORS as e:
             await _close(consumer)
             raise LogUnavailableError(describe(e, self._kafka)) from e
@@ -124,7 +128,9 @@ class KafkaEventLog:
             raise
         self._consumer = consumer
         self._joined = (topics, listener)
-        self._membership = Membership(consumer, listener, self._starts, self._request_timeout_s)
+        self._membership = Membership(
+            consumer, listener, self._starts, self._request_timeout_s, limits.unreadable_after_ms / 1_000, absent
+        )
         consumer.subscribe(topics, listener=self._membership)
         self._watching = [
             asyncio.create_task(self._await_missing(consumer, frozenset(topics)), name="await topics"),
@@ -140,22 +146,22 @@ class KafkaEventLog:
         records of an assignment that has ended are never returned.
         """
         await self._replace_broken()
-        try:
-            # aiokafka waits without bound while the group rebalances, hence the second bound around its own.
-            with only_ours_cancels():
-                async with asyncio.timeout(2 * timeout_ms / 1_000):
-                    batches = await self._consumer.getmany(timeout_ms=timeout_ms, max_records=max_records)
-        except TimeoutError:
-            return []
-        except (*_ERRORS, ConsumerStoppedError) as e:
-            raise LogUnavailableError(describe(e, self._kafka)) from e
         membership = self._member()
         try:
             with only_ours_cancels():
+                try:
+                    # aiokafka waits without bound while the group rebalances, hence the second bound around its own.
+                    async with asyncio.timeout(2 * timeout_ms / 1_000):
+                        batches = await self._consumer.getmany(timeout_ms=timeout_ms, max_records=max_records)
+                except TimeoutError:
+                    return []
                 admitted = await membership.admit(batches)
-        except _ERRORS as e:
+        except Exception as e:
+            membership.rewind()
+            if not isinstance(e, (*_ERRORS, ConsumerStoppedError)):
+                _log.exception("reading from the log met what nobody foresaw")
             raise LogUnavailableError(describe(e, self._kafka)) from e
-        return [_record(raw, membership.topic_id(raw.topic)) for raw in admitted]
+        return [_record(tp, one, membership.topic_id(tp.topic)) for tp, records in admitted for one in records]
 
     def pause(self, partitions: Sequence[TopicPartition]) -> None:
         """Stop delivering these partitions; those that are not ours (any more) are passed over."""
@@ -168,8 +174,12 @@ class KafkaEventLog:
             self._consumer.resume(*self._member().owned(partitions))
 
     def lag(self) -> int:
-        """Unread records of the assigned partitions, by the ends that came along with the last records."""
+        """Offsets of the assigned partitions that can be read and have not been, as of the last two seconds."""
         return self._member().lag() if self._consumer is not None else 0
+
+    def unreadable(self) -> list[Unreadable]:
+        """The assigned partitions that cannot be read at present."""
+        return self._member().unreadable() if self._consumer is not None else []
 
     async def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
         """Store offsets, each with the id of its topic: they mean nothing in another life of it.
@@ -182,11 +192,18 @@ class KafkaEventLog:
             # aiokafka tries again without bound while the coordinator is away.
             with only_ours_cancels():
                 async with asyncio.timeout(self._request_timeout_s):
-                    lives = self._member().topic_id
-                    marked = {of_client(tp): (at, mark(lives(tp.topic))) for tp, at in offsets.items()}
-                    await self._consumer.commit(marked)
+                    await self._consumer.commit(self._marked(offsets))
         except _ERRORS as e:
             raise LogUnavailableError(describe(e, self._kafka)) from e
+
+    def _marked(self, offsets: Mapping[TopicPartition, int]) -> dict[Any, tuple[int, str]]:
+        """Offsets as they are stored. Those of a topic that was deleted would be refused, and the others with them."""
+        member = self._member()
+        return {
+            of_client(tp): (member.committable(tp, offset), mark(member.topic_id(tp.topic)))
+            for tp, offset in offsets.items()
+            if self._consumer.partitions_for_topic(tp.topic)
+        }
 
     async def stop(self) -> None:
         """Leave the group, without another call of the listener. Nothing happens when it was not started."""
@@ -231,7 +248,7 @@ class KafkaEventLog:
             try:
                 with only_ours_cancels():
                     existing = topics & await consumer.topics()
-            except _ERRORS:
+            except Exception:  # noqa: BLE001 - whatever it is, topics that are missing must be looked for again
                 existing = known
             if existing is not None and existing != known:
                 for topic in sorted(topics - existing):
@@ -410,20 +427,22 @@ async def _watch_topics(membership: Membership) -> None:
         try:
             with only_ours_cancels():
                 await membership.check()
-        except _ERRORS as e:
+                await membership.learn_bounds()
+        except Exception as e:  # noqa: BLE001 - whatever it is, partitions that wait must be asked about again
             # Reading and committing report an absent broker; here it only means to ask again.
-            _log.debug("asking for topic ids: %s", e)
+            _log.debug("asking for topic ids and offsets: %s", e)
 
 
-def _record(raw: Any, topic_id: str) -> LogRecord:
+def _record(tp: Any, fetched: Fetched, topic_id: str) -> LogRecord:
     return LogRecord(
-        topic=raw.topic,
-        partition=raw.partition,
-        offset=raw.offset,
-        timestamp_ms=raw.timestamp,
-        key=raw.key,
-        value=raw.value,
+        topic=tp.topic,
+        partition=tp.partition,
+        offset=fetched.offset,
+        timestamp_ms=fetched.timestamp_ms,
+        key=fetched.key,
+        value=fetched.value,
         # A header may have no value at all in Kafka; nobody tells that from an empty one.
-        headers=tuple((name, value or b"") for name, value in raw.headers),
+        headers=tuple((name, value or b"") for name, value in fetched.headers),
         topic_id=topic_id,
+        unreadable=fetched.unreadable,
     )

@@ -42,13 +42,14 @@ class NoTopicIdsError(Exception):
 async def topic_ids(client: Any, topics: Iterable[str]) -> dict[str, str]:
     """Of each topic that exists its id, 32 hexadecimal digits; "" from brokers that tell none.
 
-    `client` is an aiokafka client, as a consumer or producer holds one. Raises KafkaError.
+    A topic that the broker has only an error for is left out: the others must not wait for it. `client` is an aiokafka
+    client, as a consumer or producer holds one. Raises KafkaError.
     """
     wanted = sorted(topics)
     if not wanted:
         return {}
     try:
-        told = await told_topics(client, client.get_random_node(), wanted)
+        told = await told_topics(client, client.get_random_node(), wanted, strict=False)
     except NoTopicIdsError:
         return dict.fromkeys(wanted, "")
     return {topic: one.topic_id for topic, one in told.items()}
@@ -62,15 +63,22 @@ class ToldTopic:
     leaders: Mapping[int, int]
 
 
-async def told_topics(client: Any, node: int | None, topics: Iterable[str]) -> dict[str, ToldTopic]:
-    """What one broker knows of each topic that exists. Raises KafkaError, and NoTopicIdsError for a broker too old."""
+async def told_topics(
+    client: Any, node: int | None, topics: Iterable[str], *, strict: bool = True
+) -> dict[str, ToldTopic]:
+    """What one broker knows of each topic that exists. Raises KafkaError, and NoTopicIdsError for a broker too old.
+
+    Unless `strict`, topics with an error of their own are left out.
+    """
     answer = await client.send(node, _TopicIdsRequest(sorted(topics)))
     told: dict[str, ToldTopic] = {}
     for code, topic, identity, _internal, partitions, *_ in answer.topics:
         if code == UnknownTopicOrPartitionError.errno:
             continue
         if code not in (0, LEADER_NOT_AVAILABLE):
-            raise for_code(code)(topic)
+            if strict:
+                raise for_code(code)(topic)
+            continue
         leaders = {partition: leader for _code, partition, leader, *_ in partitions}
         told[topic] = ToldTopic("" if identity == NO_ID else identity.hex, leaders)
     return told

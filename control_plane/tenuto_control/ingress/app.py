@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final, TypeAlias
@@ -24,11 +24,11 @@ from tenuto.protocol.ids import AwakeableId, InvocationId, Lane, call_nonce
 from tenuto.protocol.limits import AWAKEABLE_BYTES_MAX
 from tenuto.protocol.messages import HandlerManifest
 from tenuto.protocol.records import AwakeableSlot, CallSource, Event, Result, Success, pack
-from tenuto_control.ingress import answers, listing, paths, requests
+from tenuto_control.ingress import answers, listing, paths, readiness, requests
 from tenuto_control.ingress.listing import Catalogue
 from tenuto_control.ingress.problems import RefusedError
 from tenuto_control.ingress.stopping import Stopping
-from tenuto_control.ports import Execution, Resolution
+from tenuto_control.ports import Execution, Resolution, Unreadable
 
 WAIT_MS_MAX: Final = 25_000
 """How long a request waits for a result: below the 29 seconds after which API Gateway gives up."""
@@ -48,9 +48,10 @@ def create_app(
     ready: ReadyProbe,
     wait_ms_max: int = WAIT_MS_MAX,
     random_bytes: Callable[[int], bytes] = secrets.token_bytes,
+    unreadable: Callable[[], Sequence[Unreadable]] = tuple,
 ) -> Starlette:
     """The ingress over a dispatcher. `random_bytes` makes the ids of calls that bring no idempotency key."""
-    ingress = _Ingress(execution, catalogue, ready, wait_ms_max, random_bytes)
+    ingress = _Ingress(execution, catalogue, ready, wait_ms_max, random_bytes, unreadable)
     app = Starlette(
         routes=[
             Route("/", ingress.index, methods=["GET"]),
@@ -78,6 +79,7 @@ class _Ingress:
     ready: ReadyProbe
     wait_ms_max: int
     random_bytes: Callable[[int], bytes]
+    unreadable: Callable[[], Sequence[Unreadable]]
 
     async def index(self, request: Request) -> Response:
         """List services and handlers, each with a line to paste."""
@@ -98,7 +100,7 @@ class _Ingress:
         except TimeoutError:
             problem = f"the readiness probe took longer than {READY_MS_MAX} ms"
         if problem is None:
-            return JSONResponse({"status": "ready"})
+            return JSONResponse(readiness.ready(self.unreadable()))
         return answers.error(request, HTTPStatus.SERVICE_UNAVAILABLE, f"not ready: {problem}")
 
     async def call(self, request: Request) -> Response:

@@ -1,14 +1,17 @@
-"""Readiness: whether calls can be served right now.
+"""Readiness: whether calls can be served right now, and what else there is to know.
 
-Owns the probe of the table. Does not own its route or its time limit (`app`).
+Owns the probe of the table and the note of partitions that cannot be read. Does not own its route or its time limit
+(`app`), nor finding such partitions (`loops.unreadable`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
 
 from tenuto.lane.transitions import SWEEP_CURSOR
 from tenuto.store.port import Table, TableRefusedError, TableUnavailableError
+from tenuto_control.ports import Unreadable
 
 
 def probe(table: Table) -> Callable[[], Awaitable[str | None]]:
@@ -22,3 +25,21 @@ def probe(table: Table) -> Callable[[], Awaitable[str | None]]:
         return None
 
     return ask
+
+
+def ready(unreadable: Iterable[Unreadable]) -> dict[str, Any]:
+    """What a control plane says that can serve calls.
+
+    A partition that cannot be read is told here and leaves it ready: another process would not read it either, and to
+    take this one away would cost the calls, the sleeps and all other partitions.
+    """
+    notes = [
+        {
+            "topic": one.partition.topic,
+            "partition": one.partition.partition,
+            "offset": one.offset if one.offset >= 0 else None,
+            "reason": one.reason,
+        }
+        for one in unreadable
+    ]
+    return {"status": "ready", "unreadable": notes} if notes else {"status": "ready"}

@@ -14,11 +14,13 @@ away before that are delivered again to its next owner, where the lane's waterma
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
 from tenuto.protocol.messages import RetryPolicy
+from tenuto.protocol.records import Event
 from tenuto_control.core.backoff import pause_ms
 from tenuto_control.core.metrics import Metrics, Uncounted
 from tenuto_control.core.offsets import OffsetWindow
@@ -26,6 +28,7 @@ from tenuto_control.core.routing import Quarantine, Subscription, route
 from tenuto_control.limits import Limits
 from tenuto_control.loops.failures import FailureLog
 from tenuto_control.loops.quarantine import DeadLetters
+from tenuto_control.loops.unreadable import UnreadablePartitions
 from tenuto_control.ports import (
     Clock,
     EventLog,
@@ -35,6 +38,8 @@ from tenuto_control.ports import (
     RecordSink,
     TopicPartition,
 )
+
+_log = logging.getLogger("tenuto_control")
 
 
 @dataclass(slots=True)
@@ -60,9 +65,11 @@ class Consumer:
         limits: Limits,
         clock: Clock,
         metrics: Metrics | None = None,
+        unreadable: UnreadablePartitions | None = None,
     ) -> None:
         self._log = log
         self._metrics = metrics or Uncounted()
+        self._unreadable = unreadable or UnreadablePartitions(clock, limits, self._metrics)
         self._execution = execution
         self._subscriptions = {subscription.topic: subscription for subscription in subscriptions}
         self._limits = limits
@@ -159,7 +166,7 @@ class Consumer:
             return
         subscription = self._subscriptions[record.topic]
         released = partial(self._release, assigned, record.offset)
-        match route(record, subscription):
+        match _meaning(record, subscription):
             case Quarantine(reason):
                 task = self._tasks.create_task(
                     self._quarantine(record, subscription.dead_letter_topic, reason, released),
@@ -221,6 +228,7 @@ class Consumer:
         while True:
             await asyncio.sleep(self._limits.commit_interval_ms / 1_000)
             self._metrics.sample("Lag", self._log.lag())
+            self._unreadable.update(self._log.unreadable(), self._partitions)
             await self._commit({tp: assigned for tp, assigned in self._partitions.items() if not assigned.leaving})
 
     async def _commit(self, partitions: dict[TopicPartition, _Assigned]) -> None:
@@ -252,6 +260,20 @@ class Consumer:
                 await self._stopping.wait()
         except TimeoutError:
             pass
+
+
+def _meaning(record: LogRecord, subscription: Subscription) -> Event | Quarantine:
+    """What a record stands for. Whatever it makes routing raise is its own fault, and no other record's."""
+    if record.unreadable:
+        return Quarantine(record.unreadable)
+    try:
+        return route(record, subscription)
+    except Exception as e:  # noqa: BLE001 - whatever it is, the process has other records to see to
+        # What the error says may quote the record, and a log holds nothing of those.
+        _log.error(
+            "%s/%d offset %d: routing it failed (%s)", record.topic, record.partition, record.offset, type(e).__name__
+        )
+        return Quarantine(f"routing it failed: {type(e).__name__}")
 
 
 FULL = 1.0

@@ -89,6 +89,11 @@ class KafkaBroker:
         return f"{LOOPBACK}:{self._port}"
 
     @property
+    def data(self) -> Path:
+        """Where it keeps the logs of its partitions, each in a folder of its own."""
+        return self._workdir / "data"
+
+    @property
     def pid(self) -> int:
         """The broker's process id; raises `ProcessFailed` when it does not run."""
         return self._running_process().pid
@@ -102,7 +107,7 @@ class KafkaBroker:
 
     async def launch(self, home: Path, formatted: Path, flags: list[str]) -> None:
         """Start from prepared parts: the jars, a formatted data directory to copy, more flags for the JVM."""
-        data = self._workdir / "data"
+        data = self.data
         if not data.exists():
             shutil.copytree(formatted, data)
         for attempt in range(1, START_ATTEMPTS_MAX + 1):
