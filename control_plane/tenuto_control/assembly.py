@@ -103,7 +103,7 @@ async def assembled(config: Config) -> AsyncIterator[Assembly]:
             tracer=tracer,
         )
         sweeper = Sweeper(table, dispatcher, clock, rng, limits)
-        app = create_app(dispatcher, deployments, ready=probe(table), wait_ms_max=limits.http_wait_ms_max)
+        app = create_app(dispatcher, deployments, ready=probe(dispatcher.table), wait_ms_max=limits.http_wait_ms_max)
         try:
             yield Assembly(
                 config,

@@ -28,6 +28,13 @@ AWAKEABLE_BYTES_MAX = 32_768
 AWAKEABLES_BYTES_MAX = 65_536
 """What the results of awakeables that sit in the head of one invocation may weigh together."""
 
+EVENT_HEADERS_BYTES_MAX = 100_000
+"""What the headers of an event and the raw key of its record may weigh together, packed.
+
+They travel with an event wherever it is stored: through the inbox, the head of a claimed lane and its dead letter. A
+record with more is a dead letter before it becomes an event.
+"""
+
 PAYLOAD_BYTES_MAX = 6_000_000
 """Largest activation or outcome: a synchronous Lambda invocation carries 6 MB each way (AWS Lambda quotas)."""
 

@@ -62,9 +62,13 @@ class MessageSource(Struct, frozen=True, tag="message"):
 
 
 class CallSource(Struct, frozen=True, tag="call"):
-    """A call or send over HTTP. `keep_result` stores the result so that it can be attached to later."""
+    """A call or send over HTTP. `keep_result` stores the result so that it can be attached to later.
+
+    `one_way`: it was sent, and nobody waits for its end. A message that an operator runs again is one, too.
+    """
 
     keep_result: bool = False
+    one_way: bool = False
 
 
 Source: TypeAlias = KafkaSource | MessageSource | CallSource
@@ -180,7 +184,26 @@ class ResolveOut(Struct, frozen=True, tag="resolve"):
     result: Result
 
 
-Out: TypeAlias = SendOut | PublishOut | ResultOut | ResolveOut
+class BuriedOut(Struct, frozen=True, tag="buried"):
+    """An event that ended in a failure of which nobody else would hear, on its way to the table's dead letters.
+
+    `at_ms` is when it ended, `first_ms` when it was first tried, 0 where that is not known; `attempts` likewise. A large
+    input may be in the item `value_item`, or all of the event in `parts` that were put before; `event` then lacks it,
+    and `size` is what the input weighs.
+    """
+
+    event: Event
+    reason: str
+    status_code: int = 500
+    at_ms: int = 0
+    first_ms: int = 0
+    attempts: int = 0
+    value_item: str | None = None
+    parts: int = 0
+    size: int = 0
+
+
+Out: TypeAlias = SendOut | PublishOut | ResultOut | ResolveOut | BuriedOut
 
 _encoder = msgspec.msgpack.Encoder()
 _slot_decoder: msgspec.msgpack.Decoder[Slot] = msgspec.msgpack.Decoder(Slot)
@@ -192,6 +215,21 @@ _result_decoder: msgspec.msgpack.Decoder[Result] = msgspec.msgpack.Decoder(Resul
 def pack(record: Slot | Out | Event | Result) -> bytes:
     """The stored form of a record."""
     return _encoder.encode(record)
+
+
+def headers_bytes(headers: tuple[tuple[str, bytes], ...], raw_key: bytes | None = None) -> int:
+    """What headers, and the raw key of a record, weigh in a stored event. Raises ValueError for a name that is no text.
+
+    Measured packed, because ten thousand headers of a byte weigh more than their bytes.
+    """
+    return len(_encoder.encode(headers)) + len(raw_key or b"")
+
+
+def event_bytes(event: Event) -> int:
+    """What the payload of an event weighs in an item or a request: input, headers and raw key, packed."""
+    source = event.source
+    raw_key = source.raw_key if isinstance(source, KafkaSource) else None
+    return len(event.input or b"") + headers_bytes(event.headers, raw_key)
 
 
 def unpack_slot(data: bytes) -> Slot:

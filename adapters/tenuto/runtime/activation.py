@@ -27,7 +27,7 @@ from tenuto.lane.transitions import Effects, effects_of
 from tenuto.machine.journal import Journal
 from tenuto.machine.phases import Phase
 from tenuto.protocol.backoff import pause_ms
-from tenuto.protocol.dead_letters import dead_letter
+from tenuto.protocol.dead_letters import dead_letter, ends_unseen, is_dead_letter
 from tenuto.protocol.limits import DEADLINE_MARGIN_MS, OUT_BYTES_MAX, OWN_POSITIONS, WRITE_ATTRIBUTES_MAX
 from tenuto.protocol.messages import (
     Activation,
@@ -47,7 +47,6 @@ from tenuto.protocol.records import (
     Failure,
     KafkaSource,
     Out,
-    PublishOut,
     Result,
     ResultOut,
     Success,
@@ -396,7 +395,7 @@ class _Invocation:
         if isinstance(error, FencedError):
             return Lost(str(error))
         if isinstance(error, TerminalError):
-            return self._dead(Failure(str(error), error.status_code, error.metadata))
+            return self._dead(Failure(str(error), error.status_code, error.metadata), failures + 1)
         if not isinstance(error, Exception):
             raise error
         failure = Failure(describe(error))
@@ -410,7 +409,7 @@ class _Invocation:
         spent = policy.max_attempts is not None and failures + 1 >= policy.max_attempts
         counts = not isinstance(error, OutOfTimeError | StepWaitsError)
         if spent and counts and not mismatch:
-            return self._dead(failure)
+            return self._dead(failure, failures + 1)
         if isinstance(error, RetryableError) and error.retry_after is not None:
             wait_ms = round(error.retry_after.total_seconds() * 1000)
         else:
@@ -431,9 +430,17 @@ class _Invocation:
             return Lost(str(e))
         return Waiting()
 
-    def _dead(self, failure: Failure) -> Done:
-        """The invocation ends here; an event that came from Kafka goes to its dead-letter topic, with the reason."""
-        letter = dead_letter(self._event, failure.message, self._lease.run.input_item if self._lease.owning else None)
+    def _dead(self, failure: Failure, attempts: int) -> Done:
+        """The invocation ends here; what nobody waits for goes to the dead letters, with the reason."""
+        letter = dead_letter(
+            self._event,
+            failure.message,
+            self._input_item,
+            status_code=failure.status_code,
+            at_ms=self._env.now_ms(),
+            first_ms=self._lease.run.start_ms if self._lease.owning else 0,
+            attempts=attempts,
+        )
         out: dict[int, Out] = {} if letter is None else {self._own_position({}): letter}
         return Done(Failed(failure), {}, out)
 
@@ -441,11 +448,15 @@ class _Invocation:
         """Write the end of an owned invocation; leave a speculative one to the batch."""
         event, lease = self._event, self._lease
         out = dict(done.out)
+        if not any(is_dead_letter(entry) for entry in out.values()):
+            letter = ends_unseen(event, done.result, self._input_item, at_ms=self._env.now_ms())
+            if letter is not None:
+                out[self._own_position(out)] = letter
         keep = isinstance(event.source, CallSource) and (event.source.keep_result or lease.owning)
         if keep:
             out[self._own_position(out)] = ResultOut(event.id, done.result)
         if _too_large(event, done.result, out):
-            return await self._finish(self._dead(Failure("the result or its messages exceed the size limit", 413)))
+            return await self._finish(self._dead(Failure("the result or its messages exceed the size limit", 413), 1))
         done = Done(done.result, done.state, out)
         if lease.owning:
             effects = effects_of([event], done.state, out, self._env.now_ms(), expires=self._expires)
@@ -454,6 +465,11 @@ class _Invocation:
             except FencedError as e:
                 return Lost(str(e))
         return done
+
+    @property
+    def _input_item(self) -> str | None:
+        """The item that holds the input, once it was put there."""
+        return self._lease.run.input_item if self._lease.owning else None
 
     def _own_position(self, out: Mapping[int, Out]) -> int:
         """Outbox position of an entry that no command made.
@@ -475,7 +491,7 @@ def _argument(spec: HandlerSpec, event: Event) -> Any:
 
 def _too_large(event: Event, result: Result, out: Mapping[int, Out]) -> bool:
     # A dead letter is never too large: it goes by its input's item, or past the outbox.
-    stored = sum(len(pack(entry)) for entry in out.values() if not (isinstance(entry, PublishOut) and entry.dead))
+    stored = sum(len(pack(entry)) for entry in out.values() if not is_dead_letter(entry))
     answered = len(result.value) if isinstance(result, Success) and result.value is not None else 0
     return stored > OUT_BYTES_MAX or (isinstance(event.source, CallSource) and answered > CALL_OUTPUT_BYTES_MAX)
 

@@ -36,6 +36,7 @@ from tenuto.lane.transitions import (
 from tenuto.lane.writes import Answer, Applied, Delete, Item, Key, Refused, Write
 from tenuto.machine.journal import Journal
 from tenuto.machine.phases import Phase, Step, advance
+from tenuto.protocol.dead_letters import item_of
 from tenuto.protocol.ids import Lane
 from tenuto.protocol.limits import (
     FLUSH_DELAY_MS_MAX,
@@ -46,7 +47,7 @@ from tenuto.protocol.limits import (
     VALUE_BYTES_MAX,
 )
 from tenuto.protocol.messages import Activation, Head, Run
-from tenuto.protocol.records import CallSource, Event, PublishOut
+from tenuto.protocol.records import CallSource, Event
 from tenuto.runtime.environment import Environment
 from tenuto.store.port import TableUnavailableError
 
@@ -197,7 +198,7 @@ class Lease:
             tok = self._tok("commit")
             with self.guard:
                 known = {**self.head.slots, **self.journal.in_head}
-            shipped_from = {entry.value_item for entry in effects.out.values() if isinstance(entry, PublishOut)}
+            shipped_from = {item_of(entry) for entry in effects.out.values()}
             items = [
                 name for name in (*self.journal.segments, self.run.input_item) if name and name not in shipped_from
             ]

@@ -13,6 +13,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, NamedTuple
 
+from msgspec.structs import replace
+
 from tenuto.hosts import event_scheduler
 from tenuto.lane.head import head_key, parse_head
 from tenuto.lane.transitions import Timer, inbox_key, parse_timer, result_expected, result_key, timer_delete
@@ -23,6 +25,7 @@ from tenuto.protocol.messages import Head
 from tenuto.protocol.records import (
     CallSource,
     Event,
+    PublishOut,
     Result,
     ResultOut,
     SendOut,
@@ -37,6 +40,7 @@ from tenuto_control.dispatcher.activations import Activations
 from tenuto_control.dispatcher.capacity import Capacity
 from tenuto_control.dispatcher.delivery import HTTP_SENDER, Delivery, fits, message
 from tenuto_control.dispatcher.lane_worker import Known, LaneWorker
+from tenuto_control.dispatcher.outages import Outages, WatchedTable
 from tenuto_control.dispatcher.services import Services
 from tenuto_control.dispatcher.work import CallWork, KafkaWork
 from tenuto_control.dispatcher.writer import Writer
@@ -90,7 +94,9 @@ class Dispatcher:
         encrypted: bool = False,
         tracer: Tracer | None = None,
     ) -> None:
-        self._table = table
+        self.metrics = metrics or Uncounted()
+        self.outages = Outages()
+        self._table = watched = WatchedTable(table, self.outages, self.metrics)
         self._clock = clock
         self._limits = limits
         self._targets = targets
@@ -101,8 +107,7 @@ class Dispatcher:
         self._background: set[asyncio.Task[None]] = set()
         self._tokens = 0
         self._process = process
-        self.metrics = metrics or Uncounted()
-        writer = Writer(table, limits, self.metrics)
+        writer = Writer(watched, limits, self.metrics)
         delivery = Delivery(writer, sink, clock, limits, self._token, self.look, self._told, self._remind, self.metrics)
         capacity = Capacity(limits.invoke_concurrency_max)
         self._services = Services(
@@ -122,6 +127,11 @@ class Dispatcher:
             self.metrics,
             tracer or Untraced(),
         )
+
+    @property
+    def table(self) -> Table:
+        """The table, as whoever shares its outages sees it."""
+        return self._table
 
     # --- lifecycle --------------------------------------------------------------------------------------------------
 
@@ -207,6 +217,10 @@ class Dispatcher:
         for worker in self._workers.values():
             worker.relieve(pressed)
 
+    async def set_aside(self, record: PublishOut, identity: Sequence[str], reason: str) -> None:
+        """See `Execution.set_aside`."""
+        await self._services.delivery.letters.keep_record(record, identity, reason)
+
     # --- calls ------------------------------------------------------------------------------------------------------
 
     async def call(self, event: Event, wait_ms: int) -> Answer:
@@ -256,6 +270,8 @@ class Dispatcher:
     async def send(self, event: Event, delay_ms: int) -> None:
         """See `Execution.send`."""
         lane, nonce = InvocationId.parse(event.id)
+        if isinstance(event.source, CallSource):
+            event = replace(event, source=replace(event.source, one_way=True))
         if not fits(event):
             raise PayloadTooLargeError(f"a message may hold {VALUE_BYTES_MAX:,} bytes, headers included")
         if delay_ms <= 0:
