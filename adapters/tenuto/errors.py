@@ -60,6 +60,8 @@ class TerminalError(TenutoError):
         self.message = message
         self.status_code = status_code
         self.metadata: dict[str, str] = dict(metadata or {})
+        # Set by the runtime for the rejection of an awakeable, whose text comes from outside: no log may show it.
+        self.foreign = False
 
     def __str__(self) -> str:
         return self.message

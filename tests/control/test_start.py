@@ -79,6 +79,7 @@ def test_a_table_that_does_not_answer_is_waited_for(caplog: pytest.LogCaptureFix
     assert [line.partition(";")[0] for line in lines] == [
         "the table does not answer, for 2 s by now",
         "the table does not answer, for 6 s by now",
+        "the table does not answer, for 14 s by now",
     ]
     assert all(record.exc_info is None for record in caplog.records)
 

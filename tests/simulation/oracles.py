@@ -17,6 +17,7 @@ from typing import Any, assert_never
 
 import msgspec
 
+from tenuto.lane.dead_letters import letter_key, message_letter_id
 from tenuto.lane.head import HEAD_SK, parse_head
 from tenuto.lane.transitions import SWEEP_CURSOR, Timer, inbox_key, parse_timer
 from tenuto.lane.writes import Delete, Item, Write
@@ -24,6 +25,7 @@ from tenuto.protocol.ids import Lane, digest
 from tenuto.protocol.messages import Head, Run
 from tenuto.protocol.records import (
     AwakeableSlot,
+    BuriedOut,
     DueSlot,
     KafkaSource,
     Out,
@@ -293,6 +295,9 @@ class Oracles:
                 return (f"R#{invocation}", "R") in table
             case ResolveOut():
                 return True
+            case BuriedOut(event=event):
+                key = letter_key(message_letter_id(event.id))
+                return (key.pk, key.sk) in table
             case _:
                 assert_never(entry)
 

@@ -1,8 +1,8 @@
 """Dead letters: what carries an event that ended without effect to where somebody finds it, and why.
 
 Owns their headers, which events have one, and of which kind: a record of Kafka goes to its dead-letter topic, a message
-to the table. Does not own the decision that an event has failed (`tenuto.runtime`, `tenuto_control.dispatcher`), nor the
-items of the table's dead letters (`tenuto.lane.dead_letters`).
+to the table. Does not own the decision that an event has failed (`tenuto.runtime`, `tenuto_control.dispatcher`), nor
+the items of the table's dead letters (`tenuto.lane.dead_letters`).
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def ends_unseen(
     letter = dead_letter(
         event, reason, value_item, status_code=status, at_ms=at_ms, first_ms=first_ms, attempts=attempts
     )
-    return letter if isinstance(letter, BuriedOut) else None
+    return replace(letter, foreign=failure.foreign) if isinstance(letter, BuriedOut) else None
 
 
 def unseen(event: Event) -> bool:

@@ -15,11 +15,15 @@ from tenuto.protocol.ids import InvocationId, Lane, source_of_partition
 
 
 class Failure(Struct, frozen=True, array_like=True):
-    """Why an invocation or a step ended for good."""
+    """Why an invocation or a step ended for good.
+
+    The text of a `foreign` one is payload: whoever rejected an awakeable has written it. It is in no line of a log.
+    """
 
     message: str
     status_code: int = 500
     metadata: dict[str, str] = {}
+    foreign: bool = False
 
 
 class Success(Struct, frozen=True, tag="ok"):
@@ -187,9 +191,9 @@ class ResolveOut(Struct, frozen=True, tag="resolve"):
 class BuriedOut(Struct, frozen=True, tag="buried"):
     """An event that ended in a failure of which nobody else would hear, on its way to the table's dead letters.
 
-    `at_ms` is when it ended, `first_ms` when it was first tried, 0 where that is not known; `attempts` likewise. A large
-    input may be in the item `value_item`, or all of the event in `parts` that were put before; `event` then lacks it,
-    and `size` is what the input weighs.
+    `at_ms` is when it ended, `first_ms` when it was first tried, 0 where that is not known; `attempts` likewise. A
+    large input may be in the item `value_item`, or all of the event in `parts` that were put before; `event` then lacks
+    it, and `size` is what the input weighs. `foreign` as in `Failure`.
     """
 
     event: Event
@@ -201,6 +205,7 @@ class BuriedOut(Struct, frozen=True, tag="buried"):
     value_item: str | None = None
     parts: int = 0
     size: int = 0
+    foreign: bool = False
 
 
 Out: TypeAlias = SendOut | PublishOut | ResultOut | ResolveOut | BuriedOut

@@ -354,7 +354,7 @@ class _Invocation:
             if isinstance(e, REFUSED_INPUTS):
                 error = e
             else:
-                result = Failed(Failure(str(e), e.status_code, e.metadata))
+                result = Failed(Failure(str(e), e.status_code, e.metadata, e.foreign))
         except Exception as e:  # noqa: BLE001 - whatever a handler raises is a failed attempt
             error = e
         finally:

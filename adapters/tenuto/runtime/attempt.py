@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
+from msgspec import structs
+
 from tenuto import logs, tracing
 from tenuto.errors import (
     RetryableError,
@@ -409,6 +411,9 @@ class Attempt:
     def _read_slot(self, future: DurableFuture[Any]) -> None:
         slot = self.lease.journal.slot(future.slot)
         match slot:
+            case AwakeableSlot(Failed(failure)):
+                # Whoever rejected it has written the text.
+                future.result = Failed(structs.replace(failure, foreign=True))
             case RunSlot(_, result) | AwakeableSlot(result):
                 future.result = result
             case SleptSlot():

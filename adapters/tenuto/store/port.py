@@ -21,7 +21,7 @@ class TableRefusedError(Exception):
 
 
 class UnstorableError(TableRefusedError):
-    """The table will never accept what this write holds: an item, a key or an expression is too large. Others it does."""
+    """The table will never accept what this write holds: an item, a key or an expression is too large."""
 
 
 @dataclass(frozen=True, slots=True)

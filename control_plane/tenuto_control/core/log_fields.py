@@ -25,6 +25,11 @@ def shown(text: str) -> str:
     return plain if len(text) <= SHOWN_CHARACTERS_MAX else f"{plain} … ({len(text):,} characters)"
 
 
+def shown_reason(text: str, *, foreign: bool) -> str:
+    """Why something failed, as it may stand in a line; a `foreign` text is payload (see `Failure`)."""
+    return "the text of a rejection, which is not shown" if foreign else shown(text)
+
+
 def of_lane(lane: Lane) -> Fields:
     """A line about a key."""
     return {"service": lane.service, "key": lane.key}

@@ -33,7 +33,7 @@ from tenuto.protocol.records import (
     pack,
 )
 from tenuto_control.core import log_fields
-from tenuto_control.core.log_fields import shown
+from tenuto_control.core.log_fields import shown, shown_reason
 from tenuto_control.core.metrics import CountName, Metrics
 from tenuto_control.core.routing import DeadLetter
 from tenuto_control.dispatcher.writer import Writer
@@ -108,13 +108,7 @@ class KeptLetters:
             data=None if parts else data,
         )
         if await self._put(letter, "DeadLetters"):
-            text = "%s: %s ended as failed (%d) after %s, from %s; kept as dead letter %s: %s"
-            tries = "an attempt" if entry.attempts <= 1 else f"{entry.attempts} attempts"
-            log.error(
-                text,
-                *(lane.pk, event.handler, entry.status_code, tries, letter.origin, name, shown(entry.reason)),
-                extra=log_fields.of_event(lane, event, entry.attempts or None),
-            )
+            _tell(lane, event, entry, letter)
         if at is not None:
             await self._writer.write(Delete(at))
 
@@ -155,6 +149,28 @@ class KeptLetters:
             return False
         self._metrics.count(counted)
         return True
+
+
+def _tell(lane: Lane, event: Event, entry: BuriedOut, letter: Letter) -> None:
+    text = "%s: %s ended as failed (%d) after %s, from %s; kept as dead letter %s: %s"
+    tries = "an attempt" if entry.attempts <= 1 else f"{entry.attempts} attempts"
+    reason = shown_reason(entry.reason, foreign=entry.foreign)
+    log.error(
+        text,
+        *(lane.pk, event.handler, entry.status_code, tries, letter.origin, letter.id, reason),
+        extra=log_fields.of_event(lane, event, entry.attempts or None),
+    )
+
+
+def _tell(lane: Lane, event: Event, entry: BuriedOut, letter: Letter) -> None:
+    text = "%s: %s ended as failed (%d) after %s, from %s; kept as dead letter %s: %s"
+    tries = "an attempt" if entry.attempts <= 1 else f"{entry.attempts} attempts"
+    reason = shown_reason(entry.reason, foreign=entry.foreign)
+    log.error(
+        text,
+        *(lane.pk, event.handler, entry.status_code, tries, letter.origin, letter.id, reason),
+        extra=log_fields.of_event(lane, event, entry.attempts or None),
+    )
 
 
 def origin_of(source: Source) -> str:

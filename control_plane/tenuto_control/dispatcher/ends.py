@@ -18,7 +18,7 @@ from tenuto.protocol.limits import INLINE_BYTES_MAX
 from tenuto.protocol.messages import EventResult, Speculated
 from tenuto.protocol.records import BuriedOut, Event, Failed, Failure, Out, PublishOut, pack
 from tenuto_control.core import log_fields
-from tenuto_control.core.log_fields import shown
+from tenuto_control.core.log_fields import shown, shown_reason
 from tenuto_control.dispatcher.dead_letters import origin_of
 from tenuto_control.dispatcher.services import Services
 
@@ -101,14 +101,15 @@ class Ends:
             event = known.get(result.event_id)
             if event is None or not isinstance(result.result, Failed) or not unseen(event):
                 continue
-            self.services.metrics.count("TerminalErrors")
             if any(buries(entry, event.id) for entry in letters):
                 continue
+            self.services.metrics.count("TerminalErrors")
             failure = result.result.failure
+            status, reason = failure.status_code, shown_reason(failure.message, foreign=failure.foreign)
             text = "%s: %s ended %s by a terminal error (%d): %s"
             log.warning(
                 text,
-                *(self.lane.pk, event.handler, origin_of(event.source), failure.status_code, shown(failure.message)),
+                *(self.lane.pk, event.handler, origin_of(event.source), status, reason),
                 extra=log_fields.of_event(self.lane, event, self._attempt_at(event)),
             )
 
