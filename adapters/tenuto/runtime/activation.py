@@ -437,9 +437,7 @@ class _Invocation:
             failure.message,
             self._input_item,
             status_code=failure.status_code,
-            at_ms=self._env.now_ms(),
-            first_ms=self._lease.run.start_ms if self._lease.owning else 0,
-            attempts=attempts,
+            **self._history(attempts),
         )
         out: dict[int, Out] = {} if letter is None else {self._own_position({}): letter}
         return Done(Failed(failure), {}, out)
@@ -449,7 +447,7 @@ class _Invocation:
         event, lease = self._event, self._lease
         out = dict(done.out)
         if not any(is_dead_letter(entry) for entry in out.values()):
-            letter = ends_unseen(event, done.result, self._input_item, at_ms=self._env.now_ms())
+            letter = ends_unseen(event, done.result, self._input_item, **self._history())
             if letter is not None:
                 out[self._own_position(out)] = letter
         keep = isinstance(event.source, CallSource) and (event.source.keep_result or lease.owning)
@@ -470,6 +468,15 @@ class _Invocation:
     def _input_item(self) -> str | None:
         """The item that holds the input, once it was put there."""
         return self._lease.run.input_item if self._lease.owning else None
+
+    def _history(self, attempts: int = 1) -> dict[str, int]:
+        """When it ended, when it began and after how many attempts, as far as is known here."""
+        first_ms = self._lease.run.start_ms if self._lease.owning else 0
+        return {
+            "at_ms": self._env.now_ms(),
+            "first_ms": first_ms,
+            "attempts": max(attempts, self._lease.attempt if self._lease.owning else 1),
+        }
 
     def _own_position(self, out: Mapping[int, Out]) -> int:
         """Outbox position of an entry that no command made.

@@ -16,7 +16,17 @@ from tenuto.protocol.dead_letters import buries, dead_letter, ends_unseen, is_de
 from tenuto.protocol.ids import Lane
 from tenuto.protocol.limits import INLINE_BYTES_MAX
 from tenuto.protocol.messages import EventResult, Speculated
-from tenuto.protocol.records import BuriedOut, Event, Failed, Failure, Out, PublishOut, pack
+from tenuto.protocol.records import (
+    BuriedOut,
+    CallSource,
+    Event,
+    Failed,
+    Failure,
+    Out,
+    PublishOut,
+    ResultOut,
+    pack,
+)
 from tenuto_control.core import log_fields
 from tenuto_control.core.log_fields import shown, shown_reason
 from tenuto_control.dispatcher.dead_letters import origin_of
@@ -87,8 +97,11 @@ class Ends:
         fields = log_fields.of_event(self.lane, event, self._attempt_at(event))
         log.error("%s: %s ends as failed: %s", self.lane.pk, event.handler, shown(reason), extra=fields)
         dead = dead_letter(event, reason, status_code=status_code)
-        result = EventResult(event.id, Failed(Failure(reason, status_code)))
-        return Speculated((result,), {}, (dead,) if dead else ())
+        result = Failed(Failure(reason, status_code))
+        out: list[Out] = [dead] if dead else []
+        if isinstance(event.source, CallSource) and event.source.keep_result:
+            out.append(ResultOut(event.id, result))
+        return Speculated((EventResult(event.id, result),), {}, tuple(out))
 
     def tell(self, events: Sequence[Event], results: Sequence[EventResult], out: Iterable[Out]) -> None:
         """A line and a count for each event that its handler ended by a terminal error, and of which nobody else hears.

@@ -25,6 +25,9 @@ FIRST_LINE_S: Final = 2.0
 LINE_PAUSE_S_MAX: Final = 300.0
 """The pause to the next line doubles up to this."""
 
+PARTIAL_PAUSE_S: Final = 10.0
+"""The first pause between lines about requests that wait while others are answered."""
+
 STALE_S: Final = 60.0
 """A failure so long ago says nothing of now: nobody has asked since."""
 
@@ -41,10 +44,13 @@ class Outages:
         self._asking = 0
         self._since_s: float | None = None
         self._failed_s = 0.0
+        self._owes = False
         self._error = "no answer yet"
         self._lines = 0
         self._next_s = 0.0
         self._timer: asyncio.TimerHandle | None = None
+        self._partial_next_s = 0.0
+        self._partial_pause_s = PARTIAL_PAUSE_S
 
     @contextmanager
     def asking(self) -> Iterator[None]:
@@ -60,41 +66,47 @@ class Outages:
             yield
         finally:
             self._asking -= 1
-            if self._asking == 0 and self._timer is not None:
-                self._timer.cancel()
-                self._timer = None
+            if self._asking == 0:
+                if self._timer is not None:
+                    self._timer.cancel()
+                    self._timer = None
+                if not self._owes and not self._lines:
+                    self._since_s = None
 
     def answered(self) -> None:
         """The table gave an answer, a refusal included."""
+        self._owes = False
         if self._since_s is None:
             return
         now_s = asyncio.get_running_loop().time()
         if self._lines:
             log.info("the table answers again, it was gone for %.1f s", now_s - self._since_s)
         self._lines = 0
-        if self._asking > 1:
-            self._begin(now_s)
-        else:
-            self._since_s = None
+        # Others may be waiting still; the last of them to leave ends the watch.
+        self._begin(now_s)
 
     def failed(self, error: TableUnavailableError) -> None:
         """A request was not answered."""
         now_s = asyncio.get_running_loop().time()
-        self._failed_s = now_s
+        self._failed_s, self._owes = now_s, True
         self._error = str(error)
         if self._since_s is None:
             self._begin(now_s)
         self._say(now_s)
 
-    def kept_waiting(self, waited_s: float, said_s: float, error: TableUnavailableError) -> float:
-        """One request has been repeated for so long. Returns when that was last said, in seconds of its waiting.
+    def kept_waiting(self, waited_s: float, error: TableUnavailableError) -> None:
+        """One request has been repeated for so long.
 
-        Said only while others are answered: a partition is throttled, which is no outage.
+        Said only while others are answered, since a partition that is throttled is no outage; and for all such requests
+        together, at growing pauses, because there may be one for each key.
         """
-        if waited_s < max(FIRST_LINE_S, min(2 * said_s, said_s + LINE_PAUSE_S_MAX)) or self._lines:
-            return said_s
-        log.warning("the table answers others, but one request waits for %.0f s by now: %s", waited_s, error)
-        return waited_s
+        now_s = asyncio.get_running_loop().time()
+        if waited_s < FIRST_LINE_S or self._lines or now_s < self._partial_next_s:
+            return
+        log.warning("the table answers others, but a request waits for %.0f s by now: %s", waited_s, error)
+        calm = now_s - self._partial_next_s > LINE_PAUSE_S_MAX
+        self._partial_pause_s = PARTIAL_PAUSE_S if calm else min(2 * self._partial_pause_s, LINE_PAUSE_S_MAX)
+        self._partial_next_s = now_s + self._partial_pause_s
 
     def _begin(self, now_s: float) -> None:
         self._since_s = now_s

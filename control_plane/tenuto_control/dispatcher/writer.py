@@ -63,7 +63,6 @@ class Writer:
         loop = asyncio.get_running_loop()
         begun = loop.time()
         until = None if patience_ms is None else begun + patience_ms / 1000
-        said_s = 0.0
         outages = self.table.outages
         with outages.asking():
             while True:
@@ -72,6 +71,6 @@ class Writer:
                 except TableUnavailableError as e:
                     if until is not None and loop.time() >= until:
                         raise
-                    said_s = outages.kept_waiting(loop.time() - begun, said_s, e)
+                    outages.kept_waiting(loop.time() - begun, e)
                     await asyncio.sleep(pause_ms / 1000)
                     pause_ms = min(pause_ms * 2, self._limits.table_retry_max_ms)
