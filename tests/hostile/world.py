@@ -66,13 +66,14 @@ class TroubledTable(CountingTable):
 
 @dataclass(slots=True)
 class HostileWorld(Meter):
-    """A meter whose records go to topics of `kafka`, and whose function's next answers may be `answers`."""
+    """A meter whose records go to topics of `kafka`; its function may be made to answer `answers`, or `instead`."""
 
     table: TroubledTable = field(default_factory=TroubledTable)
     kafka: MemoryKafka = field(default_factory=MemoryKafka)
     tally: Tally = field(default_factory=Tally)
     dead_letter: str | None = DEAD
     answers: deque[bytes | Exception] = field(default_factory=deque)
+    instead: Callable[[bytes], bytes | Exception | None] = lambda _payload: None
     payloads: list[int] = field(default_factory=list)
     office: DeadLetterOffice = field(init=False)
     _names: int = 0
@@ -117,8 +118,8 @@ class HostileWorld(Meter):
     async def invoke(self, function: str, payload: bytes) -> bytes:
         """See `FunctionInvoker.invoke`."""
         self.payloads.append(len(payload))
-        if self.answers:
-            answer = self.answers.popleft()
+        answer = self.answers.popleft() if self.answers else self.instead(payload)
+        if answer is not None:
             if isinstance(answer, Exception):
                 raise answer
             return answer

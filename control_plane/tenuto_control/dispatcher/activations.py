@@ -206,8 +206,9 @@ class Activations:
             out[OWN_POSITIONS + 1] = ResultOut(event.id, Failed(failure))
         effects = self._effects([event], {}, out)
         tok = f"{self.services.token()}.bury"
-        fields = log_fields.of_event(self.lane, event, head.run.attempt)
-        log.error("%s: %s ends as failed: %s", self.lane.pk, event.handler, shown(reason), extra=fields)
+        if letter is None:
+            fields = log_fields.of_event(self.lane, event, head.run.attempt)
+            log.error("%s: %s ends as failed: %s", self.lane.pk, event.handler, shown(reason), extra=fields)
         write = final_commit(self.lane, head, effects, tok, head.run.holder, trim=trim)
         written = await self.services.writer.write(write, tok)
         return Attempted(parse_head(written.answer.item))

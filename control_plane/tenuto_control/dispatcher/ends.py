@@ -94,11 +94,13 @@ class Ends:
 
     def given_up(self, event: Event, reason: str, status_code: int = 500) -> Speculated:
         """The outcome of an event that is given up here."""
-        fields = log_fields.of_event(self.lane, event, self._attempt_at(event))
-        log.error("%s: %s ends as failed: %s", self.lane.pk, event.handler, shown(reason), extra=fields)
         dead = dead_letter(event, reason, status_code=status_code)
         result = Failed(Failure(reason, status_code))
         out: list[Out] = [dead] if dead else []
+        if dead is None:
+            # A dead letter tells of itself.
+            fields = log_fields.of_event(self.lane, event, self._attempt_at(event))
+            log.error("%s: %s ends as failed: %s", self.lane.pk, event.handler, shown(reason), extra=fields)
         if isinstance(event.source, CallSource) and event.source.keep_result:
             out.append(ResultOut(event.id, result))
         return Speculated((EventResult(event.id, result),), {}, tuple(out))
