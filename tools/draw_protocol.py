@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, assert_never
 
-from tenuto.lane import dead_letters, transitions
+from tenuto.lane import transitions
 from tenuto.lane.head import WATERMARK
 from tenuto.lane.writes import Absent, AbsentOrAtMost, AbsentOrEquals, Clause, Delete, Equals, Put, Update
 from tenuto.machine.phases import TRANSITIONS, Phase
@@ -39,7 +39,6 @@ OUT: Final = PublishOut("topic", None)
 EFFECTS: Final = transitions.effects_of([EVENT, MESSAGE], {"name": b"", "gone": None}, {0: OUT}, 0)
 PROGRESS: Final = transitions.Progress({"1": b""}, {0: OUT}, ("0",), ("J#1",))
 TIMER: Final = transitions.Timer(LANE, "guard", "nonce", 0, "unique")
-LETTER: Final = dead_letters.Letter("1", "message", "reason", 500, 0, "origin")
 NOTHING: Final = "none"
 
 ENDS: Final = (Phase.SUSPENDED, Phase.COMMITTED, Phase.FENCED)
@@ -86,9 +85,6 @@ ROWS: Final = (
     Row(transitions.trim_head, "dispatcher", transitions.trim_head(LANE, Trim(("1.0",), ("nonce",), ("j.1.0",)))),
     Row(transitions.result_put, "shipper", transitions.result_put(EVENT.id, Success(), 0)),
     Row(transitions.result_expected, "ingress, delayed send", transitions.result_expected(EVENT.id, 0, 0)),
-    Row(dead_letters.letter_put, "shipper, before 14", dead_letters.letter_put(LETTER)),
-    Row(dead_letters.letter_redriving, "operator", dead_letters.letter_redriving(LETTER.id, 0)),
-    Row(dead_letters.letter_done, "operator", dead_letters.letter_done(LETTER.id, 0)),
     Row(transitions.segment_put, "function, before 3", transitions.segment_put(LANE, "J#1", {"0": b""})),
     Row(transitions.input_put, "function, before 2", transitions.input_put(LANE, "V#1", b"")),
     Row(transitions.timer_put, "before 2, 5, 8, 11", transitions.timer_put(TIMER)),
@@ -202,8 +198,6 @@ def place(write: Write) -> str:
     """Which item a write is about."""
     if write.key.pk.startswith("T#"):
         return "timer"
-    if write.key.pk.startswith("D#"):
-        return "dead letter"
     kinds = {
         "C": "sweep's cursor",
         "H": "head",

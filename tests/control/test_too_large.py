@@ -147,6 +147,6 @@ def test_the_headers_of_a_dead_letter_that_are_not_the_events_own_are_its_last()
     own = (("a", b"1"), ("tenuto-reason", b"of another life"))
     source = KafkaSource("0", "t", 0, 0, 0, dead_letter=DEAD)
     letter = dead_letter(Event(str(InvocationId(Lane("s", "k"), "n")), "act", source, b"", own), "why")
-    assert letter is not None
+    assert isinstance(letter, PublishOut)
     assert letter.headers[:-REASON_HEADERS] == own
     assert all(name.startswith("tenuto-") for name, _ in letter.headers[-REASON_HEADERS:])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from datetime import timedelta
 from typing import Any
 
@@ -293,6 +293,7 @@ def test_a_dead_letter_is_run_again_once_however_often_it_is_asked_for(way: str,
         await asyncio.sleep(30)
         (letter,) = await world.office.listed()
         shop.broken = False
+        again = ""
         # The redrive breaks off behind each of its writes, and is asked for again.
         for broken in range(12):
             writes = [broken]
@@ -309,7 +310,7 @@ def test_a_dead_letter_is_run_again_once_however_often_it_is_asked_for(way: str,
             finally:
                 world.table.refuse = lambda _write: None
             break
-        assert again != first
+        assert again not in ("", first)
         with pytest.raises(NoSuchLetterError):
             await world.office.redrive(letter.id)
         sweeping = asyncio.create_task(world.sweeper.run())
@@ -529,6 +530,18 @@ def test_a_dead_letter_whose_topic_is_missing_is_kept_whole(act: str, size: int)
 # --- a table that is away, or refuses ---------------------------------------------------------------------------------
 
 
+class Listening(logging.Handler):
+    """Hands each line on."""
+
+    def __init__(self, hear: Callable[[str], None]) -> None:
+        super().__init__(logging.INFO)
+        self._hear = hear
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """See `logging.Handler.emit`."""
+        self._hear(record.getMessage())
+
+
 @pytest.mark.parametrize("silent_s", [0.0, 10.0], ids=["fails at once", "is silent"])
 def test_a_table_that_does_not_answer_is_told_of_once_for_the_process(
     silent_s: float, caplog: pytest.LogCaptureFixture
@@ -540,9 +553,7 @@ def test_a_table_that_does_not_answer_is_told_of_once_for_the_process(
         world = world_of(shop)
         sweeping = asyncio.create_task(world.sweeper.run())
         loop = asyncio.get_running_loop()
-        handler = logging.Handler()
-        handler.setLevel(logging.INFO)
-        handler.emit = lambda record: said.append((loop.time(), record.getMessage()))  # type: ignore[method-assign]
+        handler = Listening(lambda text: said.append((loop.time(), text)))
         logging.getLogger("tenuto").addHandler(handler)
         try:
             await asyncio.sleep(20)

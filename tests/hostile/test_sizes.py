@@ -33,7 +33,7 @@ from tenuto.protocol.records import (
 )
 from tenuto.service import Services
 from tenuto.store.memory import ITEM_BYTES_MAX, MemoryTable, item_bytes
-from tenuto_control.core.routing import BytesKey, JsonKey, Quarantine, Subscription, TextKey, route
+from tenuto_control.core.routing import BytesKey, JsonKey, KeyRule, Quarantine, Subscription, TextKey, route
 from tenuto_control.dispatcher.activations import COMMITS_REFUSED_MAX
 from tenuto_control.dispatcher.delivery import fits
 from tenuto_control.limits import Limits
@@ -93,7 +93,7 @@ TOO_MUCH: dict[str, tuple[bytes | None, Headers]] = {
     "the raw key": (b"k" * 500_000, ()),
     "headers and raw key together": (b"k" * 60_000, headers_of(60_000)),
 }
-RULES = {"json": JsonKey(("id",)), "bytes": BytesKey(), "text": TextKey()}
+RULES: dict[str, KeyRule] = {"json": JsonKey(("id",)), "bytes": BytesKey(), "text": TextKey()}
 
 
 @pytest.mark.parametrize("rule", RULES)

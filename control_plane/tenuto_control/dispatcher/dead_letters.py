@@ -162,17 +162,6 @@ def _tell(lane: Lane, event: Event, entry: BuriedOut, letter: Letter) -> None:
     )
 
 
-def _tell(lane: Lane, event: Event, entry: BuriedOut, letter: Letter) -> None:
-    text = "%s: %s ended as failed (%d) after %s, from %s; kept as dead letter %s: %s"
-    tries = "an attempt" if entry.attempts <= 1 else f"{entry.attempts} attempts"
-    reason = shown_reason(entry.reason, foreign=entry.foreign)
-    log.error(
-        text,
-        *(lane.pk, event.handler, entry.status_code, tries, letter.origin, letter.id, reason),
-        extra=log_fields.of_event(lane, event, entry.attempts or None),
-    )
-
-
 def origin_of(source: Source) -> str:
     """Where an event came from, in words."""
     match source:
