@@ -405,9 +405,11 @@ class _Producer(aiokafka.AIOKafkaProducer):  # type: ignore[misc] # the base cla
         if cluster.partitions_for_topic(topic) is not None:
             return
         self.client.add_topic(topic)
-        answered = await self.client.force_metadata_update()
-        if cluster.partitions_for_topic(topic) is not None:
-            return
+        for _ in range(2):
+            # Twice, because the first may be an answer to what was asked before this topic was among the names.
+            answered = await self.client.force_metadata_update()
+            if cluster.partitions_for_topic(topic) is not None:
+                return
         self.client._topics.discard(topic)  # noqa: SLF001 - the client has no way to forget one topic
         if topic in cluster.unauthorized_topics:
             raise TopicAuthorizationFailedError(topic)
