@@ -24,7 +24,7 @@ from tenuto.lane.transitions import Timer, inbox_put, mark_pend, timer_put
 from tenuto.lane.writes import Put, Refused, Update, Write
 from tenuto.protocol.dead_letters import dead_letter, ends_unseen, is_dead_letter
 from tenuto.protocol.ids import InvocationId, Lane, kafka_nonce
-from tenuto.protocol.messages import EventResult, Rejected, Speculated, Stopped, encode
+from tenuto.protocol.messages import EventResult, Fenced, Rejected, Speculated, Stopped, encode
 from tenuto.protocol.records import (
     BuriedOut,
     CallSource,
@@ -680,6 +680,30 @@ def test_an_answer_that_cannot_be_is_a_failed_attempt(name: str, caplog: pytest.
     with caplog.at_level(logging.WARNING, "tenuto"):
         play(scenario())
     assert any("attempt at act failed: f answered " in line for line in caplog.messages)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Fenced("no reason"),
+        Speculated((), stopped=Stopped(EVENT_ID, Failure("no"), 0)),
+        Speculated((), stopped=Stopped(EVENT_ID, Failure("no"), -5_000)),
+        Speculated((), stopped=Stopped(EVENT_ID, Failure("no"))),
+        Speculated(()),
+        Rejected(Failure("no", 404)),
+    ],
+    ids=["fenced", "no pause", "a pause in the past", "no word of a pause", "nothing", "rejected"],
+)
+def test_no_answer_makes_a_hot_loop(answer: Any) -> None:
+    async def scenario() -> None:
+        shop = Shop()
+        world = world_of(shop)
+        world.instead = lambda _payload: encode(answer)
+        world.record(shop.act, "k", cargo("well"))
+        await asyncio.sleep(60)
+        assert len(world.payloads) < 40
+
+    play(scenario())
 
 
 def test_a_failure_text_of_megabytes_makes_no_such_line(caplog: pytest.LogCaptureFixture) -> None:

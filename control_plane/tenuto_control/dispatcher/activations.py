@@ -74,6 +74,8 @@ log = logging.getLogger("tenuto.lane")
 COMMITS_REFUSED_MAX = 3
 """So often the commit of an event alone is tried that the table finds too large: a handler may do less next time."""
 
+FENCED_DOUBLINGS_MAX = 10
+
 TOO_LARGE = 413
 
 
@@ -117,6 +119,7 @@ class Activations:
     _attempt: int = 1
     _log_key: tuple[str, int] = field(default=("", 0))
     _refused: tuple[str, int] = field(default=("", 0))
+    _fenced: int = 0
     _ends: Ends = field(init=False)
 
     def __post_init__(self) -> None:
@@ -337,6 +340,7 @@ class Activations:
         for work in batch:
             if isinstance(work, CallWork):
                 work.attempted = True
+        self._fenced = self._fenced + 1 if isinstance(outcome, Fenced) else 0
         match outcome:
             case Speculated():
                 return await self._commit(outcome, head, batch, trim, drain=drain, clears=clears)
@@ -354,9 +358,7 @@ class Activations:
                 self._ends.tell(about, results, left.out.values())
                 return Attempted(left, self._finish(batch, results), ended=frozenset({self._holder}))
             case Fenced():
-                self.services.metrics.count("SpeculationLost")
-                self._claim_first = True
-                return Attempted(None, ended=frozenset({self._holder}))
+                return self._lost(head, batch)
             case InvokeError():
                 given_up = self._given_up(outcome, batch)
                 if given_up is not None:
@@ -513,6 +515,18 @@ class Activations:
         # Should even this be refused, the head itself is too large: the lane says so, and waits.
         head, applied = await self._commit_done(given_up, head, done, trim, drain=drain, clears=False)
         return Attempted(head, self._finish(done, given_up.results) if applied else ())
+
+    def _lost(self, head: Head, batch: Sequence[Work | Drained]) -> Attempted:
+        """The function was fenced off. Should it say so again when it is asked again at once, there is a pause."""
+        self.services.metrics.count("SpeculationLost")
+        self._claim_first = True
+        ended = frozenset({self._holder})
+        if self._fenced == 1:
+            return Attempted(None, ended=ended)
+        limits = self.services.limits
+        doubled = limits.invoke_retry_initial_ms * 2 ** min(self._fenced, FENCED_DOUBLINGS_MAX)
+        pause, failed = min(doubled, limits.invoke_retry_max_ms), self._first_of(head, batch)
+        return Attempted(None, failed=failed, pause_ms=pause, harmless=True, ended=ended)
 
     def _split(self, head: Head, batch: Sequence[Work | Drained]) -> Attempted:
         """The events of a batch are too large together: the next attempts are at one each, at once."""

@@ -52,6 +52,9 @@ log = logging.getLogger("tenuto.lane")
 
 TROUBLE_DOUBLINGS_MAX = 10
 
+PAUSE_MS_MIN = 10
+"""The shortest pause between attempts that a function may ask for."""
+
 TRIMMED_MAX = 50
 """Entries of each kind that one write removes on the side: they share its expression with what the write is about."""
 
@@ -458,7 +461,9 @@ class LaneWorker:
             self._failing = attempted.failed.id
             policy = self._services.policy(self.lane.service, attempted.failed.handler)
             pause = pause_ms(policy, self._failures + 1, self._services.rng.random())
-            self._pause_for(pause if attempted.pause_ms is None else attempted.pause_ms)
+            asked = attempted.pause_ms
+            # Whatever a function asks for: without a pause, one key would be invoked as fast as it answers.
+            self._pause_for(pause if asked is None or asked <= 0 else max(asked, PAUSE_MS_MIN))
             self._failures += 0 if attempted.harmless else 1
             metrics.count("Retries", 0 if attempted.harmless else 1)
             self._crashed = self._crashed or (bool(attempted.ended) and not attempted.harmless)

@@ -405,6 +405,7 @@ class _Producer(aiokafka.AIOKafkaProducer):  # type: ignore[misc] # the base cla
         if cluster.partitions_for_topic(topic) is not None:
             return
         self.client.add_topic(topic)
+        answered = False
         for _ in range(2):
             # Twice, because the first may be an answer to what was asked before this topic was among the names.
             answered = await self.client.force_metadata_update()
