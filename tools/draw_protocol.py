@@ -85,9 +85,6 @@ ROWS: Final = (
     Row(transitions.trim_head, "dispatcher", transitions.trim_head(LANE, Trim(("1.0",), ("nonce",), ("j.1.0",)))),
     Row(transitions.result_put, "shipper", transitions.result_put(EVENT.id, Success(), 0)),
     Row(transitions.result_expected, "ingress, delayed send", transitions.result_expected(EVENT.id, 0, 0)),
-    Row(
-        transitions.refused_put, "dispatcher, before 14", transitions.refused_put(LANE, "1", PublishOut("topic", None))
-    ),
     Row(transitions.segment_put, "function, before 3", transitions.segment_put(LANE, "J#1", {"0": b""})),
     Row(transitions.input_put, "function, before 2", transitions.input_put(LANE, "V#1", b"")),
     Row(transitions.timer_put, "before 2, 5, 8, 11", transitions.timer_put(TIMER)),
@@ -207,7 +204,6 @@ def place(write: Write) -> str:
         "I": "inbox",
         "J": "segment",
         "P": "part",
-        "Q": "refused record",
         "R": "result",
         "V": "large input",
     }

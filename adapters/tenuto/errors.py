@@ -88,6 +88,8 @@ class TerminalError(TenutoError):
         self.message = text
         self.status_code = status
         self.metadata: dict[str, str] = details
+        # Set by the runtime for the rejection of an awakeable, whose text comes from outside: no log may show it.
+        self.foreign = False
 
     def __str__(self) -> str:
         return self.message

@@ -19,6 +19,8 @@ from tenuto.store.data_keys import DataKeys
 from tenuto.store.port import Table, TableRefusedError, TableUnavailableError
 from tenuto_control.assembly import Assembly, assembled, quiet_libraries
 from tenuto_control.config import Config, ConfigError
+from tenuto_control.core.metrics import Uncounted
+from tenuto_control.dispatcher.outages import Outages, WatchedTable
 from tenuto_control.drivers.kafka import KafkaEventLog
 from tenuto_control.loops.consume import Consumer
 
@@ -44,7 +46,7 @@ async def serve(config: Config) -> None:
 
 async def _start(parts: Assembly) -> None:
     """What has to be there before anything is served. Raises ConfigError for what never will be."""
-    await check_table(parts.table, parts.config.table.name)
+    await check_table(parts.dispatcher.table, parts.config.table.name)
     if parts.data_keys is not None:
         await check_data_keys(parts.data_keys)
     await parts.deployments.discover()
@@ -150,7 +152,9 @@ def _server(parts: Assembly) -> uvicorn.Server:
 
 async def check_table(table: Table, name: str) -> None:
     """Fail early on a table that is not there; wait for one that does not answer. Raises ConfigError."""
-    await _answered(lambda: table.get(SWEEP_CURSOR), f"table {name}", f"table {name!r} cannot be used")
+    watched = table if isinstance(table, WatchedTable) else WatchedTable(table, Outages(), Uncounted())
+    with watched.outages.asking():
+        await _answered(lambda: watched.get(SWEEP_CURSOR), None, f"table {name!r} cannot be used")
 
 
 async def check_data_keys(keys: DataKeys) -> None:
@@ -158,8 +162,8 @@ async def check_data_keys(keys: DataKeys) -> None:
     await _answered(keys.current, "KMS", "[encryption] kms_key_id cannot be used")
 
 
-async def _answered(ask: Callable[[], Awaitable[object]], who: str, refusal: str) -> None:
-    """Ask until there is an answer."""
+async def _answered(ask: Callable[[], Awaitable[object]], who: str | None, refusal: str) -> None:
+    """Ask until there is an answer. `who` is None when somebody else says that there is none."""
     pause_s = 0.2
     while True:
         try:
@@ -167,7 +171,8 @@ async def _answered(ask: Callable[[], Awaitable[object]], who: str, refusal: str
         except TableRefusedError as e:
             raise ConfigError(f"{refusal}: {e}") from e
         except TableUnavailableError as e:
-            log.warning("%s does not answer, trying on: %s", who, e)
+            if who is not None:
+                log.warning("%s does not answer, trying on: %s", who, e)
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 2, 5.0)
         else:

@@ -109,7 +109,7 @@ async def assembled(config: Config) -> AsyncIterator[Assembly]:
         app = create_app(
             dispatcher,
             deployments,
-            ready=probe(table),
+            ready=probe(dispatcher.table),
             wait_ms_max=limits.http_wait_ms_max,
             unreadable=lambda: unreadable.present,
         )

@@ -61,6 +61,10 @@ class Limits:
     up to this one."""
     table_retry_initial_ms: int = 50
     table_retry_max_ms: int = 5_000
+    table_refused_retry_max_ms: int = 60_000
+    """The pause of a lane whose write the table refuses grows up to this: that it takes it later is unlikely."""
+    topic_patience_ms: int = 60_000
+    """How long a record waits for a topic that does not exist, or may not be written to, before it is set aside."""
     failure_log_interval_ms: int = 5_000
     """A failure that goes on is logged again after this time, not at every try."""
 

@@ -12,7 +12,7 @@ from enum import Enum
 from typing import NamedTuple, Protocol, TypeAlias
 
 from tenuto.protocol.messages import ServiceManifest
-from tenuto.protocol.records import Event, Result
+from tenuto.protocol.records import Event, PublishOut, Result
 
 
 class TopicPartition(NamedTuple):
@@ -60,9 +60,16 @@ class LogUnavailableError(Exception):
 class RecordTooLargeError(LogUnavailableError):
     """The topic takes no record of this size; only a smaller one, or a larger limit, helps.
 
-    A kind of LogUnavailableError, because whoever has no smaller dead letter to offer keeps the one it has and tries
-    on, as for a topic that does not exist.
+    A kind of LogUnavailableError for whoever knows no better than to try on.
     """
+
+
+class RecordRefusedError(LogUnavailableError):
+    """No topic will ever take this record: its name is impossible, or it cannot be encoded. Waiting does not help."""
+
+
+class TopicUnusableError(LogUnavailableError):
+    """The topic does not exist, may not be written to, or refuses what it is given. Somebody may change that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +157,9 @@ class RecordSink(Protocol):
     ) -> None:
         """Return when the record is acknowledged. Raises LogUnavailableError when it is not known to be.
 
-        Raises RecordTooLargeError when the topic takes no record of this size; other records are not held up by that.
+        Of its kinds, RecordTooLargeError says that the topic takes no record of this size, RecordRefusedError that no
+        topic takes this one, TopicUnusableError that this topic takes none as things are. Other records are not held up
+        by any of these.
         """
         ...
 
@@ -275,6 +284,13 @@ class Execution(Protocol):
 
     def relieve(self, partitions: Sequence[TopicPartition]) -> None:
         """These partitions have as much in flight as they may: what has waited for long should make room for others."""
+        ...
+
+    async def set_aside(self, record: PublishOut, identity: Sequence[str], reason: str) -> None:
+        """Keep a record that its topic does not take as a dead letter in the table; `identity` tells it from others.
+
+        Tries on while the table does not answer.
+        """
         ...
 
     async def call(self, event: Event, wait_ms: int) -> Answer:

@@ -18,7 +18,7 @@ import msgspec
 from tenuto.errors import TerminalError
 from tenuto.protocol.ids import AwakeableId, InvocationId, Lane
 from tenuto.protocol.messages import HandlerManifest, ServiceManifest
-from tenuto.protocol.records import CallSource, Event, Failed, Failure, Result, Success
+from tenuto.protocol.records import CallSource, Event, Failed, Failure, PublishOut, Result, Success
 from tenuto_control.ports import Answer, Pending, Target, TopicPartition, Unknown
 
 Kind = Literal["exclusive", "shared", "stateless"]
@@ -89,6 +89,10 @@ class InMemoryExecution:
     awaiting: asyncio.Event = field(default_factory=asyncio.Event)
     events: list[Event] = field(default_factory=list)
     delays_ms: list[int] = field(default_factory=list)
+    kept: dict[tuple[str, ...], tuple[PublishOut, str]] = field(default_factory=dict)
+
+    async def set_aside(self, record: PublishOut, identity: Sequence[str], reason: str) -> None:
+        self.kept[tuple(identity)] = (record, reason)
 
     async def call(self, event: Event, wait_ms: int) -> Answer:
         return await self._wait(self._start(event, 0), wait_ms)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tenuto.protocol.records import Event, KafkaSource, Result
+from tenuto.protocol.records import Event, KafkaSource, PublishOut, Result
 from tenuto_control.core.routing import Subscription
 from tenuto_control.limits import Limits
 from tenuto_control.loops.consume import Consumer
@@ -33,6 +33,7 @@ class RecordingExecution:
         self.delivered: list[Event] = []
         self.held: dict[TopicPartition, dict[int, Callable[[], None]]] = {}
         self.withdrawn: list[list[TopicPartition]] = []
+        self.kept: dict[tuple[str, ...], tuple[PublishOut, str]] = {}
         self.most_held = 0
 
     def deliver(self, event: Event, released: Callable[[], None]) -> None:
@@ -56,6 +57,9 @@ class RecordingExecution:
         self.withdrawn.append(list(partitions))
         for tp in partitions:
             self.held.pop(tp, None)
+
+    async def set_aside(self, record: PublishOut, identity: Sequence[str], reason: str) -> None:
+        self.kept[tuple(identity)] = (record, reason)
 
     async def call(self, event: Event, wait_ms: int) -> Answer:
         raise AssertionError("a consumer does not call")
@@ -238,7 +242,7 @@ async def test_a_quarantine_that_cannot_be_produced_holds_its_own_offset_only() 
     world.kafka.append("orders", b"who?", None, partition=0)
     world.produce(3)
     async with world.consumer(execution):
-        await asyncio.sleep(60)
+        await asyncio.sleep(50)
         assert execution.offsets == [1, 2, 3]
         assert world.kafka.committed(ORDERS) == 0
         world.kafka.create_topic("orders.dead-letter")
@@ -250,6 +254,27 @@ async def test_a_quarantine_that_cannot_be_produced_holds_its_own_offset_only() 
         await asyncio.sleep(60)
     # Stopping does not wait for what may never succeed; the record is read again.
     assert world.kafka.committed(ORDERS) == 4
+    assert not execution.kept
+
+
+@virtually
+async def test_a_dead_letter_topic_that_nobody_creates_is_waited_for_until_its_letters_are_kept() -> None:
+    world, execution = World(), RecordingExecution()
+    world.kafka.append("orders", b"who?", None, [("a", b"1")], 0)
+    async with world.consumer(execution):
+        await asyncio.sleep(LIMITS.topic_patience_ms / 1_000 - 5)
+        assert (world.kafka.committed(ORDERS), execution.kept) == (0, {})
+        await asyncio.sleep(15)
+        assert world.kafka.committed(ORDERS) == 1
+        world.kafka.append("orders", b"and you?", None, partition=0)
+        await asyncio.sleep(1)
+        # The topic has had its time: the next record does not wait for as long again.
+        assert world.kafka.committed(ORDERS) == 2
+    (first, why), (second, _) = execution.kept.values()
+    assert (first.topic, first.value, first.headers[0]) == ("orders.dead-letter", b"who?", ("a", b"1"))
+    assert "no key" in why
+    assert 'topic "orders.dead-letter" does not exist' in why
+    assert second.value == b"and you?"
 
 
 def test_a_dead_letter_too_large_for_its_topic_is_kept_smaller(caplog: pytest.LogCaptureFixture) -> None:
@@ -270,7 +295,11 @@ def test_a_dead_letter_too_large_for_its_topic_is_kept_smaller(caplog: pytest.Lo
         dead = await dead_letter_of(5_000, key)
         assert dead.value == bytes(900)
         assert source.items() < dict(dead.headers).items()
-        assert not caplog.records
+        (line,) = [entry.getMessage() for entry in caplog.records]
+        assert line.startswith(
+            'the record orders/0 offset 0 cannot be handled and is in "orders.dead-letter": the key is'
+        )
+        caplog.clear()
 
         dead = await dead_letter_of(950, key)
         assert (dead.value, dead.key, dead.headers) == (bytes(900), key, (("a", b"1"),))
@@ -286,21 +315,24 @@ def test_a_dead_letter_too_large_for_its_topic_is_kept_smaller(caplog: pytest.Lo
 
     with caplog.at_level(logging.WARNING, "tenuto_control"):
         run_virtual(scenario())
-    lines = [entry.getMessage() for entry in caplog.records]
+    lines = [entry.getMessage() for entry in caplog.records if "lacks" in entry.getMessage()]
     assert len(lines) == 3
     assert all("orders/0 offset 0" in line and "raise max.message.bytes" in line for line in lines)
 
 
 @virtually
-async def test_a_dead_letter_topic_too_narrow_for_anything_holds_its_own_offset_only() -> None:
+async def test_a_dead_letter_that_its_topic_takes_in_no_form_is_kept_in_the_table_at_once() -> None:
     world, execution = World(), RecordingExecution()
     world.kafka.create_topic("orders.dead-letter", record_bytes_max=3)
     world.kafka.append("orders", b"who?", None, partition=0)
     world.produce(2)
     async with world.consumer(execution):
-        await asyncio.sleep(60)
+        await asyncio.sleep(1)
         assert execution.offsets == [1, 2]
-        assert world.kafka.committed(ORDERS) == 0
+        assert world.kafka.committed(ORDERS) == 3
+    ((kept, why),) = execution.kept.values()
+    assert (kept.value, kept.dead) == (b"who?", True)
+    assert "takes no record of" in why
 
 
 @virtually

@@ -34,9 +34,10 @@ from tenuto.service import Services
 from tenuto.store.port import TableRefusedError, TableUnavailableError
 from tenuto_control.limits import Limits
 from tenuto_control.loops import consume
-from tenuto_control.ports import TopicPartition
+from tenuto_control.ports import LogUnavailableError, TopicPartition
 from tests.control.marked_handlers import Marked
 from tests.control.marked_world import MARK, Body, Ears, FailingTable, MarkedWorld, listening
+from tests.support.memory_kafka import Operation, no_faults
 from tests.support.virtual_time import run_virtual
 from tests.tidy import tree
 
@@ -247,6 +248,41 @@ async def functions_crash(w: MarkedWorld, m: Marked) -> None:
     await asyncio.sleep(LONG_S)
 
 
+async def calls_are_given_up(w: MarkedWorld, m: Marked) -> None:
+    crash = {"FunctionError": "Unhandled", "Payload": Body(MARK.encode())}
+    w.crashes.extend([crash] * 3)
+    assert await call(w, "/call/box/k/act", cargo("remember")) == 500
+    assert await call(w, "/call/box/k/act", cargo("naps"), prefer="wait=1") == 202
+    await asyncio.sleep(SOON_S)
+    w.crashes.extend([crash] * 3)
+    await asyncio.sleep(LONG_S)
+
+
+async def messages_end_unseen(w: MarkedWorld, m: Marked) -> None:
+    bad = [MARK.encode(), json.dumps({"act": [MARK]}).encode(), json.dumps({"act": "remember", MARK: 1}).encode()]
+    acts = ("refuses", "refuses_late", "gives_up", "keeps_much", "asks")
+    for number, body in enumerate((*bad, *map(cargo, acts), cargo("asks"))):
+        await call(w, f"/send/box/send{number}/act", body)
+        await call(w, f"/send/box/send{number}/always", body, **{"idempotency-key": f"{MARK}{number}"})
+    await asyncio.sleep(SOON_S)
+    for awakeable in m.awakeables:
+        assert await call(w, f"/awakeables/{awakeable}/reject", json.dumps({"message": MARK}).encode()) < 300
+    await asyncio.sleep(NAP_S)
+    assert sum("letter" in item for item in w.table.items.values()) > len(acts)
+
+
+async def the_broker_is_away(w: MarkedWorld, m: Marked) -> None:
+    async def away(operation: Operation) -> None:
+        if operation.name == "produce":
+            raise LogUnavailableError("no broker")
+
+    w.kafka.hook = away
+    w.kafka.append("events", MARK.encode(), None, HEADERS)
+    await events(w, "publishes", "refuses", "gives_up")
+    w.kafka.hook = no_faults
+    await asyncio.sleep(SOON_S)
+
+
 async def a_service_is_gone(w: MarkedWorld, m: Marked) -> None:
     await events(w, "naps", "remember")
     w.served = False
@@ -325,6 +361,9 @@ SCENARIOS: Final = (
     published_records_are_too_large,
     requests_are_bad,
     functions_crash,
+    calls_are_given_up,
+    messages_end_unseen,
+    the_broker_is_away,
     a_service_is_gone,
     the_table_fails,
     calls_overload_a_key,

@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 import pytest
 
 from tenuto import InvocationRetryPolicy, ObjectContext, VirtualObject
+from tenuto.lane.dead_letters import letter_part_key, parse_letter
 from tenuto.protocol.dead_letters import REASON_HEADERS, dead_letter
+from tenuto.protocol.ids import InvocationId, Lane
 from tenuto.protocol.records import Event, KafkaSource, PublishOut, unpack_out
 from tenuto.service import Services
 from tenuto_control.core.metrics import Tally
@@ -74,15 +76,18 @@ def test_a_published_record_that_its_topic_never_takes_is_kept_and_holds_up_noth
         head = meter.head("box", "k")
         assert (head.state["told"], head.out) == (b"200", {})
         assert tally.take().counts["RecordsRefused"] == 1
-        (kept,) = [item["out"] for (_, sk), item in meter.table.items.items() if sk.startswith("Q#")]
-        assert isinstance(kept, bytes)
-        assert unpack_out(kept) == PublishOut("out", b"x" * 2_000)
+        (kept,) = [parse_letter(item) for item in meter.table.items.values() if "letter" in item]
+        assert kept is not None
+        at = letter_part_key(kept.id, 0)
+        data = meter.table.items[at.pk, at.sk]["input"]
+        assert isinstance(data, bytes)
+        assert unpack_out(data) == PublishOut("out", b"x" * 2_000)
 
     with caplog.at_level(logging.WARNING, "tenuto"):
         run_virtual(scenario())
     (line,) = [entry.getMessage() for entry in caplog.records]
-    assert "published record with tenuto-id box/k#" in line
-    assert "is kept in the item Q#" in line
+    assert 'topic "out": a published record (box/k#' in line
+    assert "was not produced and is kept as dead letter " in line
     assert 'topic "out" takes no record of' in line
     assert "raise its max.message.bytes" in line
 
@@ -106,7 +111,9 @@ def test_a_dead_letter_of_a_handler_shrinks_to_what_its_topic_takes(
     async def scenario() -> None:
         whole = await dead_letter_of(5_000)
         assert (whole.value, dict(whole.headers)["tenuto-reason"]) == (bytes(3_000), b"RuntimeError: no")
-        assert not caplog.records
+        (line,) = [entry.getMessage() for entry in caplog.records]
+        told = f'box/k: the record t/0 offset 0 for box/{handler} ended as failed and is in "{DEAD}": '
+        assert line == f"{told}RuntimeError: no"
         bare = await dead_letter_of(3_010)
         assert (bare.value, bare.headers) == (bytes(3_000), ())
         stub = await dead_letter_of(1_000)
@@ -120,19 +127,18 @@ def test_a_dead_letter_of_a_handler_shrinks_to_what_its_topic_takes(
     assert all(line.startswith("box/k: ") and "raise max.message.bytes there" in line for line in lines)
 
 
-def test_a_dead_letter_that_no_form_fits_waits_for_a_wider_topic() -> None:
+def test_a_dead_letter_that_its_topic_takes_in_no_form_is_kept_in_the_table() -> None:
     async def scenario() -> None:
         service = box()
         meter = Producing(Services([service]))
         meter.kafka.create_topic(DEAD, record_bytes_max=10)
         meter.deliver(service.handlers["fails"], "k", bytes(100))
-        await asyncio.sleep(30)
-        assert meter.released == []
-        meter.kafka.delete_topic(DEAD)
-        meter.kafka.create_topic(DEAD)
-        await asyncio.sleep(30)
+        await asyncio.sleep(1)
         assert meter.released == [0]
-        assert len(meter.kafka.records(DEAD)) == 1
+        assert meter.kafka.records(DEAD) == []
+        (kept,) = [parse_letter(item) for item in meter.table.items.values() if "letter" in item]
+        assert kept is not None
+        assert (kept.kind, kept.topic, kept.size) == ("record", DEAD, 100)
 
     run_virtual(scenario())
 
@@ -140,7 +146,7 @@ def test_a_dead_letter_that_no_form_fits_waits_for_a_wider_topic() -> None:
 def test_the_headers_of_a_dead_letter_that_are_not_the_events_own_are_its_last() -> None:
     own = (("a", b"1"), ("tenuto-reason", b"of another life"))
     source = KafkaSource("0", "t", 0, 0, 0, dead_letter=DEAD)
-    letter = dead_letter(Event("s/k/n", "act", source, b"", own), "why")
-    assert letter is not None
+    letter = dead_letter(Event(str(InvocationId(Lane("s", "k"), "n")), "act", source, b"", own), "why")
+    assert isinstance(letter, PublishOut)
     assert letter.headers[:-REASON_HEADERS] == own
     assert all(name.startswith("tenuto-") for name, _ in letter.headers[-REASON_HEADERS:])

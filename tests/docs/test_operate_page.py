@@ -16,12 +16,13 @@ from tenuto.runtime import activation, state
 from tenuto_control.admin import deployments
 from tenuto_control.core import routing
 from tenuto_control.core.metrics import WRITES_PER_EVENT, CountName, SampleName
+from tenuto_control.dispatcher import activations
 from tenuto_control.ingress import delays, requests
 from tenuto_control.limits import MIB, Limits
 from tests.tidy import tree
 
 PAGE: Final = (tree.ROOT / "docs/guides/operate.md").read_text("utf-8")
-MODULES: Final = (ids, limits, activation, state, deployments, routing, delays, requests)
+MODULES: Final = (ids, limits, activation, state, deployments, routing, delays, requests, activations)
 TOLD: Final[Mapping[str, int]] = {
     "DELAY_MS_MAX": 365 * 86_400_000,
     "FUNCTION_TIMEOUT_MS_MIN": 1_500,
@@ -36,6 +37,8 @@ TOLD: Final[Mapping[str, int]] = {
     "drain_timeout_ms": 5_000,
     "session_timeout_ms": 10_000,
     "spill_after_ms": 5_000,
+    "topic_patience_ms": 60_000,
+    "table_refused_retry_max_ms": 60_000,
     "sweep_lookback_ms": 600_000,
 }
 """What the page says in words or other units."""

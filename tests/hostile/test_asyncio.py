@@ -103,7 +103,7 @@ async def answered_in_time(stage: Stage, ctx: ObjectContext) -> str:
 
 async def awaited_again_after_its_timeout(stage: Stage, ctx: ObjectContext) -> list[str]:
     _, answer = ctx.awakeable(str)
-    told = []
+    told: list[str] = []
     for _ in range(3):
         try:
             await asyncio.wait_for(answer, 5)
@@ -264,7 +264,7 @@ async def select_with_many_kinds(stage: Stage, ctx: ObjectContext) -> list[Any]:
     await ctx.run("hand out", stage.handed, name)
     step = ctx.run("slow", stage.slowly, "slow", 0.05)
     won = []
-    futures = {"answer": answer, "step": step, "nap": ctx.sleep(0.01), "night": ctx.sleep(100)}
+    futures: dict[str, Any] = {"answer": answer, "step": step, "nap": ctx.sleep(0.01), "night": ctx.sleep(100)}
     while futures:
         winner, _ = await ctx.select(**futures)
         won.append(winner)
@@ -396,7 +396,7 @@ async def only_what_nobody_awaits(_stage: Stage, ctx: ObjectContext) -> None:
 
 async def a_busy_wait(_stage: Stage, ctx: ObjectContext) -> None:
     step = ctx.run("a", int)
-    while not step.done():
+    while not step.done():  # noqa: ASYNC110 - the mistake under test
         await asyncio.sleep(0)
 
 
@@ -545,7 +545,11 @@ def test_a_terminal_error_inside_a_group_ends_the_invocation() -> None:
     async def scenario() -> None:
         with pytest.raises(TerminalError) as caught:
             await InProcess(service).call(act, "k")
-        assert (caught.value.message, caught.value.status_code, caught.value.metadata) == ("no funds", 402, {"card": "x"})
+        assert (caught.value.message, caught.value.status_code, caught.value.metadata) == (
+            "no funds",
+            402,
+            {"card": "x"},
+        )
 
     asyncio.run(scenario())
     assert seen == [1]
@@ -692,7 +696,7 @@ def test_an_answer_wakes_a_select_beside_a_running_step_at_once() -> None:
         stage = Stage(body)
 
         async def answer() -> None:
-            while not stage.ids:
+            while not stage.ids:  # noqa: ASYNC110 - a step notes them, in a thread
                 await asyncio.sleep(0.01)
             await asyncio.sleep(0.2)
             await stage.local.fill(stage.ids[0], "yes")

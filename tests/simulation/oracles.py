@@ -17,6 +17,7 @@ from typing import Any, assert_never
 
 import msgspec
 
+from tenuto.lane.dead_letters import letter_key, message_letter_id
 from tenuto.lane.head import HEAD_SK, parse_head
 from tenuto.lane.transitions import SWEEP_CURSOR, Timer, inbox_key, parse_timer, unbundled
 from tenuto.lane.writes import Delete, Item, Write
@@ -25,6 +26,7 @@ from tenuto.protocol.messages import Head, Run
 from tenuto.protocol.records import (
     AwakeableSlot,
     BundleOut,
+    BuriedOut,
     DueSlot,
     KafkaSource,
     Out,
@@ -300,6 +302,9 @@ class Oracles:
                 # Its item goes when all of it has been delivered.
                 inside = unbundled(sequence, unpack_bundle(packed)) if isinstance(packed, bytes) else []
                 return all(self._delivered(pk, at, one, table) for at, one in inside)
+            case BuriedOut(event=event):
+                key = letter_key(message_letter_id(event.id))
+                return (key.pk, key.sk) in table
             case _:
                 assert_never(entry)
 

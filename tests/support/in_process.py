@@ -47,6 +47,7 @@ from tenuto.protocol.messages import (
 from tenuto.protocol.records import (
     AwakeableSlot,
     BundleOut,
+    BuriedOut,
     CallSource,
     DueSlot,
     Entry,
@@ -137,6 +138,7 @@ class InProcess:
     def __init__(self, *services: Service | VirtualObject) -> None:
         self.table = MemoryTable()
         self.published: list[tuple[str, PublishOut]] = []
+        self.buried: list[BuriedOut] = []
         self.kills = 0
         self.activations = 0
         self._services = Services(services)
@@ -291,6 +293,8 @@ class InProcess:
                     event = Event(entry.event_id, entry.handler, source, entry.input, entry.headers)
                     due_ms = entry.due_ms or self._now_ms()
                     self._delayed.append((due_ms, len(self._delayed), entry.lane, event))
+                case BuriedOut():
+                    self.buried.append(entry)
                 case ResultOut(invocation, result):
                     await self.table.write(result_put(invocation, result, self._now_ms()))
                 case ResolveOut(awakeable, result):

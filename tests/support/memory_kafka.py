@@ -18,13 +18,16 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
+from tenuto.protocol.topics import topic_problem
 from tenuto_control.core.routing import Start
 from tenuto_control.ports import (
     AssignmentListener,
     LogRecord,
     LogUnavailableError,
+    RecordRefusedError,
     RecordTooLargeError,
     TopicPartition,
+    TopicUnusableError,
     Unreadable,
 )
 
@@ -472,9 +475,12 @@ class MemorySink:
         self, topic: str, value: bytes | None, key: bytes | None, headers: Sequence[tuple[str, bytes]]
     ) -> None:
         """Append the record; a topic that does not exist is no place for it."""
+        problem = topic_problem(topic)
+        if problem is not None:
+            raise RecordRefusedError(problem)
         await self._kafka.hook(Operation("produce", "before", "producer"))
         if topic not in self._kafka._topics:
-            raise LogUnavailableError(f'topic "{topic}" does not exist; create it')
+            raise TopicUnusableError(f'topic "{topic}" does not exist; create it')
         size = len(value or b"") + len(key or b"") + sum(len(name) + len(content) for name, content in headers)
         if size > self._kafka._limits[topic]:
             raise RecordTooLargeError(f'topic "{topic}" takes no record of {size} bytes; raise its max.message.bytes')

@@ -52,8 +52,8 @@ from tenuto.protocol.records import (
     KafkaSource,
     MessageSource,
     Out,
-    PublishOut,
     Result,
+    event_bytes,
     pack,
 )
 
@@ -369,9 +369,9 @@ def inbox_put(lane: Lane, event: Event) -> Put:
 
 
 def part_puts(lane: Lane, event: Event) -> tuple[Put, ...]:
-    """Before 9: the parts of an input that is too large for an inbox item; none for any other."""
+    """Before 9: the parts of an input that is too large for an inbox item beside its headers; none for any other."""
     data = event.input or b""
-    if len(data) <= VALUE_BYTES_MAX:
+    if event_bytes(event) <= VALUE_BYTES_MAX or not data:
         return ()
     starts = range(0, len(data), VALUE_BYTES_MAX)
     return tuple(
@@ -489,16 +489,6 @@ def input_put(lane: Lane, name: str, data: bytes | None, carried: Carried | None
 def segment_put(lane: Lane, name: str, slots: Mapping[str, bytes]) -> Put:
     """Journal slots on their way out of the head; put before the head's write drops them there."""
     return Put(Key(lane.pk, name), dict(slots))
-
-
-def refused_put(lane: Lane, sequence: str, entry: PublishOut) -> Put:
-    """A published record that its topic does not take: out of its lane's way, and kept for whoever looks after it."""
-    return Put(refused_key(lane, sequence), {"out": pack(entry)})
-
-
-def refused_key(lane: Lane, sequence: str) -> Key:
-    """Where such a record is; `sequence` is its position in the outbox, as in its `tenuto-id`."""
-    return Key(lane.pk, f"Q#{sequence}")
 
 
 # --- 4, 10, 18: timers ---------------------------------------------------------------------------------------------

@@ -50,6 +50,13 @@ AWAKEABLE_LOOK_MS_MAX = 500
 SECRET_BYTES = 16
 """What a run keeps to itself, to make ids of awakeables that nobody can guess."""
 
+EVENT_HEADERS_BYTES_MAX = 100_000
+"""What the headers of an event and the raw key of its record may weigh together, packed.
+
+They travel with an event wherever it is stored: through the inbox, the head of a claimed lane and its dead letter. A
+record with more is a dead letter before it becomes an event.
+"""
+
 PAYLOAD_BYTES_MAX = 6_000_000
 """Largest activation or outcome: a synchronous Lambda invocation carries 6 MB each way (AWS Lambda quotas)."""
 

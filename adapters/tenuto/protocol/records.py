@@ -15,11 +15,15 @@ from tenuto.protocol.ids import InvocationId, Lane, source_of_partition
 
 
 class Failure(Struct, frozen=True, array_like=True):
-    """Why an invocation or a step ended for good."""
+    """Why an invocation or a step ended for good.
+
+    The text of a `foreign` one is payload: whoever rejected an awakeable has written it. It is in no line of a log.
+    """
 
     message: str
     status_code: int = 500
     metadata: dict[str, str] = {}
+    foreign: bool = False
 
 
 class Success(Struct, frozen=True, tag="ok"):
@@ -62,9 +66,13 @@ class MessageSource(Struct, frozen=True, tag="message"):
 
 
 class CallSource(Struct, frozen=True, tag="call"):
-    """A call or send over HTTP. `keep_result` stores the result so that it can be attached to later."""
+    """A call or send over HTTP. `keep_result` stores the result so that it can be attached to later.
+
+    `one_way`: it was sent, and nobody waits for its end. A message that an operator runs again is one, too.
+    """
 
     keep_result: bool = False
+    one_way: bool = False
 
 
 Source: TypeAlias = KafkaSource | MessageSource | CallSource
@@ -196,13 +204,33 @@ class ResolveOut(Struct, frozen=True, tag="resolve"):
     result: Result
 
 
+class BuriedOut(Struct, frozen=True, tag="buried"):
+    """An event that ended in a failure of which nobody else would hear, on its way to the table's dead letters.
+
+    `at_ms` is when it ended, `first_ms` when it was first tried, 0 where that is not known; `attempts` likewise. A
+    large input may be in the item `value_item`, or all of the event in `parts` that were put before; `event` then lacks
+    it, and `size` is what the input weighs. `foreign` as in `Failure`.
+    """
+
+    event: Event
+    reason: str
+    status_code: int = 500
+    at_ms: int = 0
+    first_ms: int = 0
+    attempts: int = 0
+    value_item: str | None = None
+    parts: int = 0
+    size: int = 0
+    foreign: bool = False
+
+
 class BundleOut(Struct, frozen=True, tag="bundle"):
     """Many entries, or large ones, that are in an item of their own: the head had no room for them. `item` names it."""
 
     item: str
 
 
-Entry: TypeAlias = SendOut | PublishOut | ResultOut | ResolveOut
+Entry: TypeAlias = SendOut | PublishOut | ResultOut | ResolveOut | BuriedOut
 """What a handler or its end sends."""
 
 Out: TypeAlias = Entry | BundleOut
@@ -234,6 +262,21 @@ _carried_decoder: msgspec.msgpack.Decoder[Carried] = msgspec.msgpack.Decoder(Car
 def pack(record: Slot | Out | Event | Result | Bundle | Carried) -> bytes:
     """The stored form of a record."""
     return _encoder.encode(record)
+
+
+def headers_bytes(headers: tuple[tuple[str, bytes], ...], raw_key: bytes | None = None) -> int:
+    """What headers, and the raw key of a record, weigh in a stored event. Raises ValueError for a name that is no text.
+
+    Measured packed, because ten thousand headers of a byte weigh more than their bytes.
+    """
+    return len(_encoder.encode(headers)) + len(raw_key or b"")
+
+
+def event_bytes(event: Event) -> int:
+    """What the payload of an event weighs in an item or a request: input, headers and raw key, packed."""
+    source = event.source
+    raw_key = source.raw_key if isinstance(source, KafkaSource) else None
+    return len(event.input or b"") + headers_bytes(event.headers, raw_key)
 
 
 def unpack_slot(data: bytes) -> Slot:

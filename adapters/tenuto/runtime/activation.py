@@ -27,7 +27,7 @@ from tenuto.lane.transitions import Effects, effects_of
 from tenuto.machine.journal import Journal
 from tenuto.machine.phases import Phase
 from tenuto.protocol.backoff import pause_ms
-from tenuto.protocol.dead_letters import dead_letter
+from tenuto.protocol.dead_letters import dead_letter, ends_unseen, is_dead_letter
 from tenuto.protocol.failures import describe, failure_of
 from tenuto.protocol.limits import (
     DEADLINE_MARGIN_MS,
@@ -56,7 +56,6 @@ from tenuto.protocol.records import (
     Failure,
     KafkaSource,
     Out,
-    PublishOut,
     Result,
     ResultOut,
     Success,
@@ -410,7 +409,7 @@ class _Invocation:
         if isinstance(error, TerminalError):
             text = "%s: refused: %s"
             log.warning(text, self._spec.target, describe(error), exc_info=error, extra=attempt.log_fields())
-            return self._dead(failure_of(error))
+            return self._dead(failure_of(error), failures + 1)
         if not isinstance(error, Exception):
             raise error
         failure = Failure(describe(error))
@@ -424,7 +423,7 @@ class _Invocation:
         spent = policy.max_attempts is not None and failures + 1 >= policy.max_attempts
         counts = not isinstance(error, OutOfTimeError | steps.StepWaitsError)
         if spent and counts and not mismatch:
-            return self._dead(failure)
+            return self._dead(failure, failures + 1)
         asked_ms = steps.asked_of(error)
         wait_ms = MISMATCH_PAUSE_MS if mismatch else pause_ms(policy, failures + 1, env.jitter())
         wait_ms = wait_ms if asked_ms is None else asked_ms
@@ -444,9 +443,15 @@ class _Invocation:
             return Lost(str(e))
         return Waiting()
 
-    def _dead(self, failure: Failure) -> Done:
-        """The invocation ends here; an event that came from Kafka goes to its dead-letter topic, with the reason."""
-        letter = dead_letter(self._event, failure.message, self._lease.run.input_item if self._lease.owning else None)
+    def _dead(self, failure: Failure, attempts: int) -> Done:
+        """The invocation ends here; what nobody waits for goes to the dead letters, with the reason."""
+        letter = dead_letter(
+            self._event,
+            failure.message,
+            self._input_item,
+            status_code=failure.status_code,
+            **self._history(attempts),
+        )
         out: dict[int, Out] = {} if letter is None else {self._own_position({}): letter}
         return Done(Failed(failure), {}, out)
 
@@ -454,9 +459,13 @@ class _Invocation:
         """Write the end of an owned invocation; leave a speculative one to the batch."""
         event, lease = self._event, self._lease
         out = dict(done.out)
+        if not any(is_dead_letter(entry) for entry in out.values()):
+            letter = ends_unseen(event, done.result, self._input_item, **self._history())
+            if letter is not None:
+                out[self._own_position(out)] = letter
         keep = isinstance(event.source, CallSource) and (event.source.keep_result or lease.owning)
         if _too_large(event, done.result, keep=keep):
-            return await self._finish(self._dead(Failure("the result exceeds the size limit", 413)))
+            return await self._finish(self._dead(Failure("the result exceeds the size limit", 413), 1))
         if keep:
             out[self._own_position(out)] = ResultOut(event.id, done.result)
         done = Done(done.result, done.state, out)
@@ -471,6 +480,20 @@ class _Invocation:
         except FencedError as e:
             return Lost(str(e))
         return done
+
+    @property
+    def _input_item(self) -> str | None:
+        """The item that holds the input, once it was put there."""
+        return self._lease.run.input_item if self._lease.owning else None
+
+    def _history(self, attempts: int = 1) -> dict[str, int]:
+        """When it ended, when it began and after how many attempts, as far as is known here."""
+        first_ms = self._lease.run.start_ms if self._lease.owning else 0
+        return {
+            "at_ms": self._env.now_ms(),
+            "first_ms": first_ms,
+            "attempts": max(attempts, self._lease.attempt if self._lease.owning else 1),
+        }
 
     def _own_position(self, out: Mapping[int, Out]) -> int:
         """Outbox position of an entry that no command made.
@@ -509,7 +532,7 @@ def _too_large(event: Event, result: Result, *, keep: bool) -> bool:
 
 def _heavy(out: Mapping[int, Out]) -> bool:
     """Whether outgoing entries are more than a head takes. A dead letter goes past the outbox."""
-    kept = [entry for entry in out.values() if not (isinstance(entry, PublishOut) and entry.dead)]
+    kept = [entry for entry in out.values() if not is_dead_letter(entry)]
     return len(kept) > OUT_PER_WRITE_MAX or sum(len(pack(entry)) for entry in kept) > OUT_BYTES_MAX
 
 

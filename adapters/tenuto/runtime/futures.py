@@ -76,7 +76,9 @@ class DurableFuture(Generic[T]):
             raise RuntimeError("the command is not done: await it")
         if isinstance(self.result, Failed):
             failure = self.result.failure
-            raise TerminalError(failure.message, failure.status_code, failure.metadata)
+            error = TerminalError(failure.message, failure.status_code, failure.metadata)
+            error.foreign = failure.foreign
+            raise error
         if self._serde is None or self.result.value is None:
             return cast("T", None)
         try:

@@ -43,6 +43,7 @@ from tenuto.lane.writes import Answer, Applied, Delete, Item, Key, Refused, Writ
 from tenuto.machine.backlog import Backlog
 from tenuto.machine.journal import Journal
 from tenuto.machine.phases import Phase, Step, advance
+from tenuto.protocol.dead_letters import item_of
 from tenuto.protocol.ids import Lane
 from tenuto.protocol.limits import (
     BUNDLE_BYTES_MAX,
@@ -65,7 +66,6 @@ from tenuto.protocol.records import (
     Event,
     KafkaSource,
     Out,
-    PublishOut,
     Slot,
     pack,
     unpack_carried,
@@ -278,7 +278,7 @@ class Lease:
             effects = dataclasses.replace(effects, out=out)
             tok = self._tok("commit")
             known = {**self.head.slots, **self._backlog.in_head}
-            shipped_from = {entry.value_item for entry in effects.out.values() if isinstance(entry, PublishOut)}
+            shipped_from = {item_of(entry) for entry in effects.out.values()}
             over = (*self._backlog.segments, *self._answers, self.run.input_item)
             items = [name for name in over if name and name not in shipped_from]
             owned = _with_slots(self.head, known)

@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from tenuto.store.port import TableRefusedError, TableUnavailableError
+from tenuto.store.port import TableRefusedError, TableUnavailableError, UnstorableError
 
 if TYPE_CHECKING:
     from botocore.loaders import Loader
@@ -49,6 +49,16 @@ TRANSIENT_CODES: Final = frozenset(
     }
 )
 """Error codes after which the same request may succeed (DynamoDB's "Error handling", AWS's common errors)."""
+
+DATA_CODES: Final = frozenset(
+    {
+        "ItemCollectionSizeLimitExceededException",
+        "RequestEntityTooLarge",
+        "SerializationException",
+        "ValidationException",
+    }
+)
+"""Error codes that blame what was sent: the size of an item, key or expression (DynamoDB's "Error handling")."""
 
 MESSAGE_CHARS_MAX: Final = 300
 """How much is shown of a server's own words: a proxy may answer with a whole page."""
@@ -123,6 +133,8 @@ def _translated_answer(response: Mapping[str, Any], doing: str) -> Exception:
     message = f"{doing}: {code}: {_one_line(str(response['Error'].get('Message', '')))}"
     if code in TRANSIENT_CODES or status >= HTTP_SERVER_ERROR_MIN or status == HTTP_TOO_MANY_REQUESTS:
         return TableUnavailableError(message)
+    if code in DATA_CODES:
+        return UnstorableError(message)
     return TableRefusedError(message)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tenuto.lane.writes import Answer, Applied, Delete, Item, Key, Write, apply
-from tenuto.store.port import Page, TableRefusedError
+from tenuto.store.port import Page, UnstorableError
 
 ITEM_BYTES_MAX = 409_600
 """DynamoDB's item limit (400 KB)."""
@@ -36,7 +36,7 @@ class MemoryTable:
         at = (write.key.pk, write.key.sk)
         for name, value, limit in (("partition", at[0], PARTITION_KEY_BYTES_MAX), ("sort", at[1], SORT_KEY_BYTES_MAX)):
             if not 0 < len(value.encode()) <= limit:
-                raise TableRefusedError(f"a {name} key of {len(value.encode())} bytes; DynamoDB takes 1 to {limit}")
+                raise UnstorableError(f"a {name} key of {len(value.encode())} bytes; DynamoDB takes 1 to {limit}")
         answer = apply(write, self.items.get(at))
         if isinstance(answer, Applied):
             if answer.item is None:
@@ -44,7 +44,7 @@ class MemoryTable:
             else:
                 size = item_bytes(answer.item)
                 if size > ITEM_BYTES_MAX:
-                    raise TableRefusedError(f"item {at} of {size} bytes exceeds DynamoDB's {ITEM_BYTES_MAX}")
+                    raise UnstorableError(f"item {at} of {size} bytes exceeds DynamoDB's {ITEM_BYTES_MAX}")
                 self.items[at] = answer.item
         return answer
 

@@ -20,6 +20,10 @@ class TableRefusedError(Exception):
     """The table will never accept this request (item too large, no such table, no permission)."""
 
 
+class UnstorableError(TableRefusedError):
+    """The table will never accept what this write holds: an item, a key or an expression is too large."""
+
+
 @dataclass(frozen=True, slots=True)
 class Page:
     """Items of a query, in order of their sort key; `last` is where to go on, None at the end."""

@@ -17,13 +17,17 @@ CountName: TypeAlias = Literal[
     "Retries",
     "Suspensions",
     "LateResumes",
+    "TerminalErrors",
     "DeadLetters",
     "RecordsRefused",
+    "ProduceRetries",
     "Writes",
+    "WritesRefused",
 ]
 """Things that happened: events taken in and finished, speculations whose commit was refused, failed attempts,
-suspensions, records sent to a dead-letter topic, published records set aside as too large for their topic, write
-requests of dispatcher and functions."""
+suspensions, events and messages that their handler ended by a terminal error, dead letters in a topic or in the table,
+records set aside in the table as their topic takes none of them, failed tries to produce to a topic that is not there,
+write requests of dispatcher and functions, and requests of the dispatcher that the table refused."""
 
 SampleName: TypeAlias = Literal["Lag", "AgeMs", "WakeLatenessMs", "UnreadablePartitions"]
 """Measured values: records not read yet, an event's age when it was finished, how late a sleep went on, partitions that

@@ -13,7 +13,8 @@ from typing import Any, Literal, Protocol, TypeAlias, assert_never
 import msgspec
 
 from tenuto.protocol.ids import InvocationId, Lane, check_key, kafka_nonce
-from tenuto.protocol.records import Event, KafkaSource
+from tenuto.protocol.limits import EVENT_HEADERS_BYTES_MAX
+from tenuto.protocol.records import Event, KafkaSource, PublishOut, headers_bytes
 
 DEAD_LETTER_SUFFIX = ".dead-letter"
 """Where a topic's records go that can never be handled, unless the subscription names another topic."""
@@ -170,6 +171,7 @@ def route(record: Record, subscription: Subscription) -> Event | Quarantine:
     epoch = source_epoch(subscription.epoch, record.topic_id)
     nonce = kafka_nonce(epoch, record.topic, record.partition, record.offset)
     try:
+        _check_sizes(record)
         key = _lane_key(record, subscription, nonce)
     except _UnusableKeyError as e:
         return Quarantine(str(e))
@@ -206,6 +208,17 @@ def dead_letter_forms(record: Record, reason: str) -> tuple[DeadLetter, ...]:
     return smaller_forms(record.value, record.key, record.headers, _reason_headers(record, reason))
 
 
+def kept_form(record: Record, topic: str, reason: str) -> tuple[PublishOut, tuple[str, ...]]:
+    """The dead letter of a refused record as the table keeps it, whole, and what tells it from all others."""
+    headers = tuple((_encodable(name), content) for name, content in record.headers)
+    entry = PublishOut(topic, record.value, record.key, (*headers, *_reason_headers(record, reason)), dead=True)
+    return entry, (record.topic, str(record.partition), str(record.offset), record.topic_id)
+
+
+def _encodable(text: str) -> str:
+    return text.encode(errors="backslashreplace").decode()
+
+
 def smaller_forms(value: bytes | None, key: bytes | None, headers: Headers, reasons: Headers) -> tuple[DeadLetter, ...]:
     """A dead letter with its reasons, then ever smaller forms for a topic that takes no more.
 
@@ -224,7 +237,7 @@ def smaller_forms(value: bytes | None, key: bytes | None, headers: Headers, reas
 
 def _reason_headers(record: Record, reason: str) -> tuple[tuple[str, bytes], ...]:
     return (
-        ("tenuto-reason", reason.encode()[:REASON_BYTES_MAX].decode(errors="ignore").encode()),
+        ("tenuto-reason", _encodable(reason).encode()[:REASON_BYTES_MAX].decode(errors="ignore").encode()),
         ("tenuto-source-topic", record.topic.encode()),
         ("tenuto-source-partition", str(record.partition).encode()),
         ("tenuto-source-offset", str(record.offset).encode()),
@@ -232,7 +245,23 @@ def _reason_headers(record: Record, reason: str) -> tuple[tuple[str, bytes], ...
 
 
 class _UnusableKeyError(Exception):
-    """The record gives no usable key; the message says why."""
+    """The record gives no usable key, or holds too much beside its value; the message says why."""
+
+
+def _check_sizes(record: Record) -> None:
+    """Raises _UnusableKeyError for a record whose headers and key no item could hold.
+
+    A value of any size may become an event: it has items of its own wherever it waits.
+    """
+    try:
+        size = headers_bytes(record.headers, record.key)
+    except UnicodeEncodeError as e:
+        raise _UnusableKeyError("the name of a header is no text") from e
+    if size > EVENT_HEADERS_BYTES_MAX:
+        raise _UnusableKeyError(
+            f"its {len(record.headers):,} headers and its key take {size:,} bytes, packed; an event holds at most "
+            f"{EVENT_HEADERS_BYTES_MAX:,} bytes of them"
+        )
 
 
 def _lane_key(record: Record, subscription: Subscription, nonce: str) -> str:

@@ -19,7 +19,7 @@ from tenuto.lane.transitions import Effects, effects_of, final_commit, result_ke
 from tenuto.lane.writes import Applied
 from tenuto.protocol.dead_letters import dead_letter
 from tenuto.protocol.ids import Lane
-from tenuto.protocol.limits import INLINE_BYTES_MAX, OWN_POSITIONS
+from tenuto.protocol.limits import OWN_POSITIONS, PAYLOAD_BYTES_MAX
 from tenuto.protocol.messages import (
     Activation,
     Committed,
@@ -45,15 +45,19 @@ from tenuto.protocol.records import (
     Failure,
     KafkaSource,
     Out,
-    PublishOut,
     Result,
     ResultOut,
+    event_bytes,
     unpack_result,
 )
 from tenuto.serde import problem_of
+from tenuto.store.port import UnstorableError
 from tenuto_control.core import log_fields
 from tenuto_control.core.lane_policy import passed
+from tenuto_control.core.log_fields import shown
+from tenuto_control.core.outcomes import outcome_problem
 from tenuto_control.core.traces import Activating
+from tenuto_control.dispatcher.ends import Ends
 from tenuto_control.dispatcher.services import Services
 from tenuto_control.dispatcher.work import CallWork, Work
 from tenuto_control.ports import (
@@ -67,6 +71,13 @@ from tenuto_control.ports import (
 )
 
 log = logging.getLogger("tenuto.lane")
+
+COMMITS_REFUSED_MAX = 3
+"""So often the commit of an event alone is tried that the table finds too large: a handler may do less next time."""
+
+FENCED_DOUBLINGS_MAX = 10
+
+TOO_LARGE = 413
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +123,13 @@ class Activations:
     _holder: str = ""
     _attempt: int = 1
     _log_key: tuple[str, int] = field(default=("", 0))
+    _refused: tuple[str, int] = field(default=("", 0))
+    _fenced: int = 0
+    _ends: Ends = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Nothing has been tried yet."""
+        self._ends = Ends(self.lane, self.services)
 
     # --- the four ways to activate ----------------------------------------------------------------------------------
 
@@ -183,11 +201,22 @@ class Activations:
             raise AssertionError("there is no run to end")
         event, item = head.run.event, head.run.input_item
         failure = Failure(reason)
-        out: dict[int, Out] = {OWN_POSITIONS: dead_letter(event, reason, item) or ResultOut(event.id, Failed(failure))}
+        letter = dead_letter(
+            event,
+            reason,
+            item,
+            at_ms=self.services.clock.now_ms(),
+            first_ms=head.run.start_ms,
+            attempts=head.run.attempt,
+        )
+        out: dict[int, Out] = {} if letter is None else {OWN_POSITIONS: letter}
+        if isinstance(event.source, CallSource):
+            out[OWN_POSITIONS + 1] = ResultOut(event.id, Failed(failure))
         effects = self._effects([event], {}, out)
         tok = f"{self.services.token()}.bury"
-        fields = log_fields.of_event(self.lane, event, head.run.attempt)
-        log.error("%s: %s ends as failed: %s", self.lane.pk, event.handler, reason, extra=fields)
+        if letter is None:
+            fields = log_fields.of_event(self.lane, event, head.run.attempt)
+            log.error("%s: %s ends as failed: %s", self.lane.pk, event.handler, shown(reason), extra=fields)
         write = final_commit(self.lane, head, effects, tok, head.run.holder, trim=trim)
         written = await self.services.writer.write(write, tok)
         return Attempted(parse_head(written.answer.item))
@@ -212,7 +241,7 @@ class Activations:
                 if source.offset <= last.get(source.watermark, -1):
                     continue
                 last[source.watermark] = source.offset
-            size += len(work.event.input or b"")
+            size += event_bytes(work.event)
             if batch and (size > limits.batch_bytes_max or len(batch) >= (self._batch_max or limits.batch_events_max)):
                 break
             batch.append(work)
@@ -272,6 +301,8 @@ class Activations:
         )
         self._holder = request.holder
         self._attempt = attempt
+        if events:
+            self._ends.tries(events[0], attempt)
         about = [head.run.event] if mode == "resume" and head.run is not None else events
         with self.services.tracer.activation(Activating(self.lane, mode, about, attempt)) as traced:
             if traced.parent is not None:
@@ -281,12 +312,24 @@ class Activations:
         return outcome
 
     async def _asked(self, target: Target, request: Activation) -> Outcome | InvokeError:
+        payload = encode(request)
+        if len(payload) > PAYLOAD_BYTES_MAX:
+            text = f"the request would take {len(payload):,} bytes; a function is given at most {PAYLOAD_BYTES_MAX:,}"
+            return PayloadTooLargeError(text)
         try:
-            return decode_outcome(await self.services.invoker.invoke(target.function, encode(request)))
+            answer = await self.services.invoker.invoke(target.function, payload)
         except InvokeError as e:
             return e
-        except msgspec.DecodeError as e:
-            return FunctionFailedError(f"{target.function} answered something that is no outcome: {problem_of(e)}")
+        try:
+            outcome = decode_outcome(answer)
+        except Exception as e:  # noqa: BLE001 - whatever an answer makes of its decoder, it is the answer's fault
+            problem = problem_of(e) if isinstance(e, msgspec.DecodeError) else type(e).__name__
+            return FunctionFailedError(f"{target.function} answered something that is no outcome: {problem}")
+        if isinstance(outcome, Speculated) and request.mode != "shared":
+            problem_found = outcome_problem(outcome, request.events)
+            if problem_found is not None:
+                return FunctionFailedError(f"{target.function} answered what cannot be committed: {problem_found}")
+        return outcome
 
     # --- judging ----------------------------------------------------------------------------------------------------
 
@@ -304,6 +347,7 @@ class Activations:
             if isinstance(work, CallWork):
                 work.attempted = True
         self.late = False
+        self._fenced = self._fenced + 1 if isinstance(outcome, Fenced) else 0
         match outcome:
             case Speculated():
                 return await self._commit(outcome, head, batch, trim, drain=drain, clears=clears)
@@ -314,32 +358,36 @@ class Activations:
                 self._batch_max = None
                 if left.run is not None and left.run.suspended and left.run.error and left.run.wake_ms is not None:
                     again_s = max(0.0, (left.run.wake_ms - self.services.clock.now_ms()) / 1000)
-                    text = f"attempt at {left.run.event.handler} failed, next in {again_s:.1f} s: {left.run.error}"
+                    handler, error = left.run.event.handler, shown(left.run.error)
+                    text = f"attempt at {handler} failed, next in {again_s:.1f} s: {error}"
                     self._warn(text, log_fields.of_event(self.lane, left.run.event, left.run.attempt))
+                about = [work.event for work in batch] or ([] if head.run is None else [head.run.event])
+                self._ends.tell(about, results, left.out.values())
                 return Attempted(left, self._finish(batch, results), ended=frozenset({self._holder}))
-            case Late():
-                # The run has not begun, so nothing of it ran twice: the next lease is longer, and then it runs anyhow.
-                self.late = True
-                self.services.metrics.count("LateResumes")
-                fields = self._fields(head, self._first(head, batch))
-                self._warn("a resumed run came too late for its lease, it is taken over anew", fields)
-                return Attempted(None, ended=frozenset({self._holder}))
-            case Fenced():
-                self.services.metrics.count("SpeculationLost")
-                self._claim_first = True
-                return Attempted(None, ended=frozenset({self._holder}))
+            case Late() | Fenced():
+                return self._handed_back(head, batch) if isinstance(outcome, Late) else self._lost(head, batch)
             case InvokeError():
                 given_up = self._given_up(outcome, batch)
                 if given_up is not None:
                     return await self._commit(given_up, head, batch, trim, drain=drain, clears=clears)
+                if isinstance(outcome, PayloadTooLargeError):
+                    return self._split(head, batch)
                 return self._unanswered(outcome, head, batch)
             case Rejected(failure):
-                failed = self._first(head, batch)
-                self._warn(failure.message, self._fields(head, failed))
+                failed = self._first_of(head, batch)
+                self._warn(shown(failure.message), self._fields(head, failed))
                 pause = self.services.limits.invoke_retry_max_ms
                 return Attempted(None, failed=failed, pause_ms=pause, harmless=True, ended=frozenset({self._holder}))
             case Manifest():
                 raise AssertionError("an activation is not answered with a manifest")
+
+    def _handed_back(self, head: Head, batch: Sequence[Work | Drained]) -> Attempted:
+        """The run has not begun, so nothing of it ran twice: the next lease is longer, and then it runs anyhow."""
+        self.late = True
+        self.services.metrics.count("LateResumes")
+        fields = self._fields(head, self._first_of(head, batch))
+        self._warn("a resumed run came too late for its lease, it is taken over anew", fields)
+        return Attempted(None, ended=frozenset({self._holder}))
 
     async def _commit(
         self,
@@ -356,7 +404,10 @@ class Activations:
         finished: tuple[Work, ...] = ()
         if done:
             clears = clears and len(done) == len(batch)
-            head, applied = await self._commit_done(outcome, head, done, trim, drain=drain, clears=clears)
+            try:
+                head, applied = await self._commit_done(outcome, head, done, trim, drain=drain, clears=clears)
+            except UnstorableError as e:
+                return await self._unstorable(e, head, done, trim, drain=drain)
             if not applied:
                 return Attempted(head)
             finished = self._finish(done, outcome.results)
@@ -366,7 +417,7 @@ class Activations:
         failed = batch[len(done)].event
         # Behind others of its batch, it was at its first attempt.
         fields = log_fields.of_event(self.lane, failed, 1 if done else self._attempt)
-        self._warn(f"attempt at {failed.handler} failed: {stopped.failure.message}", fields)
+        self._warn(f"attempt at {failed.handler} failed: {shown(stopped.failure.message)}", fields)
         return Attempted(head, finished, failed=failed, pause_ms=stopped.retry_after_ms)
 
     async def _commit_done(
@@ -387,7 +438,10 @@ class Activations:
                 work.tentative = result.result
             if isinstance(work, CallWork) and work.keep:
                 out[len(out)] = ResultOut(work.event.id, result.result)
+        out = self._ends.with_letters(out, events, outcome.results)
+        every = tuple(out.values())
         if not drain and self._leaves_nothing(outcome, events, out):
+            self._ends.tell(events, outcome.results, every)
             return head, True
         patience_ms = None
         if self._needs_guard(events, out):
@@ -395,7 +449,7 @@ class Activations:
             patience_ms = self.services.limits.commit_guard_ms // 2
             delay_ms = self.services.limits.commit_guard_ms
             await self.services.delivery.guard(self.lane, events[0].nonce, delay_ms, head.ver)
-        out = await self._past_the_outbox(out)
+        out = await self._ends.past_the_outbox(out)
         effects = self._effects(events, outcome.state, out)
         tok = f"{self.services.token()}.spec"
         write = spec_commit(self.lane, head, effects, tok, drain=drain, clears=clears, trim=trim)
@@ -409,18 +463,8 @@ class Activations:
             self._claim_first = left.run is None and left.ver != head.ver
             return left, False
         self._claim_first = False
+        self._ends.tell(events, outcome.results, every)
         return left, True
-
-    async def _past_the_outbox(self, out: dict[int, Out]) -> dict[int, Out]:
-        """Produce large dead letters now: no head could hold them, their offsets are held, and twice does no harm."""
-        large = {
-            at: entry
-            for at, entry in out.items()
-            if isinstance(entry, PublishOut) and entry.dead and len(entry.value or b"") > INLINE_BYTES_MAX
-        }
-        if large:
-            await self.services.delivery.ship(self.lane, {f"dead.{at}": entry for at, entry in large.items()}, set())
-        return {at: entry for at, entry in out.items() if at not in large}
 
     def _leaves_nothing(self, outcome: Speculated, events: Sequence[Event], out: dict[int, Out]) -> bool:
         """An unkeyed invocation that took no durable action and sent nothing leaves no record."""
@@ -456,18 +500,59 @@ class Activations:
         if len(batch) != 1 or not isinstance(error, PayloadTooLargeError | FunctionFailedError):
             return None
         event = batch[0].event
+        if isinstance(error, PayloadTooLargeError):
+            # No later attempt is at a smaller event.
+            return self._ends.given_up(event, f"no function can be given this event: {error}", TOO_LARGE)
         limit = self.services.policy(self.lane.service, event.handler).max_attempts
         if limit is None or self._attempt < limit:
             return None
-        reason = f"{self._attempt} attempts failed, the last without an answer: {error}"
-        fields = log_fields.of_event(self.lane, event, self._attempt)
-        log.error("%s: %s ends as failed: %s", self.lane.pk, event.handler, reason, extra=fields)
-        dead = dead_letter(event, reason)
-        return Speculated((EventResult(event.id, Failed(Failure(reason))),), {}, (dead,) if dead else ())
+        return self._ends.given_up(event, f"{self._attempt} attempts failed, the last without an answer: {error}")
+
+    async def _unstorable(
+        self, error: UnstorableError, head: Head, done: Sequence[Work | Drained], trim: Trim, *, drain: bool
+    ) -> Attempted:
+        """The table never takes what these events changed: a failed attempt, and after a few the end of the event.
+
+        One event of a batch may be the culprit: then the next attempts are at one event each.
+        """
+        event, reason = done[0].event, f"the table does not take what the handler changed: {error}"
+        fields = self._fields(head, event)
+        if len(done) > 1:
+            self._batch_max = 1
+            self._warn(f"{len(done)} events are tried again one by one: {shown(str(error))}", fields)
+            return Attempted(head, failed=event, pause_ms=self.services.limits.invoke_retry_initial_ms, harmless=True)
+        seen, times = self._refused
+        self._refused = (event.id, times + 1 if seen == event.id else 1)
+        if self._refused[1] < COMMITS_REFUSED_MAX:
+            self._warn(f"attempt at {event.handler} failed: {shown(reason)}", fields)
+            return Attempted(head, failed=event)
+        given_up = self._ends.given_up(event, reason, TOO_LARGE)
+        # Should even this be refused, the head itself is too large: the lane says so, and waits.
+        head, applied = await self._commit_done(given_up, head, done, trim, drain=drain, clears=False)
+        return Attempted(head, self._finish(done, given_up.results) if applied else ())
+
+    def _lost(self, head: Head, batch: Sequence[Work | Drained]) -> Attempted:
+        """The function was fenced off. Should it say so again when it is asked again at once, there is a pause."""
+        self.services.metrics.count("SpeculationLost")
+        self._claim_first = True
+        ended = frozenset({self._holder})
+        if self._fenced == 1:
+            return Attempted(None, ended=ended)
+        limits = self.services.limits
+        doubled = limits.invoke_retry_initial_ms * 2 ** min(self._fenced, FENCED_DOUBLINGS_MAX)
+        pause, failed = min(doubled, limits.invoke_retry_max_ms), self._first_of(head, batch)
+        return Attempted(None, failed=failed, pause_ms=pause, harmless=True, ended=ended)
+
+    def _split(self, head: Head, batch: Sequence[Work | Drained]) -> Attempted:
+        """The events of a batch are too large together: the next attempts are at one each, at once."""
+        self._batch_max = 1
+        failed = self._first_of(head, batch)
+        pause = self.services.limits.invoke_retry_initial_ms
+        return Attempted(head, failed=failed, pause_ms=pause, harmless=True, ended=frozenset({self._holder}))
 
     def _unanswered(self, error: InvokeError, head: Head, batch: Sequence[Work | Drained]) -> Attempted:
         limits = self.services.limits
-        failed, ended = self._first(head, batch), frozenset({self._holder})
+        failed, ended = self._first_of(head, batch), frozenset({self._holder})
         fields = self._fields(head, failed)
         match error:
             case FunctionThrottledError():
@@ -481,10 +566,10 @@ class Activations:
                 self._warn(str(error), fields)
                 pause = limits.invoke_retry_max_ms
                 return Attempted(None, failed=failed, pause_ms=pause, harmless=True, ended=ended)
-            case PayloadTooLargeError() | FunctionFailedError() | _:
+            case FunctionFailedError() | _:
                 # One event of a batch may be what kills the function: the next attempts are at one event each.
                 self._batch_max = 1
-                self._warn(f"attempt at {failed.handler} failed: {error}", fields)
+                self._warn(f"attempt at {failed.handler} failed: {shown(str(error))}", fields)
                 return Attempted(None, failed=failed, ended=ended)
 
     def _unserved(self, event: Event) -> Attempted:
@@ -493,7 +578,7 @@ class Activations:
         return Attempted(None, failed=event, pause_ms=self.services.limits.invoke_retry_max_ms, harmless=True)
 
     @staticmethod
-    def _first(head: Head, batch: Sequence[Work | Drained]) -> Event:
+    def _first_of(head: Head, batch: Sequence[Work | Drained]) -> Event:
         """The event an activation is about: the first of its batch, or the run's."""
         if batch:
             return batch[0].event

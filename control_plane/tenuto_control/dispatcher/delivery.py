@@ -1,7 +1,7 @@
 """Delivery of messages and results: from an outbox, or straight from HTTP, to where they are durable.
 
 Owns the write order inbox item, guard, mark (9, 10, 11), the guard before a slot (8), and what shipping each kind of
-outbox entry means (15). Does not own when a lane ships.
+outbox entry means (15). Does not own when a lane ships, nor the table's dead letters (`dead_letters`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import assert_never
 
-from msgspec import structs
+from msgspec.structs import replace
 
 from tenuto.lane.head import ANS, head_key, parse_head
 from tenuto.lane.transitions import (
@@ -23,7 +23,6 @@ from tenuto.lane.transitions import (
     inbox_put,
     mark_pend,
     part_puts,
-    refused_put,
     result_put,
     slot_put,
     timer_put,
@@ -43,6 +42,7 @@ from tenuto.protocol.records import (
     AwakeableSlot,
     Bundle,
     BundleOut,
+    BuriedOut,
     CallSource,
     ElsewhereSlot,
     Entry,
@@ -54,24 +54,29 @@ from tenuto.protocol.records import (
     Result,
     ResultOut,
     SendOut,
+    event_bytes,
     pack,
     unpack_bundle,
     unpack_carried,
     unpack_slot,
 )
 from tenuto_control.core import log_fields
+from tenuto_control.core.log_fields import shown
 from tenuto_control.core.metrics import Metrics
 from tenuto_control.core.routing import smaller_forms
-from tenuto_control.dispatcher.dead_letters import produce_largest
+from tenuto_control.dispatcher.dead_letters import KeptLetters, produce_largest
+from tenuto_control.dispatcher.patience import TopicPatience
 from tenuto_control.dispatcher.writer import Writer
 from tenuto_control.limits import Limits
 from tenuto_control.ports import (
     Clock,
     LogUnavailableError,
     OverloadedError,
+    RecordRefusedError,
     RecordSink,
     RecordTooLargeError,
     Resolution,
+    TopicUnusableError,
 )
 
 log = logging.getLogger("tenuto.delivery")
@@ -125,6 +130,8 @@ class Delivery:
         self._arm = arm
         self._metrics = metrics
         self._delivered: dict[tuple[Lane, str], frozenset[str]] = {}
+        self._patience = TopicPatience(clock, limits.topic_patience_ms, metrics)
+        self.letters = KeptLetters(writer, clock, metrics)
 
     async def accept(self, lane: Lane, events: Iterable[Event]) -> None:
         """Make events durable in a lane's inbox. When this returns, they will be run, whatever process dies.
@@ -158,8 +165,8 @@ class Delivery:
         """Deliver outbox entries, in order, adding each that is to `shipped`.
 
         Idempotent but for published records, which carry their id. A topic that takes no records holds up only itself:
-        LogUnavailableError is raised at the end, when everything else has been delivered. A record that is too large
-        for its topic holds up nothing.
+        LogUnavailableError is raised at the end, when everything else has been delivered. A record that no waiting
+        brings into its topic, or that has waited for long enough, is kept in the table and holds up nothing.
         """
         inboxes: dict[Lane, list[tuple[str, SendOut]]] = {}
         stuck: dict[str, LogUnavailableError] = {}
@@ -214,7 +221,7 @@ class Delivery:
                 while len(self._delivered) > PARTLY_DELIVERED_MAX:
                     self._delivered.pop(next(iter(self._delivered)))
 
-    async def _ship_one(self, sender: Lane, sequence: str, entry: SendOut | ResultOut | ResolveOut) -> None:
+    async def _ship_one(self, sender: Lane, sequence: str, entry: SendOut | ResultOut | ResolveOut | BuriedOut) -> None:
         match entry:
             case SendOut():
                 await self.postpone(sender.pk, sequence, entry)
@@ -223,6 +230,8 @@ class Delivery:
                 self._told(invocation, result)
             case ResolveOut():
                 await self.answer(sender.pk, sequence, entry)
+            case BuriedOut():
+                await self.letters.keep_message(sender, entry)
             case _:
                 assert_never(entry)
 
@@ -237,45 +246,50 @@ class Delivery:
                 return
             stored, carried = item.get("input"), item.get("carried")
             value = stored if isinstance(stored, bytes) else value
-            if isinstance(carried, bytes):
+            if isinstance(carried, bytes) and len(entry.headers) <= REASON_HEADERS:
                 beside = unpack_carried(carried)
-                entry = structs.replace(entry, key=beside.raw_key, headers=(*beside.headers, *entry.headers))
+                entry = replace(entry, key=beside.raw_key, headers=(*beside.headers, *entry.headers))
+        entry = replace(entry, value=value, value_item=None)
         identity = ("tenuto-id", f"{sender.pk}#{sequence}".encode())
-        if entry.dead:
-            await self._bury(sender, entry, value, identity)
-        else:
-            try:
+        try:
+            if entry.dead:
+                await self._bury(sender, entry, identity)
+            else:
                 await self._sink.produce(entry.topic, value, entry.key, (*entry.headers, identity))
-            except RecordTooLargeError as e:
-                await self._set_aside(sender, sequence, entry, e)
+            self._patience.succeeded(entry.topic)
+        except (RecordTooLargeError, RecordRefusedError) as e:
+            await self.letters.keep_record(entry, _identity(sender, sequence, entry), str(e))
+        except TopicUnusableError as e:
+            if not self._patience.over(entry.topic, e):
+                raise
+            await self.letters.keep_record(entry, _identity(sender, sequence, entry), str(e))
         if at is not None:
             await self._writer.write(Delete(at))
 
-    async def _bury(self, sender: Lane, entry: PublishOut, value: bytes | None, identity: tuple[str, bytes]) -> None:
+    async def _bury(self, sender: Lane, entry: PublishOut, identity: tuple[str, bytes]) -> None:
         """Produce a dead letter, smaller where its topic does not take it whole."""
         own, reasons = entry.headers[:-REASON_HEADERS], entry.headers[-REASON_HEADERS:]
-        forms = smaller_forms(value, entry.key, own, (*reasons, identity))
+        forms = smaller_forms(entry.value, entry.key, own, (*reasons, identity))
         kept = await produce_largest(self._sink, entry.topic, forms)
         self._metrics.count("DeadLetters")
+        told = {name: content.decode(errors="replace") for name, content in reasons}
+        log.error(
+            '%s: the record %s/%s offset %s for %s ended as failed and is in "%s": %s',
+            sender.pk,
+            told.get("tenuto-source-topic"),
+            told.get("tenuto-source-partition"),
+            told.get("tenuto-source-offset"),
+            told.get("tenuto-handler"),
+            entry.topic,
+            shown(told.get("tenuto-reason", "")),
+            extra=log_fields.of_lane(sender) | {"invocation_id": told.get("tenuto-invocation", "")},
+        )
         if kept.lacks:
             log.error(
                 '%s: a dead letter is too large for "%s", so it lacks %s; raise max.message.bytes there',
                 *(sender.pk, entry.topic, kept.lacks),
                 extra=log_fields.of_lane(sender),
             )
-
-    async def _set_aside(self, sender: Lane, sequence: str, entry: PublishOut, error: RecordTooLargeError) -> None:
-        """Keep a published record that its topic does not take in an item of its own.
-
-        In the outbox it would hold up its lane until somebody raises the bound, and with it the offset of its event:
-        where a mapping delivers, all of the partition. What one commit publishes is far below the brokers' default
-        bound, so only a topic that somebody made narrower refuses any.
-        """
-        kept = refused_put(sender, sequence, entry)
-        await self._writer.write(kept)
-        self._metrics.count("RecordsRefused")
-        text = "%s: the published record with tenuto-id %s#%s was not produced and is kept in the item %s: %s"
-        log.error(text, sender.pk, sender.pk, sequence, kept.key.sk, error, extra=log_fields.of_lane(sender))
 
     async def postpone(self, sender: str, sequence: str, entry: SendOut) -> None:
         """Make a delayed message durable as a timer."""
@@ -372,6 +386,12 @@ class Delivery:
         return await self._writer.patiently(functools.partial(self._writer.table.get, key))
 
 
+def _identity(sender: Lane, sequence: str, entry: PublishOut) -> tuple[str, ...]:
+    """What tells a record from all others: a dead letter may be produced past the outbox, so its event does."""
+    invocation = dict(entry.headers[-REASON_HEADERS:]).get("tenuto-invocation") if entry.dead else None
+    return (sender.pk, sequence) if invocation is None else (sender.pk, invocation.decode(errors="replace"))
+
+
 def _unawaited(awakeable: str) -> None:
     """A line about an answer that nobody takes. Text that is no id is not shown: it may be anything."""
     try:
@@ -385,10 +405,11 @@ def _unawaited(awakeable: str) -> None:
 
 def fits(event: Event) -> bool:
     """Whether an event can be a message: only what came from Kafka may wait in parts."""
-    return len(event.input or b"") + sum(len(n) + len(v) for n, v in event.headers) <= VALUE_BYTES_MAX
+    return event_bytes(event) <= VALUE_BYTES_MAX
 
 
 def message(sender: str, sequence: str, entry: SendOut) -> Event:
     """The event that a message becomes at its receiver; one from HTTP is what it would have been without its delay."""
-    source = CallSource(entry.keep_result) if sender == HTTP_SENDER else MessageSource(sender, sequence)
+    from_http = sender == HTTP_SENDER
+    source = CallSource(entry.keep_result, one_way=True) if from_http else MessageSource(sender, sequence)
     return Event(entry.event_id, entry.handler, source, entry.input, entry.headers)

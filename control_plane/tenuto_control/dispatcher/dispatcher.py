@@ -13,6 +13,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, NamedTuple
 
+from msgspec.structs import replace
+
 from tenuto.hosts import event_scheduler
 from tenuto.lane.head import head_key, parse_head
 from tenuto.lane.transitions import Timer, inbox_key, parse_timer, result_expected, result_key, timer_delete
@@ -23,6 +25,7 @@ from tenuto.protocol.messages import Head
 from tenuto.protocol.records import (
     CallSource,
     Event,
+    PublishOut,
     ResolveOut,
     Result,
     ResultOut,
@@ -38,6 +41,7 @@ from tenuto_control.dispatcher.activations import Activations
 from tenuto_control.dispatcher.capacity import Capacity
 from tenuto_control.dispatcher.delivery import HTTP_SENDER, Delivery, fits, message
 from tenuto_control.dispatcher.lane_worker import Known, LaneWorker
+from tenuto_control.dispatcher.outages import Outages, WatchedTable
 from tenuto_control.dispatcher.services import Services
 from tenuto_control.dispatcher.work import CallWork, KafkaWork
 from tenuto_control.dispatcher.writer import Writer
@@ -92,7 +96,9 @@ class Dispatcher:
         encrypted: bool = False,
         tracer: Tracer | None = None,
     ) -> None:
-        self._table = table
+        self.metrics = metrics or Uncounted()
+        self.outages = Outages()
+        self._table = watched = WatchedTable(table, self.outages, self.metrics)
         self._clock = clock
         self._limits = limits
         self._targets = targets
@@ -103,8 +109,7 @@ class Dispatcher:
         self._background: set[asyncio.Task[None]] = set()
         self._tokens = 0
         self._process = process
-        self.metrics = metrics or Uncounted()
-        writer = Writer(table, limits, self.metrics)
+        writer = Writer(watched, limits, self.metrics)
         delivery = Delivery(writer, sink, clock, limits, self._token, self.look, self._told, self._remind, self.metrics)
         capacity = Capacity(limits.invoke_concurrency_max)
         self._services = Services(
@@ -124,6 +129,11 @@ class Dispatcher:
             self.metrics,
             tracer or Untraced(),
         )
+
+    @property
+    def table(self) -> Table:
+        """The table, as whoever shares its outages sees it."""
+        return self._table
 
     # --- lifecycle --------------------------------------------------------------------------------------------------
 
@@ -209,6 +219,10 @@ class Dispatcher:
         for worker in self._workers.values():
             worker.relieve(pressed)
 
+    async def set_aside(self, record: PublishOut, identity: Sequence[str], reason: str) -> None:
+        """See `Execution.set_aside`."""
+        await self._services.delivery.letters.keep_record(record, identity, reason)
+
     # --- calls ------------------------------------------------------------------------------------------------------
 
     async def call(self, event: Event, wait_ms: int) -> Answer:
@@ -258,6 +272,8 @@ class Dispatcher:
     async def send(self, event: Event, delay_ms: int) -> None:
         """See `Execution.send`."""
         lane, nonce = InvocationId.parse(event.id)
+        if isinstance(event.source, CallSource):
+            event = replace(event, source=replace(event.source, one_way=True))
         if not fits(event):
             raise PayloadTooLargeError(f"a message may hold {VALUE_BYTES_MAX:,} bytes, headers included")
         if delay_ms <= 0:

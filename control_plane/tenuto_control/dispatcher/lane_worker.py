@@ -25,6 +25,7 @@ from tenuto.store.port import TableRefusedError, TableUnavailableError
 from tenuto_control import cancellation
 from tenuto_control.core import log_fields
 from tenuto_control.core.lane_policy import (
+    Action,
     Bounds,
     Drain,
     Idle,
@@ -40,16 +41,21 @@ from tenuto_control.core.lane_policy import (
     Wait,
     decide,
 )
+from tenuto_control.core.log_fields import shown
 from tenuto_control.dispatcher.activations import Activations, Attempted
 from tenuto_control.dispatcher.inbox import Inbox
 from tenuto_control.dispatcher.services import Services
 from tenuto_control.dispatcher.work import CallWork, KafkaWork, Work
-from tenuto_control.ports import LogUnavailableError, Target, TopicPartition
+from tenuto_control.ports import LogUnavailableError, Target, TopicPartition, TopicUnusableError
 
 log = logging.getLogger("tenuto.lane")
 
 LATE_LEASES = 3
 """Time-outs of its function that a lease lasts, after the last one was over before the function began."""
+TROUBLE_DOUBLINGS_MAX = 10
+
+PAUSE_MS_MIN = 10
+"""The shortest pause between attempts that a function may ask for."""
 
 TRIMMED_MAX = 50
 """Entries of each kind that one write removes on the side: they share its expression with what the write is about."""
@@ -92,6 +98,10 @@ class LaneWorker:
         self._crashed = False
         self._ship_failures = 0
         self._ship_again_ms = 0
+        # How often in a row this lane has met what it cannot get past, and in which action.
+        self._troubles = 0
+        self._doing: type[Action] | None = None
+        self._troubled: type[Action] | None = None
         self._resting_until_ms: int | None = None
         self._activations = Activations(lane, services)
         self._inbox = Inbox(lane, services.writer)
@@ -189,44 +199,52 @@ class LaneWorker:
             try:
                 wake_ms = await self._step()
             except TableRefusedError as e:
-                fields = log_fields.of_lane(self.lane)
-                text = "%s: the table refuses a write: %s"
-                log.error(text, self.lane.pk, e, extra=fields)  # noqa: TRY400 - the line says it all
-                self.head = None
-                await self._rest()
+                await self._rest(f"the table refuses a write: {shown(str(e))}")
                 continue
             except LogUnavailableError as e:
-                self._ship_failures += 1
-                if self._ship_failures == 1:
-                    fields = log_fields.of_lane(self.lane)
-                    log.warning("%s: records cannot be produced, trying on: %s", self.lane.pk, e, extra=fields)
-                self._pause_for(min(5_000, 100 * 2 ** min(self._ship_failures, 6)))
-                self._ship_again_ms = self._not_before_ms
+                self._produces_in_vain(e)
                 continue
-            except TableUnavailableError as e:
-                text = "%s: the table does not answer, the lane starts over from its head: %s"
-                log.warning(text, self.lane.pk, e, extra=log_fields.of_lane(self.lane))
+            except TableUnavailableError:
+                # It is said elsewhere, once for the whole process. The lane starts over from its head.
                 self.head = None
-                await self._rest()
+                self._pause_for(self._services.limits.table_retry_max_ms)
+                await self._wait_until(self._not_before_ms)
                 continue
             except (Exception, asyncio.CancelledError) as e:
                 # A lane must never die silently: whatever went wrong, its truth is in the table.
                 if isinstance(e, asyncio.CancelledError) and cancellation.is_meant():
                     raise
-                text = "%s: unforeseen, the lane starts over from its head"
-                log.exception(text, self.lane.pk, extra=log_fields.of_lane(self.lane))
-                self.head = None
-                await self._rest()
+                await self._rest("unforeseen, the lane starts over from its head", e)
                 continue
+            if self._doing is self._troubled:
+                self._troubles, self._troubled = 0, None
             if wake_ms is not None:
                 # Nothing has been awaited since the decision, so no work can have slipped in between.
                 self._done(self, wake_ms if wake_ms >= 0 else None)
                 return
 
-    async def _rest(self) -> None:
-        """Let time pass after an error of the table, which what is due next would only meet again."""
-        self._pause_for(self._services.limits.table_retry_max_ms)
+    async def _rest(self, text: str, error: BaseException | None = None) -> None:
+        """Let time pass after an error that what is due next may only meet again: more each time, and say so less."""
+        self.head = None
+        limits = self._services.limits
+        self._troubles, self._troubled = self._troubles + 1, self._doing
+        times = self._troubles
+        if times & (times - 1) == 0:
+            again = f" ({times} times)" if times > 1 else ""
+            fields = log_fields.of_lane(self.lane)
+            log.error("%s: %s%s", self.lane.pk, text, again, exc_info=error, extra=fields)
+        pause = limits.table_retry_max_ms * 2 ** min(times - 1, TROUBLE_DOUBLINGS_MAX)
+        self._pause_for(min(pause, limits.table_refused_retry_max_ms))
         await self._wait_until(self._not_before_ms)
+
+    def _produces_in_vain(self, error: LogUnavailableError) -> None:
+        """A record could not be produced: the lane waits, and what is behind it."""
+        self._ship_failures += 1
+        if self._ship_failures == 1 and not isinstance(error, TopicUnusableError):
+            fields = log_fields.of_lane(self.lane)
+            log.warning("%s: records cannot be produced, trying on: %s", self.lane.pk, error, extra=fields)
+        self._pause_for(min(5_000, 100 * 2 ** min(self._ship_failures, 6)))
+        self._ship_again_ms = self._not_before_ms
 
     async def _step(self) -> int | None:  # noqa: C901 - one case for each action
         """Carry out one action. Not None: the lane is idle until that time (-1: until something arrives)."""
@@ -235,6 +253,7 @@ class LaneWorker:
             self._stale = False
             self.head = None
         action = decide(self._view(now_ms), self._bounds)
+        self._doing = type(action)
         match action:
             case ReadHead():
                 await self._read_head()
@@ -445,7 +464,9 @@ class LaneWorker:
             self._failing = attempted.failed.id
             policy = self._services.policy(self.lane.service, attempted.failed.handler)
             pause = pause_ms(policy, self._failures + 1, self._services.rng.random())
-            self._pause_for(pause if attempted.pause_ms is None else attempted.pause_ms)
+            asked = attempted.pause_ms
+            # Whatever a function asks for: without a pause, one key would be invoked as fast as it answers.
+            self._pause_for(pause if asked is None or asked <= 0 else max(asked, PAUSE_MS_MIN))
             self._failures += 0 if attempted.harmless else 1
             metrics.count("Retries", 0 if attempted.harmless else 1)
             self._crashed = self._crashed or (bool(attempted.ended) and not attempted.harmless)

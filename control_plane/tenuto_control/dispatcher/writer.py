@@ -1,12 +1,12 @@
 """The dispatcher's conditional writes: repeated after lost responses, recognised by their `tok`.
 
-Owns patience with a table that does not answer, and its log lines. Does not own what is written.
+Owns patience with a table that does not answer. Does not own what is written, nor the lines about a table that is away
+(`outages`).
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -14,10 +14,10 @@ from typing import TypeVar
 from tenuto.lane.writes import Answer, Applied, Refused, Write
 from tenuto.store.port import Table, TableUnavailableError
 from tenuto_control.core.metrics import Metrics
+from tenuto_control.dispatcher.outages import Outages, WatchedTable
 from tenuto_control.limits import Limits
 
 T = TypeVar("T")
-log = logging.getLogger("tenuto.table")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Writer:
     """Applies writes until the table answers. A lane waits meanwhile: its events stay in Kafka."""
 
     def __init__(self, table: Table, limits: Limits, metrics: Metrics) -> None:
-        self.table = table
+        self.table = table if isinstance(table, WatchedTable) else WatchedTable(table, Outages(), metrics)
         self._limits = limits
         self._metrics = metrics
 
@@ -61,16 +61,16 @@ class Writer:
         """Repeat until the table answers, with growing pauses. Raises TableRefusedError at once."""
         pause_ms = self._limits.table_retry_initial_ms
         loop = asyncio.get_running_loop()
-        until = None if patience_ms is None else loop.time() + patience_ms / 1000
-        logged = False
-        while True:
-            try:
-                return await ask()
-            except TableUnavailableError as e:
-                if until is not None and loop.time() >= until:
-                    raise
-                if pause_ms > self._limits.table_retry_initial_ms * 2 and not logged:
-                    log.warning("the table does not answer, trying on: %s", e)
-                    logged = True
-                await asyncio.sleep(pause_ms / 1000)
-                pause_ms = min(pause_ms * 2, self._limits.table_retry_max_ms)
+        begun = loop.time()
+        until = None if patience_ms is None else begun + patience_ms / 1000
+        outages = self.table.outages
+        with outages.asking():
+            while True:
+                try:
+                    return await ask()
+                except TableUnavailableError as e:
+                    if until is not None and loop.time() >= until:
+                        raise
+                    outages.kept_waiting(loop.time() - begun, e)
+                    await asyncio.sleep(pause_ms / 1000)
+                    pause_ms = min(pause_ms * 2, self._limits.table_retry_max_ms)

@@ -13,13 +13,18 @@ from typing import Any
 
 import aiokafka
 from aiokafka.errors import (
+    BrokerResponseError,
     ConsumerStoppedError,
+    InvalidTopicError,
+    KafkaConnectionError,
     KafkaError,
     MessageSizeTooLargeError,
     RecordListTooLargeError,
+    TopicAuthorizationFailedError,
     UnknownTopicOrPartitionError,
 )
 
+from tenuto.protocol.topics import topic_problem
 from tenuto_control.config import KafkaConfig
 from tenuto_control.core.routing import Start
 from tenuto_control.drivers.kafka_batches import Fetched
@@ -36,8 +41,10 @@ from tenuto_control.ports import (
     AssignmentListener,
     LogRecord,
     LogUnavailableError,
+    RecordRefusedError,
     RecordTooLargeError,
     TopicPartition,
+    TopicUnusableError,
     Unreadable,
 )
 
@@ -281,9 +288,16 @@ class KafkaSink:
     ) -> None:
         """Return when the record is acknowledged. Raises LogUnavailableError when it is not known to be.
 
-        RecordTooLargeError when the topic takes no record of this size.
+        RecordTooLargeError when the topic takes no record of this size, RecordRefusedError when no topic takes this
+        one, TopicUnusableError when this topic takes none as things are.
         """
-        size = len(value or b"") + len(key or b"") + sum(len(name) + len(content) for name, content in headers)
+        problem = topic_problem(topic)
+        if problem is not None:
+            raise RecordRefusedError(f"no topic can have this name: {problem}")
+        try:
+            size = len(value or b"") + len(key or b"") + sum(len(n.encode()) + len(content) for n, content in headers)
+        except UnicodeEncodeError as e:
+            raise RecordRefusedError(f'record for topic "{topic}": the name of a header is no text') from e
         if value is None and key is None:
             key = b""  # aiokafka refuses a record with neither.
         if size < LARGE_RECORD_BYTES:
@@ -311,12 +325,17 @@ class KafkaSink:
     ) -> None:
         producer = await connection.connected()
         try:
-            # Waiting for a topic's metadata is bounded by the client; waiting for an acknowledgement is not.
+            # Waiting for an acknowledgement is not bounded by the client.
             with only_ours_cancels():
                 async with asyncio.timeout(self._timeout_s + ACKNOWLEDGE_MARGIN_S):
+                    await producer.find(topic)
                     await producer.send_and_wait(topic, value, key=key, headers=list(headers))
         except UnknownTopicOrPartitionError as e:
-            raise LogUnavailableError(f'topic "{topic}" does not exist; create it') from e
+            raise TopicUnusableError(f'topic "{topic}" does not exist; create it') from e
+        except TopicAuthorizationFailedError as e:
+            raise TopicUnusableError(f'topic "{topic}" may not be written to; allow it in the ACLs') from e
+        except InvalidTopicError as e:
+            raise RecordRefusedError(f'no topic can have the name "{topic}"') from e
         except (MessageSizeTooLargeError, RecordListTooLargeError) as e:
             if connection is self._ordinary:
                 await connection.abandon(producer)
@@ -325,7 +344,11 @@ class KafkaSink:
             # Whoever called will produce the record again: it must not wait in a buffer as well, nor does an
             # idempotent producer recover from a broken sequence. The next record gets a new producer.
             await connection.abandon(producer)
-            raise LogUnavailableError(f'record for topic "{topic}": {describe(e, self._kafka)}') from e
+            text = f'record for topic "{topic}": {describe(e, self._kafka)}'
+            if isinstance(e, BrokerResponseError) and not e.retriable:
+                # Such as a record without a key for a compacted topic, or one whose schema the broker checks.
+                raise TopicUnusableError(text) from e
+            raise LogUnavailableError(text) from e
 
     async def stop(self) -> None:
         """Send what is buffered and disconnect."""
@@ -388,6 +411,29 @@ class _Producer(aiokafka.AIOKafkaProducer):  # type: ignore[misc] # the base cla
     async def disconnect(self) -> None:
         """Close the connections."""
         await self.client.close()
+
+    async def find(self, topic: str) -> None:
+        """Make sure that a topic is known. Raises UnknownTopicOrPartitionError at once when there is none.
+
+        The client itself would ask again for as long as a request may take, in as many lines of its log, and hold the
+        lane for that time. A topic that is not there is forgotten again: each later look at any would complain of it.
+        """
+        cluster = self.client.cluster
+        if cluster.partitions_for_topic(topic) is not None:
+            return
+        self.client.add_topic(topic)
+        answered = False
+        for _ in range(2):
+            # Twice, because the first may be an answer to what was asked before this topic was among the names.
+            answered = await self.client.force_metadata_update()
+            if cluster.partitions_for_topic(topic) is not None:
+                return
+        self.client._topics.discard(topic)  # noqa: SLF001 - the client has no way to forget one topic
+        if topic in cluster.unauthorized_topics:
+            raise TopicAuthorizationFailedError(topic)
+        if answered:
+            raise UnknownTopicOrPartitionError(topic)
+        raise KafkaConnectionError("no broker tells which topics there are")
 
     async def abandon(self) -> None:
         """Disconnect. Calls that wait for an acknowledgement run into their own bound."""

@@ -32,10 +32,12 @@ from tenuto_control.config import ConfigError, KafkaConfig
 from tenuto_control.limits import Limits
 
 CLIENT_LOG_INTERVAL_S = 10.0
-"""At most one line of the client library's own log in this time.
+"""At most one line of the client library's own log in this time, which doubles while the storm goes on.
 
 The loops report what matters by themselves.
 """
+
+CLIENT_LOG_INTERVAL_S_MAX = 600.0
 
 RETRY_PAUSE_MS = 200
 """Between the client library's own tries to reach a broker."""
@@ -112,11 +114,12 @@ def quiet_client_log() -> None:
 
 
 class _Digest(logging.Handler):
-    """Passes on the first line of every interval and counts the others."""
+    """Passes on the first line of every interval and counts the others. Intervals grow until one is quiet."""
 
     def __init__(self, level: int) -> None:
         super().__init__(level)
         self._next_s = 0.0
+        self._interval_s = CLIENT_LOG_INTERVAL_S
         self._dropped = 0
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -126,7 +129,11 @@ class _Digest(logging.Handler):
             return
         more = f" (and {self._dropped} lines before)" if self._dropped else ""
         _log.warning("Kafka client: %s%s", record.getMessage(), more)
-        self._next_s = now_s + CLIENT_LOG_INTERVAL_S
+        if self._dropped:
+            self._interval_s = min(2 * self._interval_s, CLIENT_LOG_INTERVAL_S_MAX)
+        else:
+            self._interval_s = CLIENT_LOG_INTERVAL_S
+        self._next_s = now_s + self._interval_s
         self._dropped = 0
 
 

@@ -74,7 +74,7 @@ class Consumer:
         self._subscriptions = {subscription.topic: subscription for subscription in subscriptions}
         self._limits = limits
         self._failures = FailureLog(clock, limits.failure_log_interval_ms)
-        self._dead_letters = DeadLetters(sink, self._failures, limits, self._metrics)
+        self._dead_letters = DeadLetters(sink, execution.set_aside, self._failures, clock, limits, self._metrics)
         self._retry = RetryPolicy(initial_ms=limits.log_retry_initial_ms, max_ms=limits.log_retry_max_ms)
         self._partitions: dict[TopicPartition, _Assigned] = {}
         self._stopping = asyncio.Event()

@@ -64,9 +64,8 @@ class Serverless:
         self._clock = clock
         self._limits = limits
         self._hand_on = hand_on
-        self._dead_letters = DeadLetters(
-            sink, FailureLog(clock, limits.failure_log_interval_ms), limits, dispatcher.metrics
-        )
+        failures = FailureLog(clock, limits.failure_log_interval_ms)
+        self._dead_letters = DeadLetters(sink, dispatcher.set_aside, failures, clock, limits, dispatcher.metrics)
 
     async def records(self, records: Sequence[SourceRecord], deadline_ms: int) -> list[SourceRecord]:
         """Run a batch. Returns the records that need their offsets still, to be delivered again.

@@ -9,6 +9,7 @@ import asyncio
 import itertools
 import logging
 import random
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import TypeAlias
@@ -26,10 +27,12 @@ from tenuto.lane.transitions import (
 from tenuto.lane.writes import Delete, Item, Key, Put
 from tenuto.protocol.ids import InvocationId, Lane
 from tenuto.protocol.limits import TIMER_BUCKET_MS, TIMER_SHARDS
-from tenuto.store.port import Table, TableRefusedError, TableUnavailableError
+from tenuto.store.port import Table, TableUnavailableError
 from tenuto_control.core import log_fields
+from tenuto_control.core.log_fields import shown
 from tenuto_control.dispatcher.dispatcher import Dispatcher
 from tenuto_control.dispatcher.inbox import Inbox
+from tenuto_control.dispatcher.outages import WatchedTable
 from tenuto_control.dispatcher.writer import Writer
 from tenuto_control.limits import SWEEP_CURSOR_LAG_MINUTES, Limits, near_lookback_ms
 from tenuto_control.ports import Clock
@@ -37,6 +40,9 @@ from tenuto_control.ports import Clock
 log = logging.getLogger("tenuto.sweep")
 
 POSTPONE_MS_MAX = 3_600_000
+
+COMPLAINTS_MAX = 1_000
+"""Different things that are remembered to have been said."""
 
 ASKED_AT_ONCE = 16
 """Timers whose lanes are read at the same time."""
@@ -66,14 +72,15 @@ class Sweeper:
     """
 
     def __init__(self, table: Table, dispatcher: Dispatcher, clock: Clock, rng: random.Random, limits: Limits) -> None:
-        self._table = table
+        self._table = watched = WatchedTable(table, dispatcher.outages, dispatcher.metrics)
         self._dispatcher = dispatcher
         self._clock = clock
         self._rng = rng
         self._limits = limits
-        self._writer = Writer(table, limits, dispatcher.metrics)
+        self._writer = Writer(watched, limits, dispatcher.metrics)
         # When the last walk over recent buckets began that came to its end.
         self._walked_ms = 0
+        self._complaints: Counter[str] = Counter()
 
     async def run(self) -> None:
         """Sweep for ever, at intervals with jitter so that several control planes take turns."""
@@ -88,10 +95,12 @@ class Sweeper:
                 if self._clock.now_ms() >= deep_ms:
                     await self.sweep_deep()
                     deep_ms = self._clock.now_ms() + self._limits.sweep_deep_interval_ms
-            except TableUnavailableError as e:
-                log.warning("the sweep is interrupted, it starts again soon: %s", e)
-            except (ValueError, TableRefusedError):
-                log.exception("the sweep met a record it cannot read, it starts again soon")
+            except TableUnavailableError:
+                # It is said elsewhere, once for the whole process. The sweep starts again soon.
+                pass
+            except Exception:
+                # Whatever it met: without a sweep, no timer of this deployment would be looked after.
+                log.exception("the sweep failed, it starts again soon")
             await asyncio.sleep(self._limits.sweep_interval_ms * (0.5 + self._rng.random()) / 1000)
 
     async def sweep(self) -> None:
@@ -108,7 +117,7 @@ class Sweeper:
     async def _walk(self, now_ms: int, from_ms: int) -> None:
         last = (now_ms + self._limits.sweep_interval_ms * 2) // TIMER_BUCKET_MS
         for minute in range(from_ms // TIMER_BUCKET_MS, last + 1):
-            await self._bucket(minute)
+            await self._bucket_or_not(minute)
         self._walked_ms = now_ms
 
     async def sweep_deep(self) -> None:
@@ -120,12 +129,32 @@ class Sweeper:
         recent = now - self._limits.sweep_lookback_ms // TIMER_BUCKET_MS
         empty = True
         for minute in range(cursor, min(recent, cursor + self._limits.sweep_deep_buckets_max)):
-            found = await self._bucket(minute)
+            found = await self._bucket_or_not(minute)
             empty = empty and not found
             if empty and minute < now - SWEEP_CURSOR_LAG_MINUTES:
                 cursor = minute + 1
         if cursor != stored:
             await self._table.write(cursor_put(cursor))
+
+    async def _bucket_or_not(self, minute: int) -> bool:
+        """The same as `_bucket`, for a bucket that may hold what cannot be read: the next one is looked at as well."""
+        try:
+            return await self._bucket(minute)
+        except TableUnavailableError:
+            raise
+        except Exception as e:  # noqa: BLE001 - no item may keep the sweep from those behind it
+            self._complain(f"the timers of minute {minute}", e)
+            return True
+
+    def _complain(self, what: str, error: BaseException) -> None:
+        """Say what cannot be treated, at the first, second, fourth, eighth ... time."""
+        if len(self._complaints) >= COMPLAINTS_MAX:
+            self._complaints.clear()
+        self._complaints[what] += 1
+        times = self._complaints[what]
+        if times & (times - 1) == 0:
+            again = f" ({times} times)" if times > 1 else ""
+            log.error("%s cannot be treated, the others go on%s: %s", what, again, _described(error))
 
     async def _bucket(self, minute: int) -> bool:
         """Treat the timers of one minute. True when there were any."""
@@ -161,7 +190,12 @@ class Sweeper:
         over: list[Timer] = []
         looked: set[Lane] = set()
         for timer in due:
-            if unneeded[_question(timer)]:
+            verdict = unneeded[_question(timer)]
+            if verdict is None:
+                # It moves on like one that is needed: its bucket becomes empty, and its lane is looked at again.
+                await self._keep(timer)
+                continue
+            if verdict:
                 over.append(timer)
                 continue
             # Before the timer moves on: should this process end in between, nobody would come by until it is due again.
@@ -173,26 +207,35 @@ class Sweeper:
         if over:
             await self._writer.patiently(lambda: self._table.delete_all([timer_delete(t) for t in over]))
 
-    async def _verdicts(self, timers: Iterable[Timer]) -> dict[Question, bool]:
-        """Which timers are unneeded, several asked about at a time: one by one, a busy table outpaces a sweep."""
+    async def _verdicts(self, timers: Iterable[Timer]) -> dict[Question, bool | None]:
+        """Which timers are unneeded, several asked about at a time: one by one, a busy table outpaces a sweep.
+
+        None for one that cannot be judged, because what its lane holds cannot be read.
+        """
         questions = {_question(timer): timer for timer in timers}
-        verdicts: dict[Question, bool] = {}
+        verdicts: dict[Question, bool | None] = {}
         left = iter(questions.items())
         while some := list(itertools.islice(left, ASKED_AT_ONCE)):
             answers = await asyncio.gather(*(self._unneeded(t) for _, t in some), return_exceptions=True)
-            for (question, _), answer in zip(some, answers, strict=True):
-                if isinstance(answer, BaseException):
+            for (question, timer), answer in zip(some, answers, strict=True):
+                if not isinstance(answer, BaseException):
+                    verdicts[question] = answer
+                elif isinstance(answer, Exception) and not isinstance(answer, TableUnavailableError):
+                    self._complain(f"the lane {shown(timer.lane.pk)}", answer)
+                    verdicts[question] = None
+                else:
                     raise answer
-                verdicts[question] = answer
         return verdicts
 
     async def _deliver(self, timer: Timer) -> None:
         try:
             await self._dispatcher.deliver_delayed(timer)
-        except (ValueError, TypeError, TableRefusedError):
+        except TableUnavailableError:
+            raise
+        except Exception:
             # It stays, visible, and must not keep the sweep from the timers behind it. Soon it would fail alike.
             fields = log_fields.of_invocation(InvocationId(timer.lane, timer.invocation))
-            log.exception("a delayed message for %s cannot be delivered", timer.lane.pk, extra=fields)
+            log.exception("a delayed message for %s cannot be delivered", shown(timer.lane.pk), extra=fields)
             await self._move(timer, POSTPONE_MS_MAX)
 
     async def _unneeded(self, timer: Timer) -> bool:
@@ -253,6 +296,10 @@ def _readable(item: Item) -> Timer | None:
     except ValueError:
         log.exception("an item among the timers is none")
         return None
+
+
+def _described(error: BaseException) -> str:
+    return shown(f"{type(error).__name__}: {error}")
 
 
 def _question(timer: Timer) -> Question:
