@@ -79,18 +79,20 @@ ROWS: Final = (
     Row(transitions.final_commit, "function, dispatcher", transitions.final_commit(LANE, OWNED, EFFECTS, "tok", "own")),
     Row(transitions.slot_put, "whoever resolves", transitions.slot_put(LANE, RUN, "2a", b"")),
     Row(transitions.inbox_put, "shipper, ingress, spill", transitions.inbox_put(LANE, EVENT)),
+    Row(transitions.inbox_again, "ingress", transitions.inbox_again(LANE, EVENT, 0)),
     Row(transitions.mark_pend, "after 9 and 10", transitions.mark_pend(LANE, "unique")),
     Row(transitions.clear_pend, "dispatcher", transitions.clear_pend(LANE, IDLE)),
     Row(transitions.tombstone, "dispatcher", transitions.tombstone(LANE, EVENT, 0)),
     Row(transitions.trim_head, "dispatcher", transitions.trim_head(LANE, Trim(("1.0",), ("nonce",), ("j.1.0",)))),
     Row(transitions.result_put, "shipper", transitions.result_put(EVENT.id, Success(), 0)),
-    Row(transitions.result_expected, "ingress, delayed send", transitions.result_expected(EVENT.id, 0, 0)),
+    Row(transitions.result_expected, "ingress, before 10 of a delayed send", transitions.result_expected(EVENT.id, 0)),
     Row(
         transitions.refused_put, "dispatcher, before 14", transitions.refused_put(LANE, "1", PublishOut("topic", None))
     ),
     Row(transitions.segment_put, "function, before 3", transitions.segment_put(LANE, "J#1", {"0": b""})),
     Row(transitions.input_put, "function, before 2", transitions.input_put(LANE, "V#1", b"")),
     Row(transitions.timer_put, "before 2, 5, 8, 11", transitions.timer_put(TIMER)),
+    Row(transitions.timer_put_again, "ingress", transitions.timer_put_again(TIMER)),
     Row(transitions.timer_delete, "sweep", transitions.timer_delete(TIMER)),
     Row(transitions.cursor_put, "sweep", transitions.cursor_put(0)),
 )

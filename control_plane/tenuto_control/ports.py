@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import NamedTuple, Protocol, TypeAlias
 
 from tenuto.protocol.messages import ServiceManifest
@@ -134,6 +135,14 @@ class OverloadedError(Exception):
     """Too much waits already; nothing was accepted. The message is fit for a caller."""
 
 
+class TooLargeError(Exception):
+    """An input that cannot be made durable; nothing was accepted. The message is fit for a caller."""
+
+
+class UndecidedError(Exception):
+    """What was asked for was not durable in time, and may take effect all the same. The message is fit for a caller."""
+
+
 class InvokeError(Exception):
     """An invocation did not return an outcome. The message is fit for a log line."""
 
@@ -225,6 +234,15 @@ class Unknown:
 Answer: TypeAlias = Result | Pending | Unknown
 
 
+class Resolution(Enum):
+    """What became of an answer to an awakeable."""
+
+    ACCEPTED = "accepted"
+    REPEATED = "the same answer was there already"
+    CONFLICT = "another answer was there already"
+    UNKNOWN = "nobody waits under this id (any more)"
+
+
 class Execution(Protocol):
     """What loops and ingress ask of the dispatcher."""
 
@@ -241,7 +259,11 @@ class Execution(Protocol):
         ...
 
     async def call(self, event: Event, wait_ms: int) -> Answer:
-        """Run an exclusive or stateless handler; Pending when it takes longer than `wait_ms`."""
+        """Run an exclusive or stateless handler; Pending, when it takes longer than `wait_ms`, is a promise.
+
+        An invocation that is accepted already, now or for later, is waited for instead. Raises OverloadedError,
+        TooLargeError, and UndecidedError soon after `wait_ms`.
+        """
         ...
 
     async def call_shared(self, event: Event) -> Result:
@@ -249,13 +271,16 @@ class Execution(Protocol):
         ...
 
     async def send(self, event: Event, delay_ms: int) -> None:
-        """Accept a one-way message durably; it runs after the delay."""
+        """Accept a one-way message durably; it runs after the delay, unless its invocation is accepted already.
+
+        Raises TooLargeError, and UndecidedError.
+        """
         ...
 
     async def result(self, invocation: str, wait_ms: int) -> Answer:
         """The result of an invocation by id, waiting up to `wait_ms` for it."""
         ...
 
-    async def resolve(self, awakeable: str, result: Result) -> bool:
-        """Resolve or reject an awakeable. False when no invocation waits under that id (any more)."""
+    async def resolve(self, awakeable: str, result: Result) -> Resolution:
+        """Resolve or reject an awakeable; the first answer counts. Raises OverloadedError."""
         ...

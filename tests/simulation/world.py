@@ -29,7 +29,7 @@ from tenuto.protocol.records import CallSource, Event, Failed, Result, Success
 from tenuto_control.core.routing import Subscription
 from tenuto_control.dispatcher import Dispatcher
 from tenuto_control.limits import SERVERLESS, Limits
-from tenuto_control.ports import LogUnavailableError, Pending, Target, TopicPartition, Unknown
+from tenuto_control.ports import LogUnavailableError, Pending, Resolution, Target, TopicPartition, Unknown
 from tests.simulation import faults, programs
 from tests.simulation.control import AlwaysOn, Shape
 from tests.simulation.gate import CrashPoint, Gate, Process, adopt, current
@@ -476,7 +476,7 @@ class Simulation:
         return waits
 
 
-async def _resolve(awakeable: str, result: Result, dispatcher: Dispatcher) -> bool:
+async def _resolve(awakeable: str, result: Result, dispatcher: Dispatcher) -> Resolution:
     return await dispatcher.resolve(awakeable, result)
 
 

@@ -15,11 +15,13 @@ from tenuto.lane.transitions import (
     Timer,
     inbox_put,
     mark_pend,
+    parse_timer,
     part_puts,
     refused_put,
     result_put,
     slot_put,
     timer_put,
+    timer_put_again,
 )
 from tenuto.lane.writes import Applied, Delete, Key, Refused
 from tenuto.protocol.dead_letters import REASON_HEADERS
@@ -44,7 +46,14 @@ from tenuto_control.core.routing import smaller_forms
 from tenuto_control.dispatcher.dead_letters import produce_largest
 from tenuto_control.dispatcher.writer import Writer
 from tenuto_control.limits import Limits
-from tenuto_control.ports import Clock, LogUnavailableError, OverloadedError, RecordSink, RecordTooLargeError
+from tenuto_control.ports import (
+    Clock,
+    LogUnavailableError,
+    OverloadedError,
+    RecordSink,
+    RecordTooLargeError,
+    Resolution,
+)
 
 log = logging.getLogger("tenuto.delivery")
 
@@ -81,27 +90,40 @@ class Delivery:
         self._arm = arm
         self._metrics = metrics
 
-    async def accept(self, lane: Lane, events: Iterable[Event]) -> None:
+    async def accept(self, lane: Lane, events: Iterable[Event]) -> dict[str, int]:
         """Make events durable in a lane's inbox. When this returns, they will be run, whatever process dies.
 
-        An event that is there as a tombstone has run already. One that is there alive may lack its mark, whose writer
+        An event that is there as a tombstone has run already: its nonce is returned, with the tombstone's time to live. One that is there alive may lack its mark, whose writer
         may have died, so guard and mark are repeated for it.
         """
         nonce = None
+        buried: dict[str, int] = {}
         for event in events:
             for part in part_puts(lane, event):
                 await self._writer.write(part)
             written = await self._writer.write(inbox_put(lane, event))
             answer = written.answer
             if isinstance(answer, Refused) and answer.item is not None and "done" in answer.item:
+                ttl = answer.item.get("ttl")
+                buried[event.nonce] = ttl if isinstance(ttl, int) else 0
                 continue
             nonce = event.nonce
         if nonce is None:
-            return
+            return buried
         due_ms = self._clock.now_ms() + self._limits.guard_delay_ms
         await self._writer.write(timer_put(Timer(lane, "guard", nonce, due_ms, self._token())))
         await self._writer.write(mark_pend(lane, self._token()))
         self._look(lane)
+        return buried
+
+    async def accept_running(self, lane: Lane, event: Event, guard_ms: int) -> None:
+        """Make a call durable while an attempt at it runs in this process: 9 and 10, without 11.
+
+        A mark would refuse the attempt's commit, and have the call run a second time for nothing. The guard, due when
+        the attempt must have ended, leads to the item; its commit meanwhile makes the item one that is done.
+        """
+        await self._writer.write(inbox_put(lane, event))
+        await self.guard(lane, event.nonce, guard_ms)
 
     async def guard(self, lane: Lane, invocation: str, delay_ms: int, ver: int | None = None) -> None:
         """Make sure that someone looks at a lane after this delay; `ver` is what a write that follows expects."""
@@ -145,13 +167,21 @@ class Delivery:
             case SendOut():
                 await self.postpone(sender.pk, sequence, entry)
             case ResultOut(invocation, result):
-                await self._writer.write(result_put(invocation, result, self._clock.now_ms()))
+                await self._store(invocation, result)
                 self._told(invocation, result)
             case ResolveOut(awakeable, result):
-                if not await self.resolve(awakeable, result):
+                if await self.resolve(awakeable, result) in (Resolution.UNKNOWN, Resolution.CONFLICT):
                     _unawaited(awakeable)
             case _:
                 assert_never(entry)
+
+    async def _store(self, invocation: str, result: Result) -> None:
+        """15. A delayed message with this id, which a call came before, must find the result when it is due."""
+        now_ms = self._clock.now_ms()
+        written = await self._writer.write(result_put(invocation, result, now_ms))
+        due_ms = (written.answer.item or {}).get("begins")
+        if isinstance(due_ms, int) and due_ms > now_ms:
+            await self._writer.write(result_put(invocation, result, due_ms))
 
     async def _publish(self, sender: Lane, sequence: str, entry: PublishOut) -> None:
         value = entry.value
@@ -201,29 +231,29 @@ class Delivery:
         text = "%s: the published record with tenuto-id %s#%s was not produced and is kept in the item %s: %s"
         log.error(text, sender.pk, sender.pk, sequence, kept.key.sk, error, extra=log_fields.of_lane(sender))
 
-    async def postpone(self, sender: str, sequence: str, entry: SendOut) -> None:
-        """Make a delayed message durable as a timer."""
+    async def postpone(self, sender: str, sequence: str, entry: SendOut, *, again: bool = False) -> None:
+        """Make a delayed message durable as a timer; `again` leaves a timer that is there, and its message, as it is."""
         nonce = InvocationId.parse(entry.event_id).nonce
         timer = Timer(entry.lane, "send", nonce, entry.due_ms or 0, nonce, pack(entry), sender, sequence)
-        await self._writer.write(timer_put(timer))
-        self._arm(timer)
+        written = await self._writer.write(timer_put_again(timer) if again else timer_put(timer))
+        self._arm(parse_timer(written.answer.item) if again and written.answer.item else timer)
 
-    async def resolve(self, awakeable: str, result: Result) -> bool:
-        """Put a result into a waiting slot, after a guard. False when no run waits under that id.
+    async def resolve(self, awakeable: str, result: Result) -> Resolution:
+        """Put a result into a waiting slot, after a guard. The first answer stays.
 
         Raises OverloadedError while too many results wait that the run has not taken.
         """
         try:
             name = AwakeableId.parse(awakeable)
         except ValueError:
-            return False
+            return Resolution.UNKNOWN
         lane, nonce = name.invocation
         if not is_awakeable_slot(name.slot):
-            return False
+            return Resolution.UNKNOWN
         table = self._writer.table
         head = parse_head(await self._writer.patiently(lambda: table.get(head_key(lane))))
         if head.run is None or head.run.event.nonce != nonce:
-            return False
+            return Resolution.UNKNOWN
         data = pack(AwakeableSlot(result))
         waiting = sum(len(d) for slot, d in head.slots.items() if is_awakeable_slot(slot) and slot != name.slot)
         if waiting + len(data) > AWAKEABLES_BYTES_MAX:
@@ -233,9 +263,11 @@ class Delivery:
         written = await self._writer.write(slot_put(lane, head.run, name.slot, data))
         if isinstance(written.answer, Applied):
             self._look(lane)
-            return True
+            return Resolution.ACCEPTED
         seen = parse_head(written.answer.item)
-        return seen.run is not None and seen.run.event.nonce == nonce
+        if seen.run is None or seen.run.event.nonce != nonce:
+            return Resolution.UNKNOWN
+        return Resolution.REPEATED if seen.slots.get(name.slot) == data else Resolution.CONFLICT
 
 
 def _unawaited(awakeable: str) -> None:
