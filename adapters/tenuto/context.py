@@ -160,7 +160,10 @@ class _Durable(_Shared):
 
         Hand the id out inside `ctx.run` or with a send: before the first durable step nobody could resolve it.
         """
-        return self._attempt.awakeable(_Named(serde_for(type_hint), "the result of an awakeable"))
+        serde = serde_for(type_hint)
+        name, future = self._attempt.awakeable(_Named(serde, "the result of an awakeable"))
+        future.reads_bytes = isinstance(serde, BytesSerde)
+        return name, future
 
     def resolve_awakeable(self, awakeable_id: str, value: Any = None) -> None:
         """Complete somebody's awakeable with a value."""

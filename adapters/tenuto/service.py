@@ -16,7 +16,7 @@ from tenuto.errors import TenutoError, UnserialisableError
 from tenuto.protocol.messages import HandlerManifest, Manifest, RetryPolicy, ServiceManifest
 from tenuto.runtime.attempt import Attempt
 from tenuto.runtime.handlers import HandlerSpec, Kind
-from tenuto.serde import MISSING, Serde, hints_of, serde_for
+from tenuto.serde import MISSING, Serde, admits_nothing, hints_of, serde_for
 
 I = TypeVar("I")  # noqa: E741 - the handler's input
 O = TypeVar("O")  # noqa: E741 - the handler's output
@@ -119,6 +119,7 @@ class _Declared:
             input=plain if hint is MISSING else serde_for(hint),
             output=serde_for(output),
             retry=(policy or self.retry_policy).wire(),
+            nullable=hint is MISSING or admits_nothing(serde_for(hint)),
         )
         handler: Handler[Any, O] = Handler(self.name, called, kind, function, spec)
         self.handlers[called] = handler
@@ -203,9 +204,13 @@ class Services:
         return Manifest(
             tuple(
                 ServiceManifest(
-                    s.name, s.keyed, tuple(HandlerManifest(h.name, h.kind, h.spec.retry) for h in s.handlers.values())
+                    s.name, s.keyed, tuple(_manifest(h.spec) for h in s.handlers.values())
                 )
                 for s in self._services.values()
             ),
             timeout_ms,
         )
+
+
+def _manifest(spec: HandlerSpec) -> HandlerManifest:
+    return HandlerManifest(spec.name, spec.kind, spec.retry, spec.takes_input, spec.nullable)

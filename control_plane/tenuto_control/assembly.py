@@ -103,7 +103,14 @@ async def assembled(config: Config) -> AsyncIterator[Assembly]:
             tracer=tracer,
         )
         sweeper = Sweeper(table, dispatcher, clock, rng, limits)
-        app = create_app(dispatcher, deployments, ready=probe(table), wait_ms_max=limits.http_wait_ms_max)
+        app = create_app(
+            dispatcher,
+            deployments,
+            ready=probe(table),
+            wait_ms_max=limits.http_wait_ms_max,
+            cors_origins=config.http.cors_origins,
+            now_ms=clock.now_ms,
+        )
         try:
             yield Assembly(
                 config,

@@ -69,7 +69,7 @@ class RecordingExecution:
     async def result(self, invocation: str, wait_ms: int) -> Answer:
         raise AssertionError("a consumer does not ask")
 
-    async def resolve(self, awakeable: str, result: Result) -> bool:
+    async def resolve(self, awakeable: str, result: Result) -> Resolution:
         raise AssertionError("a consumer does not resolve")
 
     @property

@@ -58,7 +58,7 @@ from tenuto.runtime.environment import Environment
 from tenuto.runtime.handlers import HandlerSpec, Registry
 from tenuto.runtime.lease import Lease
 from tenuto.runtime.state import StateView
-from tenuto.serde import BytesSerde
+from tenuto.serde import read_nothing
 
 log = logging.getLogger("tenuto.handler")
 
@@ -470,7 +470,7 @@ def _argument(spec: HandlerSpec, event: Event) -> Any:
     """The handler's argument; a missing input (tombstone, empty body) is None, if the handler's type admits that."""
     if event.input is not None:
         return spec.input.deserialize(event.input)
-    return None if isinstance(spec.input, BytesSerde) else spec.input.deserialize(b"null")
+    return read_nothing(spec.input)
 
 
 def _too_large(event: Event, result: Result, out: Mapping[int, Out]) -> bool:

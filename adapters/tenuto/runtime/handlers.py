@@ -27,6 +27,8 @@ class HandlerSpec:
     input: Serde[Any]
     output: Serde[Any]
     retry: RetryPolicy
+    nullable: bool = True
+    """Whether the input may be missing."""
 
     @property
     def target(self) -> str:
