@@ -40,6 +40,7 @@ class Context:
         self.awakeables[name] = asyncio.get_running_loop().create_future()
         self.awaiting.set()
         result = await self.awakeables[name]
+        del self.awakeables[name]
         if isinstance(result, Failed):
             raise TerminalError(result.failure.message, result.failure.status_code)
         return None if result.value is None else msgspec.json.decode(result.value)

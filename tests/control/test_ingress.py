@@ -276,7 +276,7 @@ def test_a_body_over_the_limit_is_refused() -> None:
     async def scenario(s: Setting) -> None:
         reply = await s.http.post("/call/counter/a/add", content=b"1" * (BODY_BYTES_MAX + 1))
         assert reply.status_code == 413
-        assert str(BODY_BYTES_MAX) in message(reply)
+        assert f"{BODY_BYTES_MAX:,}" in message(reply)
 
     play(scenario)
 

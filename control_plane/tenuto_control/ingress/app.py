@@ -136,7 +136,7 @@ class _Ingress:
         requests.refuse_unknown_parameters(request, ("delay",))
         delay_ms = requests.delay_ms(request)
         wait = self._wait(request)
-        handler, event = await self._event(request, VALUE_BYTES_MAX, "a message")
+        handler, event = await self._event(request, VALUE_BYTES_MAX, "a message, headers included,")
         if handler.kind == "shared":
             raise RefusedError(f"{handler.name} is a shared handler, which only reads: /call it for its answer")
         await wait.of(self.execution.send(event, delay_ms))

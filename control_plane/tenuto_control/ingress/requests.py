@@ -78,7 +78,7 @@ async def read_body(request: Request, limit: int = BODY_BYTES_MAX, what: str = "
     """
     _refuse_encoded(request)
     too_large = RefusedError(
-        f"{what} may hold {limit:,} bytes, headers included: store more elsewhere and send a reference",
+        f"{what} may hold {limit:,} bytes: store more elsewhere and send a reference",
         HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     )
     if _told_bytes(request) > limit:
