@@ -48,10 +48,8 @@ __all__ = [
     "PydanticSerde",
     "Serde",
     "TypedSerde",
-    "admits_nothing",
     "hints_of",
     "problem_of",
-    "read_nothing",
     "serde_for",
 ]
 
@@ -217,22 +215,6 @@ def _new_serde(hint: Any) -> Serde[Any]:
     if from_pydantic and not any(_is_struct(part) for part in parts):
         return PydanticSerde[Any](hint)
     return TypedSerde[Any](hint)
-
-
-def read_nothing(serde: Serde[T]) -> T | None:
-    """The value where no data is: a tombstone, an empty body. Raises BadInputError for a type that does not admit None."""
-    return None if isinstance(serde, BytesSerde) else serde.deserialize(b"null")
-
-
-def admits_nothing(serde: Serde[Any]) -> bool:
-    """Whether a value may be missing, as far as that can be told without it."""
-    try:
-        read_nothing(serde)
-    except BadInputError:
-        return False
-    except Exception:  # noqa: BLE001 - a validator of the user's own; its handler tells what it makes of nothing
-        return True
-    return True
 
 
 def _is_hashable(hint: Any) -> bool:

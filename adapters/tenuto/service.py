@@ -15,8 +15,8 @@ from tenuto.context import Context, ObjectContext, ObjectSharedContext
 from tenuto.errors import TenutoError, UnserialisableError
 from tenuto.protocol.messages import HandlerManifest, Manifest, RetryPolicy, ServiceManifest
 from tenuto.runtime.attempt import Attempt
-from tenuto.runtime.handlers import HandlerSpec, Kind
-from tenuto.serde import MISSING, Serde, admits_nothing, hints_of, serde_for
+from tenuto.runtime.handlers import HandlerSpec, Kind, admits_nothing
+from tenuto.serde import MISSING, Serde, hints_of, serde_for
 
 I = TypeVar("I")  # noqa: E741 - the handler's input
 O = TypeVar("O")  # noqa: E741 - the handler's output
@@ -203,9 +203,7 @@ class Services:
         """What discovery reports."""
         return Manifest(
             tuple(
-                ServiceManifest(
-                    s.name, s.keyed, tuple(_manifest(h.spec) for h in s.handlers.values())
-                )
+                ServiceManifest(s.name, s.keyed, tuple(_manifest(h.spec) for h in s.handlers.values()))
                 for s in self._services.values()
             ),
             timeout_ms,

@@ -292,7 +292,7 @@ def _check_origins(origins: tuple[str, ...], file: str) -> None:
     for origin in origins:
         if origin != "*" and _ORIGIN.fullmatch(origin) is None:
             raise ConfigError(
-                f'{file}: http.cors_origins: {origin!r} is no origin; write scheme and host as a browser does, such as '
+                f"{file}: http.cors_origins: {origin!r} is no origin; write scheme and host as a browser does, such as "
                 '"https://app.example" or "http://localhost:3000", or "*" for all'
             )
 

@@ -204,12 +204,16 @@ def test_discovery_repeats_and_keeps_what_it_knew_when_that_fails(
         run_virtual(scenario())
 
 
-# --- what `tenuto check` tells ------------------------------------------------------------------------------------------
+# --- what `tenuto check` tells ---------------------------------------------------------------------------------------
 
 
 def test_a_survey_names_everything_that_cannot_be_seen() -> None:
     found, functions = deployments(
-        {"shop": [manifest(ORDERS)], "post": [FunctionUnreachableError("no answer")], "gone": [FunctionMissingError("404")]},
+        {
+            "shop": [manifest(ORDERS)],
+            "post": [FunctionUnreachableError("no answer")],
+            "gone": [FunctionMissingError("404")],
+        },
         Subscription("orders", "orders", "place"),
         Subscription("letters", "mail", "post", ordering="none"),
         Subscription("typos", "orders", "plaec"),
@@ -223,7 +227,7 @@ def test_a_survey_names_everything_that_cannot_be_seen() -> None:
     for words in (
         "[functions.post] does not answer discovery: no answer",
         "[functions.gone]: 404; deploy it, or correct its name",
-        "subscription of 'letters': mail/post cannot be seen: no function that answers serves it, and post, gone did not",
+        "subscription of 'letters': mail/post cannot be seen: no function that answers serves it, and post, gone",
         "subscription of 'typos': there is no handler 'orders/plaec'; did you mean 'orders/place'?",
         "subscription of 'reads': 'orders/status' is a shared handler",
     ):

@@ -26,7 +26,7 @@ from tenuto.hosts import api_gateway
 from tenuto.protocol.ids import AwakeableId, InvocationId, Lane
 from tenuto.protocol.limits import AWAKEABLE_BYTES_MAX, VALUE_BYTES_MAX
 from tenuto.protocol.messages import HandlerManifest
-from tenuto.protocol.records import Event, Result
+from tenuto.protocol.records import Event, Result, Success
 from tenuto.service import Services
 from tenuto_control.config import ConfigError, parse
 from tenuto_control.drivers import http_protocol
@@ -117,13 +117,46 @@ def message(reply: httpx.Response) -> str:
 # --- any request at all --------------------------------------------------------------------------------------------
 
 ROUTES: Final = (
-    "/", "/call/box/k/typed", "/call/box/k/nothing", "/call/mailer/mail", "/send/box/k/anything", "/send/mailer/mail",
-    "/invocations/x/attach", "/invocations/x/output", "/awakeables/x/resolve", "/awakeables/x/reject", "/ready", "",
-)  # fmt: skip
+    "/",
+    "/call/box/k/typed",
+    "/call/box/k/nothing",
+    "/call/mailer/mail",
+    "/send/box/k/anything",
+    "/send/mailer/mail",
+    "/invocations/x/attach",
+    "/invocations/x/output",
+    "/awakeables/x/resolve",
+    "/awakeables/x/reject",
+    "/ready",
+    "",
+)
 PARTS: Final = (
-    "call", "send", "box", "typed", "k", "%", "%2F", "%00", "%ff", "%ed%a0%80", "..", "", "é", "\ud800", " ", "?", "#",
-    "invocations", "awakeables", "attach", "inv_", "awk_", "inv_eA", "awk_cHJvZmlsZR9jMB8wH2Fubg", "a" * 3000,
-)  # fmt: skip
+    "call",
+    "send",
+    "box",
+    "typed",
+    "k",
+    "%",
+    "%2F",
+    "%00",
+    "%ff",
+    "%ed%a0%80",
+    "..",
+    "",
+    "é",
+    "\ud800",
+    " ",
+    "?",
+    "#",
+    "invocations",
+    "awakeables",
+    "attach",
+    "inv_",
+    "awk_",
+    "inv_eA",
+    "awk_cHJvZmlsZR9jMB8wH2Fubg",
+    "a" * 3000,
+)
 paths_of_bytes = st.one_of(
     st.sampled_from(ROUTES).map(str.encode),
     st.lists(st.sampled_from(PARTS), max_size=6).map(lambda parts: "/".join(parts).encode("utf-8", "surrogatepass")),
@@ -131,22 +164,52 @@ paths_of_bytes = st.one_of(
     st.just(b"/" + b"a" * 70_000),
 )
 names = st.one_of(
-    st.sampled_from((
-        b"content-type", b"content-encoding", b"content-length", b"idempotency-key", b"prefer", b"origin", b"host",
-        b"connection", b"accept", b"transfer-encoding", b"x-forwarded-for", b"access-control-request-method",
-    )),  # fmt: skip
+    st.sampled_from(
+        (
+            b"content-type",
+            b"content-encoding",
+            b"content-length",
+            b"idempotency-key",
+            b"prefer",
+            b"origin",
+            b"host",
+            b"connection",
+            b"accept",
+            b"transfer-encoding",
+            b"x-forwarded-for",
+            b"access-control-request-method",
+        )
+    ),
     st.binary(min_size=1, max_size=20),
 )
 values = st.one_of(
-    st.sampled_from((
-        b"application/json", b"gzip", b"identity", b"wait=0", b"wait=-1", b"wait=999999999999", b"wait=1,wait=x", b"null",
-        b"[::1", b"http://evil.example", b"9" * 400, b"-1", b"\xff", b"", b"close, x", b"text/plain",
-    )),  # fmt: skip
+    st.sampled_from(
+        (
+            b"application/json",
+            b"gzip",
+            b"identity",
+            b"wait=0",
+            b"wait=-1",
+            b"wait=999999999999",
+            b"wait=1,wait=x",
+            b"null",
+            b"[::1",
+            b"http://evil.example",
+            b"9" * 400,
+            b"-1",
+            b"\xff",
+            b"",
+            b"close, x",
+            b"text/plain",
+        )
+    ),
     st.binary(max_size=40),
     st.just(b"v" * 20_000),
 )
 bodies = st.one_of(
-    st.sampled_from((b"", b"1", b"null", b"{", b'"\xff"', b"\xef\xbb\xbf1", b'"\\ud800"', b"[" * 100_000, b"1" * 400_000)),
+    st.sampled_from(
+        (b"", b"1", b"null", b"{", b'"\xff"', b"\xef\xbb\xbf1", b'"\\ud800"', b"[" * 100_000, b"1" * 400_000)
+    ),
     st.binary(max_size=60),
 )
 
@@ -155,7 +218,9 @@ bodies = st.one_of(
 @given(
     method=st.sampled_from(("GET", "POST", "PUT", "OPTIONS", "HEAD", "DELETE", "PATCH", "TRACE", "x\u00ff", "")),
     path=paths_of_bytes,
-    query=st.one_of(st.sampled_from((b"", b"delay=1s", b"delay", b"delay=x&delay=y", b"%", b"a" * 20_000)), st.binary(max_size=30)),
+    query=st.one_of(
+        st.sampled_from((b"", b"delay=1s", b"delay", b"delay=x&delay=y", b"%", b"a" * 20_000)), st.binary(max_size=30)
+    ),
     headers=st.lists(st.tuples(names, values), max_size=4),
     body=bodies,
 )
@@ -180,17 +245,26 @@ async def asked(
 ) -> tuple[int, dict[str, str], bytes]:
     """Hand a request to an application as a server does, whatever is in it."""
     scope = {
-        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": method, "scheme": "http",
-        "path": path.decode("utf-8", "replace"), "raw_path": path, "query_string": query, "root_path": "",
-        "headers": [(name.lower(), value) for name, value in headers], "client": ("::1", 1), "server": ("::1", 80),
-    }  # fmt: skip
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": method,
+        "scheme": "http",
+        "path": path.decode("utf-8", "replace"),
+        "raw_path": path,
+        "query_string": query,
+        "root_path": "",
+        "headers": [(name.lower(), value) for name, value in headers],
+        "client": ("::1", 1),
+        "server": ("::1", 80),
+    }
     sent: list[Any] = []
     waiting = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def receive() -> Any:
         if waiting:
             return waiting.pop()
-        await asyncio.Event().wait()
+        return await asyncio.get_running_loop().create_future()
 
     async def send(message: Any) -> None:
         sent.append(message)
@@ -360,7 +434,14 @@ def test_a_second_answer_is_told_whether_it_was_the_first() -> None:
 
 @pytest.mark.parametrize(
     ("hint", "empty_is"),
-    [(str, TerminalError), (int, TerminalError), (list[int], TerminalError), (str | None, None), (None, None), (bytes, None)],
+    [
+        (str, TerminalError),
+        (int, TerminalError),
+        (list[int], TerminalError),
+        (str | None, None),
+        (None, None),
+        (bytes, None),
+    ],
 )
 def test_an_empty_answer_is_null(hint: Any, empty_is: Any) -> None:
     """Whatever null is to the awakeable's type, nothing is as well."""
@@ -381,7 +462,7 @@ def test_an_empty_answer_is_null(hint: Any, empty_is: Any) -> None:
         local = InProcess(asker)
         with pytest.raises(TimeoutError):
             await local.call(ask, "k")
-        await local._fill(names[0], _answer(None if empty else b"null"))
+        await local._fill(names[0], Success(None if empty else b"null"))
         at = next(key for key in local.table.items if key[1] == "R")
         return local.table.items[at]["res"]
 
@@ -390,12 +471,6 @@ def test_an_empty_answer_is_null(hint: Any, empty_is: Any) -> None:
         assert empty == asyncio.run(scenario(empty=False))
     assert (b"TerminalError 400" in empty) is (empty_is is TerminalError)
     assert (b"None" in empty) is (empty_is is None)
-
-
-def _answer(value: bytes | None) -> Any:
-    from tenuto.protocol.records import Success
-
-    return Success(value)
 
 
 # --- browsers ------------------------------------------------------------------------------------------------------
@@ -418,7 +493,9 @@ PAGE: Final = "https://app.example"
         ((), None, 200),
     ],
 )
-def test_a_page_calls_only_from_an_origin_that_is_listed(origins: tuple[str, ...], origin: str | None, status: int) -> None:
+def test_a_page_calls_only_from_an_origin_that_is_listed(
+    origins: tuple[str, ...], origin: str | None, status: int
+) -> None:
     async def act(http: httpx.AsyncClient, meter: Meter) -> None:
         headers = {"content-type": "text/plain"} | ({} if origin is None else {"origin": origin})
         reply = await http.post("/call/box/k/nothing", headers=headers)
@@ -453,7 +530,9 @@ def test_a_preflight_is_answered_for_listed_origins_alone() -> None:
     whole(act, cors_origins=(PAGE,))
 
 
-@pytest.mark.parametrize("origin", ["app.example", "https://app.example/", "https://app.example/x", "", "https://*.example"])
+@pytest.mark.parametrize(
+    "origin", ["app.example", "https://app.example/", "https://app.example/x", "", "https://*.example"]
+)
 def test_an_origin_that_no_browser_sends_is_a_mistake_in_the_file(origin: str) -> None:
     with pytest.raises(ConfigError, match=r"http\.cors_origins: .* is no origin"):
         parse(f"[http]\ncors_origins = [{origin!r}]\n[functions.f]\n", "tenuto.toml", {})
@@ -530,7 +609,9 @@ def test_what_a_gateway_has_waited_already_counts(shape: str, late_ms: int, wait
 
     async def scenario() -> None:
         noting: Any = Noting()
-        app = create_app(noting, Meter(Services([box])), ready=_ready, wait_ms_max=25_000, now_ms=lambda: 10**12 + late_ms)
+        app = create_app(
+            noting, Meter(Services([box])), ready=_ready, wait_ms_max=25_000, now_ms=lambda: 10**12 + late_ms
+        )
         context = {"http": {"method": "POST", "path": "/call/box/k/nothing"}, shape: 10**12}
 
         async def gateway(scope: Any, receive: Any, send: Any) -> None:
@@ -552,7 +633,9 @@ async def over_a_socket(*pieces: bytes, pause_s: float = 0.0) -> bytes:
     """What a server says to bytes on a connection, until it ends it."""
     meter = Meter(Services([box]))
     app = create_app(meter.dispatcher, meter, ready=_ready)
-    config = uvicorn.Config(app, http=JsonErrorsProtocol, ws="none", lifespan="off", server_header=False, log_config=None)
+    config = uvicorn.Config(
+        app, http=JsonErrorsProtocol, ws="none", lifespan="off", server_header=False, log_config=None
+    )
     config.load()
     server = uvicorn.Server(config)
     loop = asyncio.get_running_loop()
@@ -644,9 +727,14 @@ def gateway_event(**changes: Any) -> dict[str, Any]:
     """An HTTP API's event for a call."""
     http = {"method": "POST", "path": "/call/box/k/anything", "sourceIp": "192.0.2.1"}
     event = {
-        "version": "2.0", "rawPath": http["path"], "rawQueryString": "", "headers": {"host": "x.example"},
-        "requestContext": {"http": http, "domainName": "x.example"}, "isBase64Encoded": False, "body": "1",
-    }  # fmt: skip
+        "version": "2.0",
+        "rawPath": http["path"],
+        "rawQueryString": "",
+        "headers": {"host": "x.example"},
+        "requestContext": {"http": http, "domainName": "x.example"},
+        "isBase64Encoded": False,
+        "body": "1",
+    }
     return {**event, **changes}
 
 

@@ -26,7 +26,10 @@ def packed(folder: Path, file: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("kind", ["absolute", "with a space", "from the root"])
 def test_the_file_that_is_named_is_packed(tmp_path: Path, kind: str) -> None:
     if kind == "from the root":
-        named, text = "examples/food_order/tenuto.toml", (tree.ROOT / "examples/food_order/tenuto.toml").read_text("utf-8")
+        named, text = (
+            "examples/food_order/tenuto.toml",
+            (tree.ROOT / "examples/food_order/tenuto.toml").read_text("utf-8"),
+        )
     else:
         file, text = tmp_path / ("my tenuto.toml" if kind == "with a space" else "mine.toml"), "[functions.f]\n"
         file.write_text(text, "utf-8")

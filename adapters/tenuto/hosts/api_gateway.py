@@ -1,7 +1,8 @@
 """API Gateway: HTTP API (payload 2.0) and REST API (1.0) proxy events, served by an ASGI application through Mangum.
 
-Owns telling these events apart, the bridge, and the answer to an event that the bridge cannot carry. Does not own the application (the control plane's ingress). Mangum is
-imported when the first one is served: functions that hold handlers never need it.
+Owns telling these events apart, the bridge, and the answer to an event that the bridge cannot carry. Does not own the
+application (the control plane's ingress). Mangum is imported when the first one is served: functions that hold handlers
+never need it.
 """
 
 from __future__ import annotations

@@ -55,10 +55,9 @@ from tenuto.protocol.records import (
 )
 from tenuto.runtime.attempt import Attempt, OutOfTimeError, StepWaitsError, Unwind, describe
 from tenuto.runtime.environment import Environment
-from tenuto.runtime.handlers import HandlerSpec, Registry
+from tenuto.runtime.handlers import HandlerSpec, Registry, read_nothing
 from tenuto.runtime.lease import Lease
 from tenuto.runtime.state import StateView
-from tenuto.serde import read_nothing
 
 log = logging.getLogger("tenuto.handler")
 

@@ -98,7 +98,9 @@ class Deployments:
                 continue
             for service in manifest.services:
                 if service.name in seen:
-                    problems.append(f"[functions.{name}]: service {service.name!r} is served by another function as well")
+                    problems.append(
+                        f"[functions.{name}]: service {service.name!r} is served by another function as well"
+                    )
                 seen[service.name] = service
         for subscription in self._config.subscriptions:
             if unseen and subscription.service not in seen:

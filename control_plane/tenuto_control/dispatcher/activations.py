@@ -219,7 +219,7 @@ class Activations:
         return [w for w in batch if not (isinstance(w, CallWork) and (w.keep or w.answer.done()))]
 
     async def _answered(self, work: CallWork, head: Head) -> bool:
-        """Whether a stored result answers a call, or a delayed message is to. The head was read first, as it has to be."""
+        """Whether a stored result answers a call, or a delayed message will. The head was read first, as it must be."""
         if work.stores or work.attempted:
             key = result_key(work.event.id)
             item = await self.services.writer.patiently(lambda: self.services.writer.table.get(key))

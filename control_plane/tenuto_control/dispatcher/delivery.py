@@ -93,8 +93,8 @@ class Delivery:
     async def accept(self, lane: Lane, events: Iterable[Event]) -> dict[str, int]:
         """Make events durable in a lane's inbox. When this returns, they will be run, whatever process dies.
 
-        An event that is there as a tombstone has run already: its nonce is returned, with the tombstone's time to live. One that is there alive may lack its mark, whose writer
-        may have died, so guard and mark are repeated for it.
+        An event that is there as a tombstone has run already: its nonce is returned, with the tombstone's time to live.
+        One that is there alive may lack its mark, whose writer may have died, so guard and mark are repeated for it.
         """
         nonce = None
         buried: dict[str, int] = {}
@@ -232,7 +232,7 @@ class Delivery:
         log.error(text, sender.pk, sender.pk, sequence, kept.key.sk, error, extra=log_fields.of_lane(sender))
 
     async def postpone(self, sender: str, sequence: str, entry: SendOut, *, again: bool = False) -> None:
-        """Make a delayed message durable as a timer; `again` leaves a timer that is there, and its message, as it is."""
+        """Make a delayed message durable as a timer; `again` leaves one that is there, and its message, as it is."""
         nonce = InvocationId.parse(entry.event_id).nonce
         timer = Timer(entry.lane, "send", nonce, entry.due_ms or 0, nonce, pack(entry), sender, sequence)
         written = await self._writer.write(timer_put_again(timer) if again else timer_put(timer))

@@ -286,8 +286,8 @@ class Dispatcher:
         """Make a call durable whose attempt runs. False when the attempt ended meanwhile, and left the call undone."""
         if not fits(event):
             raise UndecidedError(
-                f"the call takes longer than its wait, and only an input of up to {VALUE_BYTES_MAX:,} bytes can be kept "
-                "for longer: whether it takes effect is unknown"
+                f"the call takes longer than its wait, and only an input of up to {VALUE_BYTES_MAX:,} bytes can be "
+                "kept for longer: whether it takes effect is unknown"
             )
         target = self._targets.find(worker.lane.service)
         guard_ms = (0 if target is None else target.timeout_ms) + GUARD_MARGIN_MS

@@ -1,7 +1,7 @@
 """uvicorn's HTTP protocol with bounds, and with errors in the ingress' own shape.
 
-Owns what is answered before there is a request to route: lines that are no HTTP, heads that are too large or do not come.
-Does not own the application's answers (`ingress`).
+Owns what is answered before there is a request to route: lines that are no HTTP, heads that are too large or do not
+come. Does not own the application's answers (`ingress`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 from http import HTTPStatus
 from typing import Any, Final
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 HEAD_BYTES_MAX: Final = 65_536
 """Request line and headers together. The parser itself has no bound."""
@@ -21,7 +21,7 @@ HEAD_MS_MAX: Final = 20_000
 
 
 LINGER_S: Final = 1.0
-"""How long a connection that was refused in the middle of a head is read on: closed at once, it would lose the answer."""
+"""How long a connection that was refused in the middle of a head is read on: closed at once, it loses the answer."""
 
 
 class JsonErrorsProtocol(HttpToolsProtocol):
@@ -96,7 +96,8 @@ class JsonErrorsProtocol(HttpToolsProtocol):
         self._refused = True
         self._head_is_here()
         # An answer that is under way would be cut in two: its connection only ends.
-        if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
+        cycle: RequestResponseCycle | None = self.cycle
+        if cycle is None or cycle.response_complete or not cycle.response_started:
             body = json.dumps({"error": {"message": message}}).encode()
             head = (
                 f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-type: application/json\r\n"

@@ -67,8 +67,8 @@ def create_app(
 ) -> Starlette:
     """The ingress over a dispatcher. `random_bytes` makes the ids of calls that bring no idempotency key.
 
-    Pages of `cors_origins` may call from a browser. `now_ms` is the time (milliseconds since the epoch) that a gateway's
-    time of arrival is compared to.
+    Pages of `cors_origins` may call from a browser. `now_ms` is the time (milliseconds since the epoch) that the
+    time of arrival at a gateway is compared to.
     """
     ingress = _Ingress(execution, catalogue, ready, wait_ms_max, random_bytes, now_ms)
     app = Starlette(

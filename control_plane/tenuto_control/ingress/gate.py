@@ -1,7 +1,7 @@
 """ASGI middleware at the door: addresses that are too long, and requests that a browser makes for a foreign page.
 
-Owns CORS: which pages may call, what their preflight is answered, and what refuses all others. Does not own who may call
-(a gateway or proxy authenticates).
+Owns CORS: which pages may call, what their preflight is answered, and what refuses all others. Does not own who may
+call (a gateway or proxy authenticates).
 
 A browser sends a plain POST for any page without asking first, so headers that allow nothing do not protect a handler
 within its reach: a POST that names a foreign origin is refused. Programs that are no browsers send no origin.

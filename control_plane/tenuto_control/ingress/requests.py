@@ -73,8 +73,8 @@ _rejection: Final = msgspec.json.Decoder(_Rejection | str)
 async def read_body(request: Request, limit: int = BODY_BYTES_MAX, what: str = "the body of a call") -> bytes | None:
     """The body untouched, None when it is empty. `what` names in an error what may hold `limit` bytes.
 
-    Raises RefusedError: 413 over the limit, before all of it is read; 415 when it is encoded; 408 when it does not come;
-    400 when the content type says JSON and the body is none.
+    Raises RefusedError: 413 over the limit, before all of it is read; 415 when it is encoded; 408 when it does not
+    come; 400 when the content type says JSON and the body is none.
     """
     _refuse_encoded(request)
     too_large = RefusedError(

@@ -9,10 +9,12 @@ deployed never import it.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+TYPE_CHECKING = False
+"""As in `typing`, whose import takes as long as everything else here."""
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from tenuto_local.errors import (
         ConfigurationError,
         FetchFailed,
@@ -52,4 +54,6 @@ def __getattr__(name: str) -> Any:
     """One of `__all__`. Raises AttributeError."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib  # Rarely needed, and not for free.
+
     return getattr(importlib.import_module(f"{__name__}.{_HOMES.get(name, 'errors')}"), name)

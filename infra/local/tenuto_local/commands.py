@@ -13,8 +13,8 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
-from tenuto_local.interrupts import EXIT_INTERRUPTED
 from tenuto_local.errors import ConfigurationError, LocalStackError
+from tenuto_local.interrupts import EXIT_INTERRUPTED
 
 EXIT_USAGE = 2
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
