@@ -49,9 +49,12 @@ def find_handler(catalogue: Catalogue, target: Target) -> tuple[ServiceManifest,
 
 
 def check_input(service: ServiceManifest, handler: HandlerManifest, body: bytes | None) -> None:
-    """Raises RefusedError (400) for a body where none belongs, and for a missing one where one does."""
+    """Raises RefusedError (400) for a body where none belongs, and for a missing one where one does.
+
+    To a handler without input `null` says as much as no body: clients that encode whatever they have send it.
+    """
     name = f"{service.name}/{handler.name}"
-    if body is not None and not handler.takes_input:
+    if body is not None and not handler.takes_input and body.strip() != b"null":
         raise RefusedError(f"{name} takes no input: send no body")
     if body is None and handler.takes_input and not handler.nullable:
         raise RefusedError(f"{name} takes an input, and its type does not admit null: send it as the body")
