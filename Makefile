@@ -1,7 +1,7 @@
 # Every command a person needs, from a clean checkout. `make` alone lists them.
 #
 # Recipes end in `exec`, so that the program itself, not a shell around it, receives Ctrl-C and a
-# terminate signal, and can take its processes down before it leaves.
+# terminate signal, and can take its processes down before it leaves. tools/run.sh hands them on.
 
 PYTHON ?= python3
 SETUP_PYTHON := $(PYTHON)
@@ -42,11 +42,11 @@ plan:
 	@exec sh tools/require_java.sh plan "$(VENV)"
 
 demo: plan $(STAMP) ## run the examples on a real stream and check the outcome (two minutes at most)
-	@exec $(RUN) -m tenuto_local.demo
+	@exec sh tools/run.sh $(RUN) -m tenuto_local.demo
 
 dev: java $(STAMP) ## keep the stack up for one example: make dev APP=examples/food_order
 	@test -n "$(APP)" || { echo "make dev: say which example, for instance: make dev APP=examples/food_order" >&2; exit 2; }
-	@exec $(RUN) -m tenuto_local.dev "$(APP)"
+	@exec sh tools/run.sh $(RUN) -m tenuto_local.dev "$(APP)"
 
 test: java $(STAMP) $(AWS_STAMP) lint types contracts ## lint, types, import contracts and every test (ten minutes at most)
 	@exec $(RUN) -m pytest

@@ -228,7 +228,9 @@ class _Durable(_Shared):
         Hand the id out inside `ctx.run` or with a send: before the first durable step nobody could resolve it.
         """
         serde = _serde_for(type_hint, "ctx.awakeable")
-        return self._attempt.awakeable(_Named(serde, "the result of an awakeable"))
+        name, future = self._attempt.awakeable(_Named(serde, "the result of an awakeable"))
+        future.reads_bytes = isinstance(serde, BytesSerde)
+        return name, future
 
     def resolve_awakeable(self, awakeable_id: str, value: Any = None, type_hint: Any = None) -> None:
         """Complete somebody's awakeable with a value. A type hint is needed as for `ObjectContext.set`.

@@ -17,7 +17,7 @@ from tenuto.errors import TenutoError, UnserialisableError
 from tenuto.protocol.durations import Duration, milliseconds
 from tenuto.protocol.messages import HandlerManifest, Manifest, RetryPolicy, ServiceManifest
 from tenuto.runtime.attempt import Attempt
-from tenuto.runtime.handlers import HandlerSpec, Kind
+from tenuto.runtime.handlers import HandlerSpec, Kind, admits_nothing
 from tenuto.serde import MISSING, BytesSerde, hints_of, output_serde_for, serde_for
 
 I = TypeVar("I")  # noqa: E741 - the handler's input
@@ -146,6 +146,7 @@ class _Declared:
             input=takes,
             output=gives,
             retry=(policy or self.retry_policy).wire(),
+            nullable=hint is MISSING or admits_nothing(takes),
         )
         handler: Handler[Any, O] = Handler(self.name, called, kind, function, spec)
         self.handlers[called] = handler
@@ -231,9 +232,7 @@ class Services:
         """What discovery reports."""
         return Manifest(
             tuple(
-                ServiceManifest(
-                    s.name, s.keyed, tuple(HandlerManifest(h.name, h.kind, h.spec.retry) for h in s.handlers.values())
-                )
+                ServiceManifest(s.name, s.keyed, tuple(_manifest(h.spec) for h in s.handlers.values()))
                 for s in self._services.values()
             ),
             timeout_ms,
@@ -268,3 +267,7 @@ def _require_function(function: Any, target: str) -> None:
             f"{target} is a method, and would be called without its {first or 'instance'}: declare a function of the "
             f"module, {form}, or a bound method, service.handler()(instance.method)"
         )
+
+
+def _manifest(spec: HandlerSpec) -> HandlerManifest:
+    return HandlerManifest(spec.name, spec.kind, spec.retry, spec.takes_input, spec.nullable)

@@ -21,7 +21,12 @@ from tenuto_control.config import DEFAULT_FILE, Config, ConfigError, load
 from tenuto_control.core import costs
 from tenuto_control.drivers import log_lines
 
+EXIT_UNSEEN = 1
 EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+
+CONFIG_VARIABLE = "TENUTO_CONFIG_FILE"
+"""The file, unless --config names one. `sam build` reads the same variable."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,8 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _cost(options)
         config = load(options.config)
         if options.command == "check":
-            print(f"{options.config}: {len(config.functions)} functions, {len(config.subscriptions)} subscriptions")
-            return 0
+            return _check(config, options)
         if options.command == "rotate-data-key":
             return _rotate(config)
         return _run(config)
@@ -42,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _complain(e, options.log_format)
         return EXIT_USAGE
     except KeyboardInterrupt:
-        return 130
+        return EXIT_INTERRUPTED
 
 
 def _complain(error: ConfigError, log_format: str) -> None:
@@ -69,14 +73,17 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text in (
         ("run", "run a control plane: consume, dispatch, sweep and serve HTTP"),
-        ("check", "read the configuration and say what is wrong with it"),
+        ("check", "read the configuration, ask the functions, and say what is wrong; 1: something cannot be seen"),
         (
             "rotate-data-key",
             "make a new data key for the payloads written from now on; those written before stay as they are",
         ),
     ):
         command = commands.add_parser(name, help=text, description=text)
-        command.add_argument("--config", default=DEFAULT_FILE, help=f"default: {DEFAULT_FILE}")
+        file = os.environ.get(CONFIG_VARIABLE) or DEFAULT_FILE
+        command.add_argument("--config", default=file, help=f"default: {CONFIG_VARIABLE}, else {DEFAULT_FILE}")
+        if name == "check":
+            command.add_argument("--offline", action="store_true", help="read the file alone, and ask no function")
     _add_cost(commands.add_parser("cost", help="estimate what a month of events costs", description=_COST_TEXT))
     return parser
 
@@ -128,6 +135,21 @@ def _cost(options: argparse.Namespace) -> int:
         print(costs.as_text(made, even))
         print(f"Prices: {names}.\nNot included: free tiers, Kafka, network, logs, storage.")
     return 0
+
+
+def _check(config: Config, options: argparse.Namespace) -> int:
+    """Say what is configured, served, and wrong. Raises ConfigError."""
+    print(f"{options.config}: {len(config.functions)} functions, {len(config.subscriptions)} subscriptions", flush=True)
+    if options.offline:
+        return 0
+    from tenuto_control.assembly import survey
+
+    found = asyncio.run(survey(config))
+    for service in found.services:
+        print(f"  {service.name}: {', '.join(handler.name for handler in service.handlers)}", flush=True)
+    for problem in found.problems:
+        _complain(ConfigError(problem), options.log_format)
+    return EXIT_UNSEEN if found.problems else 0
 
 
 def _rotate(config: Config) -> int:

@@ -21,6 +21,7 @@ from tenuto_control.assembly import Assembly, assembled, quiet_libraries
 from tenuto_control.config import Config, ConfigError
 from tenuto_control.core.metrics import Uncounted
 from tenuto_control.dispatcher.outages import Outages, WatchedTable
+from tenuto_control.drivers.http_protocol import JsonErrorsProtocol
 from tenuto_control.drivers.kafka import KafkaEventLog
 from tenuto_control.loops.consume import Consumer
 
@@ -142,6 +143,9 @@ def _server(parts: Assembly) -> uvicorn.Server:
         log_config=None,
         access_log=False,
         lifespan="off",
+        http=JsonErrorsProtocol,
+        ws="none",
+        server_header=False,
         timeout_graceful_shutdown=max(1, parts.config.limits.drain_timeout_ms // 1000),
     )
     server = uvicorn.Server(settings)

@@ -12,7 +12,7 @@ import random
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from starlette.applications import Starlette
@@ -21,7 +21,7 @@ from tenuto.store.data_keys import Kms, MissingCryptographyError, StoredDataKeys
 from tenuto.store.dynamodb import DynamoTable
 from tenuto.store.encrypted import EncryptedTable
 from tenuto.store.port import Table, TableRefusedError, TableUnavailableError
-from tenuto_control.admin.deployments import Deployments
+from tenuto_control.admin.deployments import Deployments, Survey
 from tenuto_control.config import Config, ConfigError
 from tenuto_control.core.metrics import Tally
 from tenuto_control.dispatcher import Dispatcher
@@ -38,6 +38,9 @@ from tenuto_control.loops.sweep import Sweeper
 from tenuto_control.loops.unreadable import UnreadablePartitions
 
 HOST_NAME_CHARS_MAX = 20
+
+SURVEY_MS_MAX = 30_000
+"""How long `tenuto check` waits for a function: a cold start, and not the longest that an invocation may take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +115,8 @@ async def assembled(config: Config) -> AsyncIterator[Assembly]:
             ready=probe(dispatcher.table),
             wait_ms_max=limits.http_wait_ms_max,
             unreadable=lambda: unreadable.present,
+            cors_origins=config.http.cors_origins,
+            now_ms=clock.now_ms,
         )
         try:
             yield Assembly(
@@ -158,6 +163,15 @@ async def rotate_data_key(config: Config) -> int:
             return await keys.rotate()
         except (TableRefusedError, TableUnavailableError) as e:
             raise ConfigError(f"no new data key: {e}") from e
+
+
+async def survey(config: Config) -> Survey:
+    """What the configured functions serve, and what is wrong. Raises ConfigError when AWS settings are missing."""
+    quiet_libraries()
+    limits = replace(config.limits, invoke_read_timeout_ms=min(SURVEY_MS_MAX, config.limits.invoke_read_timeout_ms))
+    config = replace(config, limits=limits)
+    async with open_clients(config) as clients:
+        return await Deployments(config, LambdaInvoker(clients.lambda_, config.functions)).survey()
 
 
 def quiet_libraries() -> None:

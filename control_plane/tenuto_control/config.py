@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -130,10 +131,14 @@ class SubscriptionConfig(Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class HttpConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`[http]`: where the ingress listens."""
+    """`[http]`: where the ingress listens, and from which pages browsers may call.
+
+    `cors_origins` are origins such as "https://app.example"; "*" are all. Without it no page may.
+    """
 
     host: str = "127.0.0.1"
     port: int = 8080
+    cors_origins: tuple[str, ...] = ()
 
 
 class SchedulerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -162,6 +167,8 @@ class Config:
     subscriptions: tuple[Subscription, ...] = ()
     limits: Limits = field(default_factory=Limits)
 
+
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[a-z0-9._-]+(?::[0-9]{1,5})?|[a-z]+://\[[0-9a-f:.]+\](?::[0-9]{1,5})?")
 
 _SECTIONS: Mapping[str, type[Any]] = {
     "kafka": KafkaConfig,
@@ -213,6 +220,7 @@ def parse(text: str, file: str, environment: Mapping[str, str], limits: Mapping[
         raise ConfigError(f"{file}: functions: none is configured; add a section such as [functions.my-function]")
     config = Config(functions=functions, subscriptions=_subscriptions(raw, file), **sections)
     _check_kafka(config.kafka, file)
+    _check_origins(config.http.cors_origins, file)
     return config
 
 
@@ -278,6 +286,15 @@ def _subscription(section: SubscriptionConfig, file: str, where: str) -> Subscri
         epoch=section.epoch,
         start=section.start,
     )
+
+
+def _check_origins(origins: tuple[str, ...], file: str) -> None:
+    for origin in origins:
+        if origin != "*" and _ORIGIN.fullmatch(origin) is None:
+            raise ConfigError(
+                f"{file}: http.cors_origins: {origin!r} is no origin; write scheme and host as a browser does, such as "
+                '"https://app.example" or "http://localhost:3000", or "*" for all'
+            )
 
 
 def _check_kafka(kafka: KafkaConfig, file: str) -> None:

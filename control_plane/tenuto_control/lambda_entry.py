@@ -14,6 +14,7 @@ import os
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any, Protocol, TypeVar, assert_never
 
 import aiohttp
@@ -82,7 +83,17 @@ class DispatcherFunction:
         self._arn = context.invoked_function_arn
         self._begin_log(context.aws_request_id)
         asyncio.set_event_loop(self._loop)
-        parts = self._parts or self._run(self._start())
+        try:
+            parts = self._parts or self._run(self._start())
+        except Exception:
+            if not api_gateway.is_request(event):
+                raise
+            # Raised, it would be answered in the gateway's own words, with nothing said of trying again.
+            log.exception("the dispatcher cannot start")
+            return api_gateway.failed(
+                HTTPStatus.SERVICE_UNAVAILABLE,
+                "the dispatcher cannot start, and its log has the reason; nothing was accepted",
+            )
         self._run(self._discover_again(parts))
         try:
             return self._serve(parts, event, context)

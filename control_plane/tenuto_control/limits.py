@@ -122,6 +122,11 @@ class Limits:
     linger_ms: int = 10_000
     """How long a dispatcher that runs as a function waits for what comes next rather than to be woken for it."""
 
+    hand_over_ms_max: int = 1_000
+    """How long a call may take to become durable once its caller stops waiting; then the answer is 503."""
+    accept_ms_max: int = 10_000
+    """The same for a message, which has nothing else to wait for."""
+
     metrics_interval_ms: int = 60_000
 
     http_wait_ms_max: int = 25_000

@@ -168,6 +168,14 @@ class OverloadedError(Exception):
     """Too much waits already; nothing was accepted. The message is fit for a caller."""
 
 
+class TooLargeError(Exception):
+    """An input that cannot be made durable; nothing was accepted. The message is fit for a caller."""
+
+
+class UndecidedError(Exception):
+    """What was asked for was not durable in time, and may take effect all the same. The message is fit for a caller."""
+
+
 class InvokeError(Exception):
     """An invocation did not return an outcome. The message is fit for a log line."""
 
@@ -294,7 +302,11 @@ class Execution(Protocol):
         ...
 
     async def call(self, event: Event, wait_ms: int) -> Answer:
-        """Run an exclusive or stateless handler; Pending when it takes longer than `wait_ms`."""
+        """Run an exclusive or stateless handler; Pending, when it takes longer than `wait_ms`, is a promise.
+
+        An invocation that is accepted already, now or for later, is waited for instead. Raises OverloadedError,
+        TooLargeError, and UndecidedError soon after `wait_ms`.
+        """
         ...
 
     async def call_shared(self, event: Event) -> Result:
@@ -302,7 +314,10 @@ class Execution(Protocol):
         ...
 
     async def send(self, event: Event, delay_ms: int) -> None:
-        """Accept a one-way message durably; it runs after the delay."""
+        """Accept a one-way message durably; it runs after the delay, unless its invocation is accepted already.
+
+        Raises TooLargeError, and UndecidedError.
+        """
         ...
 
     async def result(self, invocation: str, wait_ms: int) -> Answer:
@@ -310,5 +325,8 @@ class Execution(Protocol):
         ...
 
     async def resolve(self, awakeable: str, result: Result) -> Resolution:
-        """Resolve or reject an awakeable. Raises OverloadedError when it cannot be taken now."""
+        """Resolve or reject an awakeable; the first answer counts.
+
+        Raises OverloadedError when it cannot be taken now.
+        """
         ...

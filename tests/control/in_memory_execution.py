@@ -19,7 +19,7 @@ from tenuto.errors import TerminalError
 from tenuto.protocol.ids import AwakeableId, InvocationId, Lane
 from tenuto.protocol.messages import HandlerManifest, ServiceManifest
 from tenuto.protocol.records import CallSource, Event, Failed, Failure, PublishOut, Result, Success
-from tenuto_control.ports import Answer, Pending, Target, TopicPartition, Unknown
+from tenuto_control.ports import Answer, Pending, Resolution, Target, TopicPartition, Unknown
 
 Kind = Literal["exclusive", "shared", "stateless"]
 
@@ -36,10 +36,11 @@ class Context:
 
     async def awakeable(self, slot: str) -> Any:
         """Wait until somebody resolves this slot."""
-        name = str(AwakeableId(InvocationId.parse(self.event.id), slot))
+        name = str(AwakeableId(InvocationId.parse(self.event.id), slot, "0" * 32))
         self.awakeables[name] = asyncio.get_running_loop().create_future()
         self.awaiting.set()
         result = await self.awakeables[name]
+        del self.awakeables[name]
         if isinstance(result, Failed):
             raise TerminalError(result.failure.message, result.failure.status_code)
         return None if result.value is None else msgspec.json.decode(result.value)
@@ -110,13 +111,15 @@ class InMemoryExecution:
         run = self.runs.get(invocation)
         return Unknown() if run is None else await self._wait(run, wait_ms)
 
-    async def resolve(self, awakeable: str, result: Result) -> bool:
+    async def resolve(self, awakeable: str, result: Result) -> Resolution:
         self._check()
-        waiting = self.awakeables.pop(awakeable, None)
+        waiting = self.awakeables.get(awakeable)
         if waiting is None:
-            return False
+            return Resolution.UNKNOWN
+        if waiting.done():
+            return Resolution.REPEATED if waiting.result() == result else Resolution.CONFLICT
         waiting.set_result(result)
-        return True
+        return Resolution.ACCEPTED
 
     def deliver(self, event: Event, released: Callable[[], None]) -> None:
         self._start(event, 0).add_done_callback(lambda _: released())

@@ -17,7 +17,7 @@ from tenuto.protocol.records import Event, KafkaSource, PublishOut, Result
 from tenuto_control.core.routing import Subscription
 from tenuto_control.limits import Limits
 from tenuto_control.loops.consume import Consumer
-from tenuto_control.ports import Answer, LogRecord, LogUnavailableError, TopicPartition
+from tenuto_control.ports import Answer, LogRecord, LogUnavailableError, Resolution, TopicPartition
 from tests.support.memory_kafka import MemoryEventLog, MemoryKafka, Operation
 from tests.support.virtual_time import VirtualClock, run_virtual
 
@@ -73,7 +73,7 @@ class RecordingExecution:
     async def result(self, invocation: str, wait_ms: int) -> Answer:
         raise AssertionError("a consumer does not ask")
 
-    async def resolve(self, awakeable: str, result: Result) -> bool:
+    async def resolve(self, awakeable: str, result: Result) -> Resolution:
         raise AssertionError("a consumer does not resolve")
 
     @property

@@ -7,7 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import pytest
 
@@ -198,3 +202,67 @@ def test_discovery_repeats_and_keeps_what_it_knew_when_that_fails(
 
     with caplog.at_level(logging.WARNING, "tenuto.deployments"):
         run_virtual(scenario())
+
+
+# --- what `tenuto check` tells ---------------------------------------------------------------------------------------
+
+
+def test_a_survey_names_everything_that_cannot_be_seen() -> None:
+    found, functions = deployments(
+        {
+            "shop": [manifest(ORDERS)],
+            "post": [FunctionUnreachableError("no answer")],
+            "gone": [FunctionMissingError("404")],
+        },
+        Subscription("orders", "orders", "place"),
+        Subscription("letters", "mail", "post", ordering="none"),
+        Subscription("typos", "orders", "plaec"),
+        Subscription("reads", "orders", "status"),
+    )
+    survey = run_virtual(found.survey())
+    assert survey.services == (ORDERS,)
+    assert functions.asked == ["shop", "post", "gone"], "a person waits: each is asked once"
+    told = "\n".join(survey.problems)
+    assert len(survey.problems) == 5
+    for words in (
+        "[functions.post] does not answer discovery: no answer",
+        "[functions.gone]: 404; deploy it, or correct its name",
+        "subscription of 'letters': mail/post cannot be seen: no function that answers serves it, and post, gone",
+        "subscription of 'typos': there is no handler 'orders/plaec'; did you mean 'orders/place'?",
+        "subscription of 'reads': 'orders/status' is a shared handler",
+    ):
+        assert words in told
+
+
+def test_a_survey_of_what_is_right_finds_nothing_wrong() -> None:
+    found, _ = deployments({"shop": [manifest(ORDERS)]}, Subscription("orders", "orders", "place"))
+    assert run_virtual(found.survey()).problems == ()
+
+
+def test_check_tells_on_the_command_line(tmp_path: Path) -> None:
+    """From another folder, with the file named by an absolute path in the environment."""
+    file = tmp_path / "some where" / "tenuto.toml"
+    file.parent.mkdir()
+    file.write_text('[functions.f]\n[[subscriptions]]\ntopic = "t"\ntarget = "s/h"\n')
+    environment = {
+        **os.environ,
+        "TENUTO_CONFIG_FILE": str(file),
+        "AWS_ENDPOINT_URL": "http://127.0.0.1:9",
+        "AWS_REGION": "eu-west-1",
+        "AWS_ACCESS_KEY_ID": "x",
+        "AWS_SECRET_ACCESS_KEY": "x",
+    }
+
+    def check(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "tenuto_control", "check", *arguments]
+        return subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False
+        )
+
+    ended = check()
+    assert ended.returncode == 1
+    assert f"{file}: 1 functions, 1 subscriptions" in ended.stdout
+    assert "[functions.f] does not answer discovery" in ended.stderr
+    assert "subscription of 't': s/h cannot be seen" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert check("--offline").returncode == 0

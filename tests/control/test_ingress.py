@@ -276,7 +276,7 @@ def test_a_body_over_the_limit_is_refused() -> None:
     async def scenario(s: Setting) -> None:
         reply = await s.http.post("/call/counter/a/add", content=b"1" * (BODY_BYTES_MAX + 1))
         assert reply.status_code == 413
-        assert str(BODY_BYTES_MAX) in message(reply)
+        assert f"{BODY_BYTES_MAX:,}" in message(reply)
 
     play(scenario)
 
@@ -457,7 +457,7 @@ def test_unknown_and_malformed_invocations() -> None:
     async def scenario(s: Setting) -> None:
         unknown = InvocationId(Lane("counter", "a/b"), "c0")
         assert (await s.http.get(f"/invocations/{unknown}/attach")).status_code == 404
-        awakeable = AwakeableId(unknown, "0")
+        awakeable = AwakeableId(unknown, "0", "0" * 32)
         for text in ("inv_", "inv_%%%", "inv_AAAA", str(awakeable), f"{unknown}=", f"{unknown}%20", "inv_é"):
             reply = await s.http.get(f"/invocations/{text}/output")
             assert reply.status_code == 400, text
@@ -515,7 +515,7 @@ def test_an_awakeable_takes_no_value_that_its_lane_could_not_hold(verb: str) -> 
 
 def test_malformed_settlements() -> None:
     async def scenario(s: Setting) -> None:
-        awakeable = AwakeableId(InvocationId(Lane("counter", "a"), "c0"), "0")
+        awakeable = AwakeableId(InvocationId(Lane("counter", "a"), "c0"), "0", "0" * 32)
         as_json = {"content-type": "application/json"}
         for path, body, headers in (
             ("/awakeables/awk_x/resolve", b"1", as_json),

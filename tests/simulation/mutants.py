@@ -22,6 +22,7 @@ EQUIVALENT: dict[str, str] = {
     "slot.run": "a slot's attribute carries the `ver` of its run's claim, so no other run can take it for its own",
     "clear.idle": "a run begins only in a write that raises `ver`, which is compared as well",
     "takeover.ver": "a second takeover only fences the first; the fenced attempt stops at its next write",
+    "inbox.over": "an item that is put back once more is found to be done, since its result is stored by then",
     "cursor.further": "a cursor that moves back only has buckets looked at again that were found empty before",
     "clear.ver": "`pend` is unique per mark: one that is still there was seen before the inbox was found empty",
 }

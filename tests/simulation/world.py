@@ -59,6 +59,7 @@ RETRY_AFTER_MS = (0, 300, 5_000, 30_000)
 """User code that fails says in so many cases when it may be tried again."""
 
 TRACE_LINES = 400
+CALL_WAITS_MS = (50, 1_000, 20_000, 20_000)
 SLOW_STEP_S = 3.0
 WAITS_SHOWN = 20
 SWEEP_LOOKBACK_MS = 300_000
@@ -373,8 +374,10 @@ class Simulation:
         nonce = call_nonce("call", request.idempotency_key)
         cargo = msgspec.json.encode(programs.Cargo(request.program))
         invocation = str(InvocationId(lane, nonce))
-        event = Event(invocation, "call", CallSource(keep_result=request.delay_ms is None), cargo)
+        event = Event(invocation, "call", CallSource(keep_result=True), cargo)
         delay_ms = request.delay_ms
+        # Some callers wait for less than what they call takes. Drawn apart, so that scenarios stay what they were.
+        wait_ms = random.Random(invocation).choice(CALL_WAITS_MS)
 
         async def send(dispatcher: Dispatcher) -> bool:
             await dispatcher.send(event, delay_ms or 0)
@@ -386,7 +389,7 @@ class Simulation:
                     self._answers.setdefault(invocation, Success())
                     return
             else:
-                answer = await self.shape.ask(lambda dispatcher: dispatcher.call(event, 20_000), "call")
+                answer = await self.shape.ask(lambda dispatcher: dispatcher.call(event, wait_ms), "call")
                 match answer:
                     case Success() | Failed():
                         self._answered(invocation, answer)
@@ -476,8 +479,8 @@ class Simulation:
         return waits
 
 
-async def _resolve(awakeable: str, result: Result, dispatcher: Dispatcher) -> bool:
-    return await dispatcher.resolve(awakeable, result) in {Resolution.ACCEPTED, Resolution.REPEATED}
+async def _resolve(awakeable: str, result: Result, dispatcher: Dispatcher) -> Resolution:
+    return await dispatcher.resolve(awakeable, result)
 
 
 def _change(write: Write, before: Item | None, after: Item | None) -> str:

@@ -5,6 +5,7 @@ Owns the handlers and the notes they leave outside. Does not own what a test mak
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from datetime import timedelta
@@ -21,6 +22,7 @@ NOTES_VARIABLE = "TENUTO_TEST_NOTES"
 ECHO_TOPIC = "echoes"
 NAP = timedelta(seconds=1)
 HANG_S = 60.0
+MUSING_S = 2.0
 
 
 class Note(msgspec.Struct, frozen=True):
@@ -116,6 +118,10 @@ async def work(ctx: ObjectContext, job: Job) -> str:
                 note(key, "hanging")
                 time.sleep(HANG_S)  # noqa: ASYNC251 - code that blocks its process is what the test is about
             await ctx.run("note", note, key, "went on")
+        case "muse":
+            note(key, "musing")
+            await asyncio.sleep(MUSING_S)
+            ctx.set("mused", True)
         case "crash":
             await ctx.run("one", note, key, "one")
             await ctx.run("two", die_once, key)

@@ -340,6 +340,34 @@ async def test_a_long_call_gives_an_id_to_attach_to(world: World) -> None:
 
 
 @on_the_stack
+async def test_a_call_joins_the_delayed_message_of_its_idempotency_key(world: World) -> None:
+    key = world.key("joined")
+    sent_s = time.monotonic()
+    sent = await world.post(f"/send/account/{key}/add?delay=3s", 7, idempotency_key="one")
+    early = await world.post(f"/call/account/{key}/add", 100, idempotency_key="one", prefer="wait=1")
+    again = await world.post(f"/send/account/{key}/add?delay=1s", 1_000, idempotency_key="one")
+    assert (sent.status, early.status, again.status) == (202, 202, 202)
+    assert len({one.body["invocation_id"] for one in (sent, early, again)}) == 1
+    called = await world.post(f"/call/account/{key}/add", 100, idempotency_key="one")
+    assert (called.status, called.body) == (200, 7)
+    assert time.monotonic() - sent_s >= 3
+    assert await world.state(key) == {"total": 7}
+
+
+@on_the_stack
+async def test_a_call_that_outlasts_its_wait_runs_on_and_once(world: World) -> None:
+    key = world.key("musing")
+    called_s = time.monotonic()
+    answer = await world.post(f"/call/account/{key}/work", app.Job("muse", ""), prefer="wait=1")
+    assert (answer.status, answer.body["status"]) == (202, "pending")
+    assert time.monotonic() - called_s < 2.5
+    attached = await world.get(answer.headers["location"])
+    assert (attached.status, attached.body) == (200, "muse")
+    assert world.notes(key) == ["musing"]
+    assert await world.state(key) == {"mused": True}
+
+
+@on_the_stack
 async def test_a_service_answers_without_a_key(world: World) -> None:
     text = world.key("letter")
     answer = await world.post("/call/mail/post", text, idempotency_key=text)

@@ -1,13 +1,16 @@
 """API Gateway: HTTP API (payload 2.0) and REST API (1.0) proxy events, served by an ASGI application through Mangum.
 
-Owns telling these events apart and the bridge. Does not own the application (the control plane's ingress). Mangum is
-imported when the first one is served: functions that hold handlers never need it.
+Owns telling these events apart, the bridge, and the answer to an event that the bridge cannot carry. Does not own the
+application (the control plane's ingress). Mangum is imported when the first one is served: functions that hold handlers
+never need it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable
+from http import HTTPStatus
 from typing import Any
 
 from tenuto.errors import ProtocolError
@@ -32,6 +35,17 @@ def bridge(app: Any, loop: asyncio.AbstractEventLoop, base_path: str = "/") -> C
     def serve(event: Any, context: Any) -> dict[str, Any]:
         if not is_request(event):
             raise ProtocolError("this is no proxy event of API Gateway")
-        return mangum(event, context)
+        try:
+            return mangum(event, context)
+        except (ValueError, LookupError, TypeError, AttributeError):
+            # Base64 that is none, or a header that no server would have let through: Mangum parses, it does not check.
+            return failed(HTTPStatus.BAD_REQUEST, "the request cannot be read: its body, headers or path are malformed")
 
     return serve
+
+
+def failed(status: HTTPStatus, message: str) -> dict[str, Any]:
+    """An error that comes before the application, in the application's shape."""
+    body = json.dumps({"error": {"message": message}})
+    headers = {"content-type": "application/json"}
+    return {"statusCode": status.value, "headers": headers, "body": body, "isBase64Encoded": False}

@@ -120,7 +120,7 @@ def spec_commit(
     """
     sets, removes = _effects(effects, head.ver + 1)
     sets |= {"ver": head.ver + 1, "tok": tok}
-    removes += _trimmed(trim)
+    removes += _trimmed(trim, effects)
     conditions = _from_idle("spec", head, effects, drain=drain)
     if clears and head.pend is not None:
         removes.append("pend")
@@ -155,11 +155,12 @@ def claim(
         "holder": run.holder,
         "lease": run.lease_ms,
     }
+    removes += _trimmed(trim, before)
     source = run.event.source
     if isinstance(source, KafkaSource):
         first = {source.watermark: source.offset, **before.first}
         before = Effects(first=first)
-    return Update(head_key(lane), sets, (*removes, *_trimmed(trim)), _from_idle("claim", head, before, drain=drain))
+    return Update(head_key(lane), sets, tuple(removes), _from_idle("claim", head, before, drain=drain))
 
 
 def _from_idle(name: str, head: Head, effects: Effects, *, drain: bool) -> tuple[Clause, ...]:
@@ -272,7 +273,7 @@ def final_commit(lane: Lane, head: Head, effects: Effects, tok: str, own: str, *
     sets |= {"ver": head.ver + 1, "tok": tok}
     over = [slot_attribute(run.ver, slot) for slot in head.slots]
     bases = [BASE + name for name in head.base]
-    drop = (*removes, *RUN_ATTRIBUTES, *over, *bases, *_trimmed(trim))
+    drop = (*removes, *RUN_ATTRIBUTES, *over, *bases, *_trimmed(trim, effects))
     return Update(head_key(lane), sets, drop, _owned("commit", head.ver, own))
 
 
@@ -384,6 +385,12 @@ def part_key(lane: Lane, event: Event, number: int) -> Key:
     return Key(lane.pk, f"P#{digest(inbox_key(lane, event).sk)}#{number:03d}")
 
 
+def inbox_again(lane: Lane, event: Event, ttl: int) -> Update:
+    """9, in the place of a tombstone that has outlived the result of its invocation; `ttl` is the tombstone's."""
+    sets: dict[str, Value] = {"ev": pack(event)}
+    return Update(inbox_key(lane, event), sets, ("done", "ttl"), (Equals("inbox.over", "ttl", ttl),))
+
+
 def tombstone(lane: Lane, event: Event, now_ms: int) -> Put:
     """14. What stays of a drained message, so that a late duplicate is refused."""
     return Put(inbox_key(lane, event), {"done": 1, "ttl": now_ms // 1000 + TOMBSTONE_TTL_S})
@@ -431,15 +438,22 @@ def trim_head(lane: Lane, trim: Trim, over_ms: int | None = None) -> Update:
     return Update(head_key(lane), sets, _trimmed(trim))
 
 
-def result_put(invocation: str, result: Result, now_ms: int) -> Put:
-    """15. The result item of an invocation; repeated puts carry the same result."""
-    return Put(result_key(invocation), {"res": pack(result), "ttl": now_ms // 1000 + RESULT_TTL_S})
+def result_put(invocation: str, result: Result, at_ms: int) -> Update:
+    """15. The result of an invocation, kept from `at_ms` on; repeated writes carry the same result.
+
+    An update, so that the item still says when a delayed message with this id was due.
+    """
+    ttl = at_ms // 1000 + RESULT_TTL_S
+    return Update(result_key(invocation), {"res": pack(result), "ttl": ttl})
 
 
-def result_expected(invocation: str, now_ms: int, delay_ms: int) -> Put:
-    """A place for the result of a message that runs later, so that whoever attaches is told to wait."""
-    ttl = (now_ms + delay_ms) // 1000 + RESULT_TTL_S
-    return Put(result_key(invocation), {"ttl": ttl}, (Absent("result.absent", "pk"),))
+def result_expected(invocation: str, due_ms: int) -> Put:
+    """The acceptance of a delayed message, before its timer: from here on its id stands for this one execution.
+
+    Whoever finds the item, without a result in it, waits for the message instead of running anything.
+    """
+    ttl = due_ms // 1000 + RESULT_TTL_S
+    return Put(result_key(invocation), {"begins": due_ms, "ttl": ttl}, (Absent("result.absent", "pk"),))
 
 
 def result_key(invocation: str) -> Key:
@@ -548,6 +562,11 @@ def timer_put(timer: Timer) -> Put:
     return Put(timer.key, attributes)
 
 
+def timer_put_again(timer: Timer) -> Put:
+    """10 of a delayed message whose acceptance was found: the first message stays, should its timer be there."""
+    return Put(timer.key, timer_put(timer).attributes, (Absent("timer.absent", "pk"),))
+
+
 def timer_delete(timer: Timer) -> Delete:
     """18. Only once its lane has nothing left for it to drive."""
     return Delete(timer.key)
@@ -612,5 +631,7 @@ def _state(state: Mapping[str, bytes | None], sets: dict[str, Value]) -> list[st
     return [STATE + name for name, value in state.items() if value is None]
 
 
-def _trimmed(trim: Trim) -> tuple[str, ...]:
-    return (*(OUT + s for s in trim.out), *(FIN + n for n in trim.fin), *trim.stray)
+def _trimmed(trim: Trim, effects: Effects | None = None) -> tuple[str, ...]:
+    # An id may finish again, once the result of its first invocation is no longer kept; no write both sets and removes.
+    finished = () if effects is None else effects.finished
+    return (*(OUT + s for s in trim.out), *(FIN + n for n in trim.fin if n not in finished), *trim.stray)

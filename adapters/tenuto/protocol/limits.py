@@ -148,5 +148,12 @@ RESULT_TTL_S = 86_400
 FINISHED_TTL_MS = 900_000
 """How long a head remembers a finished call or message that nobody trimmed."""
 
+FINISHED_CALL_MS = RESULT_TTL_S * 1_000 // 2
+"""How long a head's note that a call has finished counts without a stored result.
+
+A quiet lane is never trimmed, so the note may outlive the result; then the idempotency key is free again. A result is
+stored long before this, and kept for longer, whatever clocks say.
+"""
+
 LANE_TTL_S = 86_400
 """How long the record of a finished invocation of an unkeyed service is kept."""

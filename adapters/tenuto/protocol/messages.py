@@ -179,11 +179,17 @@ class Late(Struct, frozen=True, tag="late"):
 
 
 class HandlerManifest(Struct, frozen=True):
-    """One handler as discovery reports it."""
+    """One handler as discovery reports it.
+
+    `takes_input` tells whether it declares an input at all, `nullable` whether that may be missing. The defaults refuse
+    nothing: they are those of functions that do not tell.
+    """
 
     name: str
     kind: Literal["exclusive", "shared", "stateless"]
     retry: RetryPolicy = RetryPolicy()
+    takes_input: bool = True
+    nullable: bool = True
 
 
 class ServiceManifest(Struct, frozen=True):

@@ -64,10 +64,9 @@ from tenuto.protocol.records import (
 from tenuto.runtime import steps
 from tenuto.runtime.attempt import Attempt, OutOfTimeError, Unwind
 from tenuto.runtime.environment import Environment
-from tenuto.runtime.handlers import HandlerSpec, Registry
+from tenuto.runtime.handlers import HandlerSpec, Registry, read_nothing
 from tenuto.runtime.lease import Lease
 from tenuto.runtime.state import StateView
-from tenuto.serde import BytesSerde
 
 log = logging.getLogger("tenuto.handler")
 
@@ -516,7 +515,7 @@ def _argument(spec: HandlerSpec, event: Event) -> Any:
     try:
         if event.input is not None:
             return spec.input.deserialize(event.input)
-        return None if isinstance(spec.input, BytesSerde) else spec.input.deserialize(b"null")
+        return read_nothing(spec.input)
     except BadInputError as e:
         raise e.naming(what) from e.__cause__
     except BaseException as e:  # noqa: BLE001 - raised by the user's own type, over this input

@@ -36,6 +36,7 @@ from tenuto.protocol.records import (
     DueSlot,
     Entry,
     Event,
+    Failed,
     NowSlot,
     PublishOut,
     ResolveOut,
@@ -342,16 +343,19 @@ class Attempt:
         for index, future in self._outstanding.items():
             if index in self._ready:
                 continue
-            slot = self.journal.slot(future.slot)
-            if isinstance(slot, AwakeableSlot):
-                self._ready[index] = slot.at_ms, slot.result
-            elif slot is not None and (result := self._outcome(future)) is not None:
-                self._ready[index] = (future.due_ms if isinstance(future, SleepFuture) else 0), result
-            elif isinstance(future, SleepFuture) and future.due_ms <= now_ms:
-                self._ready[index] = future.due_ms, Success()
+            slot, result = self.journal.slot(future.slot), self._outcome(future)
+            since_ms = slot.at_ms if isinstance(slot, AwakeableSlot) else 0
+            if isinstance(future, SleepFuture):
+                since_ms = future.due_ms
+                result = Success() if since_ms <= now_ms else result
+            if result is not None:
+                self._ready[index] = since_ms, result
 
     def _outcome(self, future: DurableFuture[Any]) -> Result | None:
         match self.journal.slot(future.slot):
+            case AwakeableSlot(Failed(failure)):
+                # Whoever rejected it has written the text.
+                return Failed(structs.replace(failure, foreign=True))
             case RunSlot(_, result) | AwakeableSlot(result):
                 return result
             case SleptSlot():

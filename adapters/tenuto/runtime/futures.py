@@ -11,7 +11,7 @@ from typing import Any, Generic, NoReturn, Protocol, TypeVar, cast
 
 from tenuto.errors import BadInputError, TerminalError
 from tenuto.protocol.ids import awakeable_slot
-from tenuto.protocol.records import Failed, Result
+from tenuto.protocol.records import Failed, Result, Success
 from tenuto.serde import Serde
 
 T = TypeVar("T")
@@ -130,7 +130,15 @@ class SleepFuture(DurableFuture[None]):
 
 
 class AwakeableFuture(DurableFuture[T]):
-    """A result that someone else will provide."""
+    """A result that someone else will provide. With `reads_bytes`, an empty answer is None; else it is JSON's null."""
+
+    reads_bytes = False
+
+    def value(self) -> T:
+        """The answer. Raises TerminalError for a rejection, and for an answer that is not of the awakeable's type."""
+        if isinstance(self.result, Success) and self.result.value is None and not self.reads_bytes:
+            self.result = Success(b"null")
+        return super().value()
 
     @property
     def slot(self) -> str:

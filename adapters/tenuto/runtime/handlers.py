@@ -9,8 +9,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+from tenuto.errors import BadInputError
 from tenuto.protocol.messages import RetryPolicy
-from tenuto.serde import Serde
+from tenuto.serde import BytesSerde, Serde
 
 Kind = Literal["exclusive", "shared", "stateless"]
 
@@ -27,11 +28,29 @@ class HandlerSpec:
     input: Serde[Any]
     output: Serde[Any]
     retry: RetryPolicy
+    nullable: bool = True
+    """Whether the input may be missing."""
 
     @property
     def target(self) -> str:
         """Service and handler, for messages to people."""
         return f"{self.service}/{self.name}"
+
+
+def read_nothing(serde: Serde[Any]) -> Any:
+    """The value where no data is: a tombstone, an empty body. Raises BadInputError if the type does not admit None."""
+    return None if isinstance(serde, BytesSerde) else serde.deserialize(b"null")
+
+
+def admits_nothing(serde: Serde[Any]) -> bool:
+    """Whether a value may be missing, as far as that can be told without it."""
+    try:
+        read_nothing(serde)
+    except BadInputError:
+        return False
+    except Exception:  # noqa: BLE001 - a validator of the user's own; its handler tells what it makes of nothing
+        return True
+    return True
 
 
 class Registry(Protocol):

@@ -9,6 +9,7 @@ import asyncio
 import difflib
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import msgspec
 
@@ -27,6 +28,14 @@ FUNCTION_TIMEOUT_MS_MIN = 1_500
 
 REFRESH_INTERVAL_S = 30.0
 """How often functions are asked again, so that a new version's handlers are seen."""
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """The services that functions serve, and what is wrong, a sentence each."""
+
+    services: tuple[ServiceManifest, ...]
+    problems: tuple[str, ...]
 
 
 class Deployments:
@@ -75,9 +84,40 @@ class Deployments:
             except ConfigError as e:
                 log.warning("discovery keeps what it knew: %s", e)
 
-    async def _ask(self, name: str) -> Manifest:
+    async def survey(self) -> Survey:
+        """Ask every function once, and tell everything that is wrong, where `discover` stops at the first."""
+        seen: dict[str, ServiceManifest] = {}
+        unseen: list[str] = []
+        problems: list[str] = []
+        for name in self._config.functions:
+            try:
+                manifest = await self._ask(name, tries=1)
+            except ConfigError as e:
+                unseen.append(name)
+                problems.append(str(e))
+                continue
+            for service in manifest.services:
+                if service.name in seen:
+                    problems.append(
+                        f"[functions.{name}]: service {service.name!r} is served by another function as well"
+                    )
+                seen[service.name] = service
+        for subscription in self._config.subscriptions:
+            if unseen and subscription.service not in seen:
+                problems.append(
+                    f"subscription of {subscription.topic!r}: {subscription.service}/{subscription.handler} cannot be "
+                    f"seen: no function that answers serves it, and {', '.join(unseen)} did not answer"
+                )
+                continue
+            try:
+                check_subscriptions([subscription], seen)
+            except ConfigError as e:
+                problems.append(str(e))
+        return Survey(tuple(seen.values()), tuple(problems))
+
+    async def _ask(self, name: str, tries: int = DISCOVERY_TRIES_MAX) -> Manifest:
         last = ""
-        for tried in range(DISCOVERY_TRIES_MAX):
+        for tried in range(tries):
             if tried:
                 log.warning("function %s does not answer discovery, asking again: %s", name, last)
                 await asyncio.sleep(DISCOVERY_PAUSE_S)

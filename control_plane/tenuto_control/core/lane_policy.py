@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from tenuto.lane.transitions import ANY_ANSWER
+from tenuto.protocol.limits import FINISHED_CALL_MS
 from tenuto.protocol.messages import Head, Run
-from tenuto.protocol.records import DueSlot, Event, KafkaSource, unpack_slot
+from tenuto.protocol.records import CallSource, DueSlot, Event, KafkaSource, unpack_slot
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +178,18 @@ def passed(head: Head, event: Event) -> bool:
     """Whether the lane's watermark says that a Kafka event is finished."""
     source = event.source
     return isinstance(source, KafkaSource) and source.offset < head.watermarks.get(source.watermark, 0)
+
+
+def finished(head: Head, event: Event, now_ms: int) -> bool:
+    """Whether the head says that a message or call has taken effect, and that still counts.
+
+    For a call whose result is kept, no result was found: so an old entry is one that outlived its result.
+    """
+    at_ms = head.fin.get(event.nonce)
+    if at_ms is None:
+        return False
+    kept = isinstance(event.source, CallSource) and event.source.keep_result
+    return not kept or now_ms - at_ms < FINISHED_CALL_MS
 
 
 def can_wake(head: Head, run: Run, now_ms: int) -> bool:

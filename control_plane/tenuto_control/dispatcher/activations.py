@@ -53,13 +53,13 @@ from tenuto.protocol.records import (
 from tenuto.serde import problem_of
 from tenuto.store.port import UnstorableError
 from tenuto_control.core import log_fields
-from tenuto_control.core.lane_policy import passed
+from tenuto_control.core.lane_policy import finished, passed
 from tenuto_control.core.log_fields import shown
 from tenuto_control.core.outcomes import outcome_problem
 from tenuto_control.core.traces import Activating
 from tenuto_control.dispatcher.ends import Ends
 from tenuto_control.dispatcher.services import Services
-from tenuto_control.dispatcher.work import CallWork, Work
+from tenuto_control.dispatcher.work import CallWork, Elsewhere, Work
 from tenuto_control.ports import (
     FunctionFailedError,
     FunctionMissingError,
@@ -229,6 +229,8 @@ class Activations:
         last: dict[str, int] = {}
         size = 0
         for work in list(queue):
+            if isinstance(work, CallWork) and work.keep:
+                continue
             if isinstance(work, CallWork) and work.checked is not head and await self._answered(work, head):
                 continue
             source = work.event.source
@@ -248,24 +250,27 @@ class Activations:
             if isinstance(work, CallWork):
                 # Were it committed by the claim of an event behind it, its result would be lost with the function.
                 break
-        return [w for w in batch if not (isinstance(w, CallWork) and w.answer.done())]
+        return [w for w in batch if not (isinstance(w, CallWork) and (w.keep or w.answer.done()))]
 
     async def _answered(self, work: CallWork, head: Head) -> bool:
-        """Whether a stored result answers a call. The head was read first, as the protocol demands."""
-        source = work.event.source
-        known = isinstance(source, CallSource) and source.keep_result
-        if known or work.attempted:
+        """Whether a stored result answers a call, or a delayed message will. The head was read first, as it must be."""
+        if work.stores or work.attempted:
             key = result_key(work.event.id)
             item = await self.services.writer.patiently(lambda: self.services.writer.table.get(key))
             packed = item.get("res") if item else None
             if isinstance(packed, bytes):
                 work.finish(unpack_result(packed))
                 return True
-        if work.event.nonce in head.fin:
+            if item is not None:
+                due_ms = item.get("begins")
+                work.finish(Elsewhere(due_ms if isinstance(due_ms, int) else None))
+                return True
+        if finished(head, work.event, self.services.clock.now_ms()):
             lost = Failed(Failure("the call took effect, and its result was lost with the process that ran it", 500))
             work.finish(work.tentative or lost)
             return True
         work.checked = head
+        work.unkept = False
         return work.answer.cancelled()
 
     # --- calling ----------------------------------------------------------------------------------------------------
@@ -436,8 +441,10 @@ class Activations:
         for work, result in zip(done, outcome.results, strict=False):
             if isinstance(work, CallWork):
                 work.tentative = result.result
-            if isinstance(work, CallWork) and work.keep:
-                out[len(out)] = ResultOut(work.event.id, result.result)
+            if isinstance(work, CallWork) and not work.stores:
+                work.unkept = not work.keep
+                if work.keep:
+                    out[len(out)] = ResultOut(work.event.id, result.result)
         out = self._ends.with_letters(out, events, outcome.results)
         every = tuple(out.values())
         if not drain and self._leaves_nothing(outcome, events, out):
@@ -461,6 +468,9 @@ class Activations:
                 raise AssertionError(f"a commit is refused on a head that has not changed: ver {head.ver}")
             self.services.metrics.count("SpeculationLost")
             self._claim_first = left.run is None and left.ver != head.ver
+            for work in done:
+                if isinstance(work, CallWork):
+                    work.unkept = False
             return left, False
         self._claim_first = False
         self._ends.tell(events, outcome.results, every)

@@ -22,10 +22,12 @@ from tenuto.lane.transitions import (
     answer_put,
     inbox_put,
     mark_pend,
+    parse_timer,
     part_puts,
     result_put,
     slot_put,
     timer_put,
+    timer_put_again,
     unbundled,
 )
 from tenuto.lane.writes import Applied, Delete, Item, Key, Refused, Value
@@ -133,27 +135,40 @@ class Delivery:
         self._patience = TopicPatience(clock, limits.topic_patience_ms, metrics)
         self.letters = KeptLetters(writer, clock, metrics)
 
-    async def accept(self, lane: Lane, events: Iterable[Event]) -> None:
+    async def accept(self, lane: Lane, events: Iterable[Event]) -> dict[str, int]:
         """Make events durable in a lane's inbox. When this returns, they will be run, whatever process dies.
 
-        An event that is there as a tombstone has run already. One that is there alive may lack its mark, whose writer
-        may have died, so guard and mark are repeated for it.
+        An event that is there as a tombstone has run already: its nonce is returned, with the tombstone's time to live.
+        One that is there alive may lack its mark, whose writer may have died, so guard and mark are repeated for it.
         """
         nonce = None
+        buried: dict[str, int] = {}
         for event in events:
             for part in part_puts(lane, event):
                 await self._writer.write(part)
             written = await self._writer.write(inbox_put(lane, event))
             answer = written.answer
             if isinstance(answer, Refused) and answer.item is not None and "done" in answer.item:
+                ttl = answer.item.get("ttl")
+                buried[event.nonce] = ttl if isinstance(ttl, int) else 0
                 continue
             nonce = event.nonce
         if nonce is None:
-            return
+            return buried
         due_ms = self._clock.now_ms() + self._limits.guard_delay_ms
         await self._writer.write(timer_put(Timer(lane, "guard", nonce, due_ms, self._token())))
         await self._writer.write(mark_pend(lane, self._token()))
         self._look(lane)
+        return buried
+
+    async def accept_running(self, lane: Lane, event: Event, guard_ms: int) -> None:
+        """Make a call durable while an attempt at it runs in this process: 9 and 10, without 11.
+
+        A mark would refuse the attempt's commit, and have the call run a second time for nothing. The guard, due when
+        the attempt must have ended, leads to the item; its commit meanwhile makes the item one that is done.
+        """
+        await self._writer.write(inbox_put(lane, event))
+        await self.guard(lane, event.nonce, guard_ms)
 
     async def guard(self, lane: Lane, invocation: str, delay_ms: int, ver: int | None = None) -> None:
         """Make sure that someone looks at a lane after this delay; `ver` is what a write that follows expects."""
@@ -226,7 +241,7 @@ class Delivery:
             case SendOut():
                 await self.postpone(sender.pk, sequence, entry)
             case ResultOut(invocation, result):
-                await self._writer.write(result_put(invocation, result, self._clock.now_ms()))
+                await self._store(invocation, result)
                 self._told(invocation, result)
             case ResolveOut():
                 await self.answer(sender.pk, sequence, entry)
@@ -234,6 +249,14 @@ class Delivery:
                 await self.letters.keep_message(sender, entry)
             case _:
                 assert_never(entry)
+
+    async def _store(self, invocation: str, result: Result) -> None:
+        """15. A delayed message with this id, which a call came before, must find the result when it is due."""
+        now_ms = self._clock.now_ms()
+        written = await self._writer.write(result_put(invocation, result, now_ms))
+        due_ms = (written.answer.item or {}).get("begins")
+        if isinstance(due_ms, int) and due_ms > now_ms:
+            await self._writer.write(result_put(invocation, result, due_ms))
 
     async def _publish(self, sender: Lane, sequence: str, entry: PublishOut) -> None:
         value = entry.value
@@ -291,15 +314,15 @@ class Delivery:
                 extra=log_fields.of_lane(sender),
             )
 
-    async def postpone(self, sender: str, sequence: str, entry: SendOut) -> None:
-        """Make a delayed message durable as a timer."""
+    async def postpone(self, sender: str, sequence: str, entry: SendOut, *, again: bool = False) -> None:
+        """Make a delayed message durable as a timer; `again` leaves one that is there, and its message, as it is."""
         nonce = InvocationId.parse(entry.event_id).nonce
         timer = Timer(entry.lane, "send", nonce, entry.due_ms or 0, nonce, pack(entry), sender, sequence)
-        await self._writer.write(timer_put(timer))
-        self._arm(timer)
+        written = await self._writer.write(timer_put_again(timer) if again else timer_put(timer))
+        self._arm(parse_timer(written.answer.item) if again and written.answer.item else timer)
 
     async def resolve(self, awakeable: str, result: Result) -> Resolution:
-        """Put a result into a waiting slot, after a guard.
+        """Put a result into a waiting slot, after a guard. The first answer stays.
 
         Raises OverloadedError while so many results wait that not even their names fit the head.
         """

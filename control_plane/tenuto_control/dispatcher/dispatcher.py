@@ -11,25 +11,27 @@ import logging
 import random
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, assert_never
 
 from msgspec.structs import replace
 
 from tenuto.hosts import event_scheduler
 from tenuto.lane.head import head_key, parse_head
-from tenuto.lane.transitions import Timer, inbox_key, parse_timer, result_expected, result_key, timer_delete
+from tenuto.lane.transitions import Timer, inbox_key, parse_timer, result_key, timer_delete
 from tenuto.lane.writes import Key
 from tenuto.protocol.ids import InvocationId, Lane, digest
-from tenuto.protocol.limits import VALUE_BYTES_MAX
+from tenuto.protocol.limits import GUARD_MARGIN_MS, VALUE_BYTES_MAX
 from tenuto.protocol.messages import Head
 from tenuto.protocol.records import (
     CallSource,
     Event,
+    Failed,
     PublishOut,
     ResolveOut,
     Result,
     ResultOut,
     SendOut,
+    Success,
     unpack_out,
     unpack_result,
 )
@@ -37,13 +39,14 @@ from tenuto.store.port import Table
 from tenuto_control.core import log_fields
 from tenuto_control.core.metrics import Metrics, Uncounted
 from tenuto_control.core.traces import Tracer, Untraced
+from tenuto_control.dispatcher.acceptance import Acceptance
 from tenuto_control.dispatcher.activations import Activations
 from tenuto_control.dispatcher.capacity import Capacity
 from tenuto_control.dispatcher.delivery import HTTP_SENDER, Delivery, fits, message
 from tenuto_control.dispatcher.lane_worker import Known, LaneWorker
 from tenuto_control.dispatcher.outages import Outages, WatchedTable
 from tenuto_control.dispatcher.services import Services
-from tenuto_control.dispatcher.work import CallWork, KafkaWork
+from tenuto_control.dispatcher.work import CallWork, Elsewhere, KafkaWork
 from tenuto_control.dispatcher.writer import Writer
 from tenuto_control.limits import Limits
 from tenuto_control.ports import (
@@ -51,20 +54,26 @@ from tenuto_control.ports import (
     Clock,
     FunctionInvoker,
     OverloadedError,
-    PayloadTooLargeError,
     Pending,
     RecordSink,
     Resolution,
     SchedulerUnavailableError,
     Targets,
+    TooLargeError,
     TopicPartition,
+    UndecidedError,
     Unknown,
     WakeScheduler,
 )
 
 log = logging.getLogger("tenuto.dispatcher")
 
+T = TypeVar("T")
+
 HALT_GRACE_S = 1.0
+COMMIT_LOOK_S = 0.02
+"""How often a call whose caller stops waiting looks whether a commit under way has been answered."""
+
 SETTLE_LOOK_S = 0.01
 """How often to look whether lanes have come to rest: their ends are many, and no one event tells of all."""
 
@@ -106,11 +115,12 @@ class Dispatcher:
         self._known: OrderedDict[Lane, Known] = OrderedDict()
         self._waiters: dict[str, set[asyncio.Future[Result]]] = {}
         self._timers: dict[Key, tuple[Timer, asyncio.TimerHandle]] = {}
-        self._background: set[asyncio.Task[None]] = set()
+        self._background: set[asyncio.Task[Any]] = set()
         self._tokens = 0
         self._process = process
         writer = Writer(watched, limits, self.metrics)
         delivery = Delivery(writer, sink, clock, limits, self._token, self.look, self._told, self._remind, self.metrics)
+        self._acceptance = Acceptance(writer, delivery, clock)
         capacity = Capacity(limits.invoke_concurrency_max)
         self._services = Services(
             writer,
@@ -227,8 +237,31 @@ class Dispatcher:
 
     async def call(self, event: Event, wait_ms: int) -> Answer:
         """See `Execution.call`. Raises OverloadedError when too many calls wait for the key."""
-        lane = InvocationId.parse(event.id).lane
-        worker = self._worker(lane, None)
+        until_ms = self._clock.now_ms() + wait_ms
+        while True:
+            worker, work = self._queued(event)
+            await asyncio.wait([work.answer], timeout=max(0, until_ms - self._clock.now_ms()) / 1000)
+            if not work.answer.done():
+                # Not cut off when its time is over: half accepted, the call would wait for a chance visit.
+                await self._in_time(self._hand_over(worker, work), self._limits.hand_over_ms_max)
+                if not _has_result(work):
+                    return Pending()
+            match work.answer.result():
+                case Success() | Failed() as result:
+                    return result
+                case Elsewhere(due_ms):
+                    if due_ms is not None:
+                        await self._in_time(self._acceptance.join(event, due_ms), self._limits.accept_ms_max)
+                    found = await self.result(event.id, max(0, until_ms - self._clock.now_ms()))
+                    if not isinstance(found, Unknown):
+                        return found
+                    # Whoever was to make it durable has not, and tells its own caller so.
+                case unforeseen:
+                    assert_never(unforeseen)
+
+    def _queued(self, event: Event) -> tuple[LaneWorker, CallWork]:
+        """The work of a call in this process, queued now unless it is there already."""
+        worker = self._worker(InvocationId.parse(event.id).lane, None)
         work = worker.call_in_queue(event.id)
         if work is None:
             if len(worker.queue) >= self._limits.lane_calls_max:
@@ -238,31 +271,57 @@ class Dispatcher:
             work = CallWork(event)
             worker.add(work)
             self.metrics.count("EventsIn")
-        done, _ = await asyncio.wait([work.answer], timeout=wait_ms / 1000)
-        while not done:
-            if not worker.is_running(work):
-                return await self._hand_over(worker, work)
-            head = await self._head(lane)
-            if head.run is not None and head.run.event.id == event.id:
-                # Durable already, and its end stores a result.
-                return Pending()
-            # It runs right now without having claimed: it is not durable, so it may not be promised yet.
-            done, _ = await asyncio.wait([work.answer], timeout=self._limits.result_poll_max_ms / 1000)
-        return work.answer.result()
+        return worker, work
 
-    async def _hand_over(self, worker: LaneWorker, work: CallWork) -> Answer:
+    async def _hand_over(self, worker: LaneWorker, work: CallWork) -> None:
         """The caller stops waiting: make the call durable, so that its id can be given out.
 
-        Raises PayloadTooLargeError for an input that no item can hold.
+        A run that was claimed is durable already, and its end stores a result. Any other attempt is not, so an inbox
+        item stands in for it; a commit that comes meanwhile stores the result, and the item is found to be done.
         """
-        if work in worker.queue:
-            worker.queue.remove(work)
-        if not fits(work.event):
-            raise PayloadTooLargeError(f"a call that takes this long may hold {VALUE_BYTES_MAX:,} bytes")
-        source = CallSource(keep_result=True)
-        event = Event(work.event.id, work.event.handler, source, work.event.input, work.event.headers)
-        await self._services.delivery.accept(worker.lane, [event])
-        return Pending()
+        work.keep = True
+        event = work.event
+        event = Event(event.id, event.handler, CallSource(keep_result=True), event.input, event.headers)
+        try:
+            head = await self._head(worker.lane)
+            if head.run is not None and head.run.event.id == event.id:
+                return
+            if worker.is_running(work) and await self._stand_in(worker, work, event):
+                return
+            if not fits(event):
+                raise TooLargeError(f"a call that takes longer than its wait may hold {VALUE_BYTES_MAX:,} bytes")
+            await self._acceptance.accept(event)
+        finally:
+            if work in worker.queue and not worker.is_running(work):
+                worker.queue.remove(work)
+                # Other callers with the same idempotency key look for the result elsewhere.
+                work.finish(Elsewhere())
+
+    async def _stand_in(self, worker: LaneWorker, work: CallWork, event: Event) -> bool:
+        """Make a call durable whose attempt runs. False when the attempt ended meanwhile, and left the call undone."""
+        if not fits(event):
+            raise UndecidedError(
+                f"the call takes longer than its wait, and only an input of up to {VALUE_BYTES_MAX:,} bytes can be "
+                "kept for longer: whether it takes effect is unknown"
+            )
+        target = self._targets.find(worker.lane.service)
+        guard_ms = (0 if target is None else target.timeout_ms) + GUARD_MARGIN_MS
+        await self._services.delivery.accept_running(worker.lane, event, guard_ms)
+        while work.unkept and not work.answer.done():
+            await asyncio.wait([work.answer], timeout=COMMIT_LOOK_S)
+        return worker.is_running(work) or _has_result(work)
+
+    async def _in_time(self, work: Coroutine[Any, Any, T], timeout_ms: int) -> T:
+        """Wait for something that goes on when the time is over. Raises UndecidedError then, and what the work does."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+        # Whoever waits may have gone by then.
+        task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+        done, _ = await asyncio.wait([task], timeout=timeout_ms / 1000)
+        if not done:
+            raise UndecidedError("the table did not answer in time; whether the request takes effect is unknown")
+        return task.result()
 
     async def call_shared(self, event: Event) -> Result:
         """See `Execution.call_shared`."""
@@ -271,20 +330,11 @@ class Dispatcher:
 
     async def send(self, event: Event, delay_ms: int) -> None:
         """See `Execution.send`."""
-        lane, nonce = InvocationId.parse(event.id)
         if isinstance(event.source, CallSource):
             event = replace(event, source=replace(event.source, one_way=True))
         if not fits(event):
-            raise PayloadTooLargeError(f"a message may hold {VALUE_BYTES_MAX:,} bytes, headers included")
-        if delay_ms <= 0:
-            await self._services.delivery.accept(lane, [event])
-            return
-        due_ms = self._clock.now_ms() + delay_ms
-        keep = isinstance(event.source, CallSource) and event.source.keep_result
-        entry = SendOut(lane.service, lane.key, event.id, event.handler, event.input, event.headers, due_ms, keep)
-        await self._services.delivery.postpone(HTTP_SENDER, nonce, entry)
-        if keep:
-            await self._services.writer.write(result_expected(event.id, self._clock.now_ms(), delay_ms))
+            raise TooLargeError(f"a message may hold {VALUE_BYTES_MAX:,} bytes, headers included")
+        await self._in_time(self._acceptance.accept(event, max(0, delay_ms)), self._limits.accept_ms_max)
 
     async def result(self, invocation: str, wait_ms: int) -> Answer:
         """See `Execution.result`."""
@@ -310,7 +360,13 @@ class Dispatcher:
                 del self._waiters[invocation]
 
     async def _stored(self, lane: Lane, invocation: str) -> Answer:
-        """What storage knows of an invocation: the head first, then the result item."""
+        """What storage knows of an invocation."""
+        found = await self._looked_up(lane, invocation)
+        # Its item was buried between two reads, or its result is no longer kept: a second look tells.
+        return await self._looked_up(lane, invocation) or Unknown() if found is None else found
+
+    async def _looked_up(self, lane: Lane, invocation: str) -> Answer | None:
+        """The head first, then the result item, then the inbox. None when that has a tombstone alone."""
         head = await self._head(lane)
         for out in head.out.values():
             if isinstance(out, ResultOut) and out.invocation == invocation:
@@ -328,7 +384,9 @@ class Dispatcher:
             # Its message waits for its time.
             return Pending()
         waits = await self._table.get(inbox_key(lane, Event(invocation, "", CallSource())))
-        return Pending() if waits is not None and "ev" in waits else Unknown()
+        if waits is None:
+            return Unknown()
+        return Pending() if "ev" in waits else None
 
     async def resolve(self, awakeable: str, result: Result) -> Resolution:
         """See `Execution.resolve`."""
@@ -368,7 +426,7 @@ class Dispatcher:
         sender, sequence = timer.sender or HTTP_SENDER, timer.sequence or ""
         match unpack_out(timer.message):
             case SendOut() as entry:
-                await self._services.delivery.accept(timer.lane, [message(sender, sequence, entry)])
+                await self._acceptance.deliver(message(sender, sequence, entry))
             case ResolveOut() as entry:
                 await self._services.delivery.answer(sender, sequence, entry)
             case entry:
@@ -464,6 +522,10 @@ class Dispatcher:
     def _token(self) -> str:
         self._tokens += 1
         return f"{self._process}.{self._tokens}"
+
+
+def _has_result(work: CallWork) -> bool:
+    return work.answer.done() and isinstance(work.answer.result(), Success | Failed)
 
 
 def _schedule_name(timer: Timer) -> str:

@@ -16,7 +16,7 @@ from tenuto.lane.writes import Delete
 from tenuto.protocol.ids import Lane
 from tenuto.protocol.messages import Head
 from tenuto.protocol.records import CallSource, Event, unpack_event
-from tenuto_control.core.lane_policy import passed
+from tenuto_control.core.lane_policy import finished, passed
 from tenuto_control.dispatcher.writer import Writer
 
 DRAIN_EVENTS_MAX = 50
@@ -49,7 +49,7 @@ class Inbox:
         self._writer = writer
         self._parts: dict[str, int] = {}
 
-    async def live(self, head: Head) -> Waiting:
+    async def live(self, head: Head, now_ms: int = 0) -> Waiting:
         """What waits, judged by a head that was read before this query. Sources are each in order."""
         events: list[Event] = []
         done: list[Event] = []
@@ -71,7 +71,7 @@ class Inbox:
                     self._parts[event.nonce] = parts
                 if passed(head, event):
                     below.append(event)
-                elif event.nonce in head.fin or await self._has_result(event):
+                elif finished(head, event, now_ms) or await self._has_result(event):
                     done.append(event)
                 else:
                     whole = await self._whole(event)

@@ -40,12 +40,13 @@ from tenuto_control.core.lane_policy import (
     View,
     Wait,
     decide,
+    finished,
 )
 from tenuto_control.core.log_fields import shown
 from tenuto_control.dispatcher.activations import Activations, Attempted
 from tenuto_control.dispatcher.inbox import Inbox
 from tenuto_control.dispatcher.services import Services
-from tenuto_control.dispatcher.work import CallWork, KafkaWork, Work
+from tenuto_control.dispatcher.work import CallWork, Elsewhere, KafkaWork, Work
 from tenuto_control.ports import LogUnavailableError, Target, TopicPartition, TopicUnusableError
 
 log = logging.getLogger("tenuto.lane")
@@ -400,7 +401,7 @@ class LaneWorker:
     async def _drain(self) -> None:
         head = self._seen()
         self.look = False
-        waiting = await self._inbox.live(head)
+        waiting = await self._inbox.live(head, self._services.clock.now_ms())
         await self._inbox.bury(waiting.done, self._services.clock.now_ms())
         await self._inbox.forget(waiting.passed)
         if not waiting.more:
@@ -411,8 +412,9 @@ class LaneWorker:
                 head, waiting.events, self._tries, self._trimmable(), clears=clears
             )
             self._attempted(attempted, self.queue)
-            ran = [e for e in waiting.events if self.head is not None and e.nonce in self.head.fin]
-            await self._inbox.bury(ran, self._services.clock.now_ms())
+            now_ms = self._services.clock.now_ms()
+            ran = [e for e in waiting.events if self.head is not None and finished(self.head, e, now_ms)]
+            await self._inbox.bury(ran, now_ms)
             self._finished |= {event.nonce for event in ran}
             self.look = self.look or len(ran) < len(waiting.events)
         elif waiting.more:
@@ -433,8 +435,11 @@ class LaneWorker:
     async def _invoke(self) -> None:
         head = self._seen()
         attempted = await self._activations.speculate(head, self.queue, self._tries, self._trimmable())
-        for work in [w for w in self.queue if isinstance(w, CallWork) and w.answer.done()]:
+        for work in [w for w in self.queue if isinstance(w, CallWork) and (w.keep or w.answer.done())]:
             self.queue.remove(work)
+            # A call that was handed over while it ran has an item in the inbox: to be run again, or to be buried.
+            self.look = self.look or work.keep
+            work.finish(Elsewhere())
         if attempted is not None:
             self._attempted(attempted, self.queue)
 
@@ -494,8 +499,9 @@ class LaneWorker:
         results = {out.invocation: out.result for out in head.out.values() if isinstance(out, ResultOut)}
         for work in [w for w in self.queue if isinstance(w, CallWork)]:
             known = results.get(work.event.id)
-            if known is None and work.tentative is not None and work.event.nonce in head.fin:
-                known = work.tentative
+            if known is None and work.tentative is not None:
+                now_ms = self._services.clock.now_ms()
+                known = work.tentative if finished(head, work.event, now_ms) else None
             if known is not None:
                 self._finished.add(work.event.nonce)
                 work.finish(known)

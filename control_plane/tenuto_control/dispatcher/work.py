@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from tenuto.protocol.messages import Head
-from tenuto.protocol.records import Event, Result
+from tenuto.protocol.records import CallSource, Event, Result
 
 
 @dataclass(slots=True, eq=False)
@@ -34,24 +34,40 @@ class KafkaWork:
             self.released()
 
 
+@dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """A call is not run from this queue: its invocation is accepted already. `due_ms` is when a delayed one begins."""
+
+    due_ms: int | None = None
+
+
 @dataclass(slots=True, eq=False)
 class CallWork:
     """A call whose caller waits in this process.
 
-    `keep` asks for the result to be stored, because the caller went away with the id. `tentative` is a result whose
-    commit may or may not have taken place. `checked` is the head for which the absence of a stored result was made
-    sure; an `attempted` call may have one although none was asked for.
+    `keep` says that the caller goes away with the id: no further attempt begins here, and one that runs stores its
+    result with its commit. `unkept` is set while a commit is under way that was made without the result. `tentative` is
+    a result whose commit may or may not have taken place. `checked` is the head for which the absence of a stored
+    result was made sure; an `attempted` call may have one although none was asked for.
     """
 
     event: Event
-    answer: asyncio.Future[Result] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    answer: asyncio.Future[Result | Elsewhere] = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
     keep: bool = False
+    unkept: bool = False
     tentative: Result | None = None
     checked: Head | None = None
     attempted: bool = False
 
-    def finish(self, result: Result) -> None:
-        """Give the caller the result."""
+    @property
+    def stores(self) -> bool:
+        """Whether its function adds the result to what is committed, unasked."""
+        return isinstance(self.event.source, CallSource) and self.event.source.keep_result
+
+    def finish(self, result: Result | Elsewhere) -> None:
+        """Give the caller the result, or say that it has to be looked for."""
         if not self.answer.done():
             self.answer.set_result(result)
 

@@ -28,12 +28,17 @@ from tenuto_control.ports import (
     OverloadedError,
     PayloadTooLargeError,
     Pending,
+    TooLargeError,
+    UndecidedError,
     Unknown,
 )
 
 INVOCATION_HEADER: Final = "x-tenuto-invocation-id"
 RETRY_AFTER_S: Final = 1
 """When to come back after a 503."""
+
+PATH_CHARS_SHOWN_MAX: Final = 200
+"""What of an address an error repeats."""
 
 ERROR_STATUS_MIN: Final = 400
 ERROR_STATUS_MAX: Final = 599
@@ -55,10 +60,15 @@ def error(
     headers: Mapping[str, str] | None = None,
 ) -> Response:
     """The one shape of an error."""
-    body: dict[str, Any] = {"message": message}
+    body: dict[str, Any] = {"message": encodable(message)}
     if metadata is not None:
-        body["metadata"] = dict(metadata)
+        body["metadata"] = {encodable(name): encodable(text) for name, text in metadata.items()}
     return JSONResponse({"error": body}, status, {**_identity(request), **(headers or {})})
+
+
+def encodable(text: str) -> str:
+    """Text that UTF-8 can say: a lone surrogate, which JSON may carry, is written as an escape."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def accepted(request: Request, body: Mapping[str, str], *, attach: str | None = None) -> Response:
@@ -115,7 +125,9 @@ async def no_route(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, HTTPException)
     message = str(exc.detail)
     if exc.status_code == HTTPStatus.NOT_FOUND:
-        message = f"nothing answers at {request.scope['path']!r}; GET / lists what does"
+        path = request.scope["path"]
+        shown = path if len(path) <= PATH_CHARS_SHOWN_MAX else path[:PATH_CHARS_SHOWN_MAX] + "…"
+        message = f"nothing answers at {shown!r}; GET / lists what does"
     elif exc.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         allowed = (exc.headers or {}).get("Allow", "")
         message = f"{request.method} is not possible here; use {allowed}"
@@ -125,10 +137,15 @@ async def no_route(request: Request, exc: Exception) -> Response:
 async def unavailable(request: Request, exc: Exception) -> Response:
     """503: a part of the system did not answer, and what became of the request is unknown."""
     _told(logging.WARNING, request, exc)
+    again = {"retry-after": str(RETRY_AFTER_S)}
     match exc:
         case OverloadedError():
-            retry = {"retry-after": str(RETRY_AFTER_S)}
-            return error(request, HTTPStatus.SERVICE_UNAVAILABLE, f"nothing was accepted: {exc}", headers=retry)
+            return error(request, HTTPStatus.SERVICE_UNAVAILABLE, f"nothing was accepted: {exc}", headers=again)
+        case UndecidedError():
+            message = f"{exc}. Repeat it with the same idempotency-key"
+            return error(request, HTTPStatus.SERVICE_UNAVAILABLE, message, headers=again)
+        case TooLargeError():
+            return error(request, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, str(exc))
         case PayloadTooLargeError():
             return error(
                 request,
@@ -146,7 +163,7 @@ async def unavailable(request: Request, exc: Exception) -> Response:
     message = (
         f"{part} did not answer; whether the request took effect is unknown. Repeat it with the same idempotency-key"
     )
-    return error(request, HTTPStatus.SERVICE_UNAVAILABLE, message, headers={"retry-after": str(RETRY_AFTER_S)})
+    return error(request, HTTPStatus.SERVICE_UNAVAILABLE, message, headers=again)
 
 
 async def broken(request: Request, exc: Exception) -> Response:
@@ -182,6 +199,8 @@ HANDLERS: Final = {
     LogUnavailableError: unavailable,
     InvokeError: unavailable,
     OverloadedError: unavailable,
+    UndecidedError: unavailable,
+    TooLargeError: unavailable,
     TableRefusedError: broken,
     ClientDisconnect: gone,
     Exception: broken,

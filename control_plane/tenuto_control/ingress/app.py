@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Callable, Sequence
+import time
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Final, TypeAlias
+from typing import Final, TypeAlias, TypeVar, assert_never
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -21,17 +22,23 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from tenuto.protocol.ids import AwakeableId, InvocationId, Lane, call_nonce
-from tenuto.protocol.limits import AWAKEABLE_BYTES_MAX
+from tenuto.protocol.limits import AWAKEABLE_BYTES_MAX, VALUE_BYTES_MAX
 from tenuto.protocol.messages import HandlerManifest
 from tenuto.protocol.records import AwakeableSlot, CallSource, Event, Result, Success, pack
 from tenuto_control.ingress import answers, listing, paths, readiness, requests
+from tenuto_control.ingress.gate import Gate
 from tenuto_control.ingress.listing import Catalogue
 from tenuto_control.ingress.problems import RefusedError
 from tenuto_control.ingress.stopping import Stopping
-from tenuto_control.ports import Execution, Resolution, Unreadable
+from tenuto_control.ports import Execution, Resolution, UndecidedError, Unreadable
+
+T = TypeVar("T")
 
 WAIT_MS_MAX: Final = 25_000
 """How long a request waits for a result: below the 29 seconds after which API Gateway gives up."""
+
+LATE_MS_MAX: Final = 1_500
+"""How long after its caller's wait a request may be answered: what is under way is made durable, or given up."""
 
 READY_MS_MAX: Final = 2_000
 """How long the readiness probe may take."""
@@ -39,6 +46,10 @@ READY_MS_MAX: Final = 2_000
 NONCE_BYTES: Final = 12
 ReadyProbe: TypeAlias = Callable[[], Awaitable[str | None]]
 """Tells why the control plane is not ready to serve, None when it is."""
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
 
 
 def create_app(
@@ -49,9 +60,15 @@ def create_app(
     wait_ms_max: int = WAIT_MS_MAX,
     random_bytes: Callable[[int], bytes] = secrets.token_bytes,
     unreadable: Callable[[], Sequence[Unreadable]] = tuple,
+    cors_origins: Collection[str] = (),
+    now_ms: Callable[[], int] = _now_ms,
 ) -> Starlette:
-    """The ingress over a dispatcher. `random_bytes` makes the ids of calls that bring no idempotency key."""
-    ingress = _Ingress(execution, catalogue, ready, wait_ms_max, random_bytes, unreadable)
+    """The ingress over a dispatcher. `random_bytes` makes the ids of calls that bring no idempotency key.
+
+    Pages of `cors_origins` may call from a browser. `now_ms` is the time (milliseconds since the epoch) that the
+    time of arrival at a gateway is compared to.
+    """
+    ingress = _Ingress(execution, catalogue, ready, wait_ms_max, random_bytes, unreadable, now_ms)
     app = Starlette(
         routes=[
             Route("/", ingress.index, methods=["GET"]),
@@ -64,7 +81,7 @@ def create_app(
             Route("/awakeables/{id}/resolve", ingress.resolve, methods=["POST"]),
             Route("/awakeables/{id}/reject", ingress.reject, methods=["POST"]),
         ],
-        middleware=[Middleware(Stopping), Middleware(paths.RawPath)],
+        middleware=[Middleware(Stopping), Middleware(Gate, origins=cors_origins), Middleware(paths.RawPath)],
         exception_handlers=answers.HANDLERS,
     )
     # A redirect would turn a POST with a stray slash into something else; the 404 says what is wrong.
@@ -80,6 +97,7 @@ class _Ingress:
     wait_ms_max: int
     random_bytes: Callable[[int], bytes]
     unreadable: Callable[[], Sequence[Unreadable]]
+    now_ms: Callable[[], int]
 
     async def index(self, request: Request) -> Response:
         """List services and handlers, each with a line to paste."""
@@ -106,43 +124,53 @@ class _Ingress:
     async def call(self, request: Request) -> Response:
         """Run a handler and wait for its result."""
         requests.refuse_unknown_parameters(request, ())
-        wait_ms = requests.wait_ms(request, self.wait_ms_max)
-        handler, event = await self._event(request)
+        wait = self._wait(request)
+        handler, event = await self._event(request, requests.BODY_BYTES_MAX, "the body of a call")
         if handler.kind == "shared":
-            return answers.result(request, await self._call_shared(event, wait_ms))
-        return answers.answer(request, event.id, await self.execution.call(event, wait_ms))
+            return answers.result(request, await self._call_shared(event, wait.left_ms()))
+        return answers.answer(request, event.id, await wait.of(self.execution.call(event, wait.left_ms())))
 
     async def send(self, request: Request) -> Response:
         """Accept a message and answer once it is durable."""
         requests.refuse_unknown_parameters(request, ("delay",))
         delay_ms = requests.delay_ms(request)
-        handler, event = await self._event(request)
+        wait = self._wait(request)
+        handler, event = await self._event(request, VALUE_BYTES_MAX, "a message, headers included,")
         if handler.kind == "shared":
             raise RefusedError(f"{handler.name} is a shared handler, which only reads: /call it for its answer")
-        await self.execution.send(event, delay_ms)
+        await wait.of(self.execution.send(event, delay_ms))
         kept = isinstance(event.source, CallSource) and event.source.keep_result
         body = {"invocation_id": event.id, "status": "accepted"}
         return answers.accepted(request, body, attach=event.id if kept else None)
 
     async def attach(self, request: Request) -> Response:
         """Wait for the result of an invocation."""
-        return await self._result(request, requests.wait_ms(request, self.wait_ms_max))
+        return await self._result(request, self._wait(request))
 
     async def output(self, request: Request) -> Response:
         """Tell the result of an invocation as it stands."""
-        return await self._result(request, 0)
+        return await self._result(request, _Wait(0))
 
     async def resolve(self, request: Request) -> Response:
         """Give an awakeable its value."""
         awakeable = _awakeable(request)
-        return await self._settle(request, awakeable, Success(await requests.read_body(request)))
+        body = await requests.read_body(request, AWAKEABLE_BYTES_MAX, "an awakeable")
+        return await self._settle(request, awakeable, Success(body))
 
     async def reject(self, request: Request) -> Response:
         """Let an awakeable fail."""
         awakeable = _awakeable(request)
-        body = await requests.read_body(request)
+        body = await requests.read_body(request, AWAKEABLE_BYTES_MAX, "an awakeable")
         failed = requests.rejection(body, json=requests.is_json_type(request))
         return await self._settle(request, awakeable, failed)
+
+    def _wait(self, request: Request) -> _Wait:
+        """How long this request waits from now on. Raises RefusedError."""
+        wait_ms = requests.wait_ms(request, self.wait_ms_max)
+        arrived_ms = requests.arrived_ms(request)
+        # A cold start is part of what the gateway waits for. Clocks that differ neither add to the wait nor end it.
+        since_ms = 0 if arrived_ms is None else max(0, self.now_ms() - arrived_ms)
+        return _Wait(max(0, wait_ms - since_ms))
 
     async def _call_shared(self, event: Event, wait_ms: int) -> Result:
         """Run a read-only handler. It leaves no record to attach to, so a wait that is over is a failure."""
@@ -156,7 +184,7 @@ class _Ingress:
                 HTTPStatus.GATEWAY_TIMEOUT,
             ) from None
 
-    async def _result(self, request: Request, wait_ms: int) -> Response:
+    async def _result(self, request: Request, wait: _Wait) -> Response:
         text = paths.decode_segment(request.path_params["id"])
         try:
             canonical = str(InvocationId.parse(text))
@@ -165,7 +193,7 @@ class _Ingress:
         if canonical != text:
             raise RefusedError("this is not an invocation id; one begins with inv_ and is given by /call and /send")
         answers.remember(request, text)
-        return answers.answer(request, text, await self.execution.result(text, wait_ms))
+        return answers.answer(request, text, await wait.of(self.execution.result(text, wait.left_ms())))
 
     async def _settle(self, request: Request, awakeable: str, result: Result) -> Response:
         if len(pack(AwakeableSlot(result))) > AWAKEABLE_BYTES_MAX:
@@ -173,16 +201,18 @@ class _Ingress:
                 f"an awakeable takes {AWAKEABLE_BYTES_MAX:,} bytes: store more elsewhere and send a reference",
                 HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
             )
-        match await self.execution.resolve(awakeable, result):
+        match await self._wait(request).of(self.execution.resolve(awakeable, result)):
             case Resolution.ACCEPTED | Resolution.REPEATED:
                 return answers.accepted(request, {"awakeable_id": awakeable, "status": "accepted"})
             case Resolution.CONFLICT:
-                raise RefusedError("this awakeable has another result already, which stays", HTTPStatus.CONFLICT)
+                raise RefusedError("another answer came first, and it stays", HTTPStatus.CONFLICT)
             case Resolution.UNKNOWN:
                 raise RefusedError("nobody waits for this awakeable (any more)", HTTPStatus.NOT_FOUND)
+            case unforeseen:
+                assert_never(unforeseen)
 
-    async def _event(self, request: Request) -> tuple[HandlerManifest, Event]:
-        """The event a call or send stands for. Raises RefusedError."""
+    async def _event(self, request: Request, limit: int, what: str) -> tuple[HandlerManifest, Event]:
+        """The event a call or send stands for; `what` may hold `limit` bytes. Raises RefusedError."""
         target = paths.parse_target(request.path_params["target"])
         service, handler = listing.find_handler(self.catalogue, target)
         idempotency_key = requests.idempotency_key(request)
@@ -193,11 +223,31 @@ class _Ingress:
         # An invocation of an unkeyed service is a lane of its own.
         lane = Lane(service.name, nonce if target.key is None else target.key)
         headers = requests.event_headers(request)
-        body = await requests.read_body(request)
+        body = await requests.read_body(request, limit, what)
+        listing.check_input(service, handler, body)
         invocation = str(InvocationId(lane, nonce))
         answers.remember(request, invocation, handler.name)
         source = CallSource(keep_result=idempotency_key is not None)
         return handler, Event(invocation, handler.name, source, body, headers)
+
+
+class _Wait:
+    """The time a request has, from its making on. `wait_ms` counts from then."""
+
+    def __init__(self, wait_ms: int) -> None:
+        self._until_s = asyncio.get_running_loop().time() + wait_ms / 1_000
+
+    def left_ms(self) -> int:
+        """What is left of it, in milliseconds."""
+        return max(0, round((self._until_s - asyncio.get_running_loop().time()) * 1_000))
+
+    async def of(self, work: Awaitable[T]) -> T:
+        """Wait for something whose own bound may fail it. Raises UndecidedError soon after the time is over."""
+        try:
+            async with asyncio.timeout((self.left_ms() + LATE_MS_MAX) / 1_000):
+                return await work
+        except TimeoutError:
+            raise UndecidedError("there was no answer in time; whether the request took effect is unknown") from None
 
 
 def _awakeable(request: Request) -> str:

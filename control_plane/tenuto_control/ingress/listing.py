@@ -48,6 +48,18 @@ def find_handler(catalogue: Catalogue, target: Target) -> tuple[ServiceManifest,
     raise RefusedError(_no_such(f"handler of {service.name}", target.handler, names), HTTPStatus.NOT_FOUND)
 
 
+def check_input(service: ServiceManifest, handler: HandlerManifest, body: bytes | None) -> None:
+    """Raises RefusedError (400) for a body where none belongs, and for a missing one where one does.
+
+    To a handler without input `null` says as much as no body: clients that encode whatever they have send it.
+    """
+    name = f"{service.name}/{handler.name}"
+    if body is not None and not handler.takes_input and body.strip() != b"null":
+        raise RefusedError(f"{name} takes no input: send no body")
+    if body is None and handler.takes_input and not handler.nullable:
+        raise RefusedError(f"{name} takes an input, and its type does not admit null: send it as the body")
+
+
 def as_json(services: Iterable[ServiceManifest], base: str) -> dict[str, Any]:
     """The listing as JSON: each handler with a line to paste."""
     return {
@@ -78,7 +90,8 @@ def as_text(services: Iterable[ServiceManifest], base: str) -> str:
 def _curl(service: ServiceManifest, handler: HandlerManifest, base: str) -> str:
     key = [EXAMPLE_KEY] if service.keyed else []
     path = "/".join(encode_segment(part) for part in (service.name, *key, handler.name))
-    return f"curl {shlex.quote(f'{base}/call/{path}')} --json '{{}}'"
+    url = shlex.quote(f"{base}/call/{path}")
+    return f"curl {url} --json '{{}}'" if handler.takes_input else f"curl -X POST {url}"
 
 
 def _no_such(what: str, name: str, known: Sequence[str]) -> str:

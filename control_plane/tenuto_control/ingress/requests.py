@@ -5,9 +5,10 @@ Owns their reading, bounds and defaults. Does not own what becomes of them.
 
 from __future__ import annotations
 
+import asyncio
 import difflib
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from http import HTTPStatus
 from typing import Final
 
@@ -18,6 +19,9 @@ from tenuto.protocol.limits import PAYLOAD_BYTES_MAX, STATE_BYTES_MAX
 from tenuto.protocol.records import Failed, Failure
 from tenuto_control.ingress.delays import parse_delay
 from tenuto_control.ingress.problems import RefusedError
+
+BODY_MS_MAX: Final = 30_000
+"""How long a body may take to arrive."""
 
 BODY_BYTES_MAX: Final = PAYLOAD_BYTES_MAX * 3 // 4 - 2 * STATE_BYTES_MAX
 """Largest body. In an activation it travels as base64 (4 characters for 3 bytes), beside the lane's head."""
@@ -34,6 +38,7 @@ NAME_CHARACTERS_COMPARED_MAX: Final = 100
 _JSON_TYPE: Final = re.compile(r"\s*application/(?:[\w.+-]+\+)?json\s*(?:;.*)?", re.IGNORECASE | re.ASCII)
 _WAIT: Final = re.compile(r"wait\s*=\s*(?P<value>.*)", re.IGNORECASE | re.ASCII)
 _WAIT_SECONDS_DIGITS_MAX: Final = 9
+_LENGTH_DIGITS_MAX: Final = 18
 
 # RFC 9110, section 7.6.1: meant for the next hop alone. So is whatever `connection` names.
 _HOP_BY_HOP: Final = frozenset(
@@ -65,24 +70,52 @@ class _Rejection(msgspec.Struct, forbid_unknown_fields=True):
 _rejection: Final = msgspec.json.Decoder(_Rejection | str)
 
 
-async def read_body(request: Request) -> bytes | None:
-    """The body untouched, None when it is empty.
+async def read_body(request: Request, limit: int = BODY_BYTES_MAX, what: str = "the body of a call") -> bytes | None:
+    """The body untouched, None when it is empty. `what` names in an error what may hold `limit` bytes.
 
-    Raises RefusedError: 413 over the limit, 400 when the content type says JSON and the body is none.
+    Raises RefusedError: 413 over the limit, before all of it is read; 415 when it is encoded; 408 when it does not
+    come; 400 when the content type says JSON and the body is none.
     """
+    _refuse_encoded(request)
+    too_large = RefusedError(
+        f"{what} may hold {limit:,} bytes: store more elsewhere and send a reference",
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    )
+    if _told_bytes(request) > limit:
+        raise too_large
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > BODY_BYTES_MAX:
-            raise RefusedError(
-                f"the body is larger than {BODY_BYTES_MAX} bytes: store it elsewhere and send a reference",
-                HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-            )
+    try:
+        async with asyncio.timeout(BODY_MS_MAX / 1_000):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > limit:
+                    raise too_large
+    except TimeoutError:
+        raise RefusedError(f"the body did not arrive in {BODY_MS_MAX} ms", HTTPStatus.REQUEST_TIMEOUT) from None
     if body and is_json_type(request):
         problem = json_problem(body)
         if problem is not None:
             raise RefusedError(f"the body is not the JSON its content type promises: {problem}")
     return bytes(body) or None
+
+
+def _refuse_encoded(request: Request) -> None:
+    """Nobody decodes a body here, and a handler would take its bytes for the value. Raises RefusedError (415)."""
+    for line in request.headers.getlist("content-encoding"):
+        for coding in line.split(","):
+            if coding.strip().lower() not in ("", "identity"):
+                raise RefusedError(
+                    f"content-encoding {coding.strip()[:NAME_CHARACTERS_COMPARED_MAX]!r} is not understood: "
+                    "send the body as it is",
+                    HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+                    {"accept-encoding": "identity"},
+                )
+
+
+def _told_bytes(request: Request) -> int:
+    """What `content-length` announces; 0 when it says nothing that can be used."""
+    text = request.headers.get("content-length", "")
+    return int(text) if text.isascii() and text.isdecimal() and len(text) <= _LENGTH_DIGITS_MAX else 0
 
 
 def is_json_type(request: Request) -> bool:
@@ -93,7 +126,11 @@ def is_json_type(request: Request) -> bool:
 def json_problem(data: bytes | bytearray) -> str | None:
     """What keeps `data` from being JSON; None when it is."""
     try:
+        # The decoder looks at the text of strings only when they are asked for.
+        data.decode()
         _any_json.decode(data)
+    except UnicodeDecodeError as e:
+        return f"it is not UTF-8 (byte {e.start})"
     except msgspec.DecodeError as e:
         return str(e)
     except RecursionError:
@@ -146,6 +183,23 @@ def wait_ms(request: Request, limit_ms: int) -> int:
                 raise RefusedError("`prefer: wait=N` takes whole seconds, such as wait=10")
             return min(limit_ms, int(text) * 1_000)
     return limit_ms
+
+
+def arrived_ms(request: Request) -> int | None:
+    """When API Gateway took the request (milliseconds since the epoch): its 29 seconds count from there.
+
+    `requestContext.timeEpoch` of HTTP APIs and function URLs, `requestTimeEpoch` of REST APIs (API Gateway developer
+    guides, "payload format" and "Lambda proxy integration"). None where no gateway tells.
+    """
+    event = request.scope.get("aws.event")
+    context = event.get("requestContext") if isinstance(event, Mapping) else None
+    if not isinstance(context, Mapping):
+        return None
+    for name in ("timeEpoch", "requestTimeEpoch"):
+        at_ms = context.get(name)
+        if isinstance(at_ms, int) and at_ms > 0:
+            return at_ms
+    return None
 
 
 def idempotency_key(request: Request) -> str | None:

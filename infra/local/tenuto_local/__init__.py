@@ -7,17 +7,25 @@ Owns everything a development machine or a test needs in the place of AWS and Ka
 deployed never import it.
 """
 
-from tenuto_local.errors import (
-    ConfigurationError,
-    FetchFailed,
-    LocalStackError,
-    PrerequisiteMissing,
-    ProcessFailed,
-)
-from tenuto_local.lambda_service.function_spec import FunctionSpec
-from tenuto_local.prerequisites import PrerequisiteReport, check_prerequisites
-from tenuto_local.stack import EmbeddedStack
-from tenuto_local.topics import create_topics
+from __future__ import annotations
+
+TYPE_CHECKING = False
+"""As in `typing`, whose import takes as long as everything else here."""
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from tenuto_local.errors import (
+        ConfigurationError,
+        FetchFailed,
+        LocalStackError,
+        PrerequisiteMissing,
+        ProcessFailed,
+    )
+    from tenuto_local.lambda_service.function_spec import FunctionSpec
+    from tenuto_local.prerequisites import PrerequisiteReport, check_prerequisites
+    from tenuto_local.stack import EmbeddedStack
+    from tenuto_local.topics import create_topics
 
 __all__ = [
     "ConfigurationError",
@@ -31,3 +39,21 @@ __all__ = [
     "check_prerequisites",
     "create_topics",
 ]
+
+# Imported when they are asked for: the commands of this package say what a Ctrl-C means before anything slow is loaded.
+_HOMES = {
+    "EmbeddedStack": "stack",
+    "FunctionSpec": "lambda_service.function_spec",
+    "PrerequisiteReport": "prerequisites",
+    "check_prerequisites": "prerequisites",
+    "create_topics": "topics",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """One of `__all__`. Raises AttributeError."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib  # Rarely needed, and not for free.
+
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES.get(name, 'errors')}"), name)

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from tenuto_local.errors import ConfigurationError, LocalStackError
+from tenuto_local.interrupts import EXIT_INTERRUPTED
 
 EXIT_USAGE = 2
-EXIT_INTERRUPTED = 130
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -24,7 +24,7 @@ def run_to_end(command: str, work: Coroutine[Any, Any, int]) -> int:
     """Run a command; its exit status. A `LocalStackError` becomes one line on standard error."""
     try:
         return asyncio.run(_interruptible(work))
-    except asyncio.CancelledError:
+    except (asyncio.CancelledError, KeyboardInterrupt):
         print("stopped; nothing is left running", flush=True)
         return EXIT_INTERRUPTED
     except LocalStackError as error:

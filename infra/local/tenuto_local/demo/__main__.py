@@ -1,67 +1,21 @@
-"""The command line of the demo.
-
-Owns the options and the first lines a person reads, which come before anything slow is imported.
-"""
+"""`python -m tenuto_local.demo`: an interrupt first, then the command (`command`)."""
 
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Sequence
 
-from tenuto_local.commands import EXIT_INTERRUPTED, forget_own_services, repository, run_to_end
-from tenuto_local.errors import LocalStackError
-
-EVENTS_DEFAULT = 300
-EVENTS_MIN, EVENTS_MAX = 30, 2_000
-PLAN = """\
-tenuto demo: {events} events through three examples, on a real broker, DynamoDB Local and function processes
-  user_updates       three systems kept in step; a user that is not ready sleeps, its neighbours run
-  profile_enricher   two topics and HTTP into one object, sent on after a second
-  food_order         payment, kitchen, a driver's answer over HTTP, and undoing what was done
-One function process is killed after a second step. Two minutes at most; Ctrl-C ends it and leaves nothing behind."""
+from tenuto_local import interrupts
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the demo. 0: the outcome is the truth; 1: it is not, or something did not start; 130: interrupted."""
-    options = _parser().parse_args(arguments)
-    print(PLAN.format(events=options.events), flush=True)
-    try:
-        sys.path.insert(0, str(repository()))
-    except LocalStackError as error:
-        print(f"demo: {error}", file=sys.stderr)
-        return 1
-    forget_own_services(
-        "the demo starts from nothing",
-        "TENUTO_BOOTSTRAP_SERVERS",
-        "AWS_ENDPOINT_URL",
-        "AWS_ENDPOINT_URL_DYNAMODB",
-    )
-    try:
-        # Imported here: the clients take half a second, and the plan comes first.
-        from tenuto_local.demo.run import demo
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
-    return run_to_end("demo", demo(options.events, options.seed, live=options.live and sys.stdout.isatty()))
+def run() -> int:
+    """Run the command; its exit status."""
+    interrupts.end_at_once()
+    from tenuto_local.demo.command import main  # Imported here: it takes a while, in which a Ctrl-C may come.
 
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m tenuto_local.demo", description="The examples on a real stream, checked against the truth."
-    )
-    parser.add_argument(
-        "--events", type=_event_count, default=EVENTS_DEFAULT, help=f"how many events (default: {EVENTS_DEFAULT})"
-    )
-    parser.add_argument("--seed", type=int, default=1, help="which stream (default: 1)")
-    parser.add_argument("--no-live", dest="live", action="store_false", help="plain lines, also on a terminal")
-    return parser
-
-
-def _event_count(text: str) -> int:
-    if not text.isdigit() or not EVENTS_MIN <= int(text) <= EVENTS_MAX:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from {EVENTS_MIN} to {EVENTS_MAX}")
-    return int(text)
+    status = main()
+    interrupts.over()
+    return status
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run())

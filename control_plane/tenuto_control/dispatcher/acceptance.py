@@ -1,0 +1,106 @@
+"""Acceptance of what comes over HTTP: of all requests with one idempotency key, one is what runs.
+
+Owns where an invocation is looked for before it is accepted, and what a later request joins instead. Does not own
+running it, nor how inbox items and timers are written (`delivery`).
+
+An invocation without delay is accepted by its inbox item or its commit, a delayed one by its result item, which says
+when it is due before there is anything to say of its result. That item comes before the timer that carries the message:
+a process that dies in between has told no caller anything, and whoever asks again puts the timer. Whoever finds the
+item joins the invocation. A result that a call had meanwhile is kept until a delayed message with its id is due.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tenuto.lane.head import head_key, parse_head
+from tenuto.lane.transitions import inbox_again, result_expected, result_key
+from tenuto.lane.writes import Item
+from tenuto.protocol.ids import InvocationId, Lane
+from tenuto.protocol.records import CallSource, Event, ResultOut, SendOut
+from tenuto_control.core.lane_policy import finished
+from tenuto_control.dispatcher.delivery import HTTP_SENDER, Delivery
+from tenuto_control.dispatcher.writer import Writer
+from tenuto_control.ports import Clock
+
+
+@dataclass(frozen=True, slots=True)
+class Acceptance:
+    """Accepts messages, and calls whose callers stop waiting."""
+
+    writer: Writer
+    delivery: Delivery
+    clock: Clock
+
+    async def accept(self, event: Event, delay_ms: int = 0) -> None:
+        """Make sure that the invocation of an event runs, once: this event, or the one accepted before it."""
+        lane, nonce = InvocationId.parse(event.id)
+        due_ms = self.clock.now_ms() + delay_ms
+        if not _kept(event):
+            # Its id was made for this request, so there is nothing to look for.
+            if delay_ms > 0:
+                await self.delivery.postpone(HTTP_SENDER, nonce, _delayed(lane, event, due_ms))
+            else:
+                await self._into_inbox(lane, event)
+            return
+        if delay_ms > 0:
+            found = (await self.writer.write(result_expected(event.id, due_ms))).answer.item
+        else:
+            found = await self._result_item(event)
+        if found is None:
+            await self._into_inbox(lane, event)
+        elif "res" not in found and isinstance(due := found.get("begins"), int):
+            await self.join(event, due)
+
+    async def join(self, event: Event, due_ms: int) -> None:
+        """Make sure that a delayed invocation, whose acceptance was found, has what carries it.
+
+        Its timer is missing if the process that accepted it died. A timer that is due is not put again: in a bucket
+        that has been swept nobody would find it.
+        """
+        lane, nonce = InvocationId.parse(event.id)
+        if due_ms > self.clock.now_ms():
+            await self.delivery.postpone(HTTP_SENDER, nonce, _delayed(lane, event, due_ms), again=True)
+        else:
+            await self._into_inbox(lane, event)
+
+    async def deliver(self, event: Event) -> None:
+        """The time of a delayed message has come. It may have been run by a call that came before it."""
+        if not _kept(event) or not await self._has_result(event):
+            await self._into_inbox(InvocationId.parse(event.id).lane, event)
+
+    async def _into_inbox(self, lane: Lane, event: Event) -> None:
+        ttl = (await self.delivery.accept(lane, [event])).get(event.nonce)
+        if ttl is None or not _kept(event) or not await self._is_over(lane, event):
+            return
+        # The table removes a tombstone and a result whose time is over when it likes, and the result went first.
+        await self.writer.write(inbox_again(lane, event, ttl))
+        await self.delivery.accept(lane, [event])
+
+    async def _is_over(self, lane: Lane, event: Event) -> bool:
+        """Whether a tombstone is of an invocation whose result is no longer kept.
+
+        A result is stored before the head forgets it, so the head is read first.
+        """
+        table = self.writer.table
+        head = parse_head(await self.writer.patiently(lambda: table.get(head_key(lane))))
+        if finished(head, event, self.clock.now_ms()) or (head.run is not None and head.run.event.id == event.id):
+            return False
+        if any(isinstance(out, ResultOut) and out.invocation == event.id for out in head.out.values()):
+            return False
+        return not await self._has_result(event)
+
+    async def _has_result(self, event: Event) -> bool:
+        return "res" in (await self._result_item(event) or {})
+
+    async def _result_item(self, event: Event) -> Item | None:
+        table, key = self.writer.table, result_key(event.id)
+        return await self.writer.patiently(lambda: table.get(key))
+
+
+def _kept(event: Event) -> bool:
+    return isinstance(event.source, CallSource) and event.source.keep_result
+
+
+def _delayed(lane: Lane, event: Event, due_ms: int) -> SendOut:
+    return SendOut(lane.service, lane.key, event.id, event.handler, event.input, event.headers, due_ms, _kept(event))
