@@ -5,6 +5,7 @@ Owns those handlers. Their own errors never quote anything, since the text of an
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import enum
 from collections import Counter
@@ -187,6 +188,22 @@ class Marked:
         ctx._attempt.resolve(secret, Success(secret.encode()))
         ctx.resolve_awakeable(self.awakeables[0], secret)
         ctx.reject_awakeable(self.awakeables[0], secret)
+        # This one still waits, and gets two answers.
+        ctx.resolve_awakeable(self.awakeables[-1], secret)
+        ctx.reject_awakeable(self.awakeables[-1], secret)
+
+    async def _forgets_tasks(self, ctx: ObjectContext, secret: str) -> None:
+        async def fails() -> None:
+            raise ValueError("what it says is the user's business")
+
+        async def lingers() -> None:
+            await ctx.sleep(LONG_NAP)
+
+        asyncio.get_running_loop().call_soon(lambda: 1 / 0)
+        asyncio.create_task(lingers())  # noqa: RUF006 - the mistake under test
+        asyncio.create_task(fails())  # noqa: RUF006 - as above
+        await ctx.run("step", int)
+        ctx.set("kept", secret)
 
     async def _tells(self, ctx: ObjectContext, secret: str) -> None:
         ctx.object_send(self.box.handlers["act"], "other", Cargo("remember", secret))

@@ -94,7 +94,7 @@ async def call(w: MarkedWorld, path: str, content: bytes | None = None, **header
 
 
 async def handlers_end_well(w: MarkedWorld, m: Marked) -> None:
-    await events(w, "remember", "step", "tells", "publishes", "naps")
+    await events(w, "remember", "step", "tells", "publishes", "naps", "forgets_tasks")
     await asyncio.sleep(NAP_S)
     assert await call(w, "/call/box/k/act", cargo("remember")) == 200
     assert await call(w, "/call/box/k/act", cargo("step"), **{"idempotency-key": MARK}) == 200
@@ -187,6 +187,9 @@ async def awakeables_are_answered(w: MarkedWorld, m: Marked) -> None:
     for body in bad:
         for verb in ("resolve", "reject"):
             await call(w, f"/awakeables/{m.awakeables[4]}/{verb}", body)
+    for n in range(3, 5):
+        w.kafka.append("events", cargo("asks"), b"asks%d" % n, HEADERS)
+    await asyncio.sleep(SOON_S)
     await events(w, "answers")
 
 

@@ -32,7 +32,7 @@ from tenuto_control.limits import Limits
 from tenuto_control.loops.sweep import Sweeper
 from tenuto_control.ports import Answer, Pending, UndecidedError, Unknown
 from tests.costs.meter import CountingTable, Meter
-from tests.support.virtual_time import EPOCH_MS, run_virtual
+from tests.support.virtual_time import EPOCH_MS, block, run_virtual
 
 box = VirtualObject("box")
 mailer = Service("mailer")
@@ -51,7 +51,7 @@ async def quick(ctx: ObjectContext, body: str) -> str:
 @box.handler()
 async def slow(ctx: ObjectContext, body: str) -> str:
     """Works for long without a durable step."""
-    await asyncio.sleep(SLOW_S)
+    block(SLOW_S)
     return await _note(ctx, body)
 
 

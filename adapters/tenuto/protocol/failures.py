@@ -25,7 +25,8 @@ def failure_of(error: BaseException) -> Failure:
     # A subclass of the user's may have left the attributes out, changed them, or made properties of them.
     status = status_of(_attribute(error, "status_code"))
     metadata = metadata_of(_attribute(error, "metadata"))
-    return Failure(cut(text_of(error), FAILURE_TEXT_BYTES_MAX), STATUS_DEFAULT if status is None else status, metadata)
+    text, foreign = cut(text_of(error), FAILURE_TEXT_BYTES_MAX), _attribute(error, "foreign") is True
+    return Failure(text, STATUS_DEFAULT if status is None else status, metadata, foreign)
 
 
 def rejection_of(reason: object) -> Failure:

@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias, assert_never
 
+from msgspec import structs
+
 from tenuto import logs, tracing
 from tenuto.errors import (
     BadInputError,
@@ -50,6 +52,7 @@ from tenuto.protocol.messages import (
     Suspended,
 )
 from tenuto.protocol.records import (
+    BuriedOut,
     CallSource,
     Event,
     Failed,
@@ -382,9 +385,19 @@ class _Invocation:
         terminal = steps.terminal_in(error)
         if terminal is None or isinstance(terminal, REFUSED_INPUTS):
             return None, terminal or error
-        text = "%s failed for good: %s"
-        log.warning(text, self._spec.target, describe(terminal), exc_info=error, extra=attempt.log_fields())
+        self._log_end(attempt, "failed for good", terminal, error)
         return Failed(failure_of(terminal)), None
+
+    def _log_end(self, attempt: Attempt, what: str, terminal: TerminalError, error: BaseException) -> None:
+        """One line where a failure is final, with its causes and the place in the handler's own code.
+
+        Where its text came from outside, with the rejection of an awakeable, it is not shown.
+        """
+        text, fields = f"{self._spec.target} {what}: %s", attempt.log_fields()
+        if terminal.foreign:
+            log.warning(text, f"{type(terminal).__name__}, by the rejection of an awakeable", extra=fields)
+        else:
+            log.warning(text, describe(terminal), exc_info=error, extra=fields)
 
     async def _call(self, attempt: Attempt) -> bytes | None:
         spec = self._spec
@@ -406,8 +419,7 @@ class _Invocation:
         if isinstance(error, FencedError):
             return Lost(str(error))
         if isinstance(error, TerminalError):
-            text = "%s: refused: %s"
-            log.warning(text, self._spec.target, describe(error), exc_info=error, extra=attempt.log_fields())
+            self._log_end(attempt, "is refused", error, error)
             return self._dead(failure_of(error), failures + 1)
         if not isinstance(error, Exception):
             raise error
@@ -451,6 +463,8 @@ class _Invocation:
             status_code=failure.status_code,
             **self._history(attempts),
         )
+        if isinstance(letter, BuriedOut):
+            letter = structs.replace(letter, foreign=failure.foreign)
         out: dict[int, Out] = {} if letter is None else {self._own_position({}): letter}
         return Done(Failed(failure), {}, out)
 

@@ -16,6 +16,8 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+from msgspec import structs
+
 from tenuto.errors import JournalMismatchError, StateTooLargeError, Suspension, TenutoError
 from tenuto.lane.transitions import Effects, Wait
 from tenuto.machine.journal import Awakeable, Command, Journal, Now, Run, Send, Sleep, due_name
