@@ -23,7 +23,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.model", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("scenario", nargs="*", help=f"of {', '.join(SCENARIOS)}; none: all")
     parser.add_argument("--without", action="append", default=[], choices=sorted(LABELS), metavar="RULE")
-    parser.add_argument("--with", action="append", default=[], choices=sorted(PROPOSALS), metavar="PROPOSAL", dest="plus")
+    parser.add_argument(
+        "--with", action="append", default=[], choices=sorted(PROPOSALS), metavar="PROPOSAL", dest="plus"
+    )
     parser.add_argument("--states", type=int, default=STATES_MAX, help="stop a scenario behind so many states")
     parser.add_argument("--faults", type=int, help="faults in one history, instead of the scenario's bound")
     arguments = parser.parse_args()

@@ -46,9 +46,9 @@ def advance(model: Model, attempt: Attempt) -> Attempt:
             if moved.at:
                 return moved
             attempt = moved
-        elif attempt.ver is None and attempt.index + 1 < len(attempt.events):
+        elif attempt.ver is None and attempt.place + 1 < len(attempt.events):
             attempt = attempt._replace(
-                index=attempt.index + 1, op=0, first=attempt.state, before=(*attempt.before, attempt.event)
+                place=attempt.place + 1, op=0, first=attempt.state, before=(*attempt.before, attempt.event)
             )
         else:
             guarded = attempt.ver is None and attempt.mode == "call" and attempt.post
@@ -98,9 +98,7 @@ def started(
 ) -> World:
     """The world with a function that speculates on a head."""
     state = head.state
-    attempt = Attempt(
-        number, number, "", mode, events, head.ver, head.pend, state=state, first=state, clears=clears
-    )
+    attempt = Attempt(number, number, "", mode, events, head.ver, head.pend, state=state, first=state, clears=clears)
     return with_attempts(world, world.attempts, advance(model, attempt))
 
 
@@ -158,17 +156,32 @@ def moves(model: Model, world: World, attempt: Attempt) -> Iterator[Move]:
             yield from _spec_commit(model, world, attempt, rest, name)
         case "commit":
             yield from _final_commit(model, world, attempt, rest, name)
+            yield from _dawdles(model, world, attempt, rest, name)
         case "timer" | "timer after":
-            timers = world.timers | {Timer("sleep", attempt.event)}
-            put = world._replace(timers=timers)
-            if attempt.at == "timer":
-                yield Move(f"{name}puts the sleep's timer", with_attempts(put, rest, attempt._replace(at="suspend")))
-            else:
-                yield Move(f"{name}puts the sleep's timer", ended(put, rest, attempt, "suspended"))
+            yield _timer(world, attempt, rest, name)
         case "checkpoint":
             yield from _segments(model, world, attempt, rest, name, _checkpoint)
         case "suspend":
             yield from _segments(model, world, attempt, rest, name, _suspend)
+        case _:
+            raise AssertionError(attempt.at)
+
+
+def _dawdles(model: Model, world: World, attempt: Attempt, rest: Rest, name: str) -> Iterator[Move]:
+    """What is finished becomes durable within 20 ms, whether the handler gets on or not."""
+    if attempt.fresh:
+        flush = attempt._replace(at="checkpoint")
+        yield from _segments(model, world, flush, rest, name, _checkpoint)
+
+
+def _timer(world: World, attempt: Attempt, rest: Rest, name: str) -> Move:
+    """Write 4; a mutant makes it after the suspension."""
+    put = world._replace(timers=world.timers | {Timer("sleep", attempt.event)})
+    if attempt.at == "timer":
+        after = with_attempts(put, rest, attempt._replace(at="suspend"))
+    else:
+        after = ended(put, rest, attempt, "suspended")
+    return Move(f"{name}puts the sleep's timer", after)
 
 
 def _twin(model: Model, world: World, attempt: Attempt, name: str) -> Iterator[Move]:
@@ -177,7 +190,9 @@ def _twin(model: Model, world: World, attempt: Attempt, name: str) -> Iterator[M
         return
     number = fresh_number(world)
     twin = attempt._replace(number=number, twin=True)
-    yield Move(f"{name}delivered twice, the twin is f{number}", with_attempts(doubled, world.attempts, twin), fault=True)
+    yield Move(
+        f"{name}delivered twice, the twin is f{number}", with_attempts(doubled, world.attempts, twin), fault=True
+    )
 
 
 def ended(world: World, rest: Rest, attempt: Attempt, how: str) -> World:
@@ -253,7 +268,7 @@ def _claim(model: Model, world: World, attempt: Attempt, rest: Rest, name: str) 
     def own(after: World) -> World:
         return with_attempts(after._replace(accepted=after.accepted | {event}), rest, advance(model, owning))
 
-    if _from_idle(model, "claim", world, attempt, attempt.events[: attempt.index + 1]):
+    if _from_idle(model, "claim", world, attempt, attempt.events[: attempt.place + 1]):
         results, ids = finished(model, attempt.before)
         messages = _messages(tuple(e for e in attempt.post if e in attempt.before))
         changed = head._replace(
@@ -273,7 +288,7 @@ def _claim(model: Model, world: World, attempt: Attempt, rest: Rest, name: str) 
 
 
 def _spec_commit(model: Model, world: World, attempt: Attempt, rest: Rest, name: str) -> Iterator[Move]:
-    head, events = world.head, attempt.events[: attempt.index + 1]
+    head, events = world.head, attempt.events[: attempt.place + 1]
     clears = attempt.clears and attempt.seen_pend is not None
     holds = _from_idle(model, "spec", world, attempt, events)
     if clears and "spec.clear" in model.rules:
@@ -389,7 +404,7 @@ def _checkpoint(model: Model, world: World, attempt: Attempt, rest: Rest, name: 
     changed = head._replace(run=_journaled(model, head.run, attempt))
     if "tok.versioned" not in model.rules:
         changed = changed._replace(tok=(attempt.number,))
-    problem = _foreign(world, attempt)
+    problem = _trespass(world, attempt)
 
     def goes_on(after: World) -> World:
         learned = _learned(model, after, attempt._replace(fresh=(), known=with_slots(attempt.known, attempt.fresh)))
@@ -443,15 +458,20 @@ def _suspend(model: Model, world: World, attempt: Attempt, rest: Rest, name: str
             return with_attempts(after, rest, attempt._replace(at="timer after"))
         return ended(after, rest, attempt, "suspended")
 
-    asked = world._replace(problem=_foreign(world, attempt))
+    asked = world._replace(problem=_trespass(world, attempt))
     yield from _written(asked, attempt, rest, f"{name}suspends", changed, sleeps)
 
 
-def _foreign(world: World, attempt: Attempt) -> str | None:
-    run = world.head.run
-    if run is None or run.event == attempt.event:
+def _trespass(world: World, attempt: Attempt) -> str | None:
+    """The problem with an owner's write that storage takes."""
+    run, ver = world.head.run, world.head.ver
+    if world.problem is not None:
         return world.problem
-    return world.problem or f"one-owner: {attempt.event} writes into the run of {run.event}"
+    if ver != attempt.ver or run is None:
+        return f"one-owner: f{attempt.number} writes by ver {attempt.ver}, the lane is at {ver}"
+    if run.own not in (None, attempt.number):
+        return f"one-owner: f{attempt.number} writes into what its twin has written"
+    return None
 
 
 def _final_commit(model: Model, world: World, attempt: Attempt, rest: Rest, name: str) -> Iterator[Move]:
@@ -470,5 +490,6 @@ def _final_commit(model: Model, world: World, attempt: Attempt, rest: Rest, name
         out=head.out | results | _messages(attempt.post),
         fin=head.fin | ids,
     )
+    asked = world._replace(problem=_trespass(world, attempt))
     done = f"{name}final commit"
-    yield from _written(world, attempt, rest, done, changed, lambda after: ended(after, rest, attempt, "done"))
+    yield from _written(asked, attempt, rest, done, changed, lambda after: ended(after, rest, attempt, "done"))

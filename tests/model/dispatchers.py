@@ -70,6 +70,8 @@ def _idle(model: Model, world: World, n: int, me: Dispatcher, name: str) -> Iter
         return
     head = world.head if me.head is None else me.head
     yield from _decide(model, world, n, me._replace(head=None), head, name)
+    if me.head is None:
+        yield from sweeping.sleeps(model, world, n, me, name)
     if me.head is not None:
         yield Move(f"{name}drops the head it had", with_dispatcher(world, n, me._replace(head=None)))
 
@@ -90,6 +92,10 @@ def _decide(model: Model, world: World, n: int, me: Dispatcher, head: Head, name
         yield from _look(model, world, n, me, head, name)
     elif event is not None:
         yield from _invoke(model, world, n, me, head, name)
+        if model.scenario.pressed:
+            yield Move(f"{name}spills {event}, pressed", with_dispatcher(world, n, me._replace(at="spill", head=None)))
+            if world.timers:
+                yield from _look(model, world, n, me, head, name)
     elif world.timers:
         yield from _look(model, world, n, me, head, name)
     elif me.dirty:
@@ -142,13 +148,17 @@ def _invoked(
 ) -> Move:
     number = fresh_number(world)
     begun = started(model, world, number, mode, events, head, clears=clears)
-    waits = Dispatcher("waits", me.pos, dirty=True, holder=number)
+    drained = events[0] if mode == "drain" and events[0][0] != "k" else None
+    waits = Dispatcher("waits", me.pos, dirty=True, holder=number, event=drained)
     return Move(f"{name}invokes f{number} with {events} at ver {head.ver}", with_dispatcher(begun, n, waits))
 
 
 def _waits(world: World, n: int, me: Dispatcher, name: str) -> Iterator[Move]:
     if not any(attempt.number == me.holder for attempt in world.attempts):
-        yield Move(f"{name}invocation returned", with_dispatcher(world, n, idle(me)))
+        # What it has drained becomes a tombstone at once, before anything is shipped.
+        finished = me.event is not None and me.event in world.head.fin
+        step = Dispatcher("tombstone", me.pos, dirty=True, event=me.event) if finished else idle(me)
+        yield Move(f"{name}invocation returned", with_dispatcher(world, n, step))
     elif (lost := spend(world, "crash")) is not None:
         yield Move(f"{name}stops waiting for f{me.holder}", with_dispatcher(lost, n, idle(me)), fault=True)
     run = world.head.run
@@ -162,9 +172,7 @@ def _waits(world: World, n: int, me: Dispatcher, name: str) -> Iterator[Move]:
 # --- a lane that is taken ------------------------------------------------------------------------------------------
 
 
-def _running(
-    model: Model, world: World, n: int, me: Dispatcher, head: Head, run: Run, name: str
-) -> Iterator[Move]:
+def _running(model: Model, world: World, n: int, me: Dispatcher, head: Head, run: Run, name: str) -> Iterator[Move]:
     alive = any(attempt.holder == run.holder for attempt in world.attempts)
     over = me._replace(at="takeover", head=head)
     if not alive:
@@ -308,11 +316,8 @@ def _spill(model: Model, world: World, n: int, me: Dispatcher, name: str) -> Ite
             after = world._replace(timers=timers)
             yield Move(f"{name}guards {event}", with_dispatcher(after, n, me._replace(at="spill mark")))
         case _:
-            after = marked(model, world, event) or world
-            if after is world:
-                yield Move(f"{name}mark refused", with_dispatcher(world, n, idle(me)))
-            else:
-                yield Move(f"{name}marks, releases {event}", _released(model, after, n, me))
+            after = marked(model, world, event)
+            yield Move(f"{name}marks, releases {event}", _released(model, after, n, me))
 
 
 def drains(

@@ -17,7 +17,13 @@ def broken(model: Model, before: World, after: World) -> str | None:
         return after.problem
     if before.head == after.head and before.items == after.items and before.timers == after.timers:
         return _driver(model, after) if before.committed != after.committed else None
-    return _order(model, after) or _together(model, after) or _journal(before, after) or _driver(model, after)
+    return (
+        _order(model, after)
+        or _together(model, after)
+        or _journal(before, after)
+        or _room(model, after)
+        or _driver(model, after)
+    )
 
 
 def _order(model: Model, world: World) -> str | None:
@@ -67,6 +73,8 @@ def _journal(before: World, after: World) -> str | None:
     was, now = before.head.run, after.head.run
     if was is None or now is None or was.event != now.event:
         return None
+    if slot(now.slots, "sl") is not None and not after.due:
+        return f"early-sleep: {now.event} was woken before its time"
     found = dict(readable(after, now))
     for name, value in readable(before, was):
         if found.get(name) != value:
@@ -74,14 +82,20 @@ def _journal(before: World, after: World) -> str | None:
     return None
 
 
-def _driver(model: Model, world: World) -> str | None:
-    """Unfinished work has an uncommitted offset, or a timer item; or it waits for an answer only."""
+def _room(model: Model, world: World) -> str | None:
+    """No more answers sit in the head than it has room for."""
     head = world.head
     most = model.scenario.inline_max
     if most is not None and head.run is not None:
         inline = [k for k, v in head.run.slots if k.startswith("aw") and v < POINTER]
         if len(inline) > most:
             return f"bound: {inline} fill the head"
+    return None
+
+
+def _driver(model: Model, world: World) -> str | None:
+    """Unfinished work has an uncommitted offset, or a timer item; or it waits for an answer only."""
+    head = world.head
     if world.timers:
         return None
     run = head.run

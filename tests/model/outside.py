@@ -44,11 +44,10 @@ def calls(model: Model, world: World, n: int, me: Caller) -> Iterator[Move]:
 
     if me.at != "start" and (crashed := spend(world, "crash")) is not None:
         yield Move(f"{name}crashes", now(crashed, None), fault=True)
-    head = world.head
     match me.at:
         case "start":
             if "result.after_head" in model.rules:
-                read = Caller("result", head=head)
+                read = Caller("result", head=world.head)
             else:
                 read = Caller("head", stored=call in world.results)
             yield Move(f"{name}reads", now(world, read))
@@ -56,34 +55,52 @@ def calls(model: Model, world: World, n: int, me: Caller) -> Iterator[Move]:
             assert me.head is not None
             yield from _decides(model, world, n, me.head, name, stored=call in world.results)
         case "head":
-            yield from _decides(model, world, n, head, name, stored=me.stored)
+            yield from _decides(model, world, n, world.head, name, stored=me.stored)
         case "told":
-            if me.said == "suspended":
-                yield Move(f"{name}answers 202", told(now(world, None)))
-            elif me.said == "done" and "result.stored" not in model.rules:
-                yield Move(f"{name}answers", now(world, None))
-            else:
-                yield Move(f"{name}hears {me.said!r}, looks again", now(world, Caller()))
+            yield _told(model, world, n, me, name)
         case "waits":
             if not any(a.number == me.holder for a in world.attempts):
                 yield Move(f"{name}invocation failed, looks again", now(world, Caller()))
+        case _:
+            yield _keeps(model, world, n, me, name)
+
+
+def _told(model: Model, world: World, n: int, me: Caller, name: str) -> Move:
+    """The function has answered."""
+
+    def now(caller: Caller | None) -> World:
+        return world._replace(callers=(*world.callers[:n], caller, *world.callers[n + 1 :]))
+
+    if me.said == "suspended":
+        return Move(f"{name}answers 202", told(now(None)))
+    if me.said == "done" and "result.stored" not in model.rules:
+        return Move(f"{name}answers", now(None))
+    return Move(f"{name}hears {me.said!r}, looks again", now(Caller()))
+
+
+def _keeps(model: Model, world: World, n: int, me: Caller, name: str) -> Move:
+    """Writes that make the call durable, or its result."""
+    call, head = model.scenario.call, world.head
+    assert call is not None
+
+    def now(after: World, caller: Caller | None) -> World:
+        return after._replace(callers=(*after.callers[:n], caller, *after.callers[n + 1 :]))
+
+    match me.at:
         case "store":
-            yield Move(f"{name}puts the result", now(world._replace(results=world.results | {call}), Caller("trim")))
+            return Move(f"{name}puts the result", now(world._replace(results=world.results | {call}), Caller("trim")))
         case "trim":
             trimmed = head._replace(out=head.out - {("R", call)}, fin=head.fin - {call})
-            yield Move(f"{name}trims the result", now(world._replace(head=trimmed), None))
+            return Move(f"{name}trims the result", now(world._replace(head=trimmed), None))
         case "item":
-            yield Move(f"{name}puts the item", now(accepted(model, world, ("m", call)) or world, Caller("guard")))
+            return Move(f"{name}puts the item", now(accepted(model, world, ("m", call)) or world, Caller("guard")))
         case "guard":
             guards = {Timer("guard", call)} if "guard.message" in model.rules else set()
-            yield Move(f"{name}guards", now(world._replace(timers=world.timers | guards), Caller("mark")))
+            return Move(f"{name}guards", now(world._replace(timers=world.timers | guards), Caller("mark")))
         case _:
             after = marked(model, world, call)
-            if after is None:
-                yield Move(f"{name}mark refused", now(world, Caller()))
-            else:
-                done = after._replace(accepted=after.accepted | {call})
-                yield Move(f"{name}marks, answers 202", told(now(done, None)))
+            done = after._replace(accepted=after.accepted | {call})
+            return Move(f"{name}marks, answers 202", told(now(done, None)))
 
 
 def _decides(model: Model, world: World, n: int, head: Head, name: str, *, stored: bool) -> Iterator[Move]:
@@ -119,10 +136,10 @@ def ships(model: Model, world: World, n: int, me: Shipper) -> Iterator[Move]:
 
     if (crashed := spend(world, "crash")) is not None:
         yield Move(f"{name}crashes", now(crashed, None), fault=True)
-    if me.index >= len(me.todo):
+    if me.done >= len(me.todo):
         yield Move(f"{name}is done", now(world, None))
         return
-    event = me.todo[me.index]
+    event = me.todo[me.done]
     match me.at:
         case "item":
             after = accepted(model, world, ("m", event))
@@ -137,12 +154,11 @@ def ships(model: Model, world: World, n: int, me: Shipper) -> Iterator[Move]:
             after = world._replace(timers=world.timers | guards)
             yield Move(f"{name}guards {event}", now(after, me._replace(at="mark")))
         case "mark":
-            # A mutant's refused mark is taken for "not owned": a hint is all that is left to give.
-            after = marked(model, world, event) or world
+            after = marked(model, world, event)
             yield Move(f"{name}marks for {event}", told(now(after, me._replace(at="clear"))))
         case _:
             left = tuple(e for e in world.outbox if e != event)
-            after = now(world._replace(outbox=left), Shipper("item", me.todo, me.index + 1))
+            after = now(world._replace(outbox=left), Shipper("item", me.todo, me.done + 1))
             yield Move(f"{name}clears {event} from the sender's outbox", after)
 
 

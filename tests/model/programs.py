@@ -83,7 +83,7 @@ class Scenario:
     `callers` processes make the call. `tokens`: answers are counted by a token in the head rather than by their slots
     (the coming form of 5 and 8). `inline_max`: answers that may sit in the head, the others are pointers. `roll_at`: as
     many slots in the head roll into a segment at the next checkpoint. `cached`: the standby begins with a head that it
-    read earlier.
+    read earlier. `pressed`: events may be spilled though their lane is free, as when a handler is slow or fails.
     """
 
     programs: Mapping[str, Program]
@@ -96,6 +96,7 @@ class Scenario:
     inline_max: int | None = None
     roll_at: int | None = None
     cached: bool = False
+    pressed: bool = False
     batches: bool = True
     attempts_max: int = 2
     faults: Faults = field(default_factory=Faults)
@@ -142,10 +143,14 @@ SCENARIOS: dict[str, Scenario] = {
     "steps and nap, twins": Scenario(
         records=1, programs={"k0": _STEPS_AND_NAP}, faults=Faults(twin=1, lost=0), attempts_max=3
     ),
+    "step, twins": Scenario(records=1, programs={"k0": _STEP}, faults=Faults(twin=1), attempts_max=3),
     "steps and nap, steps": Scenario(records=2, programs={"k0": _STEPS_AND_NAP, "k1": _STEPS}),
     "answer": Scenario(records=1, programs={"k0": _ASK}, answers=_ONE_ANSWER),
     "answer, zombies": Scenario(records=1, programs={"k0": _ASK}, answers=_ONE_ANSWER, faults=Faults(zombie=1)),
     "two answers": Scenario(records=1, programs={"k0": _ASK}, answers=_TWO_ANSWERS),
+    "steps, then answer": Scenario(
+        records=1, programs={"k0": (Step("a"), Step("b"), Wait(("aw",)), Change("1"))}, answers=_ONE_ANSWER
+    ),
     "answer or nap": Scenario(records=1, programs={"k0": _ASK_OR_NAP}, answers=_ONE_ANSWER),
     "answer or nap, answer": Scenario(
         records=2,
@@ -181,10 +186,18 @@ SCENARIOS: dict[str, Scenario] = {
     "call naps and sends": Scenario(call="r0", records=1, programs={"k0": _QUICK, "r0": (*_NAP, Send())}),
     "call, message": Scenario(call="r0", messages=("m0",), programs={"r0": _STEP, "m0": _QUICK}),
     "standby with an old head": Scenario(
-        records=3, programs={"k0": _STEP, "k1": _QUICK, "k2": _QUICK}, cached=True, batches=False
+        records=3, programs={"k0": _STEP, "k1": _QUICK, "k2": _QUICK}, cached=True, pressed=True, batches=False
     ),
     "standby with an old head, step": Scenario(
-        records=3, programs={"k0": _STEP, "k1": _QUICK, "k2": _STEP}, cached=True, batches=False
+        records=3, programs={"k0": _STEP, "k1": _QUICK, "k2": _STEP}, cached=True, pressed=True, batches=False
+    ),
+    "spilled beside a message": Scenario(
+        records=2,
+        messages=("m0",),
+        programs={"k0": _QUICK, "k1": _QUICK, "m0": _QUICK},
+        pressed=True,
+        batches=False,
+        faults=Faults(crash=0, kill=0, lost=0, shippers=0),
     ),
     "bulky result, answer": Scenario(
         records=1,

@@ -78,7 +78,7 @@ class Attempt(NamedTuple):
     events: tuple[str, ...]
     seen_ver: int
     seen_pend: Mark = None
-    index: int = 0
+    place: int = 0
     op: int = 0
     ver: int | None = None
     attempt: int = 0
@@ -100,7 +100,7 @@ class Attempt(NamedTuple):
     @property
     def event(self) -> str:
         """The event it is at."""
-        return self.events[self.index]
+        return self.events[self.place]
 
 
 class Dispatcher(NamedTuple):
@@ -134,7 +134,7 @@ class Shipper(NamedTuple):
 
     at: str
     todo: tuple[str, ...]
-    index: int = 0
+    done: int = 0
 
 
 class Resolver(NamedTuple):
@@ -285,11 +285,9 @@ def with_dispatcher(world: World, n: int, dispatcher: Dispatcher | None) -> Worl
     return world._replace(dispatchers=(dispatcher, both[1]) if n == 0 else (both[0], dispatcher))
 
 
-def marked(model: Model, world: World, token: str) -> World | None:
-    """Write 11; None when a mutant's mark is refused."""
+def marked(model: Model, world: World, token: str) -> World:
+    """Write 11."""
     head, rules = world.head, model.rules
-    if "mark.always" not in rules and head.run is None and head.pend is None:
-        return None
     changed = head._replace(pend=token if "mark.unique" in rules else "mark")
     if "tok.versioned" not in rules:
         changed = changed._replace(tok=(-1,))

@@ -46,7 +46,7 @@ def moves(model: Model, world: World, n: int, me: Dispatcher, name: str) -> Iter
             yield Move(f"{name}reads again: {'the same' if same else 'changed'}", with_dispatcher(world, n, step))
         case "delete":
             after = world._replace(timers=world.timers - {me.timer} if me.timer else world.timers)
-            yield Move(f"{name}deletes {me.timer}", with_dispatcher(after, n, back._replace(dirty=False)))
+            yield Move(f"{name}deletes {me.timer}", with_dispatcher(after, n, back))
         case _:
             raise AssertionError(me.at)
 
@@ -97,18 +97,22 @@ def _kinds_before(live: list[tuple[str, str]], position: tuple[str, str]) -> set
     return {kind for kind, _ in live[: live.index(position)]}
 
 
-def _timers(
-    model: Model, world: World, n: int, me: Dispatcher, head: Head, inbox: Inbox, name: str
-) -> Iterator[Move]:
+def sleeps(model: Model, world: World, n: int, me: Dispatcher, name: str) -> Iterator[Move]:
+    """A sleep's timer is put after its invocation's claim, so the head alone says when it is over."""
+    for timer in sorted(world.timers):
+        if timer.kind == "sleep" and _unneeded(model, world.head, timer, frozenset()):
+            over = me._replace(at="delete", timer=timer)
+            yield Move(f"{name}finds the sleep of {timer.event} over", with_dispatcher(world, n, over))
+
+
+def _timers(model: Model, world: World, n: int, me: Dispatcher, head: Head, inbox: Inbox, name: str) -> Iterator[Move]:
     """Timers that nothing needs any more, and finished ids whose tombstone or result is there."""
-    done = [timer for timer in sorted(world.timers) if _unneeded(model, head, timer, me.ended)]
+    guards = (timer for timer in sorted(world.timers) if timer.kind == "guard")
+    done = [timer for timer in guards if _unneeded(model, head, timer, me.ended)]
     again = "sweep.again" in model.rules
     for timer in done:
         apart = me._replace(timer=timer, ended=frozenset())
-        if again and timer.kind == "guard":
-            step = apart._replace(at="again", head=Head(ver=head.ver))
-        else:
-            step = apart._replace(at="delete")
+        step = apart._replace(at="again", head=Head(ver=head.ver)) if again else apart._replace(at="delete")
         yield Move(f"{name}finds {timer} over at ver {head.ver}", with_dispatcher(world, n, step))
     states = dict(inbox)
     for event in sorted(head.fin):
