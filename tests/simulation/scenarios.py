@@ -42,6 +42,9 @@ SCALED_TO_ZERO_OF = 4
 LOOSE_OF = 3
 """One in so many seeds also has events without a key."""
 
+HOPS_OF = 3
+"""One in so many seeds has functions that write beside their handlers, as in a thread of its own."""
+
 SHAPES = ("always on", "scaled to zero")
 
 
@@ -50,6 +53,8 @@ def drawn(seed: int, profile: str | None = None, shape: str | None = None) -> Sc
     scenario = _drawn(seed, profile)
     if seed % LOOSE_OF == 0:
         scenario = _with_loose(scenario)
+    if seed % HOPS_OF == 1:
+        scenario = replace(scenario, hops=True)
     to_zero = seed % SCALED_TO_ZERO_OF == SCALED_TO_ZERO_OF - 1 if shape is None else shape == "scaled to zero"
     return _scaled_to_zero(scenario) if to_zero else scenario
 

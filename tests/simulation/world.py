@@ -94,7 +94,10 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scenario:
-    """Everything a run starts from. Equal scenarios give equal runs."""
+    """Everything a run starts from. Equal scenarios give equal runs.
+
+    `hops`: functions write beside their handlers, as they do with a thread for it.
+    """
 
     seed: int
     rates: faults.Rates
@@ -106,6 +109,7 @@ class Scenario:
     scale_to_zero: ScaleToZero | None = None
     loose_ordering: Literal["partition", "none"] = "none"
     faults_until_s: float = 30.0
+    hops: bool = False
     shuffle: bool = False
     spill_after_ms: int | None = None
     crash: CrashPoint | None = None
@@ -172,7 +176,8 @@ class Simulation:
         self.services = programs.services(scenario.programs, self)
         at_zero = scenario.scale_to_zero
         timeout_ms = FUNCTION_TIMEOUT_MS if at_zero is None else FUNCTION_TIMEOUT_AT_ZERO_MS
-        self.functions = SimulatedLambda(self.services, self.table, self.gate, rng, self.trace, timeout_ms)
+        hops = random.Random(f"hops {scenario.seed}") if scenario.hops else None
+        self.functions = SimulatedLambda(self.services, self.table, self.gate, rng, self.trace, timeout_ms, hops)
         self._manifest = self.services.manifest(self.functions.timeout_ms)
         self.scheduler = SimulatedScheduler(self.gate, rng, self._woken)
         self.limits = Limits(sweep_lookback_ms=SWEEP_LOOKBACK_MS, **({} if at_zero is None else SERVERLESS))
