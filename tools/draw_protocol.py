@@ -366,10 +366,9 @@ def rules() -> str:
         lines.append(f'| {both} | {says[labels[0]]} | together: *{hunt.law}* in "{hunt.scenario}" |')
     lines += ["", "## What the code does not do yet", ""]
     lines += [f"- `{label}`: {says[label]}." for label in says if label in rules.COMING]
-    lines += [
-        f'- `{label}`: {text}. Without it: *{mutants.HOLES[label].law}* in "{mutants.HOLES[label].scenario}".'
-        for label, text in rules.PROPOSALS.items()
-    ]
+    for label, text in rules.PROPOSALS.items():
+        broken = " and ".join(f'*{hunt.law}* in "{hunt.scenario}"' for hunt in mutants.HOLES[label])
+        lines.append(f"- `{label}`, a proposal: {text}. Without it: {broken}.")
     lines += ["", "## Rules that nobody misses", "", "Kept as a defence against a mistake in the others.", ""]
     lines += [f"- `{label}`: {argument}." for label, argument in {**EQUIVALENT, **mutants.EQUIVALENT}.items()]
     return "\n".join([*lines, ""])

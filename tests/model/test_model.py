@@ -14,7 +14,7 @@ from tests.model.laws import at_rest
 from tests.model.mutants import DEADLY, EQUIVALENT, HOLES, TOGETHER, hole, hunt
 from tests.model.programs import SCENARIOS, Faults
 from tests.model.proof import EXPECTED, QUICK_STATES_MAX, scenario
-from tests.model.rules import ALL_PROPOSALS, CLAUSES, COMING, LABELS, PROPOSALS, Rules
+from tests.model.rules import CLAUSES, COMING, LABELS, PROPOSALS, Rules
 from tests.model.search import explore
 from tests.model.state import Model, initial
 from tools.draw_protocol import ROWS
@@ -28,7 +28,6 @@ SLOW = {
     "guard.spill",
     "inbox.passed",
     "mark.unique",
-    "segment.truth",
     "slot.run",
     "spec.clear",
 }
@@ -66,14 +65,12 @@ def test_rules_that_stand_in_for_each_other_are_missed_together(labels: tuple[st
 
 
 @pytest.mark.parametrize("proposal", HOLES)
-def test_a_known_hole_is_one_and_its_proposal_closes_it(proposal: str) -> None:
-    target = HOLES[proposal]
-    found = hole(proposal).problem
+def test_a_known_hole_is_one(proposal: str) -> None:
+    target = HOLES[proposal][0]
+    found = hole(proposal, target).problem
     assert found is not None
     assert found.startswith(f"{target.law}:")
     assert target.scenario in EXPECTED
-    closed = explore(Model(SCENARIOS[target.scenario], Rules(proposals=ALL_PROPOSALS)), QUICK_STATES_MAX)
-    assert closed.problem is None
 
 
 def test_every_rule_is_deadly_or_argued_to_be_equivalent() -> None:

@@ -6,6 +6,7 @@ model calls `segment.unique` and `segment.truth`.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
 import pytest
@@ -22,6 +23,7 @@ from tenuto.runtime.environment import Environment, InlineWriteLoop
 from tenuto.service import Services
 from tenuto.store.memory import MemoryTable
 from tenuto.store.port import TableUnavailableError
+from tenuto_control.core.lane_policy import can_wake
 from tests.support.virtual_time import VirtualClock, run_virtual
 
 LANE = Lane("box", "k")
@@ -117,6 +119,44 @@ def test_a_finished_step_never_runs_again(sizes: tuple[int, ...], *, overtaken: 
 @pytest.mark.parametrize("sizes", [(ROLLS, ROLLS, BULKY), (SMALL, ROLLS, ROLLS, BULKY)])
 def test_a_bulky_result_beside_rolling_ones_never_runs_again(sizes: tuple[int, ...]) -> None:
     _once(sizes, overtaken=True)
+
+
+@pytest.mark.xfail(strict=True, reason="an attempt that goes on beside its own suspension rolls what would wake it")
+def test_a_run_whose_attempt_dies_after_a_lost_suspension_can_wake() -> None:
+    box = VirtualObject("box")
+
+    @box.handler()
+    async def work(ctx: ObjectContext) -> None:
+        _, answered = ctx.awakeable(str)
+        await ctx.run("s0", str, "x" * ROLLS)
+        await ctx.run("s1", str, "x" * ROLLS)
+        await answered
+        await ctx.run("s2", str, "x")
+        await ctx.run("s3", str, "x")
+
+    class Dying(Table):
+        """Answers nothing after the first checkpoint behind the lost suspension."""
+
+        dead = False
+
+        async def write(self, write: Write) -> Answer:
+            if self.dead:
+                raise TableUnavailableError("the function has ended")
+            answer = await super().write(write)
+            self.dead = self.lost and isinstance(write, Update) and "seg" in write.sets and "awaits" not in write.sets
+            return answer
+
+    async def scenario() -> Head:
+        table, clock = Dying(overtaken=False), VirtualClock()
+        env = Environment(table, clock.now_ms, clock.now_ms() + FUNCTION_MS, InlineWriteLoop(), _inline, nonce="first")
+        request = Activation("box", "k", "speculate", Head(), "first", (EVENT,))
+        with contextlib.suppress(TableUnavailableError):
+            await activate(request, Services([box]), env)
+        return table.head()
+
+    head = run_virtual(scenario())
+    assert head.run is not None
+    assert not head.run.suspended or can_wake(head, head.run, now_ms=0)
 
 
 def _once(sizes: tuple[int, ...], *, overtaken: bool) -> None:

@@ -82,7 +82,12 @@ class GatedTable:
 
     async def write(self, write: Write) -> Answer:
         """See `Table.write`."""
-        return await self._cross(f"write {_summary(write)}", lambda: self._world.write(write), write=True)
+        answer = await self._cross(f"write {_summary(write)}", lambda: self._world.write(write), write=True)
+        suspends = isinstance(write, Update) and "awaits" in write.sets and isinstance(answer, Applied)
+        if suspends and self._gate.faults.happens("suspend_lost"):
+            await asyncio.sleep(self._gate.faults.latency_s() * SUSPEND_LOST_LATENCIES)
+            raise TableUnavailableError("the answer to a suspension was lost")
+        return answer
 
     async def get(self, key: Key) -> Item | None:
         """See `Table.get`."""
@@ -112,6 +117,9 @@ def _summary(write: Write) -> str:
         case Delete(key):
             return f"{key.pk} {key.sk} delete"
 
+
+SUSPEND_LOST_LATENCIES = 20
+"""How long the loss of a response takes to show, in delays of one message: long enough for others to write."""
 
 HOP_TURNS_MAX = 3
 HOP_S_MAX = 0.03
