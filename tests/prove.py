@@ -1,8 +1,8 @@
-"""The long proof: crashes at every write, protocol mutants, kills on the real stack, random seeds.
+"""The long proof: the model, crashes at every write, protocol mutants, kills on the real stack, random seeds.
 
 Owns the order, the budgets (TENUTO_PROVE_SECONDS for the simulation, of which mutants take what they need, and
-TENUTO_PROVE_CHAOS_EVENTS for the real stack) and the last line. Does not own what is proven (`tests.simulation`,
-`tests.stack.chaos`).
+TENUTO_PROVE_CHAOS_EVENTS for the real stack, TENUTO_PROVE_MODEL_STATES for each scenario of the model) and the last
+line. Does not own what is proven (`tests.model`, `tests.simulation`, `tests.stack.chaos`).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 
+from tests.model import proof
 from tests.simulation import exhaustive, mutants, scenarios
 from tests.simulation.directed import DIRECTED
 from tests.simulation.runner import Verdict, judge_seeds
@@ -54,10 +55,12 @@ def main() -> int:
     seconds = float(os.environ.get("TENUTO_PROVE_SECONDS", DEFAULT_SECONDS))
     began = time.monotonic()
     tally = Tally()
+    _model(tally, int(os.environ.get("TENUTO_PROVE_MODEL_STATES", proof.STATES_MAX)))
+    modelled, began = tally.passed + tally.failed, time.monotonic()
     print(f"crashes before and after every write of {len(scenarios.SMALL)} scenarios", flush=True)
     for verdict in exhaustive.judge_all(list(scenarios.SMALL)):
         tally.take(1, [] if verdict.problem is None else [verdict])
-    print(f"  {tally.passed} passed, {tally.failed} failed, {time.monotonic() - began:.0f} s", flush=True)
+    print(f"  {tally.passed + tally.failed - modelled} runs, {time.monotonic() - began:.0f} s", flush=True)
     _mutants(tally, seconds * MUTANT_SHARE)
     simulated = time.monotonic() - began
     _chaos(tally, int(os.environ.get("TENUTO_PROVE_CHAOS_EVENTS", DEFAULT_CHAOS_EVENTS)))
@@ -71,6 +74,14 @@ def main() -> int:
             print(f"  {tally.passed} passed, {tally.failed} failed so far", flush=True)
     print(f"{tally.passed} passed, {tally.failed} failed")
     return 1 if tally.failed else 0
+
+
+def _model(tally: Tally, states_max: int) -> None:
+    """Every interleaving of small scenarios, as far as so many states of each."""
+    print(f"the model of the protocol, up to {states_max:,} states of each scenario", flush=True)
+    for part in proof.prove(states_max):
+        print(f"  {part.line}", flush=True)
+        tally.take(1, [] if part.problem is None else [Verdict(part.name, "python -m tests.model", part.problem)])
 
 
 def _chaos(tally: Tally, events: int) -> None:

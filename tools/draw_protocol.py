@@ -1,11 +1,12 @@
 # ruff: noqa: INP001 - tools are run as files, not imported as a package
-"""Writes `docs/internals/lane_protocol.md` from the tables in the code: phases of an attempt, writes of a lane.
+"""Writes `docs/internals/lane_protocol.md` from the tables in the code: phases of an attempt, writes of a lane, rules.
 
     python tools/draw_protocol.py           # write the page
     python tools/draw_protocol.py --check   # exit 1 when the page differs from the code
 
-Owns the form of the page. Its content comes from `tenuto.machine.phases` and `tenuto.lane.transitions`: what changes
-there changes here, and a test compares the two.
+Owns the form of the page, and what a writer does when a write is refused. The rest comes from `tenuto.machine.phases`,
+`tenuto.lane.transitions` and the lists of the proofs (`tests.model`, `tests.simulation.mutants`): what changes there
+changes here, and a test compares the two.
 """
 
 from __future__ import annotations
@@ -25,9 +26,10 @@ from tenuto.lane.writes import Absent, AbsentOrAtMost, AbsentOrEquals, Clause, D
 from tenuto.machine.phases import TRANSITIONS, Phase
 from tenuto.protocol.ids import InvocationId, Lane
 from tenuto.protocol.messages import Head, Run, Trim
-from tenuto.protocol.records import Event, KafkaSource, MessageSource, PublishOut, Success
+from tenuto.protocol.records import Bundle, Event, KafkaSource, MessageSource, PublishOut, Success
 
-PAGE: Final = Path(__file__).resolve().parents[1] / "docs" / "internals" / "lane_protocol.md"
+ROOT: Final = Path(__file__).resolve().parents[1]
+PAGE: Final = ROOT / "docs" / "internals" / "lane_protocol.md"
 
 LANE: Final = Lane("service", "key")
 EVENT: Final = Event(str(InvocationId(LANE, "nonce")), "handler", KafkaSource("epoch", "topic", 0, 7, 0))
@@ -55,11 +57,12 @@ WAIT: Final = transitions.Wait(("2a",), None)
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One write: who makes it, the function that builds it, and a sample of it."""
+    """One write: who makes it, the function that builds it, a sample, and what follows a refusal or no response."""
 
     function: Callable[..., Write]
     by: str
     sample: Write
+    otherwise: str
 
 
 ROWS: Final = (
@@ -67,38 +70,150 @@ ROWS: Final = (
         transitions.spec_commit,
         "dispatcher",
         transitions.spec_commit(LANE, IDLE, EFFECTS, "tok", drain=False, clears=True),
+        "read the head again, then inbox and result item; decide afresh. No response: repeat; its own `tok`: applied",
     ),
-    Row(transitions.claim, "function", transitions.claim(LANE, IDLE, EFFECTS, RUN, "tok", drain=False)),
-    Row(transitions.checkpoint, "function", transitions.checkpoint(LANE, 4, RUN, PROGRESS, "own")),
+    Row(
+        transitions.claim,
+        "function",
+        transitions.claim(LANE, IDLE, EFFECTS, RUN, "tok", drain=False),
+        "its own `tok` on a repetition: owned. Else stop; the dispatcher looks again",
+    ),
+    Row(
+        transitions.checkpoint,
+        "function",
+        transitions.checkpoint(LANE, 4, RUN, PROGRESS, "own"),
+        "stop: fenced. No response: repeat",
+    ),
     Row(
         transitions.suspend,
         "function",
         transitions.suspend(LANE, 4, RUN, PROGRESS, {"name": b""}, {"name": b""}, WAIT, "own"),
+        "an awaited slot is there: take it and go on. Another `ver` or `own`: stop. No response: repeat",
     ),
-    Row(transitions.takeover, "dispatcher", transitions.takeover(LANE, OWNED, "holder", 0, {"0": b""}, "tok")),
-    Row(transitions.final_commit, "function, dispatcher", transitions.final_commit(LANE, OWNED, EFFECTS, "tok", "own")),
-    Row(transitions.slot_put, "whoever resolves", transitions.slot_put(LANE, OWNED, "2a", b"", "mark")),
-    Row(transitions.inbox_put, "shipper, ingress, spill", transitions.inbox_put(LANE, EVENT)),
-    Row(transitions.inbox_again, "ingress", transitions.inbox_again(LANE, EVENT, 0)),
-    Row(transitions.mark_pend, "after 9 and 10", transitions.mark_pend(LANE, "unique")),
-    Row(transitions.clear_pend, "dispatcher", transitions.clear_pend(LANE, IDLE)),
-    Row(transitions.tombstone, "dispatcher", transitions.tombstone(LANE, EVENT, 0)),
-    Row(transitions.trim_head, "dispatcher", transitions.trim_head(LANE, Trim(("1.0",), ("nonce",), ("j.1.0",)))),
-    Row(transitions.result_put, "shipper", transitions.result_put(EVENT.id, Success(), 0)),
-    Row(transitions.result_expected, "ingress, before 10 of a delayed send", transitions.result_expected(EVENT.id, 0)),
-    Row(transitions.segment_put, "function, before 3", transitions.segment_put(LANE, "J#1", {"0": b""})),
-    Row(transitions.input_put, "function, before 2", transitions.input_put(LANE, "V#1", b"")),
-    Row(transitions.timer_put, "before 2, 5, 8, 11", transitions.timer_put(TIMER)),
-    Row(transitions.timer_put_again, "ingress", transitions.timer_put_again(TIMER)),
-    Row(transitions.timer_delete, "sweep", transitions.timer_delete(TIMER)),
-    Row(transitions.cursor_put, "sweep", transitions.cursor_put(0)),
+    Row(
+        transitions.takeover,
+        "dispatcher",
+        transitions.takeover(LANE, OWNED, "holder", 0, {"0": b""}, "tok"),
+        "read the head again. Invoke with the head that the write left. Pause, or attempts fence each other for ever",
+    ),
+    Row(
+        transitions.final_commit,
+        "function, dispatcher",
+        transitions.final_commit(LANE, OWNED, EFFECTS, "tok", "own"),
+        "stop; the dispatcher reads the head again. No response: as 1",
+    ),
+    Row(
+        transitions.slot_put,
+        "whoever resolves",
+        transitions.slot_put(LANE, OWNED, "2a", b"", "mark"),
+        "nobody waits, it was answered, or another answer came first: read the head again. No response: as refused",
+    ),
+    Row(
+        transitions.answer_put,
+        "whoever resolves, before 8",
+        transitions.answer_put(LANE, "A#1", b""),
+        "no response: repeat",
+    ),
+    Row(
+        transitions.inbox_put,
+        "shipper, ingress, spill",
+        transitions.inbox_put(LANE, EVENT),
+        "a tombstone: delivered. A live item: 10 and 11 all the same",
+    ),
+    Row(
+        transitions.inbox_again,
+        "ingress",
+        transitions.inbox_again(LANE, EVENT, 0),
+        "somebody else did so, or the tombstone is another one",
+    ),
+    Row(
+        transitions.mark_pend,
+        "after 9 and 10",
+        transitions.mark_pend(LANE, "unique"),
+        "no response: repeat. Only then clear the sender's outbox, release the offset, answer 202",
+    ),
+    Row(
+        transitions.clear_pend,
+        "dispatcher",
+        transitions.clear_pend(LANE, IDLE),
+        "read the head again",
+    ),
+    Row(
+        transitions.tombstone,
+        "dispatcher",
+        transitions.tombstone(LANE, EVENT, 0),
+        "no response: repeat. Trim `f.<nonce>` only afterwards",
+    ),
+    Row(
+        transitions.trim_head,
+        "dispatcher",
+        transitions.trim_head(LANE, Trim(("1.0",), ("nonce",), ("j.1.0",))),
+        "no response: repeat, or with the next write of the head",
+    ),
+    Row(
+        transitions.result_put,
+        "shipper",
+        transitions.result_put(EVENT.id, Success(), 0),
+        "no response: repeat. Trim `o.<sequence>` only afterwards",
+    ),
+    Row(
+        transitions.result_expected,
+        "ingress, before 10 of a delayed send",
+        transitions.result_expected(EVENT.id, 0),
+        "the result is there already",
+    ),
+    Row(
+        transitions.segment_put,
+        "function, before 3",
+        transitions.segment_put(LANE, "J#1", {"0": b""}),
+        "no response: repeat",
+    ),
+    Row(
+        transitions.bundle_put,
+        "function, before 3, 5, 7",
+        transitions.bundle_put(LANE, "O#1", Bundle(())),
+        "no response: repeat",
+    ),
+    Row(
+        transitions.input_put,
+        "function, before 2",
+        transitions.input_put(LANE, "V#1", b""),
+        "no response: repeat",
+    ),
+    Row(
+        transitions.timer_put,
+        "before 2, 5, 8, 11",
+        transitions.timer_put(TIMER),
+        "no response: repeat",
+    ),
+    Row(
+        transitions.timer_put_again,
+        "ingress",
+        transitions.timer_put_again(TIMER),
+        "it is there already",
+    ),
+    Row(
+        transitions.timer_delete,
+        "sweep",
+        transitions.timer_delete(TIMER),
+        "no response: the sweep comes by again",
+    ),
+    Row(
+        transitions.cursor_put,
+        "sweep",
+        transitions.cursor_put(0),
+        "another sweeper is further",
+    ),
 )
 
 HEADER: Final = """\
 # The protocol of a lane
 
-Drawn by `tools/draw_protocol.py` from the code: change the tables there, then run it. The item's attributes are
-described in `adapters/tenuto/lane/head.py`.
+Drawn by `tools/draw_protocol.py` from the code and the proofs: change the tables there, then run it. The item's
+attributes are described in `adapters/tenuto/lane/head.py`. The protocol is checked as an explicit-state model
+(`tests/model`): two control planes, one of which may be a zombie, functions that outlive their callers or are delivered
+twice, callers, a sending lane, sleeps and answers; with crashes, kills, lost responses and rebalances between any two
+steps. Change the model before the protocol, and the protocol before the code.
 
 """
 
@@ -108,6 +223,37 @@ WRITES: Final = """
 Each write is one request on one item. A clause is named as in the mutation tests; one in *italics* is a defence,
 implied by others. `ver` rises with 1, 2, 6 and 7 alone. A part in angle brackets stands for any name.
 
+"""
+
+
+AROUND: Final = """
+## What is done around the writes
+
+- **13, drain**: the head is read *first*, then the inbox is queried; lowest position of each source first. A Kafka
+  item below the watermark is deleted. A message whose id is in `f.<nonce>`, or a call whose result item exists,
+  becomes a tombstone. Anything else runs, and ends in 1 or 2.
+- **15, ship**: the target's item comes first, then `o.<sequence>` is removed.
+- **16, call**: the head is read *first*, then the result item. A result that is known is answered. A lane that is
+  taken, marked or has an outbox gets 9, 10 and 11, and the caller 202. Otherwise 1 or 2, with a guard before a claim,
+  and before a commit that sends. After a refusal it starts over from the head, with the result item read *again*.
+- **17, release an offset**: the watermark is past it and what its event sent is trimmed from the outbox; or its run
+  is suspended; or its inbox item is put and marked.
+- **18, delete a timer**: a sleep's when its invocation is over and the outbox is empty. A guard's when, besides, no
+  item waits in the inbox, the write it was put for can come no more (the head is at another `ver`, or that write is
+  long overdue) and the head, read *again*, still has its `ver`.
+
+`tok` is written with `ver`, and only lets a writer recognise its own write after a lost response: another's `tok`
+never means that a write was not applied. `w` is the next offset that the lane accepts. The inbox position of a
+message derives from its sender's lane and its place there.
+"""
+
+NOT_MODELLED: Final = """
+## What the model leaves out
+
+Real time but for the order in which things become due, time to live, calls with replies, cancellation, several keys
+and partitions, topics created again and replays on purpose, dead letters, size limits other than those of answers,
+throttling, the bound of `f.<nonce>`, the completion order of concurrent commands, and errors of handlers. The
+simulation runs all of these in the code itself (`tests/simulation`).
 """
 
 
@@ -121,7 +267,10 @@ def phases() -> str:
 
 def writes() -> str:
     """Every write as a row."""
-    rows = ["| # | write | by | on | conditions | sets | removes |", "|---|---|---|---|---|---|---|"]
+    rows = [
+        "| # | write | by | on | conditions | sets | removes | refused, or no response |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     rows += [row_of(row) for row in ROWS]
     return "\n".join([*rows, "", "## What each is for", "", *(purpose(row) for row in ROWS), ""])
 
@@ -148,6 +297,7 @@ def row_of(row: Row) -> str:
         clauses,
         ", ".join(sets),
         ", ".join(removes),
+        row.otherwise,
     )
     return "| " + " | ".join(cell or NOTHING for cell in cells) + " |"
 
@@ -201,10 +351,12 @@ def place(write: Write) -> str:
     if write.key.pk.startswith("T#"):
         return "timer"
     kinds = {
+        "A": "large answer",
         "C": "sweep's cursor",
         "H": "head",
         "I": "inbox",
         "J": "segment",
+        "O": "bundle",
         "P": "part",
         "R": "result",
         "V": "large input",
@@ -212,9 +364,38 @@ def place(write: Write) -> str:
     return kinds[write.key.sk.partition("#")[0]]
 
 
+def rules() -> str:
+    """What the model and the simulation say of each rule: what goes wrong without it, or why nothing does."""
+    if str(ROOT) not in sys.path:
+        # A tool runs as a file, with its own folder on the path; the lists of the proofs are beside it.
+        sys.path.insert(0, str(ROOT))
+    from tests.model import mutants, rules
+    from tests.simulation.mutants import EQUIVALENT
+
+    lines = ["", "## What goes wrong without each rule", ""]
+    lines += ["As the model shows it: the law that breaks, and in which of its scenarios. The laws are those of the"]
+    lines += ["[invariants](invariants.md); *replay* is a replay from another state, *bound* a head without room.", ""]
+    lines += ["| rule | says | without it |", "|---|---|---|"]
+    says = {**rules.CLAUSES, **rules.PRACTICES}
+    lines += [
+        f'| `{label}` | {says[label]} | *{hunt.law}* in "{hunt.scenario}" |' for label, hunt in mutants.DEADLY.items()
+    ]
+    for labels, hunt in mutants.TOGETHER.items():
+        both = " and ".join(f"`{label}`" for label in labels)
+        lines.append(f'| {both} | {says[labels[0]]} | together: *{hunt.law}* in "{hunt.scenario}" |')
+    lines += ["", "## What the code does not do yet", ""]
+    lines += [f"- `{label}`: {says[label]}." for label in says if label in rules.COMING]
+    for label, text in rules.PROPOSALS.items():
+        broken = " and ".join(f'*{hunt.law}* in "{hunt.scenario}"' for hunt in mutants.HOLES[label])
+        lines.append(f"- `{label}`, a proposal: {text}. Without it: {broken}.")
+    lines += ["", "## Rules that nobody misses", "", "Kept as a defence against a mistake in the others.", ""]
+    lines += [f"- `{label}`: {argument}." for label, argument in {**EQUIVALENT, **mutants.EQUIVALENT}.items()]
+    return "\n".join([*lines, ""])
+
+
 def page() -> str:
     """The whole page."""
-    return HEADER + phases() + WRITES + writes()
+    return HEADER + phases() + WRITES + writes() + AROUND + rules() + NOT_MODELLED
 
 
 def main() -> int:

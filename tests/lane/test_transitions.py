@@ -142,6 +142,7 @@ REFUSING: dict[str, tuple[Update, Item]] = {
     "checkpoint.own": (checkpoint(LANE, 4, RUN, progressed(), OWN), owned({"own": "twin"})),
     "suspend.ver": (waits("0a"), owned(ver=5)),
     "suspend.own": (waits("0a"), owned({"own": "twin"})),
+    "suspend.awake": (waits("0a"), owned({"awaits": []})),
     "suspend.ans": (waits("0a"), owned({"j.4.0a": ANSWER, "ans": "a1"})),
     "takeover.ver": (takeover(LANE, head(owned()), "h2", 1, {}, "new"), owned(ver=5)),
     "takeover.awake": (takeover(LANE, head(owned()), "h2", 1, {}, "new"), suspended()),

@@ -28,7 +28,7 @@ from tenuto.machine.journal import (
     describe,
     due_name,
 )
-from tenuto.protocol.limits import INLINE_BYTES_MAX, SLOTS_PER_WRITE_MAX
+from tenuto.protocol.limits import SLOTS_PER_WRITE_MAX
 from tenuto.protocol.records import (
     AwakeableSlot,
     DueSlot,
@@ -241,9 +241,9 @@ def test_answers_from_outside_are_learned_once() -> None:
     both.store()
     answer = AwakeableSlot(Success(b"1"))
     slots = {"0": pack(ran()), "1a": pack(answer)}
-    news = both.backlog.learn(slots, (), None)
+    news = both.backlog.learn(slots, ())
     assert news == [("1a", answer)]
-    assert both.backlog.learn(slots, (), None) == []
+    assert both.backlog.learn(slots, ()) == []
     both.journal.hear(news)
     assert both.journal.slot("1a") == answer
 
@@ -317,27 +317,6 @@ def test_a_result_that_leaves_the_head_is_remembered_as_given() -> None:
     assert (progress.rolled, progress.took) == (("3a",), (3,))
     assert both.backlog.took == {3}
     assert both.again().journal.slot("3a") == AwakeableSlot(Success(b"x" * SEGMENT_BYTES))
-
-
-@pytest.mark.parametrize("applied", [True, False])
-def test_a_write_in_doubt_is_judged_by_the_segments_that_the_head_names(*, applied: bool) -> None:
-    both = Both()
-    both.journal.finish("0", ran(size=INLINE_BYTES_MAX + 1))
-    doubt = both.prepare()
-    assert doubt.segments == ("J#1",)
-    assert both.backlog.learn({}, ("J#1",) if applied else (), doubt) == []
-    assert (not both.prepare()) is applied
-    assert both.backlog.segments == (("J#1",) if applied else ())
-
-
-def test_the_messages_of_a_write_in_doubt_have_left_when_it_took_place() -> None:
-    both = Both()
-    both.journal.send(both.journal.issue(Send("topic t")), "topic t", ENTRY)
-    both.journal.finish("9", ran(size=INLINE_BYTES_MAX + 1))
-    doubt = both.prepare(publish=True)
-    both.journal.hear(both.backlog.learn({}, doubt.segments or (), doubt))
-    assert both.journal.out == {}
-    assert both.journal.slot("0") == SentSlot("topic t")
 
 
 def test_a_rolled_slot_wins_over_one_put_again_later() -> None:

@@ -18,6 +18,7 @@ class Rates:
     """Probability of each fault at each opportunity, from 0 to 1; the rest in milliseconds.
 
     refused, lost           a request that did nothing; one that did, while its answer never came
+    suspend_lost            a suspension that was applied, whose response is lost only after answers had time to come
     *_crash                 at every call that a process makes
     invoke_*, answer_*      of an invocation: refused, never arrived, run twice; its answer lost or late
     zombie                  the caller hears that an attempt has failed while that attempt goes on
@@ -33,6 +34,7 @@ class Rates:
 
     refused: float = 0.0
     lost: float = 0.0
+    suspend_lost: float = 0.0
     function_crash: float = 0.0
     control_crash: float = 0.0
     invoke_throttled: float = 0.0
@@ -181,7 +183,25 @@ ZOMBIES = Rates(
 )
 """Attempts that live on after everybody takes them for dead: what fencing is for."""
 
-PROFILES: dict[str, Rates] = {"none": NONE, "light": LIGHT, "heavy": HEAVY, "churn": CHURN, "zombies": ZOMBIES}
+BULK = Rates(
+    lost=0.02,
+    suspend_lost=0.4,
+    function_crash=0.02,
+    zombie=0.1,
+    answer_lost=0.03,
+    step_slow=0.05,
+    latency_ms=5.0,
+)
+"""Large journals whose suspensions are written twice, while the answers they wait for arrive."""
+
+PROFILES: dict[str, Rates] = {
+    "none": NONE,
+    "light": LIGHT,
+    "heavy": HEAVY,
+    "churn": CHURN,
+    "zombies": ZOMBIES,
+    "bulk": BULK,
+}
 
 
 def drawn(rng: random.Random) -> Rates:
@@ -191,7 +211,7 @@ def drawn(rng: random.Random) -> Rates:
         return base
     numbers = {f.name: getattr(base, f.name) for f in fields(base)}
     for name in numbers:
-        if name not in ("latency_ms", "skew_ms", *AT_ZERO) and rng.random() < 0.5:
+        if name not in ("latency_ms", "skew_ms", "suspend_lost", *AT_ZERO) and rng.random() < 0.5:
             numbers[name] = 0.0
     numbers["skew_ms"] = rng.choice([0, numbers["skew_ms"]])
     numbers["latency_ms"] = rng.choice([1.0, 5.0, 30.0])

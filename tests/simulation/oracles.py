@@ -70,13 +70,18 @@ class Journaled:
 
 @dataclass(slots=True)
 class Oracles:
-    """Watches one world. `skew_ms` is how far apart two clocks of it can be."""
+    """Watches one world. `skew_ms` is how far apart two clocks of it can be.
+
+    `kept` finds the ids of messages that the table keeps as dead letters; without it, only that doomed messages do not
+    wait for ever is judged.
+    """
 
     loop: SimulatedLoop
     skew_ms: int
     table: Table = field(default_factory=dict)
     published: Callable[[str], Collection[bytes]] = lambda _topic: ()
     let_go: Callable[[KafkaSource], bool] = lambda _source: False
+    kept: Callable[[Table], Collection[str]] | None = None
     tripped: asyncio.Event = field(default_factory=asyncio.Event)
     violations: list[Violation] = field(default_factory=list)
     journaled: dict[str, Journaled] = field(default_factory=dict)
@@ -202,9 +207,10 @@ class Oracles:
         for slot, data in now.slots.items():
             self.progress += (run.event.id, slot) not in self._slots
             known = self._slots.setdefault((run.event.id, slot), data)
-            rolled = was.run is not None and slot not in was.slots and known != data
-            # An awakeable's slot that rolled into a segment may be put again; the segment's is the one that counts.
-            if known != data and not (rolled and isinstance(unpack_slot(data), AwakeableSlot)):
+            # An awakeable's slot that rolled into a segment may be put again; the segment's is the one that counts. It
+            # was judged when it came.
+            again = was.run is not None and was.slots.get(slot) in (None, data)
+            if known != data and not (again and isinstance(unpack_slot(data), AwakeableSlot)):
                 self.report("immutable-journal", f"{pk}: slot {slot} of {run.event.id} changed")
             record = unpack_slot(data)
             if isinstance(record, RunSlot) and isinstance(record.result, Success):
@@ -336,6 +342,7 @@ class Oracles:
         for pk, timers in self.timers.items():
             waits += [f"{pk}: timer {t.kind} due {t.due_ms}" for t in timers.values()]
         waits += self._letters(heads)
+        waits += self._doomed(heads, table)
         if not waits:
             self._counts(heads, expected_counts)
         return waits
@@ -352,6 +359,18 @@ class Oracles:
             count += sum(len(msgspec.json.decode(data)) for name, data in state.items() if name.startswith("came."))
             if _number(state.get("count")) != count:
                 self.report("order", f"{pk}: {count} things took effect, its count is {state.get('count')!r}")
+
+    def _doomed(self, heads: Mapping[str, Head], table: Table) -> list[str]:
+        """Messages that failed for good and are not kept. One that is still to run shows as what waits elsewhere."""
+        if self.kept is None:
+            return []
+        kept = set(self.kept(table))
+        sent = {
+            i for head in heads.values() for i in msgspec.json.decode(head.state.get("doomed", b"[]"), type=list[str])
+        }
+        if sound := kept - sent:
+            self.report("nothing-lost", f"sound messages are kept as dead letters: {sorted(sound)}")
+        return [f"the doomed message {i} is not kept" for i in sorted(sent - kept)]
 
     def _letters(self, heads: Mapping[str, Head]) -> list[str]:
         """Messages that a box has sent and the receiver has not taken."""

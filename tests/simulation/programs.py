@@ -12,6 +12,7 @@ State that a box keeps, all of it inside the product's own transactions:
     count            events, messages and calls that took effect, of all kinds together
     steps            results of the last event's steps: [[idempotency key, value], …]
     slips            events without a key that took effect
+    doomed           ids of messages sent that have to fail for good
     wrong            what a handler saw that it should not have
 """
 
@@ -35,6 +36,9 @@ from tenuto.service import InvocationRetryPolicy, Service, Services, VirtualObje
 BULK = "x" * 3_000
 """More than stays in the head, as part of a result or of an input."""
 
+ROLLING = "x" * 1_500
+"""A part of a result that stays in the head; with two of these a journal rolls into a segment."""
+
 HEAVY = "x" * 400_000
 """More than one item holds: such an input waits in parts, and can take no durable step."""
 
@@ -45,6 +49,10 @@ LOOSE = "loose"
 """The topic, and the service without a key, whose events stand alone. One takes effect as a slip that its box gets."""
 
 LOOSE_ATTEMPTS_MAX = 3
+DOOMED_ATTEMPTS_MAX = 2
+OVERFULL = "x" * 200_000
+"""More than the state of a key may weigh (`tenuto.protocol.limits.STATE_BYTES_MAX`)."""
+
 LOOSE_NAP_MS = 900
 LOOSE_PLAYS = ("slip", "step", "nap", "doomed")
 """What an event without a key does before it sends its slip; a doomed one always fails."""
@@ -52,10 +60,14 @@ LOOSE_PLAYS = ("slip", "step", "nap", "doomed")
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """An external effect inside `ctx.run`; a `bulky` one has a result that does not stay in the head."""
+    """An external effect inside `ctx.run`; a `bulky` one has a result that does not stay in the head.
+
+    A `rolling` one stays there until the journal rolls.
+    """
 
     name: str
     bulky: bool = False
+    rolling: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +104,25 @@ class Ask:
     """Wait for an awakeable that a party outside, or the helper object, resolves."""
 
     helper: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AskBefore:
+    """Hand an awakeable out, take these steps, and only then wait for the answer."""
+
+    steps: tuple[Step, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Overfill:
+    """Set more state than a key may have: the event ends among the dead letters, whole."""
+
+
+@dataclass(frozen=True, slots=True)
+class Doom:
+    """A message whose handler fails at every attempt, and has few."""
+
+    key: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,11 +166,27 @@ class Repeat:
     body: tuple[Op, ...]
 
 
-Op: TypeAlias = Step | Nap | Remember | Forget | Tell | Ask | AskWithin | Together | Race | Announce | GiveUp | Repeat
+Op: TypeAlias = (
+    Step
+    | Nap
+    | Remember
+    | Forget
+    | Tell
+    | Ask
+    | AskBefore
+    | AskWithin
+    | Together
+    | Race
+    | Announce
+    | GiveUp
+    | Overfill
+    | Doom
+    | Repeat
+)
 Program: TypeAlias = tuple[Op, ...]
 
 
-LIGHT_OPS = (Remember, Forget, Tell, Announce, GiveUp)
+LIGHT_OPS = (Remember, Forget, Tell, Announce, GiveUp, Overfill, Doom)
 """What needs no claim."""
 
 
@@ -226,8 +273,19 @@ def services(programs: Sequence[Program], outside: Outside) -> Services:
         ctx.set("answered", (await ctx.get("answered", int) or 0) + 1)
         ctx.resolve_awakeable(awakeable, 7)
 
-    player = _Player(programs, outside, message, late, answer)
+    player = _Player(programs, outside, message, late, answer, _doomed(box))
     return Services([box, helper, _loose(outside, slip)])
+
+
+def _doomed(box: VirtualObject) -> Any:
+    """The handler of a box that fails at every attempt."""
+
+    @box.handler(retry_policy=InvocationRetryPolicy(max_attempts=DOOMED_ATTEMPTS_MAX))
+    async def doomed(ctx: ObjectContext, _sender: str) -> None:
+        await ctx.get("count", int)
+        raise RuntimeError("this message never works")
+
+    return doomed
 
 
 def _loose(outside: Outside, slip: Any) -> Service:
@@ -267,12 +325,15 @@ def brief(value: Any) -> Any:
 class _Player:
     """Plays a program in a handler, and leaves the handler's trace in state with it."""
 
-    def __init__(self, programs: Sequence[Program], outside: Outside, message: Any, late: Any, answer: Any) -> None:
+    def __init__(
+        self, programs: Sequence[Program], outside: Outside, message: Any, late: Any, answer: Any, doomed: Any
+    ) -> None:
         self._programs = programs
         self._outside = outside
         self._message = message
         self._late = late
         self._answer = answer
+        self._doomed = doomed
 
     async def play(self, ctx: ObjectContext, name: str, trace: Any, program: int) -> None:
         """The program, then the trace: an event whose trace is missing has not taken effect."""
@@ -296,8 +357,8 @@ class _Player:
         self, ctx: ObjectContext, op: Op, steps: list[tuple[str, Any]]
     ) -> None:
         match op:
-            case Step(name, bulky):
-                await self._results(ctx, [self._step(ctx, name, bulky=bulky)], steps)
+            case Step():
+                await self._results(ctx, [self._step(ctx, op)], steps)
             case Nap(ms):
                 await ctx.sleep(timedelta(milliseconds=ms))
             case Remember(name):
@@ -308,19 +369,30 @@ class _Player:
                 await self._tell(ctx, key, delay_ms)
             case Ask(helper):
                 await self._ask(ctx, helper=helper)
+            case AskBefore(before):
+                awakeable, answered = ctx.awakeable(int)
+                await ctx.run("hand out", self._outside.hand_out, awakeable)
+                for step in before:
+                    await self._results(ctx, [self._step(ctx, step)], steps)
+                ctx.set("v.answer", await answered)
+            case Overfill():
+                ctx.set("overfull", OVERFULL)
+            case Doom(key):
+                sent = ctx.object_send(self._doomed, key, ctx.key)
+                ctx.set("doomed", [*(await ctx.get("doomed", list[str]) or []), sent])
             case AskWithin(ms):
                 awakeable, answered = ctx.awakeable(int)
                 await ctx.run("hand out", self._outside.hand_out, awakeable)
                 won, _ = await ctx.select(answer=answered, late=ctx.sleep(timedelta(milliseconds=ms)))
                 ctx.set("v.won", won)
             case Together(names, nap_ms):
-                futures = [self._step(ctx, name) for name in names]
+                futures = [self._step(ctx, Step(name)) for name in names]
                 nap = [] if nap_ms is None else [ctx.sleep(timedelta(milliseconds=nap_ms))]
                 await ctx.gather(*futures, *nap)
                 await self._results(ctx, futures, steps)
             case Race(name, nap_ms):
-                step = self._step(ctx, name)
-                won, _ = await ctx.select(step=step, nap=ctx.sleep(timedelta(milliseconds=nap_ms)))
+                racing = self._step(ctx, Step(name))
+                won, _ = await ctx.select(step=racing, nap=ctx.sleep(timedelta(milliseconds=nap_ms)))
                 ctx.set("v.won", won)
             case Announce():
                 ctx.publish(ANNOUNCEMENTS, {"from": ctx.key}, key=ctx.key)
@@ -333,16 +405,20 @@ class _Player:
             case _:
                 assert_never(op)
 
-    def _step(self, ctx: ObjectContext, name: str, *, bulky: bool = False) -> RunFuture[Any]:
-        future = ctx.run(name, self._bulky_effect if bulky else self._effect, name)
+    def _step(self, ctx: ObjectContext, step: Step) -> RunFuture[Any]:
+        future: Any
+        if step.bulky or step.rolling:
+            future = ctx.run(step.name, self._large_effect, step.name, BULK if step.bulky else ROLLING)
+        else:
+            future = ctx.run(step.name, self._effect, step.name)
         assert isinstance(future, RunFuture)
         return future
 
     async def _effect(self, name: str) -> int:
         return await self._outside.effect(idempotency_key(), name)
 
-    async def _bulky_effect(self, name: str) -> str:
-        return f"{await self._effect(name)} {BULK}"
+    async def _large_effect(self, name: str, ballast: str) -> str:
+        return f"{await self._effect(name)} {ballast}"
 
     async def _results(
         self, ctx: ObjectContext, futures: Sequence[RunFuture[Any]], steps: list[tuple[str, Any]]
@@ -373,6 +449,11 @@ class _Player:
 def durable(program: Program) -> bool:
     """Whether a program may take a durable step: its input then has to fit into an item."""
     return any(durable(op.body) if isinstance(op, Repeat) else not isinstance(op, LIGHT_OPS) for op in program)
+
+
+def overfills(program: Program) -> bool:
+    """Whether an event of this program has to end among the dead letters."""
+    return any(isinstance(op, Overfill) for op in program)
 
 
 def lasting_ms(program: Program, told_ms: int = 0) -> int:

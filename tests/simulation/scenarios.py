@@ -16,10 +16,13 @@ from tests.simulation.programs import (
     HEAVY,
     Announce,
     Ask,
+    AskBefore,
     AskWithin,
+    Doom,
     GiveUp,
     Nap,
     Op,
+    Overfill,
     Program,
     Race,
     Remember,
@@ -42,14 +45,24 @@ SCALED_TO_ZERO_OF = 4
 LOOSE_OF = 3
 """One in so many seeds also has events without a key."""
 
+HOPS_OF = 3
+"""One in so many seeds has functions that write beside their handlers, as in a thread of its own."""
+
+BULK_OF = 10
+"""One in so many seeds has large journals, values that fit nowhere and messages that fail (the profile "bulk")."""
+
 SHAPES = ("always on", "scaled to zero")
 
 
 def drawn(seed: int, profile: str | None = None, shape: str | None = None) -> Scenario:
     """The random scenario of a seed. `profile` is one of `faults.PROFILES`, `shape` one of `SHAPES`, if not drawn."""
+    if profile is None and seed % BULK_OF == BULK_OF // 2:
+        profile = "bulk"
     scenario = _drawn(seed, profile)
     if seed % LOOSE_OF == 0:
         scenario = _with_loose(scenario)
+    if seed % HOPS_OF == 1:
+        scenario = replace(scenario, hops=True)
     to_zero = seed % SCALED_TO_ZERO_OF == SCALED_TO_ZERO_OF - 1 if shape is None else shape == "scaled to zero"
     return _scaled_to_zero(scenario) if to_zero else scenario
 
@@ -88,6 +101,8 @@ def _drawn(seed: int, profile: str | None) -> Scenario:
         return _contended(seed, rng)
     if profile == "zombies":
         return _outlived(seed, rng)
+    if profile == "bulk":
+        return _bulky(seed, rng)
     rates = faults.drawn(rng) if profile is None else faults.PROFILES[profile]
     keys = [f"k{i}" for i in range(rng.choice([1, 2, 4, 8]))]
     topics = {"events": rng.choice([1, 2, 4])} | ({"more": 1} if rng.random() < 0.4 else {})
@@ -190,6 +205,34 @@ def _outlived(seed: int, rng: random.Random) -> Scenario:
     )
 
 
+def _bulky(seed: int, rng: random.Random) -> Scenario:
+    """Large journals with small slots beside them, values that fit nowhere or cannot be read, messages that fail."""
+    steps = [Step("a", rolling=True), Step("b", rolling=True), Step("c", bulky=True), Step("d")]
+    keys = ["k0", "k1"]
+    plays: list[Program] = [(Remember("told"),)]
+    for _ in range(3):
+        before = tuple(rng.choices(steps, k=rng.randint(1, 5)))
+        others: list[Op] = [*steps, Nap(400), Ask(), Doom(rng.choice(keys)), Tell("k0")]
+        after = tuple(rng.choices(others, k=rng.randint(0, 3)))
+        plays.append((AskBefore(before), *after))
+    plays += [(Overfill(),), (Step("a"), Overfill()), (Doom("k1"), Remember("x"))]
+    deliveries = tuple(
+        Delivery(
+            rng.uniform(0, 6), "events", rng.choice(keys), None if rng.random() < 0.1 else rng.randrange(1, len(plays))
+        )
+        for _ in range(rng.choice([2, 5, 10]))
+    )
+    return Scenario(
+        seed=seed,
+        rates=faults.BULK,
+        programs=tuple(plays),
+        topics={"events": 1},
+        deliveries=deliveries,
+        control_planes=rng.choice([1, 2]),
+        faults_until_s=20.0,
+    )
+
+
 def _cargo(rng: random.Random, keys: list[str], plays: Sequence[Program]) -> tuple[str | None, int | None, str]:
     dice = rng.random()
     program = rng.randrange(1, len(plays))
@@ -243,6 +286,11 @@ _SMALL: dict[str, Scenario] = {
         deliveries=(Delivery(0.0, "events", "a", 1), Delivery(0.5, "events", "a", 2, HEAVY)),
         spill_after_ms=500,
     ),
+    "an answer beside bulky results": _fixed(
+        AskBefore((Step("a", rolling=True), Step("b", rolling=True), Step("c", bulky=True))), Step("d")
+    ),
+    "more state than fits": _fixed(Step("a"), Overfill(), events=2),
+    "a message that fails for good": _fixed(Remember("x"), Doom("b")),
     "long journal": _fixed(Repeat(40, (Step("a"),)), Nap(800), Step("b")),
     "poison in a batch": replace(
         _fixed(Tell("b"), Tell("b")),

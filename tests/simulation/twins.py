@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextvars import Context
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -82,7 +82,12 @@ class GatedTable:
 
     async def write(self, write: Write) -> Answer:
         """See `Table.write`."""
-        return await self._cross(f"write {_summary(write)}", lambda: self._world.write(write), write=True)
+        answer = await self._cross(f"write {_summary(write)}", lambda: self._world.write(write), write=True)
+        suspends = isinstance(write, Update) and "awaits" in write.sets and isinstance(answer, Applied)
+        if suspends and self._gate.faults.happens("suspend_lost"):
+            await asyncio.sleep(self._gate.faults.latency_s() * SUSPEND_LOST_LATENCIES)
+            raise TableUnavailableError("the answer to a suspension was lost")
+        return answer
 
     async def get(self, key: Key) -> Item | None:
         """See `Table.get`."""
@@ -113,6 +118,52 @@ def _summary(write: Write) -> str:
             return f"{key.pk} {key.sk} delete"
 
 
+SUSPEND_LOST_LATENCIES = 20
+"""How long the loss of a response takes to show, in delays of one message: long enough for others to write."""
+
+HOP_TURNS_MAX = 3
+HOP_S_MAX = 0.03
+"""Longer than a flush waits: whatever is posted may come before or after it."""
+
+
+class HoppingWriteLoop:
+    """Durable writes beside the handler, as in a thread of their own: each way there and back takes a drawn while.
+
+    In between either side goes on. What one of them does without waiting stays whole: for less there are real threads
+    (`tests/sdk/test_journal_threads.py`).
+    """
+
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
+
+    def post(self, action: Callable[[], None]) -> None:
+        """See `WriteLoop.post`."""
+        asyncio.get_running_loop().call_later(self._while_s(), action)
+
+    async def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """See `WriteLoop.run`."""
+        there = asyncio.get_running_loop().create_task(self._there(work), name="writes")
+        # Cut off before it begins, its work would complain that nobody has awaited it.
+        there.add_done_callback(lambda _: work.close())
+        return await there
+
+    async def _there(self, work: Coroutine[Any, Any, T]) -> T:
+        await self._hop()
+        try:
+            return await work
+        finally:
+            await self._hop()
+
+    async def _hop(self) -> None:
+        for _ in range(self._rng.randint(0, HOP_TURNS_MAX)):
+            await asyncio.sleep(0)
+        if (left_s := self._while_s()) > 0:
+            await asyncio.sleep(left_s)
+
+    def _while_s(self) -> float:
+        return self._rng.choice([0.0, 0.0, 0.0, self._rng.uniform(0, HOP_S_MAX)])
+
+
 class SimulatedLambda:
     """Functions in processes of their own (the FunctionInvoker port). A process serves one invocation and ends."""
 
@@ -124,7 +175,9 @@ class SimulatedLambda:
         rng: random.Random,
         trace: Callable[[str], None],
         timeout_ms: int = FUNCTION_TIMEOUT_MS,
+        hops: random.Random | None = None,
     ) -> None:
+        self._hops = hops
         self.timeout_ms = timeout_ms
         self.concurrency_max = 64
         self.invocations = 0
@@ -199,7 +252,7 @@ class SimulatedLambda:
             table=self._table,
             now_ms=process.now_ms,
             deadline_ms=process.now_ms() + self.timeout_ms - (self._gate.loop.now_ms() - process.born_ms),
-            writes=InlineWriteLoop(),
+            writes=InlineWriteLoop() if self._hops is None else HoppingWriteLoop(self._hops),
             thread=_inline,
             jitter=self._rng.random,
             nonce=process.name,

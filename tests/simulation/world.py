@@ -11,7 +11,7 @@ import asyncio
 import random
 import traceback
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextvars import Context
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -95,7 +95,11 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scenario:
-    """Everything a run starts from. Equal scenarios give equal runs."""
+    """Everything a run starts from. Equal scenarios give equal runs.
+
+    `hops`: functions write beside their handlers, as they do with a thread for it. `kept` finds the ids of messages
+    that the table keeps as dead letters, for the law that none vanishes.
+    """
 
     seed: int
     rates: faults.Rates
@@ -107,6 +111,8 @@ class Scenario:
     scale_to_zero: ScaleToZero | None = None
     loose_ordering: Literal["partition", "none"] = "none"
     faults_until_s: float = 30.0
+    hops: bool = False
+    kept: Callable[[Mapping[tuple[str, str], Item]], Collection[str]] | None = None
     shuffle: bool = False
     spill_after_ms: int | None = None
     crash: CrashPoint | None = None
@@ -165,6 +171,7 @@ class Simulation:
         self.world = World(self._wrote, scenario.without)
         self.oracles.table = self.world.items
         self.oracles.published = self._published
+        self.oracles.kept = scenario.kept
         self.oracles.let_go = lambda source: (
             (self.kafka.committed(TopicPartition(source.topic, source.partition)) or 0) > source.offset
         )
@@ -173,7 +180,8 @@ class Simulation:
         self.services = programs.services(scenario.programs, self)
         at_zero = scenario.scale_to_zero
         timeout_ms = FUNCTION_TIMEOUT_MS if at_zero is None else FUNCTION_TIMEOUT_AT_ZERO_MS
-        self.functions = SimulatedLambda(self.services, self.table, self.gate, rng, self.trace, timeout_ms)
+        hops = random.Random(f"hops {scenario.seed}") if scenario.hops else None
+        self.functions = SimulatedLambda(self.services, self.table, self.gate, rng, self.trace, timeout_ms, hops)
         self._manifest = self.services.manifest(self.functions.timeout_ms)
         self.scheduler = SimulatedScheduler(self.gate, rng, self._woken)
         self.limits = Limits(sweep_lookback_ms=SWEEP_LOOKBACK_MS, **({} if at_zero is None else SERVERLESS))
@@ -293,7 +301,11 @@ class Simulation:
             name = alone if self.scenario.loose_ordering == "none" else f"{record.topic}/{record.partition}"
             self._lanes.setdefault(tp, {})[record.offset] = Lane(programs.LOOSE, name).pk
             return
-        if delivery.key is None or delivery.program is None:
+        if (
+            delivery.key is None
+            or delivery.program is None
+            or programs.overfills(self.scenario.programs[delivery.program])
+        ):
             self._poison.add((record.topic, record.partition, record.offset))
         if delivery.key is not None:
             self._lanes.setdefault(tp, {})[record.offset] = Lane("box", delivery.key).pk

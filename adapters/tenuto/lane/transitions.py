@@ -235,7 +235,8 @@ def suspend(
     """5. Let go of the function, keeping the lane.
 
     Refused when a result of an awakeable has come that the attempt has not seen, whichever it waits for: so it may wait
-    for any number of them.
+    for any number of them. Refused, too, when the run is suspended already: by an earlier try of this write whose
+    response was lost, which stands, whatever has come since.
 
     `base` goes as values: a copy from the item would, after a lost response, take published state for first-seen state.
     """
@@ -254,9 +255,8 @@ def suspend(
             drop.append(attribute)
         else:
             sets[attribute] = value
-    return Update(
-        head_key(lane), sets, tuple(drop), (*_owned("suspend", ver, own), _answered("suspend.ans", wait.seen))
-    )
+    clauses = (*_owned("suspend", ver, own), Absent("suspend.awake", "awaits"), _answered("suspend.ans", wait.seen))
+    return Update(head_key(lane), sets, tuple(drop), clauses)
 
 
 def _answered(label: str, seen: str | None) -> Clause:

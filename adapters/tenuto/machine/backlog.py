@@ -116,20 +116,13 @@ class Backlog:
         self.took.update(progress.took)
         self._settle()
 
-    def learn(
-        self, head: Mapping[str, bytes], segments: tuple[str, ...], doubt: Progress | None
-    ) -> list[tuple[str, Slot]]:
+    def learn(self, head: Mapping[str, bytes], segments: tuple[str, ...]) -> list[tuple[str, Slot]]:
         """Take over what the head holds: what others put there meanwhile, and the names of segments.
 
-        `doubt` is a write of ours whose response was lost: the head tells whether it took place. Returns the slots that
-        are news to the handler's side.
+        Returns the slots that are news to the handler's side.
         """
-        news: list[tuple[str, Slot]] = []
-        if doubt is not None and doubt.segments is not None and set(doubt.segments) <= set(segments):
-            named = {**doubt.slots, **doubt.apart}
-            news += [(name, slot) for name, data in named.items() if isinstance(slot := unpack_slot(data), SentSlot)]
-            self.written(doubt)
         self.segments = segments
+        news: list[tuple[str, Slot]] = []
         for name, data in head.items():
             if name in self._stored:
                 continue

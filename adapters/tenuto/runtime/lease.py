@@ -236,7 +236,7 @@ class Lease:
             if head.run is None or head.ver != self.head.ver:
                 self.phase = advance(self.phase, Step.REFUSED)
                 raise FencedError("the lane has moved on")
-            await self._learn(head, None)
+            await self._learn(head)
 
     async def suspend(
         self,
@@ -262,12 +262,12 @@ class Lease:
             if isinstance(answer, Refused):
                 seen = parse_head(answer.item)
                 if seen.ver == self.head.ver and seen.run is not None and _present(answer.item).get(OWN, own) == own:
-                    # An earlier try of this write may have been applied and its response lost: then the head holds
-                    # published state, first-seen values and segments that have to be known from here on.
-                    await self._learn(seen, progress)
-                    return False
+                    if not seen.run.suspended:
+                        await self._learn(seen)
+                        return False
+                    # An earlier try of this write was applied and its response lost: the invocation waits.
+                    answer = Applied(answer.item)
             self._settle(answer, Step.SUSPENDED, "suspend")
-            self._backlog.written(progress)
             return True
 
     async def commit(self, effects: Effects) -> None:
@@ -337,7 +337,7 @@ class Lease:
         write = checkpoint(self.lane, self.head.ver, self.run, progress, self._env.nonce)
         self._settle(await self._write(write), Step.CHECKPOINTED, "checkpoint")
         self._backlog.written(progress)
-        await self._learn(self.head, None)
+        await self._learn(self.head)
 
     async def _prepared(self, out: Messages) -> Progress:
         """What the next write of the head makes durable, with what goes into items of its own put there already."""
@@ -370,10 +370,10 @@ class Lease:
         self._puts += 1
         return self._puts
 
-    async def _learn(self, head: Head, doubt: Progress | None) -> None:
+    async def _learn(self, head: Head) -> None:
         """Take over what a head says that this side did not write."""
         self.head = head
-        for name, slot in self._backlog.learn(head.slots, head.segments, doubt):
+        for name, slot in self._backlog.learn(head.slots, head.segments):
             self._news.append((name, await self._whole(slot)))
 
     async def _whole(self, slot: Slot) -> Slot:

@@ -220,7 +220,8 @@ def _suspended(view: View, head: Head, run: Run, bounds: Bounds) -> Action:
         return Resume(ended_sleeps(head, run, view.now_ms))
     first = view.first
     if first is not None and first.id == run.event.id and isinstance(first.source, KafkaSource):
-        return Release()
+        # As for a finished event: without the offset, nothing would lead back to what has been delivered.
+        return TrimHead() if view.trimmable else Release()
     blocked = _blocked(view, head, bounds)
     if blocked is not None:
         return blocked

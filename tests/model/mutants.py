@@ -1,0 +1,123 @@
+"""The protocol of the model with one rule missing: each mutant must be found, or be equivalent by argument.
+
+Owns the lists. Does not own the rules (`rules`). The simulation has mutants of its own, of the code
+(`tests.simulation.mutants`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from tests.model.programs import SCENARIOS, Scenario
+from tests.model.rules import ALL_PROPOSALS, Rules
+from tests.model.search import Result, explore
+from tests.model.state import Model
+
+
+@dataclass(frozen=True, slots=True)
+class Hunt:
+    """The scenario in which a mutant is found, the faults that takes, and the law that it breaks."""
+
+    scenario: str
+    faults: int
+    law: str
+
+
+STATES_MAX = 250_000
+"""More states than any hunt needs; `make test` runs those that need few (QUICK_STATES_MAX)."""
+
+DEADLY: dict[str, Hunt] = {
+    "spec.ver": Hunt("call, event", 1, "order"),
+    "spec.pend": Hunt("standby with an old head", 1, "order"),
+    "spec.clear": Hunt("spilled beside a message", 1, "order"),
+    "claim.ver": Hunt("call with a step", 1, "together"),
+    "claim.pend": Hunt("standby with an old head, step", 1, "order"),
+    "checkpoint.ver": Hunt("steps, zombies", 1, "one-owner"),
+    "checkpoint.own": Hunt("steps, twins", 2, "one-owner"),
+    "suspend.ver": Hunt("answer, zombies", 1, "one-owner"),
+    "suspend.own": Hunt("steps and nap, twins", 2, "one-owner"),
+    "suspend.ans": Hunt("answer beyond the list", 1, "liveness"),
+    "takeover.awake": Hunt("answer, zombies", 2, "driver"),
+    "commit.ver": Hunt("steps", 1, "one-owner"),
+    "commit.own": Hunt("step, twins", 2, "one-owner"),
+    "slot.run": Hunt("answer or nap, answer", 1, "one-owner"),
+    "slot.free": Hunt("two answers", 1, "immutable-journal"),
+    "slot.ans": Hunt("answers that fill the head", 1, "bound"),
+    "inbox.absent": Hunt("message", 1, "order"),
+    "result.stored": Hunt("call", 1, "order"),
+    "fin.kept": Hunt("message", 1, "order"),
+    "inbox.tombstone": Hunt("message", 1, "order"),
+    "inbox.order": Hunt("two messages", 1, "order"),
+    "inbox.passed": Hunt("nap, event", 1, "liveness"),
+    "inbox.after_head": Hunt("message", 1, "order"),
+    "result.after_head": Hunt("call", 1, "order"),
+    "mark.again": Hunt("message", 1, "liveness"),
+    "guard.message": Hunt("message", 1, "liveness"),
+    "guard.call": Hunt("call with a step", 1, "driver"),
+    "guard.send": Hunt("call sends", 1, "driver"),
+    "guard.answer": Hunt("answer", 1, "driver"),
+    "guard.spill": Hunt("nap, event", 1, "liveness"),
+    "guard.nonce": Hunt("call with a step", 1, "driver"),
+    "guard.ver": Hunt("call with a step", 1, "driver"),
+    "timer.first": Hunt("steps and nap", 1, "driver"),
+    "timer.kept": Hunt("steps and nap", 1, "driver"),
+    "clear.pend": Hunt("spilled beside a message", 1, "order"),
+    "mark.unique": Hunt("spilled beside a message", 1, "order"),
+    "sweep.again": Hunt("message sends", 1, "driver"),
+    "sweep.out": Hunt("nap, then send", 1, "driver"),
+    "offset.trimmed": Hunt("event sends", 1, "driver"),
+    "offset.run": Hunt("steps", 1, "driver"),
+    "out.after_put": Hunt("event sends", 1, "together"),
+    "sleep.due": Hunt("steps and nap", 1, "early-sleep"),
+    "base.kept": Hunt("steps and nap", 1, "replay"),
+    "base.value": Hunt("nap, then answer", 1, "replay"),
+    "slots.apart": Hunt("steps, then answer", 1, "immutable-journal"),
+    "journal.new": Hunt("steps, zombies", 1, "immutable-journal"),
+    "wake.ans": Hunt("answer beyond the list", 1, "liveness"),
+    "suspend.rolls": Hunt("answers that fill the head", 1, "bound"),
+}
+"""Rules that the model misses."""
+
+TOGETHER: dict[tuple[str, ...], Hunt] = {
+    ("segment.unique", "segment.truth"): Hunt("bulky result, answer", 1, "immutable-journal"),
+}
+"""Rules that stand in for each other: the model misses them together."""
+
+EQUIVALENT: dict[str, str] = {
+    "spec.idle": "`ver` rises with every claim, so a head whose `ver` is as seen has the run that was seen: none",
+    "spec.watermark": "the watermark only moves together with `ver`, so it is what was seen, and that was checked",
+    "claim.idle": "as spec.idle",
+    "claim.watermark": "as spec.watermark",
+    "suspend.slots": "an answer is put after a guard, and whoever follows the guard resumes the suspended run",
+    "takeover.ver": "a second takeover only fences the first; the fenced attempt stops at its next write",
+    "takeover.run": "a run begins and ends only in writes that raise `ver`, which is compared as well",
+    "clear.ver": "`pend` is unique per mark: one that is still there was seen before the inbox was found empty",
+    "clear.idle": "a run begins only in a write that raises `ver`, which is compared as well",
+    "tok.own": "a writer that does not recognise its own write looks at the head anew, which says what is finished",
+    "tok.versioned": "as tok.own: whose `tok` is overwritten only looks anew",
+    "offset.owner": "an offset is released when something durable carries its event, whoever commits it",
+    "segment.unique": "with the head's list as the truth, the next number is one that no listed item has",
+    "segment.truth": "with names of their own, a segment that leaves the list holds what its writer puts again",
+}
+"""Rules whose removal nobody can notice, each with the argument."""
+
+HOLES: dict[str, tuple[Hunt, ...]] = {
+    "offset.asleep": (Hunt("send, then answer", 1, "driver"),),
+    "suspend.awake": (Hunt("send, then answer", 2, "driver"), Hunt("bulky result, answer", 2, "liveness")),
+}
+"""What goes wrong today, as the code follows none of the proposals: with all but this one, the law breaks."""
+
+
+def hunt(without: tuple[str, ...], target: Hunt, states_max: int = STATES_MAX) -> Result:
+    """Explore a mutant where it is found."""
+    return explore(Model(_bounded(target), Rules(frozenset(without))), states_max)
+
+
+def hole(proposal: str, target: Hunt, states_max: int = STATES_MAX) -> Result:
+    """Explore the protocol with all proposals but one."""
+    return explore(Model(_bounded(target), Rules(proposals=ALL_PROPOSALS - {proposal})), states_max)
+
+
+def _bounded(target: Hunt) -> Scenario:
+    scenario = SCENARIOS[target.scenario]
+    return replace(scenario, faults=replace(scenario.faults, total=target.faults))
