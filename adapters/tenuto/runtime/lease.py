@@ -20,21 +20,16 @@ from msgspec.structs import replace
 
 from tenuto.errors import FencedError, StateTooLargeError
 from tenuto.lane.head import OWN, head_key, parse_head
+from tenuto.lane.items import bundle_name, bundle_put, input_name, input_put, segment_name, segment_put
 from tenuto.lane.transitions import (
     NO_TRIM,
     Effects,
     Progress,
     Timer,
     Wait,
-    bundle_name,
-    bundle_put,
     checkpoint,
     claim,
     final_commit,
-    input_name,
-    input_put,
-    segment_name,
-    segment_put,
     spec_commit,
     suspend,
     timer_put,
