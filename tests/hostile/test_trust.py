@@ -111,7 +111,7 @@ def test_a_function_encrypts_what_its_own_environment_says(
     function = aws.handler(box)
     request = Activation("box", "k", "speculate", Head(), "h", (EVENT,), encrypted=asked)
     try:
-        function(to_builtins(request), Context())  # type: ignore[arg-type]  # requests and outcomes go by the same codec
+        function(to_builtins(request), Context())  # type: ignore[arg-type]  # one codec for both ways
     finally:
         loop = getattr(function, "_loop")  # noqa: B009 - a function keeps its loop for the next invocation
         loop.close()

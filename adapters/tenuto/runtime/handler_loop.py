@@ -73,16 +73,16 @@ class HandlerLoop(asyncio.AbstractEventLoop):
         driver, hooks = asyncio.current_task(outer), sys.get_asyncgen_hooks()
         # From here on this is the running loop of the thread, in place of the one whose task drives the attempt.
         if driver is not None:
-            asyncio.tasks._leave_task(outer, driver)  # noqa: SLF001 - documented for whoever writes an event loop
-        asyncio._set_running_loop(self)  # noqa: SLF001 - as above
+            asyncio.tasks._leave_task(outer, driver)  # noqa: SLF001 - documented for event loops
+        asyncio._set_running_loop(self)  # noqa: SLF001 - documented for event loops
         sys.set_asyncgen_hooks(firstiter=None, finalizer=self._finalize)
         try:
             self._run_ready()
         finally:
             sys.set_asyncgen_hooks(*hooks)
-            asyncio._set_running_loop(before)  # noqa: SLF001 - as above
+            asyncio._set_running_loop(before)  # noqa: SLF001 - documented for event loops
             if driver is not None:
-                asyncio.tasks._enter_task(outer, driver)  # noqa: SLF001 - as above
+                asyncio.tasks._enter_task(outer, driver)  # noqa: SLF001 - documented for event loops
 
     def _run_ready(self) -> None:
         ready = self._ready
@@ -219,7 +219,9 @@ class HandlerLoop(asyncio.AbstractEventLoop):
 
     # --- what is refused --------------------------------------------------------------------------------------------
 
-    def run_in_executor(self, _executor: Any, func: Callable[..., Any], *_args: Any) -> Never:  # type: ignore[override]  # refuses all
+    def run_in_executor(  # type: ignore[override]  # refuses all
+        self, _executor: Any, func: Callable[..., Any], *_args: Any
+    ) -> Never:
         """Refuse threads: their results would not be journaled."""
         if isinstance(func, functools.partial) and func.args:
             func = func.args[0]  # What `asyncio.to_thread` was given.
