@@ -160,13 +160,13 @@ class _Durable(_Shared):
 
     @overload
     def run(
-        self, name: str, action: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: P.kwargs
+        self, name: str, action: Callable[P, Coroutine[Any, Any, T]], /, *args: P.args, **kwargs: P.kwargs
     ) -> DurableFuture[T]: ...
 
     @overload
-    def run(self, name: str, action: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> DurableFuture[T]: ...
+    def run(self, name: str, action: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> DurableFuture[T]: ...
 
-    def run(self, name: str, action: Callable[..., Any], *args: Any, **kwargs: Any) -> DurableFuture[Any]:
+    def run(self, name: str, action: Callable[..., Any], /, *args: Any, **kwargs: Any) -> DurableFuture[Any]:
         """Execute a step and journal its result: once finished it never runs again.
 
         A sync callable runs in a worker thread, an async one is awaited. The step starts at once; await the future for
@@ -176,7 +176,7 @@ class _Durable(_Shared):
         return self._run(_PLAIN, _NO_LIMITS, name, action, args, kwargs)
 
     def run_with(
-        self, options: RunOptions[T], name: str, action: Callable[..., Any], *args: Any, **kwargs: Any
+        self, options: RunOptions[T], name: str, action: Callable[..., Any], /, *args: Any, **kwargs: Any
     ) -> DurableFuture[T]:
         """`run` with retry limits, a serde or a type hint for the result."""
         if not isinstance(options, RunOptions):

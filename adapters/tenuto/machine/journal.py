@@ -142,6 +142,7 @@ class Journal:
     told: int = 0
     new: deque[tuple[str, Slot]] = field(default_factory=deque)
     finished: int = 0
+    _tries: dict[int, TriedSlot] = field(default_factory=dict)
 
     @classmethod
     def load(cls, slots: Mapping[str, Slot], first_out: int) -> Journal:
@@ -156,6 +157,8 @@ class Journal:
         for told, commands in parts:
             # A list that was written twice, after a lost response, may have grown in between.
             journal.order[told:] = commands
+        for name, slot in known.items():
+            journal._note_tries(name, slot)
         journal.replay_end = journal._finished_end()
         return journal
 
@@ -208,15 +211,20 @@ class Journal:
 
     def tried(self, index: int) -> TriedSlot | None:
         """The last record of a step's failed tries."""
-        prefix = f"{index}t"
-        slots = (s for n, s in self.known.items() if n.startswith(prefix) and isinstance(s, TriedSlot))
-        return max(slots, key=lambda s: s.tries, default=None)
+        return self._tries.get(index)
+
+    def _note_tries(self, name: str, slot: Slot) -> None:
+        if isinstance(slot, TriedSlot):
+            index = int(name.partition("t")[0])
+            before = self._tries.get(index)
+            self._tries[index] = slot if before is None or slot.tries > before.tries else before
 
     def finish(self, name: str, slot: Slot) -> None:
         """A command completed. A slot never changes: finishing it again is refused."""
         if name in self.known:
             raise ValueError(f"journal slot {name} is already finished")
         self.known[name] = slot
+        self._note_tries(name, slot)
         self._hand_on(name, slot)
 
     def _hand_on(self, name: str, slot: Slot) -> None:

@@ -96,11 +96,12 @@ class Event(Struct, frozen=True):
 # --- journal slots -------------------------------------------------------------------------------------------------
 
 
-class RunSlot(Struct, frozen=True, tag="run"):
-    """The result of a `ctx.run` step."""
+class RunSlot(Struct, frozen=True, tag="run", rename={"after_ms": "t"}):
+    """The result of a `ctx.run` step, and how long after the run's start it was there (ms)."""
 
     name: str
     result: Result
+    after_ms: int = 0
 
 
 class DueSlot(Struct, frozen=True, tag="due"):
@@ -117,8 +118,10 @@ class TriedSlot(Struct, frozen=True, tag="tried"):
     since_ms: int
 
 
-class SleptSlot(Struct, frozen=True, tag="slept"):
-    """A sleep that is over."""
+class SleptSlot(Struct, frozen=True, tag="slept", rename={"after_ms": "t"}):
+    """A sleep that is over, and how long after the run's start that was known (ms)."""
+
+    after_ms: int = 0
 
 
 class AwakeableSlot(Struct, frozen=True, tag="awakeable"):

@@ -382,7 +382,7 @@ class _Invocation:
             error = steps.checked(e)
         finally:
             logs.current.reset(told)
-        terminal = steps.terminal_in(error)
+        terminal = steps.terminal_in(error, timed_out=attempt.timed_out)
         if terminal is None or isinstance(terminal, REFUSED_INPUTS):
             return None, terminal or error
         self._log_end(attempt, "failed for good", terminal, error)

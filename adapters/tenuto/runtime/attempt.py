@@ -16,12 +16,18 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from msgspec import structs
-
 from tenuto.errors import JournalMismatchError, StateTooLargeError, Suspension, TenutoError
 from tenuto.lane.transitions import Effects, Wait
 from tenuto.machine.journal import Awakeable, Command, Journal, Now, Run, Send, Sleep, due_name
-from tenuto.protocol.ids import AwakeableId, InvocationId, Lane, awakeable_slot, awakeable_token, message_nonce
+from tenuto.protocol.ids import (
+    AwakeableId,
+    InvocationId,
+    Lane,
+    awakeable_slot,
+    awakeable_token,
+    command_of_awakeable,
+    message_nonce,
+)
 from tenuto.protocol.limits import (
     AWAKEABLE_BYTES_MAX,
     AWAKEABLE_LOOK_MS_MAX,
@@ -38,15 +44,12 @@ from tenuto.protocol.records import (
     DueSlot,
     Entry,
     Event,
-    Failed,
     NowSlot,
     PublishOut,
     ResolveOut,
     Result,
     RunSlot,
     SendOut,
-    SleptSlot,
-    Success,
     pack,
 )
 from tenuto.runtime import steps
@@ -54,12 +57,16 @@ from tenuto.runtime.environment import Environment
 from tenuto.runtime.futures import AwakeableFuture, DurableFuture, RunFuture, SleepFuture
 from tenuto.runtime.handler_loop import HandlerLoop
 from tenuto.runtime.lease import Lease
+from tenuto.runtime.outstanding import Outstanding
 from tenuto.runtime.state import StateView
 from tenuto.runtime.steps import RunLimits
 from tenuto.serde import Serde
 
 T = TypeVar("T")
 F = TypeVar("F", bound=DurableFuture[Any])
+
+UNWOUND_MAX: Final = 100
+"""How often a handler whose attempt is over is told so before it is left behind."""
 
 COMMAND_FRAMES_MAX: Final = 3
 """Lines of the handler's own code that a mismatch names."""
@@ -87,14 +94,17 @@ class Attempt:
         self.journal: Journal = lease.journal
         self.env = env
         self.start_ms = lease.run.start_ms if lease.owning else env.now_ms()
+        self._outstanding = Outstanding(self.journal, env.now_ms, self.start_ms)
         self.suspended = False
         self.broken: BaseException | None = None
         self.loop: HandlerLoop | None = None
         self._state = state
         self._before = before
-        self._outstanding: dict[int, DurableFuture[Any]] = {}
-        self._ready: dict[int, tuple[int, Result]] = {}
         self._running: dict[asyncio.Task[None], RunFuture[Any]] = {}
+        self._ended: asyncio.Future[None] | None = None
+        self._timers: dict[asyncio.TimerHandle, int] = {}
+        self._unwound = 0
+        self.timed_out = False
         self._told = 0
         self._look_ms = AWAKEABLE_LOOK_MS_MIN
         self._sent_bytes = 0
@@ -169,14 +179,14 @@ class Attempt:
 
     def timer(self, handle: asyncio.TimerHandle, delay_ms: int) -> None:
         """See `Timers.timer`."""
-        self.sleep(delay_ms, "a timer of asyncio").handle = handle
+        future = self.sleep(delay_ms, "a timer of asyncio")
+        future.handle, self._timers[handle] = handle, future.index
 
     def timer_cancelled(self, handle: asyncio.TimerHandle) -> None:
         """See `Timers.timer_cancelled`."""
-        for index, future in self._outstanding.items():
-            if isinstance(future, SleepFuture) and future.handle is handle:
-                del self._outstanding[index]
-                return
+        index = self._timers.pop(handle, None)
+        if index is not None:
+            self._outstanding.discard(index)
 
     def awakeable(self, serde: Serde[T]) -> tuple[str, AwakeableFuture[T]]:
         """An id to give away, and the future that whoever resolves it completes."""
@@ -244,16 +254,25 @@ class Attempt:
 
     def waiting(self) -> asyncio.Future[None]:
         """See `Waiter.waiting`."""
+        if self.loop is not None and not self._open:
+            self._unwound += 1
+            if self._unwound > UNWOUND_MAX:
+                # It swallows what ends it, and goes on to wait: so it waits, and is left behind.
+                return self.loop.create_future()
         self._check_open()
         self.require_handler("awaiting a durable future")
         assert self.loop is not None
         return self.loop.create_future()
 
+    def told_ms(self) -> int:
+        """See `Timers.told_ms`."""
+        return self._outstanding.told_ms
+
     # --- driving the handler ----------------------------------------------------------------------------------------
 
     async def drive(self, handler: Callable[[], Awaitable[T]]) -> T:
         """Run a handler to its end. Raises what it raises, and Unwind when the attempt is over before."""
-        self.loop = loop = HandlerLoop(self)  # type: ignore[abstract]  # what is abstract refuses
+        self.loop = loop = HandlerLoop(self, self.env.now_ms())  # type: ignore[abstract]  # what is abstract refuses
         main = loop.create_task(_main(handler), name=self.event.handler)
         try:
             while True:
@@ -262,7 +281,7 @@ class Attempt:
                     break
                 if not self._tell_next():
                     await self._more()
-            if self._open and (self._running or loop.has_others(main)):
+            if self._open and (len(self._outstanding) or self._running or loop.has_others(main)):
                 self._leave(loop)
         except Unwind:
             pass
@@ -293,86 +312,55 @@ class Attempt:
                 *(self.lease.lane.service, self.event.handler, ", ".join(left)),
                 extra=self.log_fields(),
             )
+        # A step that was never awaited runs all the same: the handler asked for it.
+        self._start_steps()
         for task, future in list(self._running.items()):
             if future.lost and not task.done():
-                self.env.abandon(task)
+                future.left = True
                 del self._running[task]
+                self.env.abandon(task)
 
     async def _settle(self) -> None:
         """Wait for steps that run, so that none outlives its attempt but those which were left on purpose."""
         while self._running:
-            await asyncio.wait(self._running)
-            self._collect()
+            await self._step_ends(None)
 
     def _tell_next(self) -> bool:
         """Tell the handler of one completion, if there is one."""
-        journal = self.journal
-        self.lease.hear()
-        recorded = journal.next_told if len(self._outstanding) > 1 else None
-        if recorded is not None:
-            return self._tell(recorded, self._recorded(recorded))
-        self._see()
-        if not self._ready:
+        for name in self.lease.hear():
+            index = command_of_awakeable(name)
+            if index is not None:
+                self._outstanding.look(index)
+        index = self.journal.next_told if len(self._outstanding) > 1 else None
+        if index is None:
+            index = self._outstanding.first()
+        if index is None:
             return False
-        first = min(self._ready, key=lambda index: (self._ready[index][0], index))
-        return self._tell(first, self._ready[first][1])
+        self._tell(index)
+        return True
 
-    def _recorded(self, index: int) -> Result:
-        """The outcome that a replay has to tell next. Raises Unwind when the handler has not issued that command."""
-        future = self._outstanding.get(index)
-        result = None if future is None else self._outcome(future)
-        if result is None:
+    def _tell(self, index: int) -> None:
+        outstanding = len(self._outstanding)
+        try:
+            future, result = self._outstanding.take(index)
+        except KeyError:
+            # The journal has it as what the handler was told next, and this handler has not come to it.
             self._break(JournalMismatchError(index, "its completion next", "has not come to it"))
-            raise Unwind
-        return result
-
-    def _tell(self, index: int, result: Result) -> bool:
-        journal, outstanding = self.journal, len(self._outstanding)
-        future = self._outstanding.pop(index)
-        self._ready.pop(index, None)
-        if isinstance(future, SleepFuture) and journal.slot(future.slot) is None:
-            journal.finish(future.slot, SleptSlot())
-        journal.tell(index, outstanding)
+            raise Unwind from None
+        self.journal.tell(index, outstanding)
         self._told += 1
         self._look_ms = AWAKEABLE_LOOK_MS_MIN
         future.complete(result, self._told)
         if isinstance(future, SleepFuture) and future.handle is not None and self.loop is not None:
-            handle = future.handle
-            self.loop.call_soon(handle._run)  # noqa: SLF001 - how every event loop runs a handle
-        return True
-
-    def _see(self) -> None:
-        """Note which outstanding commands have an outcome by now, and since when."""
-        now_ms = self.env.now_ms()
-        for index, future in self._outstanding.items():
-            if index in self._ready:
-                continue
-            slot, result = self.journal.slot(future.slot), self._outcome(future)
-            since_ms = slot.at_ms if isinstance(slot, AwakeableSlot) else 0
-            if isinstance(future, SleepFuture):
-                since_ms = future.due_ms
-                result = Success() if since_ms <= now_ms else result
-            if result is not None:
-                self._ready[index] = since_ms, result
-
-    def _outcome(self, future: DurableFuture[Any]) -> Result | None:
-        match self.journal.slot(future.slot):
-            case AwakeableSlot(Failed(failure)):
-                # Whoever rejected it has written the text.
-                return Failed(structs.replace(failure, foreign=True))
-            case RunSlot(_, result) | AwakeableSlot(result):
-                return result
-            case SleptSlot():
-                return Success()
-            case _:
-                return None
+            self._timers.pop(future.handle, None)
+            self.timed_out = True
+            self.loop.call_soon(future.handle._run)  # noqa: SLF001 - how every event loop runs a handle
 
     # --- waiting ----------------------------------------------------------------------------------------------------
 
     async def _more(self) -> None:
         """Nothing has completed that the handler does not know of: start what it asked for, then wait, or suspend."""
-        awaited = [f for f in self._outstanding.values() if f.awaited]
-        if not awaited:
+        if not self._outstanding.anybody_waits():
             self._break(
                 TenutoError(
                     "the handler waits for something that nothing will bring about: no command it has issued is "
@@ -380,75 +368,94 @@ class Attempt:
                 )
             )
             return
-        for future in self._outstanding.values():
-            if isinstance(future, RunFuture) and future.task is None and not future.lost and future.start is not None:
-                future.task = future.start()
-                self._running[future.task] = future
-        nearest = min((f.due_ms for f in awaited if isinstance(f, SleepFuture)), default=None)
+        self._start_steps()
+        nearest = self._outstanding.nearest_ms()
         if self._running and not self._must_leave():
-            await self._wait_for_steps(awaited, nearest)
-        elif nearest is not None and self._can_hold_sleep(awaited, nearest):
-            await self._hold_sleep(awaited, nearest)
+            await self._wait_for_steps(nearest)
+        elif nearest is not None and self._can_hold_sleep(nearest):
+            await self._hold_sleep(nearest)
         else:
-            await self._suspend(awaited, nearest)
+            await self._suspend(nearest)
+
+    def _start_steps(self) -> None:
+        for future in self._outstanding.to_start():
+            assert future.start is not None
+            task = future.start()
+            self._running[task] = future
+            task.add_done_callback(self._step_ended)
 
     def _must_leave(self) -> bool:
         """Whether the function's time is nearly over, and all that runs are steps which nobody waits for."""
         return self.env.remaining_ms() <= DEADLINE_MARGIN_MS and all(f.lost for f in self._running.values())
 
-    async def _wait_for_steps(self, awaited: Sequence[DurableFuture[Any]], nearest: int | None) -> None:
+    async def _wait_for_steps(self, nearest: int | None) -> None:
         """Wait for a step to end, for the end of an awaited sleep, or to look for answers again."""
         now_ms = self.env.now_ms()
         pauses = [] if nearest is None else [max(0, nearest - now_ms)]
-        looks = self.lease.owning and any(isinstance(f, AwakeableFuture) for f in awaited)
+        looks = self.lease.owning and self._outstanding.asks()
         if looks:
             pauses.append(self._look_ms)
         if all(f.lost for f in self._running.values()):
             pauses.append(max(0, self.env.remaining_ms() - DEADLINE_MARGIN_MS))
-        timeout = min(pauses) / 1_000 if pauses else None
-        done, _ = await asyncio.wait(self._running, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-        self._collect()
-        if looks and not done and self._open and self.env.now_ms() - now_ms >= self._look_ms:
+        ended = await self._step_ends(min(pauses) if pauses else None)
+        if looks and not ended and self._open and self.env.now_ms() - now_ms >= self._look_ms:
             self._look_ms = min(2 * self._look_ms, AWAKEABLE_LOOK_MS_MAX)
             await self._durably(self.lease.look())
 
-    def _can_hold_sleep(self, futures: Sequence[DurableFuture[Any]], wake_ms: int) -> bool:
+    async def _step_ends(self, pause_ms: int | None) -> bool:
+        """Wait for the end of a running step, so long at the most. Whether one has ended."""
+        loop = asyncio.get_running_loop()
+        ended = self._ended = loop.create_future()
+        timer = None if pause_ms is None else loop.call_later(pause_ms / 1_000, _end, ended)
+        running = len(self._running)
+        try:
+            await ended
+        finally:
+            self._ended = None
+            if timer is not None:
+                timer.cancel()
+        return len(self._running) < running
+
+    def _step_ended(self, task: asyncio.Task[None]) -> None:
+        self._running.pop(task, None)
+        if self._ended is not None:
+            _end(self._ended)
+
+    def _can_hold_sleep(self, wake_ms: int) -> bool:
         """Whether to wait for the end of a sleep in this function rather than to suspend."""
         left_ms = wake_ms - self.env.now_ms()
         if left_ms > min(self.env.hold_ms, self.env.remaining_ms() - DEADLINE_MARGIN_MS):
             return False
         # What arrives from outside is seen by a suspension's condition, not by a function that waits.
-        return left_ms <= HOLD_SLEEP_MS_MAX or all(isinstance(f, SleepFuture) for f in futures)
+        return left_ms <= HOLD_SLEEP_MS_MAX or not self._outstanding.asks()
 
-    async def _hold_sleep(self, futures: Sequence[DurableFuture[Any]], wake_ms: int) -> None:
+    async def _hold_sleep(self, wake_ms: int) -> None:
         """Wait for the end of a sleep. A long one is made durable first: after a crash it does not begin anew."""
         if wake_ms - self.env.now_ms() > HOLD_SLEEP_MS_MAX:
             await self._claim()
             self._note_ends()
             await self._durably(self.lease.flush())
-            if not self._can_hold_sleep(futures, wake_ms):
+            if not self._can_hold_sleep(wake_ms):
                 return  # The writes took long: what is left of this function is too little.
         await asyncio.sleep(max(0, wake_ms - self.env.now_ms()) / 1000)
 
     def _note_ends(self) -> None:
         """Have the ends of sleeps journaled with the next write."""
         journal = self.journal
-        for future in self._outstanding.values():
+        for future in self._outstanding:
             due = due_name(future.index)
             if isinstance(future, SleepFuture) and journal.slot(due) is None:
                 journal.finish(due, DueSlot(future.due_ms))
 
-    async def _suspend(self, awaited: Sequence[DurableFuture[Any]], wake_ms: int | None) -> None:
+    async def _suspend(self, wake_ms: int | None) -> None:
         await self._claim()
         self._note_ends()
         journal = self.journal
         base = self._state.base(self.lease.head.base)
-        wait = Wait(tuple(f.slot for f in awaited), wake_ms)
+        wait = Wait(tuple(f.slot for f in self._outstanding.awaited()), wake_ms)
         out = dict(journal.out)
         if await self._durably(self.lease.suspend(self._state.changed, base, wait, out)):
             self.suspended = True
-        else:
-            self.lease.hear()
 
     async def pause(self, failures: int, error: str, wake_ms: int) -> None:
         """Suspend until a later attempt may start. Raises FencedError."""
@@ -468,17 +475,17 @@ class Attempt:
         try:
             await self._own()
             result = await steps.tried(self, future.index, name, call, serde, limits)
-            if self._over and future.lost:
-                return  # Left behind at the handler's end.
-            self.journal.finish(future.slot, RunSlot(name, result))
-            self._ready[future.index] = self.env.now_ms(), result
+            if future.left:
+                return
+            self.journal.finish(future.slot, RunSlot(name, result, max(0, self.env.now_ms() - self.start_ms)))
+            self._outstanding.look(future.index)
             self.env.writes.post(self.lease.flush_soon)
         except BaseException as e:
-            if self._over and isinstance(e, asyncio.CancelledError):
+            if future.left and isinstance(e, asyncio.CancelledError):
                 raise
             if future.lost and isinstance(e, Exception) and not steps.ends_attempt(e):
                 steps.log.warning("step %r, which nobody waits for, failed", name, exc_info=e, extra=self.log_fields())
-                future.task = None
+                self._outstanding.start_again(future)
             else:
                 self._break(e)
 
@@ -530,7 +537,7 @@ class Attempt:
             raise Unwind from e
 
     def _expect(self, future: F) -> F:
-        self._outstanding[future.index] = future
+        self._outstanding.add(future)
         return future
 
     def _post(self, index: int, target: str, entry: Entry) -> None:
@@ -548,13 +555,14 @@ class Attempt:
                 )
         journal.send(index, target, entry)
 
-    def _collect(self) -> None:
-        for task in [t for t in self._running if t.done()]:
-            del self._running[task]
-
     def _check_open(self) -> None:
         if not self._open:
             raise Unwind
+
+
+def _end(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 async def _main(handler: Callable[[], Awaitable[T]]) -> T:

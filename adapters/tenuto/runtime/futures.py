@@ -103,10 +103,13 @@ class DurableFuture(Generic[T]):
 
 
 class RunFuture(DurableFuture[T]):
-    """The outcome of a step. `start` begins it, in the context it was asked for in; `task` is its execution."""
+    """The outcome of a step. `start` begins it, in the context it was asked for in.
+
+    `left`: the handler has ended without it, and its outcome interests nobody any more.
+    """
 
     start: Callable[[], asyncio.Task[None]] | None = None
-    task: asyncio.Task[None] | None = None
+    left = False
 
     @property
     def lost(self) -> bool:

@@ -50,13 +50,19 @@ class Timers(Protocol):
         """Nobody waits for the end of that sleep any more."""
         ...
 
+    def told_ms(self) -> int:
+        """The time of the last completion that the handler was told of, ms since the epoch: the same on each replay."""
+        ...
+
 
 class HandlerLoop(asyncio.AbstractEventLoop):
     """Runs the tasks of one attempt, on the thread and inside the task that drives the attempt."""
 
-    def __init__(self, timers: Timers) -> None:
+    def __init__(self, timers: Timers, now_ms: int) -> None:
         self._timers = timers
         self._outer = asyncio.get_running_loop()
+        # On the scale of the loop that drives this one.
+        self._zero_s = self._outer.time() - now_ms / 1_000
         self._ready: deque[asyncio.Handle] = deque()
         self._tasks: list[asyncio.Task[Any]] = []
         self._tasks_kept_max = TASKS_KEPT
@@ -164,8 +170,11 @@ class HandlerLoop(asyncio.AbstractEventLoop):
         return handle
 
     def time(self) -> float:
-        """The time of the loop that drives this one: seconds since some moment. No replay repeats it."""
-        return self._outer.time()
+        """Seconds since some moment, by the last completion that the handler was told of.
+
+        It stands still while the handler works, and differences of it are the same on every attempt.
+        """
+        return self._zero_s + self._timers.told_ms() / 1_000
 
     def create_future(self) -> asyncio.Future[Any]:
         """See `AbstractEventLoop.create_future`."""

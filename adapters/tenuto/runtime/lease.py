@@ -142,10 +142,14 @@ class Lease:
         self.journal = journal
         self._backlog = Backlog(journal.new)
 
-    def hear(self) -> None:
-        """Let the journal know what has been found in storage meanwhile."""
+    def hear(self) -> list[str]:
+        """Let the journal know what has been found in storage meanwhile: the names of these slots."""
+        names: list[str] = []
         while self._news:
-            self.journal.hear([self._news.popleft()])
+            name, slot = self._news.popleft()
+            self.journal.hear([(name, slot)])
+            names.append(name)
+        return names
 
     # --- the writes -------------------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from tenuto import logs, tracing
 from tenuto.errors import FencedError, RetryableError, StateTooLargeError, TerminalError, UnserialisableError
@@ -26,6 +26,7 @@ from tenuto.protocol.ids import digest
 from tenuto.protocol.limits import VALUE_BYTES_MAX
 from tenuto.protocol.messages import RetryPolicy
 from tenuto.protocol.records import Event, Failed, Failure, Result, Success, TriedSlot
+from tenuto.protocol.texts import text_of
 from tenuto.runtime.environment import Environment, ProcessEnded
 from tenuto.runtime.signals import is_interrupt
 from tenuto.serde import Serde
@@ -33,6 +34,11 @@ from tenuto.store.port import TableRefusedError, TableUnavailableError
 
 T = TypeVar("T")
 log = logging.getLogger("tenuto.handler")
+
+GROUPED_ERRORS_MAX: Final = 100_000
+"""Errors of a group, nested ones included, that are looked through for a terminal one."""
+
+TIMED_OUT_STATUS: Final = 408
 
 step_key: contextvars.ContextVar[str] = contextvars.ContextVar("tenuto_step_key")
 """The idempotency key of the step that is running in this context."""
@@ -169,12 +175,25 @@ def _meant() -> bool:
     return task is not None and task.cancelling() > 0
 
 
-def terminal_in(error: BaseException) -> TerminalError | None:
-    """The terminal error that an error is, or that a group of errors holds, as a task group raises it."""
-    if isinstance(error, TerminalError):
-        return error
-    if isinstance(error, BaseExceptionGroup):
-        return next((found for each in error.exceptions if (found := terminal_in(each)) is not None), None)
+def terminal_in(error: BaseException, *, timed_out: bool = False) -> TerminalError | None:
+    """The terminal error that an error is, or that a group of errors holds, as a task group raises it.
+
+    With `timed_out`, a timer of the handler's loop has fired, and a TimeoutError is terminal (408): it follows from the
+    journal, so every further attempt would end by it, too.
+    """
+    waiting = [error]
+    for _ in range(GROUPED_ERRORS_MAX):
+        if not waiting:
+            return None
+        found = waiting.pop()
+        if isinstance(found, TerminalError):
+            return found
+        if timed_out and isinstance(found, TimeoutError):
+            terminal = TerminalError(text_of(found) or "the handler timed out", TIMED_OUT_STATUS)
+            terminal.__cause__ = error
+            return terminal
+        if isinstance(found, BaseExceptionGroup):
+            waiting.extend(reversed(found.exceptions))
     return None
 
 

@@ -348,7 +348,9 @@ class LaneWorker:
         holder = self._services.token()
         now_ms = self._services.clock.now_ms()
         lease_ms = now_ms + target.timeout_ms * (LATE_LEASES if self._activations.late else 1)
-        slept = {slot: pack(SleptSlot()) for slot in over}
+        slept = {
+            slot: pack(SleptSlot(max(0, now_ms - head.run.start_ms if head.run is not None else 0))) for slot in over
+        }
         tok = f"{holder}.take"
         written = await self._services.writer.write(
             takeover(self.lane, head, holder, lease_ms, slept, tok, crashes), tok
