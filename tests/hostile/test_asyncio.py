@@ -385,6 +385,18 @@ async def asyncio_wait_on_a_command(_stage: Stage, ctx: ObjectContext) -> None:
     await asyncio.wait({ctx.sleep(1)})  # type: ignore[type-var]  # the mistake under test
 
 
+async def a_task_of_a_command(_stage: Stage, ctx: ObjectContext) -> None:
+    await asyncio.create_task(ctx.run("a", int))  # type: ignore[arg-type]  # the mistake under test
+
+
+async def a_command_in_a_group(_stage: Stage, ctx: ObjectContext) -> None:
+    try:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(ctx.run("a", int))  # type: ignore[arg-type]  # the mistake under test
+    except BaseExceptionGroup as e:
+        raise e.exceptions[0] from None
+
+
 async def nothing_will_come(_stage: Stage, _ctx: ObjectContext) -> None:
     await asyncio.Event().wait()
 
@@ -411,6 +423,8 @@ REFUSED: list[tuple[Body, str]] = [
     (a_loop_of_its_own, "runs already: await"),
     (a_call_from_a_thread, "through an awakeable"),
     (asyncio_wait_on_a_command, r"use ctx\.select or ctx\.gather"),
+    (a_task_of_a_command, r"Await it, use ctx\.gather.*asyncio\.ensure_future"),
+    (a_command_in_a_group, r"Await it, use ctx\.gather.*asyncio\.ensure_future"),
     (nothing_will_come, "nothing will bring about"),
     (only_what_nobody_awaits, "nothing will bring about"),
     (a_busy_wait, r"without waiting for a durable command.*ctx\.sleep"),

@@ -115,15 +115,15 @@ class HandlerLoop(asyncio.AbstractEventLoop):
         hooks = sys.get_asyncgen_hooks()
         if driver is not None:
             asyncio.tasks._leave_task(outer, driver)  # noqa: SLF001 - documented for whoever writes an event loop
-        asyncio._set_running_loop(self)  # noqa: SLF001 - as above
+        asyncio._set_running_loop(self)  # noqa: SLF001 - documented for whoever writes an event loop
         sys.set_asyncgen_hooks(firstiter=None, finalizer=self._finalize)
         try:
             yield
         finally:
             sys.set_asyncgen_hooks(*hooks)
-            asyncio._set_running_loop(before)  # noqa: SLF001 - as above
+            asyncio._set_running_loop(before)  # noqa: SLF001 - documented for whoever writes an event loop
             if driver is not None:
-                asyncio.tasks._enter_task(outer, driver)  # noqa: SLF001 - as above
+                asyncio.tasks._enter_task(outer, driver)  # noqa: SLF001 - documented for whoever writes an event loop
 
     def _finalize(self, generator: AsyncGenerator[Any, Any]) -> None:
         """An asynchronous generator that is not used any more gets to its `finally`."""
@@ -170,7 +170,12 @@ class HandlerLoop(asyncio.AbstractEventLoop):
         context: Context | None = None,
         **_options: Any,
     ) -> asyncio.Task[T]:
-        """See `AbstractEventLoop.create_task`."""
+        """See `AbstractEventLoop.create_task`. Raises TypeError for an awaitable that is no coroutine."""
+        if hasattr(coro, "__await__") and not asyncio.iscoroutine(coro):
+            raise TypeError(
+                "a task runs a coroutine, and a durable future is none: its command needs no task. Await it, use "
+                "ctx.gather or ctx.select, or make a task of it with asyncio.ensure_future(future)"
+            )
         task = asyncio.Task(coro, loop=self, name=None if name is None else str(name), context=context)
         self._tasks[task] = None
         task.add_done_callback(self._forget)
@@ -211,7 +216,9 @@ class HandlerLoop(asyncio.AbstractEventLoop):
 
     # --- what is refused --------------------------------------------------------------------------------------------
 
-    def run_in_executor(self, _executor: Any, func: Callable[..., Any], *_args: Any) -> Never:  # type: ignore[override]  # refuses all
+    def run_in_executor(  # type: ignore[override]  # refuses all
+        self, _executor: Any, func: Callable[..., Any], *_args: Any
+    ) -> Never:
         """Refuse threads: their results would not be journaled."""
         if isinstance(func, functools.partial) and func.args:
             func = func.args[0]  # What `asyncio.to_thread` was given.
