@@ -66,7 +66,7 @@ class Request:
 class RunOptions(Generic[T]):
     """How a step is retried and serialised.
 
-    Without any retry setting a failing step fails the attempt, which the handler's retry policy repeats indefinitely. With
+    Without any retry setting a failing step fails the attempt, which the handler's retry policy repeats. With
     `max_attempts` or `max_duration` the step itself gives up: awaiting it then raises TerminalError. Durations are
     timedeltas or seconds as numbers; intervals are above zero and at most 365 days, and no pause is shorter than 10 ms.
 
