@@ -170,9 +170,9 @@ class _Durable(_Shared):
         """Execute a step and journal its result: once finished it never runs again.
 
         A sync callable runs in a worker thread, an async one is awaited on the function's own loop. The step starts
-        when the handler next waits. Await the future for its value: a step that nothing waits for may not run. One that
-        was in flight at a crash runs again, with the same `idempotency_key()`. Raises TerminalError on await when the
-        step raised one or its options say to give up.
+        when the handler next waits, or ends. Await the future for its value. A step that was in flight at a crash runs
+        again, with the same `idempotency_key()`. Raises TerminalError on await when the step raised one or its options
+        say to give up.
         """
         return self._run(_PLAIN, _NO_LIMITS, name, action, args, kwargs)
 

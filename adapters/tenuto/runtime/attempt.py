@@ -291,6 +291,11 @@ class Attempt:
                 extra=self.log_fields(),
             )
         loop.run()
+        # A step that was never awaited runs all the same: the handler asked for it.
+        self._see()
+        for index in self._ready:
+            self._outstanding.pop(index, None)
+        self._start_steps()
         for task, future in list(self._running.items()):
             if future.lost and not task.done():
                 self.env.abandon(task)
@@ -378,10 +383,7 @@ class Attempt:
                 )
             )
             return
-        for future in self._outstanding.values():
-            if isinstance(future, RunFuture) and future.task is None and not future.lost and future.start is not None:
-                future.task = future.start()
-                self._running[future.task] = future
+        self._start_steps()
         nearest = min((f.due_ms for f in awaited if isinstance(f, SleepFuture)), default=None)
         if self._running and not self._must_leave():
             await self._wait_for_steps(awaited, nearest)
@@ -389,6 +391,13 @@ class Attempt:
             await self._hold_sleep(awaited, nearest)
         else:
             await self._suspend(awaited, nearest)
+
+    def _start_steps(self) -> None:
+        """Start the steps that were asked for, but for those which nobody waits for any more."""
+        for future in self._outstanding.values():
+            if isinstance(future, RunFuture) and future.task is None and not future.lost and future.start is not None:
+                future.task = future.start()
+                self._running[future.task] = future
 
     def _must_leave(self) -> bool:
         """Whether the function's time is nearly over, and all that runs are steps which nobody waits for."""
