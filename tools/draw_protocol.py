@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, assert_never
 
-from tenuto.lane import transitions
+from tenuto.lane import items, transitions
 from tenuto.lane.head import WATERMARK
 from tenuto.lane.writes import Absent, AbsentOrAtMost, AbsentOrEquals, Clause, Delete, Equals, Put, Update
 from tenuto.machine.phases import TRANSITIONS, Phase
@@ -109,9 +109,9 @@ ROWS: Final = (
         "nobody waits, it was answered, or another answer came first: read the head again. No response: as refused",
     ),
     Row(
-        transitions.answer_put,
+        items.answer_put,
         "whoever resolves, before 8",
-        transitions.answer_put(LANE, "A#1", b""),
+        items.answer_put(LANE, "A#1", b""),
         "no response: repeat",
     ),
     Row(
@@ -163,21 +163,21 @@ ROWS: Final = (
         "the result is there already",
     ),
     Row(
-        transitions.segment_put,
+        items.segment_put,
         "function, before 3",
-        transitions.segment_put(LANE, "J#1", {"0": b""}),
+        items.segment_put(LANE, "J#1", {"0": b""}),
         "no response: repeat",
     ),
     Row(
-        transitions.bundle_put,
+        items.bundle_put,
         "function, before 3, 5, 7",
-        transitions.bundle_put(LANE, "O#1", Bundle(())),
+        items.bundle_put(LANE, "O#1", Bundle(())),
         "no response: repeat",
     ),
     Row(
-        transitions.input_put,
+        items.input_put,
         "function, before 2",
-        transitions.input_put(LANE, "V#1", b""),
+        items.input_put(LANE, "V#1", b""),
         "no response: repeat",
     ),
     Row(

@@ -11,7 +11,7 @@ import os
 import random
 import time
 from collections.abc import Callable
-from typing import Any, Protocol, assert_never
+from typing import Any, Final, Protocol, assert_never
 
 from tenuto import tracing
 from tenuto.hosts import activation
@@ -24,6 +24,9 @@ from tenuto.store.data_keys import BlockingKms, StoredDataKeys, require_cryptogr
 from tenuto.store.dynamodb import BlockingDynamoTable
 from tenuto.store.encrypted import EncryptedTable
 from tenuto.store.port import Table
+
+PAYLOAD_KEY_VARIABLE: Final = "TENUTO_KMS_KEY_ID"
+"""Where it is set for a function, what the function writes is encrypted, whatever the control plane asks for."""
 
 
 class LambdaContext(Protocol):
@@ -66,7 +69,7 @@ class _Function:
                 return self._services.manifest(remaining_ms)
             case Activation():
                 env = Environment(
-                    table=self._table(request.table, encrypted=request.encrypted),
+                    table=self._table(request.table, encrypted=request.encrypted or PAYLOAD_KEY_VARIABLE in os.environ),
                     now_ms=_now_ms,
                     deadline_ms=_now_ms() + remaining_ms,
                     writes=self._writes,

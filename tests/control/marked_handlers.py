@@ -201,7 +201,7 @@ class Marked:
 
         asyncio.get_running_loop().call_soon(lambda: 1 / 0)
         asyncio.create_task(lingers())  # noqa: RUF006 - the mistake under test
-        asyncio.create_task(fails())  # noqa: RUF006 - as above
+        asyncio.create_task(fails())  # noqa: RUF006 - the mistake under test
         await ctx.run("step", int)
         ctx.set("kept", secret)
 

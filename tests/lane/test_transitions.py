@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace as with_fields
 
 from tenuto.lane.head import parse_head
+from tenuto.lane.items import segment_name, segment_put
 from tenuto.lane.transitions import (
     Effects,
     Progress,
@@ -29,8 +30,6 @@ from tenuto.lane.transitions import (
     mark_pend,
     parse_timer,
     result_put,
-    segment_name,
-    segment_put,
     slot_put,
     spec_commit,
     suspend,

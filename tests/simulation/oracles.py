@@ -19,7 +19,8 @@ import msgspec
 
 from tenuto.lane.dead_letters import letter_key, message_letter_id
 from tenuto.lane.head import HEAD_SK, parse_head
-from tenuto.lane.transitions import SWEEP_CURSOR, Timer, inbox_key, parse_timer, unbundled
+from tenuto.lane.items import unbundled
+from tenuto.lane.transitions import SWEEP_CURSOR, Timer, inbox_key, parse_timer
 from tenuto.lane.writes import Delete, Item, Write
 from tenuto.protocol.ids import Lane, digest
 from tenuto.protocol.messages import Head, Run

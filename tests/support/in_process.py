@@ -22,16 +22,8 @@ import msgspec
 
 from tenuto.errors import TerminalError
 from tenuto.lane.head import head_key, parse_head
-from tenuto.lane.transitions import (
-    effects_of,
-    result_key,
-    result_put,
-    slot_put,
-    spec_commit,
-    takeover,
-    trim_head,
-    unbundled,
-)
+from tenuto.lane.items import unbundled
+from tenuto.lane.transitions import effects_of, result_key, result_put, slot_put, spec_commit, takeover, trim_head
 from tenuto.lane.writes import Answer, Applied, Delete, Item, Key, Write
 from tenuto.protocol.ids import AwakeableId, InvocationId, Lane, kafka_nonce, message_nonce
 from tenuto.protocol.messages import (

@@ -44,10 +44,7 @@ from tenuto.protocol.limits import (
 )
 from tenuto.protocol.messages import Head, Run, Trim
 from tenuto.protocol.records import (
-    Bundle,
     CallSource,
-    Carried,
-    Entry,
     Event,
     KafkaSource,
     MessageSource,
@@ -346,16 +343,6 @@ def slot_put(lane: Lane, head: Head, slot: str, data: bytes, mark: str) -> Updat
     return Update(head_key(lane), {attribute: data, ANS: mark}, (), clauses)
 
 
-def answer_put(lane: Lane, name: str, data: bytes) -> Put:
-    """Before 8: a result that the head has no room for."""
-    return Put(Key(lane.pk, name), {"slot": data})
-
-
-def answer_name(run: Run, slot: str, mark: str) -> str:
-    """Sort key of such a result; the mark is part of it, so that answers that compete do not share it."""
-    return f"A#{run.ver:012d}#{slot}#{digest(mark)}"
-
-
 def inbox_put(lane: Lane, event: Event) -> Put:
     """9. Durable acceptance of an event by a lane that cannot take it now; its key is its duplicate guard.
 
@@ -459,50 +446,6 @@ def result_expected(invocation: str, due_ms: int) -> Put:
 def result_key(invocation: str) -> Key:
     """Where the result of an invocation is."""
     return Key(f"R#{invocation}", "R")
-
-
-def segment_name(run: Run, ver: int, number: int, own: str) -> str:
-    """Sort key of a journal segment.
-
-    The writer's `ver` and process are part of it, so that an attempt that was fenced off can never overwrite a segment
-    of its successor, nor one of two twins a segment of the other. `number` counts that process's puts: the response to
-    the write that was to name a segment may be lost, and then it may be named, whatever the process puts next.
-    """
-    return f"J#{run.ver:012d}#{number:06d}#{ver:012d}#{own}"
-
-
-def bundle_name(ver: int, number: int, own: str) -> str:
-    """Sort key of a bundle of outgoing entries, unique like a segment's."""
-    return f"O#{ver:012d}#{number:06d}#{own}"
-
-
-def unbundled(sequence: str, bundle: Bundle) -> list[tuple[str, Entry]]:
-    """The entries of the bundle that is at a place of an outbox, each with the place that is its own."""
-    ver = sequence.partition(".")[0]
-    return [(out_sequence(int(ver), position), entry) for position, entry in bundle.entries]
-
-
-def bundle_put(lane: Lane, name: str, bundle: Bundle) -> Put:
-    """Outgoing entries that the head has no room for, put before the write of the head that names them."""
-    return Put(Key(lane.pk, name), {"outs": pack(bundle)})
-
-
-def input_name(nonce: str, holder: str) -> str:
-    """Sort key of a large input; the holder is part of it, so that claims that compete do not share it."""
-    return f"V#{nonce}#{holder}"
-
-
-def input_put(lane: Lane, name: str, data: bytes | None, carried: Carried | None = None) -> Put:
-    """A large input, and large headers, put before the claim that names them."""
-    attributes: dict[str, Value] = {} if data is None else {"input": data}
-    if carried is not None:
-        attributes["carried"] = pack(carried)
-    return Put(Key(lane.pk, name), attributes)
-
-
-def segment_put(lane: Lane, name: str, slots: Mapping[str, bytes]) -> Put:
-    """Journal slots on their way out of the head; put before the head's write drops them there."""
-    return Put(Key(lane.pk, name), dict(slots))
 
 
 # --- 4, 10, 18: timers ---------------------------------------------------------------------------------------------

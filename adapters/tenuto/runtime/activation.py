@@ -472,7 +472,7 @@ class _Invocation:
         """Write the end of an owned invocation; leave a speculative one to the batch."""
         event, lease = self._event, self._lease
         out = dict(done.out)
-        if not any(is_dead_letter(entry) for entry in out.values()):
+        if isinstance(done.result, Failed) and not any(is_dead_letter(entry) for entry in out.values()):
             letter = ends_unseen(event, done.result, self._input_item, **self._history())
             if letter is not None:
                 out[self._own_position(out)] = letter

@@ -262,7 +262,7 @@ class Attempt:
                     break
                 if not self._tell_next():
                     await self._more()
-            if self._open:
+            if self._open and (self._outstanding or self._running or loop.has_others(main)):
                 self._leave(loop)
         except Unwind:
             pass
@@ -270,8 +270,10 @@ class Attempt:
             self._break(e)
         finally:
             self._over = True
-            loop.unwind(Unwind())
-        await self._settle()
+            if not main.done() or loop.has_others(main):
+                loop.unwind(Unwind)
+        if self._running:
+            await self._settle()
         if not self._open or not main.done():
             raise Unwind
         return main.result()
@@ -285,12 +287,12 @@ class Attempt:
         self._over = True
         left = loop.cancel_rest()
         if left:
+            loop.run()
             steps.log.warning(
                 "%s/%s ended while its tasks were running, which are cancelled: %s. Await them before you return",
                 *(self.lease.lane.service, self.event.handler, ", ".join(left)),
                 extra=self.log_fields(),
             )
-        loop.run()
         # A step that was never awaited runs all the same: the handler asked for it.
         self._see()
         for index in self._ready:

@@ -18,7 +18,7 @@ import functools
 import logging
 import sys
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from contextvars import Context
 from typing import Any, Final, Never, Protocol, TypeVar, TypeVarTuple, Unpack
 
@@ -31,6 +31,9 @@ log = logging.getLogger("tenuto.handler")
 
 CALLBACKS_MAX: Final = 1_000_000
 """Callbacks that a handler may run between two completions: one that never comes to rest waits in a loop."""
+
+TASKS_KEPT: Final = 64
+"""So many tasks that have ended are kept before they are looked through: a callback for each would cost more."""
 
 UNWIND_ROUNDS_MAX: Final = 20
 """How often the tasks of an attempt that is over are told so: once for each `finally` that waits."""
@@ -55,75 +58,81 @@ class HandlerLoop(asyncio.AbstractEventLoop):
         self._timers = timers
         self._outer = asyncio.get_running_loop()
         self._ready: deque[asyncio.Handle] = deque()
-        self._tasks: dict[asyncio.Task[Any], None] = {}
+        self._tasks: list[asyncio.Task[Any]] = []
+        self._tasks_kept_max = TASKS_KEPT
         self._over = False
 
     # --- driving ----------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
         """Run callbacks until none is left. Raises TenutoError when there is no end to them."""
+        if not self._ready:
+            return
+        # None when what drives the attempt is closed after its loop has ended.
+        before, outer = asyncio._get_running_loop(), self._outer  # noqa: SLF001 - documented for event loops
+        driver, hooks = asyncio.current_task(outer), sys.get_asyncgen_hooks()
+        # From here on this is the running loop of the thread, in place of the one whose task drives the attempt.
+        if driver is not None:
+            asyncio.tasks._leave_task(outer, driver)  # noqa: SLF001 - documented for event loops
+        asyncio._set_running_loop(self)  # noqa: SLF001 - documented for event loops
+        sys.set_asyncgen_hooks(firstiter=None, finalizer=self._finalize)
+        try:
+            self._run_ready()
+        finally:
+            sys.set_asyncgen_hooks(*hooks)
+            asyncio._set_running_loop(before)  # noqa: SLF001 - documented for event loops
+            if driver is not None:
+                asyncio.tasks._enter_task(outer, driver)  # noqa: SLF001 - documented for event loops
+
+    def _run_ready(self) -> None:
         ready = self._ready
-        with self._running():
-            for _ in range(CALLBACKS_MAX):
-                if not ready:
-                    return
-                handle = ready.popleft()
-                if handle.cancelled():
-                    continue
-                try:
-                    handle._run()  # noqa: SLF001 - how every event loop runs a handle
-                except BaseException as e:
-                    # A task has taken note of what its coroutine raised; asyncio also lets SystemExit and
-                    # KeyboardInterrupt out of its loop. Only a signal that somebody sent ends the process.
-                    if is_interrupt(e):
-                        raise
+        for _ in range(CALLBACKS_MAX):
+            if not ready:
+                return
+            handle = ready.popleft()
+            if handle.cancelled():
+                continue
+            try:
+                handle._run()  # noqa: SLF001 - how every event loop runs a handle
+            except BaseException as e:
+                # A task has taken note of what its coroutine raised; asyncio also lets SystemExit and
+                # KeyboardInterrupt out of its loop. Only a signal that somebody sent ends the process.
+                if is_interrupt(e):
+                    raise
         raise TenutoError(
             f"the handler ran {CALLBACKS_MAX:,} callbacks without waiting for a durable command: it waits in a loop. "
             "Await what it waits for, or ctx.sleep between two looks"
         )
 
-    def unwind(self, reason: BaseException) -> None:
-        """End every task that is left, by raising `reason` where it waits."""
+    def has_others(self, task: asyncio.Task[Any]) -> bool:
+        """Whether there may be anything left to run beside a task."""
+        return bool(self._ready) or len(self._tasks) != 1 or self._tasks[0] is not task
+
+    def unwind(self, make_reason: Callable[[], BaseException]) -> None:
+        """End every task that is left, by raising a reason where it waits."""
         self._over = True
         for _ in range(UNWIND_ROUNDS_MAX):
-            waiting = [task for task in self._tasks if not task.done()]
+            waiting = self._pending()
             if not waiting:
                 break
             for task in waiting:
-                _interrupt(task, reason)
+                _interrupt(task, make_reason())
             with contextlib.suppress(TenutoError):
                 self.run()
-        for task in self._tasks:
+        for task in self._pending():
             _drop(task)
         self._tasks.clear()
         self._ready.clear()
 
     def cancel_rest(self) -> list[str]:
         """Cancel the tasks that outlive their handler, as `asyncio.run` does. Returns their names."""
-        left = [task for task in self._tasks if not task.done()]
+        left = self._pending()
         for task in left:
             task.cancel()
         return [task.get_name() for task in left]
 
-    @contextlib.contextmanager
-    def _running(self) -> Iterator[None]:
-        """Be the running loop of this thread, in place of the one whose task drives this attempt."""
-        # None when what drives the attempt is closed after its loop has ended.
-        before = asyncio._get_running_loop()  # noqa: SLF001 - documented for whoever writes an event loop
-        outer = self._outer
-        driver = asyncio.current_task(outer)
-        hooks = sys.get_asyncgen_hooks()
-        if driver is not None:
-            asyncio.tasks._leave_task(outer, driver)  # noqa: SLF001 - documented for whoever writes an event loop
-        asyncio._set_running_loop(self)  # noqa: SLF001 - documented for whoever writes an event loop
-        sys.set_asyncgen_hooks(firstiter=None, finalizer=self._finalize)
-        try:
-            yield
-        finally:
-            sys.set_asyncgen_hooks(*hooks)
-            asyncio._set_running_loop(before)  # noqa: SLF001 - documented for whoever writes an event loop
-            if driver is not None:
-                asyncio.tasks._enter_task(outer, driver)  # noqa: SLF001 - documented for whoever writes an event loop
+    def _pending(self) -> list[asyncio.Task[Any]]:
+        return [task for task in self._tasks if not task.done()]
 
     def _finalize(self, generator: AsyncGenerator[Any, Any]) -> None:
         """An asynchronous generator that is not used any more gets to its `finally`."""
@@ -177,12 +186,11 @@ class HandlerLoop(asyncio.AbstractEventLoop):
                 "ctx.gather or ctx.select, or make a task of it with asyncio.ensure_future(future)"
             )
         task = asyncio.Task(coro, loop=self, name=None if name is None else str(name), context=context)
-        self._tasks[task] = None
-        task.add_done_callback(self._forget)
+        self._tasks.append(task)
+        if len(self._tasks) > self._tasks_kept_max:
+            self._tasks = self._pending()
+            self._tasks_kept_max = 2 * len(self._tasks) + TASKS_KEPT
         return task
-
-    def _forget(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.pop(task, None)
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
         """See `AbstractEventLoop.call_exception_handler`. What an attempt leaves behind when it is over is no news."""

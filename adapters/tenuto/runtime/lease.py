@@ -20,21 +20,16 @@ from msgspec.structs import replace
 
 from tenuto.errors import FencedError, StateTooLargeError
 from tenuto.lane.head import OWN, head_key, parse_head
+from tenuto.lane.items import bundle_name, bundle_put, input_name, input_put, segment_name, segment_put
 from tenuto.lane.transitions import (
     NO_TRIM,
     Effects,
     Progress,
     Timer,
     Wait,
-    bundle_name,
-    bundle_put,
     checkpoint,
     claim,
     final_commit,
-    input_name,
-    input_put,
-    segment_name,
-    segment_put,
     spec_commit,
     suspend,
     timer_put,
@@ -263,6 +258,8 @@ class Lease:
                 seen = parse_head(answer.item)
                 if seen.ver == self.head.ver and seen.run is not None and _present(answer.item).get(OWN, own) == own:
                     if not seen.run.suspended:
+                        # No try of it was applied, so nothing names what was put for it.
+                        await self._forget(self._put_for(progress))
                         await self._learn(seen)
                         return False
                     # An earlier try of this write was applied and its response lost: the invocation waits.
@@ -285,8 +282,7 @@ class Lease:
             trim = self._request.trim if self._request.mode == "resume" else NO_TRIM
             write = final_commit(self.lane, owned, effects, tok, self._env.nonce, trim=trim)
             self._settle(await self._write(write, tok), Step.COMMITTED, "commit")
-            if items:
-                await self._forget(items)
+            await self._forget(items)
 
     async def renew(self) -> None:
         """Begin with the next event of the activation, from the head that the commit left."""
@@ -353,6 +349,11 @@ class Lease:
         entries = await self._bundled(batch.out, self.run.ver)
         return Progress(batch.slots, entries, tuple(batch.rolls), segments, batch.apart, batch.took)
 
+    def _put_for(self, progress: Progress) -> list[str]:
+        """The items that were put for a write of the head."""
+        segments = set(progress.segments or ()) - set(self._backlog.segments)
+        return [*segments, *(entry.item for entry in progress.out.values() if isinstance(entry, BundleOut))]
+
     async def _bundled(self, out: Mapping[int, Out], ver: int) -> dict[int, Out]:
         """Outgoing entries as the head takes them: as they are, or in items of their own."""
         waiting = sum(len(pack(entry)) for entry in self.head.out.values())
@@ -412,6 +413,8 @@ class Lease:
         return _without(event, input_too=large is not None, carried=carried is not None), name
 
     async def _forget(self, items: Sequence[str]) -> None:
+        if not items:
+            return
         # An item that stays because this fails is never read again: its name left the head with the commit.
         try:
             await self._env.table.delete_all([Delete(Key(self.lane.pk, name)) for name in items])

@@ -59,7 +59,7 @@ from tenuto_control.core.outcomes import outcome_problem
 from tenuto_control.core.traces import Activating
 from tenuto_control.dispatcher.ends import Ends
 from tenuto_control.dispatcher.services import Services
-from tenuto_control.dispatcher.work import CallWork, Elsewhere, Work
+from tenuto_control.dispatcher.work import Attempted, CallWork, Drained, Elsewhere, Work
 from tenuto_control.ports import (
     FunctionFailedError,
     FunctionMissingError,
@@ -80,31 +80,8 @@ FENCED_DOUBLINGS_MAX = 10
 TOO_LARGE = 413
 
 
-@dataclass(frozen=True, slots=True)
-class Attempted:
-    """What came of an activation: the head it left (None: read again), the work that is finished, and what failed.
-
-    `failed` is the event whose attempt failed; then there is a pause: `pause_ms`, or by its handler's policy. A
-    `harmless` failure does not count as an attempt. `ended` are holders that certainly run no more.
-    """
-
-    head: Head | None
-    finished: tuple[Work, ...] = ()
-    failed: Event | None = None
-    pause_ms: int | None = None
-    harmless: bool = False
-    ended: frozenset[str] = frozenset()
-
-
 Tries: TypeAlias = Callable[[Event], int]
 """Which attempt at an event the next one is, from 1."""
-
-
-@dataclass(frozen=True, slots=True)
-class Drained:
-    """An inbox item in the place of queued work: nobody in this process waits for it."""
-
-    event: Event
 
 
 @dataclass(slots=True)

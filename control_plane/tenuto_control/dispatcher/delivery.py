@@ -16,10 +16,9 @@ from typing import assert_never
 from msgspec.structs import replace
 
 from tenuto.lane.head import ANS, head_key, parse_head
+from tenuto.lane.items import answer_name, answer_put, unbundled
 from tenuto.lane.transitions import (
     Timer,
-    answer_name,
-    answer_put,
     inbox_put,
     mark_pend,
     parse_timer,
@@ -28,7 +27,6 @@ from tenuto.lane.transitions import (
     slot_put,
     timer_put,
     timer_put_again,
-    unbundled,
 )
 from tenuto.lane.writes import Applied, Delete, Item, Key, Refused, Value
 from tenuto.protocol.dead_letters import REASON_HEADERS

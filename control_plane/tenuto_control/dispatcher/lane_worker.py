@@ -43,10 +43,10 @@ from tenuto_control.core.lane_policy import (
     finished,
 )
 from tenuto_control.core.log_fields import shown
-from tenuto_control.dispatcher.activations import Activations, Attempted
+from tenuto_control.dispatcher.activations import Activations
 from tenuto_control.dispatcher.inbox import Inbox
 from tenuto_control.dispatcher.services import Services
-from tenuto_control.dispatcher.work import CallWork, Elsewhere, KafkaWork, Work
+from tenuto_control.dispatcher.work import Attempted, CallWork, Elsewhere, KafkaWork, Work
 from tenuto_control.ports import LogUnavailableError, Target, TopicPartition, TopicUnusableError
 
 log = logging.getLogger("tenuto.lane")

@@ -1,6 +1,6 @@
-"""Work that waits in a lane's queue in this process.
+"""Work that waits in a lane's queue in this process, and what comes of an activation of it.
 
-Owns the two kinds of it and what "finished" means for each. Does not own their order or execution.
+Owns the kinds of work and what "finished" means for each. Does not own their order or execution.
 """
 
 from __future__ import annotations
@@ -73,3 +73,26 @@ class CallWork:
 
 
 Work: TypeAlias = KafkaWork | CallWork
+
+
+@dataclass(frozen=True, slots=True)
+class Drained:
+    """An inbox item in the place of queued work: nobody in this process waits for it."""
+
+    event: Event
+
+
+@dataclass(frozen=True, slots=True)
+class Attempted:
+    """What came of an activation: the head it left (None: read again), the work that is finished, and what failed.
+
+    `failed` is the event whose attempt failed; then there is a pause: `pause_ms`, or by its handler's policy. A
+    `harmless` failure does not count as an attempt. `ended` are holders that certainly run no more.
+    """
+
+    head: Head | None
+    finished: tuple[Work, ...] = ()
+    failed: Event | None = None
+    pause_ms: int | None = None
+    harmless: bool = False
+    ended: frozenset[str] = frozenset()

@@ -253,7 +253,17 @@ class Worker:
         if self.state is WorkerState.BUSY:
             self.state = WorkerState.RETURNING
             self._served += 1
+        if isinstance(outcome, Failed):
+            self._end_line()
         self._pool.invocation_ended(invocation, outcome)
+
+    def _end_line(self) -> None:
+        """End the last line of a traceback, which the runtime client leaves open and a follower waits for."""
+        with self._log_path.open("r+b") as log:
+            if log.seek(0, os.SEEK_END) > 0:
+                log.seek(-1, os.SEEK_END)
+                if log.read(1) != b"\n":
+                    log.write(b"\n")
 
     def _time_out(self) -> None:
         assert self.current is not None

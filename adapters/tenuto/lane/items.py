@@ -1,0 +1,68 @@
+"""Values too large for a head, in items beside it: journal segments, answers, messages, inputs.
+
+Owns their names and their form. Each is put first, then a write of the head names it: so a reader finds it, or does not
+look for it. Does not own the writes of the head (`transitions`), nor when a value is too large (runtime, dispatcher).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from tenuto.lane.writes import Key, Put, Value
+from tenuto.protocol.ids import Lane, digest, out_sequence
+from tenuto.protocol.messages import Run
+from tenuto.protocol.records import Bundle, Carried, Entry, pack
+
+
+def answer_name(run: Run, slot: str, mark: str) -> str:
+    """Sort key of such a result; the mark is part of it, so that answers that compete do not share it."""
+    return f"A#{run.ver:012d}#{slot}#{digest(mark)}"
+
+
+def answer_put(lane: Lane, name: str, data: bytes) -> Put:
+    """Before 8: a result that the head has no room for."""
+    return Put(Key(lane.pk, name), {"slot": data})
+
+
+def bundle_name(ver: int, number: int, own: str) -> str:
+    """Sort key of a bundle of outgoing entries, unique like a segment's."""
+    return f"O#{ver:012d}#{number:06d}#{own}"
+
+
+def bundle_put(lane: Lane, name: str, bundle: Bundle) -> Put:
+    """Outgoing entries that the head has no room for, put before the write of the head that names them."""
+    return Put(Key(lane.pk, name), {"outs": pack(bundle)})
+
+
+def input_name(nonce: str, holder: str) -> str:
+    """Sort key of a large input; the holder is part of it, so that claims that compete do not share it."""
+    return f"V#{nonce}#{holder}"
+
+
+def input_put(lane: Lane, name: str, data: bytes | None, carried: Carried | None = None) -> Put:
+    """A large input, and large headers, put before the claim that names them."""
+    attributes: dict[str, Value] = {} if data is None else {"input": data}
+    if carried is not None:
+        attributes["carried"] = pack(carried)
+    return Put(Key(lane.pk, name), attributes)
+
+
+def segment_name(run: Run, ver: int, number: int, own: str) -> str:
+    """Sort key of a journal segment.
+
+    The writer's `ver` and process are part of it, so that an attempt that was fenced off can never overwrite a segment
+    of its successor, nor one of two twins a segment of the other. `number` counts that process's puts: the response to
+    the write that was to name a segment may be lost, and then it may be named, whatever the process puts next.
+    """
+    return f"J#{run.ver:012d}#{number:06d}#{ver:012d}#{own}"
+
+
+def segment_put(lane: Lane, name: str, slots: Mapping[str, bytes]) -> Put:
+    """Journal slots on their way out of the head; put before the head's write drops them there."""
+    return Put(Key(lane.pk, name), dict(slots))
+
+
+def unbundled(sequence: str, bundle: Bundle) -> list[tuple[str, Entry]]:
+    """The entries of the bundle that is at a place of an outbox, each with the place that is its own."""
+    ver = sequence.partition(".")[0]
+    return [(out_sequence(int(ver), position), entry) for position, entry in bundle.entries]
