@@ -66,7 +66,7 @@ class Request:
 class RunOptions(Generic[T]):
     """How a step is retried and serialised.
 
-    Without any retry setting a failing step fails the attempt, which the handler's retry policy repeats for ever. With
+    Without any retry setting a failing step fails the attempt, which the handler's retry policy repeats. With
     `max_attempts` or `max_duration` the step itself gives up: awaiting it then raises TerminalError. Durations are
     timedeltas or seconds as numbers; intervals are above zero and at most 365 days, and no pause is shorter than 10 ms.
 
@@ -169,9 +169,10 @@ class _Durable(_Shared):
     def run(self, name: str, action: Callable[..., Any], /, *args: Any, **kwargs: Any) -> DurableFuture[Any]:
         """Execute a step and journal its result: once finished it never runs again.
 
-        A sync callable runs in a worker thread, an async one is awaited. The step starts at once; await the future for
-        its value. A step that was in flight at a crash runs again, with the same `idempotency_key()`. Raises
-        TerminalError on await when the step raised one or its options say to give up.
+        A sync callable runs in a worker thread, an async one is awaited on the function's own loop. The step starts
+        when the handler next waits, or ends. Await the future for its value. A step that was in flight at a crash runs
+        again, with the same `idempotency_key()`. Raises TerminalError on await when the step raised one or its options
+        say to give up.
         """
         return self._run(_PLAIN, _NO_LIMITS, name, action, args, kwargs)
 
@@ -253,7 +254,8 @@ class _Durable(_Shared):
         """Send to a service's handler, without waiting. Returns the new invocation's id.
 
         `send_delay` is a timedelta or seconds as a number. Raises TypeError for a handler of a virtual object,
-        UnserialisableError for an argument that does not fit, StateTooLargeError above 100 KB, InvalidArgumentError.
+        UnserialisableError for an argument that does not fit, StateTooLargeError above 350,000 bytes or when 4,000,000
+        bytes are sent without a durable step between, InvalidArgumentError.
         """
         _require_handler(handler, "service_send", keyed=False)
         return self._send(None, handler, argument, send_delay)
@@ -291,8 +293,7 @@ class _Durable(_Shared):
         A `value` of bytes goes as it is, others as JSON; None is a tombstone. Headers are a mapping, or pairs where a
         name comes twice. After a crash the record may be produced twice, with the same `tenuto-id` header. One that is
         larger than the topic's `max.message.bytes` is not produced: it is kept in the table, and the control plane's
-        log has an error that names it. What one commit publishes weighs 100 KB at most, far below the brokers' default
-        of 1 MB.
+        log has an error that names it. A record weighs 350,000 bytes at most, below the brokers' default of 1 MB.
 
         Raises TypeError, InvalidArgumentError for what Kafka takes as no name of a topic, UnserialisableError and
         StateTooLargeError.

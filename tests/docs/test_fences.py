@@ -124,6 +124,31 @@ def test_the_kafka_guide(page: Page) -> None:
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("answered", [True, False])
+def test_the_handlers_guide_to_asyncio(page: Page, answered: bool) -> None:
+    page.run(GUIDES / "handlers.md")
+
+    async def scenario() -> None:
+        local = InProcess(page.account, page.mailer)
+        with pytest.raises(TimeoutError):
+            await local.call(page.confirm, "mail", "ann@example.com")
+        for _ in range(5):
+            await local.advance(timedelta(days=1))
+        reminder = "reminder to ann@example.com"
+        assert page.sent[1:] == [reminder] * 2
+        if answered:
+            assert await local.resolve(page.sent[0], True)
+        for _ in range(4):
+            await local.advance(timedelta(days=1))
+        assert page.sent[1:] == [reminder] * (2 if answered else 3)
+        with pytest.raises(TimeoutError):
+            await local.call(page.compare, "others", ["ab", "abc"])
+        await local.advance(timedelta(minutes=1))
+        assert [local.head(page.mailer, key).run for key in ("mail", "others")] == [None, None]
+
+    asyncio.run(scenario())
+
+
 @pytest.mark.parametrize("answer", ["resolve", "reject", "silence"])
 def test_the_guide_to_calls(page: Page, answer: str) -> None:
     page.run(GUIDES / "rpc.md")

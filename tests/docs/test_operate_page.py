@@ -27,6 +27,7 @@ TOLD: Final[Mapping[str, int]] = {
     "DELAY_MS_MAX": 365 * 86_400_000,
     "FUNCTION_TIMEOUT_MS_MIN": 1_500,
     "LANE_TTL_S": 86_400,
+    "PAUSE_MS_MAX": 365 * 86_400_000,
     "RESULT_TTL_S": 86_400,
     "TOMBSTONE_TTL_S": 86_400,
     "http_wait_ms_max": 25_000,

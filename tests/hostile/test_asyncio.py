@@ -342,6 +342,50 @@ def test_a_replay_never_runs_a_finished_step_again_nor_tells_another_time() -> N
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+@pytest.mark.parametrize("pause", [0, 40], ids=["at once", "after a suspension"])
+def test_a_step_that_nobody_awaits_runs_before_the_invocation_ends(pause: int, is_async: bool) -> None:
+    async def body(stage: Stage, ctx: ObjectContext) -> str:
+        if pause:
+            await ctx.sleep(pause)
+        ctx.run("forgotten", stage.slowly if is_async else stage.done, "forgotten")
+        return "returned"
+
+    async def scenario() -> None:
+        stage = Stage(body)
+        assert await stage.play(0) == "returned"
+        assert stage.ran == {"forgotten": 1}
+        for write in range(1, 10):
+            for applied in (True, False):
+                again = Stage(body)
+                again.local.kill_at_write(write, applied=applied)
+                assert await again.play(0) == "returned"
+                assert 1 <= again.ran["forgotten"] <= 2, (write, applied)
+
+    asyncio.run(scenario())
+
+
+def test_the_failure_of_a_step_that_nobody_awaits_fails_the_attempt() -> None:
+    tries: list[int] = []
+
+    async def body(stage: Stage, ctx: ObjectContext) -> str:
+        def fail_twice() -> None:
+            tries.append(1)
+            if len(tries) < 3:
+                raise ValueError("not yet")
+            stage.done("forgotten")
+
+        ctx.run("forgotten", fail_twice)
+        return "returned"
+
+    async def scenario() -> None:
+        stage = Stage(body)
+        assert await stage.play(0) == "returned"
+        assert (stage.ran, len(tries)) == ({"forgotten": 1}, 3)
+
+    asyncio.run(scenario())
+
+
 # --- what is refused -------------------------------------------------------------------------------------------------
 
 
@@ -385,6 +429,18 @@ async def asyncio_wait_on_a_command(_stage: Stage, ctx: ObjectContext) -> None:
     await asyncio.wait({ctx.sleep(1)})  # type: ignore[type-var]  # the mistake under test
 
 
+async def a_task_of_a_command(_stage: Stage, ctx: ObjectContext) -> None:
+    await asyncio.create_task(ctx.run("a", int))  # type: ignore[arg-type]  # the mistake under test
+
+
+async def a_command_in_a_group(_stage: Stage, ctx: ObjectContext) -> None:
+    try:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(ctx.run("a", int))  # type: ignore[arg-type]  # the mistake under test
+    except BaseExceptionGroup as e:
+        raise e.exceptions[0] from None
+
+
 async def nothing_will_come(_stage: Stage, _ctx: ObjectContext) -> None:
     await asyncio.Event().wait()
 
@@ -411,6 +467,8 @@ REFUSED: list[tuple[Body, str]] = [
     (a_loop_of_its_own, "runs already: await"),
     (a_call_from_a_thread, "through an awakeable"),
     (asyncio_wait_on_a_command, r"use ctx\.select or ctx\.gather"),
+    (a_task_of_a_command, r"Await it, use ctx\.gather.*asyncio\.ensure_future"),
+    (a_command_in_a_group, r"Await it, use ctx\.gather.*asyncio\.ensure_future"),
     (nothing_will_come, "nothing will bring about"),
     (only_what_nobody_awaits, "nothing will bring about"),
     (a_busy_wait, r"without waiting for a durable command.*ctx\.sleep"),

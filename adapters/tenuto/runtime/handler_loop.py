@@ -188,7 +188,12 @@ class HandlerLoop(asyncio.AbstractEventLoop):
         context: Context | None = None,
         **_options: Any,
     ) -> asyncio.Task[T]:
-        """See `AbstractEventLoop.create_task`."""
+        """See `AbstractEventLoop.create_task`. Raises TypeError for an awaitable that is no coroutine."""
+        if hasattr(coro, "__await__") and not asyncio.iscoroutine(coro):
+            raise TypeError(
+                "a task runs a coroutine, and a durable future is none: its command needs no task. Await it, use "
+                "ctx.gather or ctx.select, or make a task of it with asyncio.ensure_future(future)"
+            )
         task = asyncio.Task(coro, loop=self, name=None if name is None else str(name), context=context)
         self._tasks.append(task)
         if len(self._tasks) > self._tasks_kept_max:

@@ -42,6 +42,7 @@ QUEUE_LIMIT: Final = 500
 LOG_INTERVAL_S: Final = 0.2
 LOG_BYTES_MAX: Final = 64 * 1024
 HTTP_TIMEOUT_S: Final = 10.0
+_RECORD = re.compile(r"(?<=.)(?=\[(?:DEBUG|INFO|WARNING|ERROR|CRITICAL)\]\t\d{4}-)")
 _STAMP = re.compile(r"^\d{4}-\d\d-\d\d (\d\d:\d\d:\d\d),\d+ (\w+) +")
 
 
@@ -135,8 +136,9 @@ async def _introduce(app: App, system: System, directory: Path) -> None:
 
 
 async def _follow(paths: Sequence[Path]) -> None:
-    """Print what is added to these files, tersely, for ever."""
+    """Print what is added to these files, tersely, until it is cancelled."""
     places = dict.fromkeys(paths, 0)
+    seen = dict.fromkeys(paths, 0)
     while True:
         for path in paths:
             if not path.exists():
@@ -144,11 +146,25 @@ async def _follow(paths: Sequence[Path]) -> None:
             with path.open("rb") as log:
                 log.seek(places[path])
                 data = log.read(LOG_BYTES_MAX)
-            whole = data[: data.rfind(b"\n") + 1] or data[LOG_BYTES_MAX - 1 :]
-            places[path] += len(whole)
-            for line in whole.decode(errors="replace").splitlines():
+            end = complete(data, grown=len(data) > seen[path])
+            places[path] += end
+            seen[path] = len(data) - end
+            for line in lines_of(data[:end]):
                 print(f"{path.stem:<18} {_STAMP.sub(_terse, line)}", flush=True)
         await asyncio.sleep(LOG_INTERVAL_S)
+
+
+def complete(data: bytes, *, grown: bool) -> int:
+    """How many bytes of a log's end to show: whole lines, or what has no end of line and does not grow any more.
+
+    Lambda's runtime client ends no line behind a traceback, so its last one would wait for the next record.
+    """
+    return data.rfind(b"\n") + 1 or (0 if grown and len(data) < LOG_BYTES_MAX else len(data))
+
+
+def lines_of(data: bytes) -> list[str]:
+    """Lines of a log; a record of a function starts one, even where the one before it has not ended its own."""
+    return [part for line in data.decode(errors="replace").splitlines() for part in _RECORD.split(line)]
 
 
 def _terse(stamp: re.Match[str]) -> str:
