@@ -136,8 +136,8 @@ def test_a_loop_of_awakeables_makes_room_as_it_goes(handler: str, size: int) -> 
 @pytest.mark.parametrize("size", [2_000, 30_000])
 def test_no_sender_is_held_by_a_receiver_that_is_full(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The answers come from other keys; those go on at once, whether or not the receiver has room."""
-    monkeypatch.setattr("tenuto_control.dispatcher.delivery.AWAKEABLES_INLINE_BYTES_MAX", 3_000)
-    monkeypatch.setattr("tenuto_control.dispatcher.delivery.AWAKEABLES_BYTES_MAX", 3_200)
+    monkeypatch.setattr("tenuto_control.dispatcher.answers.AWAKEABLES_INLINE_BYTES_MAX", 3_000)
+    monkeypatch.setattr("tenuto_control.dispatcher.answers.AWAKEABLES_BYTES_MAX", 3_200)
 
     async def scenario() -> None:
         asker, number = Asker(), 12

@@ -780,3 +780,163 @@ def test_more_awakeables_than_one_condition_could_name() -> None:
         assert stage.local.state(stage.object, "k") == {"outcome": ["n127"]}
 
     asyncio.run(scenario())
+
+
+# --- found from outside ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fails_after_s", [0.0, 0.02, 0.08])
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+def test_a_step_beside_one_that_fails_is_kept_when_it_ends(is_async: bool, fails_after_s: float) -> None:
+    async def body(stage: Stage, ctx: ObjectContext) -> str:
+        async def bad() -> None:
+            await asyncio.sleep(fails_after_s)
+            if stage.done("bad") and stage.ran["bad"] < 4:
+                raise ConnectionError("down")
+
+        def charge() -> str:
+            time.sleep(0.06)
+            return stage.done("charge")
+
+        charging = ctx.run("charge", stage.slowly, "charge", 0.06) if is_async else ctx.run("charge", charge)
+        await ctx.gather(charging, ctx.run("mail", bad))
+        return "done"
+
+    async def scenario() -> None:
+        stage = Stage(body)
+        assert await stage.play(0) == "done"
+        assert stage.ran == {"charge": 1, "bad": 4}
+
+    asyncio.run(scenario())
+
+
+def test_the_time_of_the_loop_passes_over_suspensions() -> None:
+    async def body(stage: Stage, ctx: ObjectContext) -> list[Any]:
+        loop = asyncio.get_running_loop()
+        deadline, turns = loop.time() + 95, 0
+        while loop.time() < deadline:
+            turns += 1
+            await asyncio.sleep(30)
+        timed_out = False
+        try:
+            async with asyncio.timeout_at(deadline):
+                await ctx.sleep(3_600)
+        except TimeoutError:
+            timed_out = True
+        return [turns, timed_out]
+
+    async def scenario() -> None:
+        assert await Stage(body).play(0) == [4, True]
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_a_timeout_that_nobody_catches_is_terminal_since_every_replay_would_repeat_it(grouped: bool) -> None:
+    box = VirtualObject("box")
+    attempts: list[int] = []
+
+    @box.handler()
+    async def act(ctx: ObjectContext, _n: int) -> None:
+        attempts.append(1)
+        _, answer = ctx.awakeable(str)
+        if not grouped:
+            async with asyncio.timeout(5):
+                await answer
+        async with asyncio.TaskGroup() as group:
+            group.create_task(asyncio.wait_for(answer, 5))
+
+    async def scenario() -> None:
+        local = InProcess(box)
+        await local.deliver("t", "k", act, b"1")
+        await local.advance(LONG)
+        assert local.head(box, "k").run is None
+        assert len(attempts) == 2
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("in_step", [False, True])
+def test_groups_nested_beyond_any_stack_are_failures_like_others(in_step: bool) -> None:
+    def deep() -> None:
+        error: Exception = TerminalError("at the bottom", 409)
+        for _ in range(5_000):
+            error = ExceptionGroup("deeper", [error])
+        raise error
+
+    async def body(_stage: Stage, ctx: ObjectContext) -> str:
+        try:
+            if in_step:
+                await ctx.run("deep", deep)
+            else:
+                deep()
+        except TerminalError as e:
+            return f"{e.status_code} {e.message}"
+        return "?"
+
+    async def scenario() -> None:
+        stage = Stage(body)
+        outcome = await stage.play(0)
+        assert outcome == ("409 at the bottom" if in_step else None)
+        assert stage.local.head(stage.object, "k").run is None
+
+    asyncio.run(scenario())
+
+
+def test_thousands_of_commands_take_time_in_proportion() -> None:
+    async def body(_stage: Stage, ctx: ObjectContext) -> int:
+        return len(await ctx.gather(*(ctx.run("n", _nothing) for _ in range(4_000))))
+
+    async def _nothing() -> None: ...
+
+    async def scenario() -> None:
+        began = time.process_time()
+        assert await Stage(body).play(0) == 4_000
+        # It took seven seconds when each completion looked at all the others.
+        assert time.process_time() - began < 5
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_handler_that_swallows_what_ends_it_is_left_behind() -> None:
+    async def body(_stage: Stage, ctx: ObjectContext) -> str:
+        while True:
+            try:
+                await ctx.sleep(LONG)
+            except BaseException:  # noqa: BLE001 - the mistake under test
+                continue
+            return "slept"
+
+    async def scenario() -> None:
+        assert await asyncio.wait_for(Stage(body).play(0), 5) == "slept"
+
+    asyncio.run(scenario())
+
+
+def test_a_step_that_nobody_awaits_runs_all_the_same() -> None:
+    async def body(stage: Stage, ctx: ObjectContext) -> str:
+        ctx.run("a", stage.done, "a")
+        ctx.run("b", stage.slowly, "b")
+        return "returned"
+
+    async def scenario() -> None:
+        stage = Stage(body)
+        assert await stage.play(0) == "returned"
+        assert stage.ran == {"a": 1, "b": 1}
+
+    asyncio.run(scenario())
+
+
+def test_arguments_of_a_step_may_have_any_name() -> None:
+    async def body(_stage: Stage, ctx: ObjectContext) -> dict[str, int]:
+        return await ctx.run("a", _named, name=1, action=2, self=3)
+
+    async def scenario() -> None:
+        assert await Stage(body).play(0) == {"name": 1, "action": 2, "self": 3}
+
+    asyncio.run(scenario())
+
+
+def _named(**given: int) -> dict[str, int]:
+    return given

@@ -331,16 +331,18 @@ def slot_put(lane: Lane, head: Head, slot: str, data: bytes, mark: str) -> Updat
     Refused when another result has come since this head was read: what the head can hold was judged without it. That
     also tells a slot which has left for a segment, and is free in the head again, from one that was never filled.
     """
+    return slots_put(lane, head, {slot: data}, mark)
+
+
+def slots_put(lane: Lane, head: Head, slots: Mapping[str, bytes], mark: str) -> Update:
+    """8, for several results at once."""
     run = head.run
     if run is None:
         raise ValueError("only a run waits for a result")
-    attribute = slot_attribute(run.ver, slot)
-    clauses = (
-        Equals("slot.run", "rid", run.event.nonce),
-        Absent("slot.free", attribute),
-        _answered("slot.ans", head.ans),
-    )
-    return Update(head_key(lane), {attribute: data, ANS: mark}, (), clauses)
+    sets: dict[str, Value] = {slot_attribute(run.ver, slot): data for slot, data in slots.items()}
+    free = tuple(Absent("slot.free", attribute) for attribute in sets)
+    clauses = (Equals("slot.run", "rid", run.event.nonce), *free, _answered("slot.ans", head.ans))
+    return Update(head_key(lane), {**sets, ANS: mark}, (), clauses)
 
 
 def inbox_put(lane: Lane, event: Event) -> Put:

@@ -302,6 +302,13 @@ def unpack_result(data: bytes) -> Result:
     return _result_decoder.decode(data)
 
 
+def answer_bytes(result: Result) -> int:
+    """What a result weighs that an awakeable is given: its value, or the text of its failure."""
+    if isinstance(result, Success):
+        return len(result.value or b"")
+    return len(result.failure.message.encode(errors="surrogatepass"))
+
+
 def unpack_bundle(data: bytes) -> Bundle:
     """Raises msgspec.DecodeError when `data` is no bundle of outgoing entries."""
     return _bundle_decoder.decode(data)

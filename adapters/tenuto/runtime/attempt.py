@@ -40,7 +40,6 @@ from tenuto.protocol.limits import (
     VALUE_BYTES_MAX,
 )
 from tenuto.protocol.records import (
-    AwakeableSlot,
     DueSlot,
     Entry,
     Event,
@@ -50,6 +49,7 @@ from tenuto.protocol.records import (
     Result,
     RunSlot,
     SendOut,
+    answer_bytes,
     pack,
 )
 from tenuto.runtime import steps
@@ -67,6 +67,9 @@ F = TypeVar("F", bound=DurableFuture[Any])
 
 UNWOUND_MAX: Final = 100
 """How often a handler whose attempt is over is told so before it is left behind."""
+
+LEFT_BEHIND: Final = -1
+"""The index of a command whose handler is left behind."""
 
 COMMAND_FRAMES_MAX: Final = 3
 """Lines of the handler's own code that a mismatch names."""
@@ -225,7 +228,7 @@ class Attempt:
 
     def resolve(self, awakeable: str, result: Result) -> None:
         """The result of somebody's awakeable. Raises StateTooLargeError."""
-        size = len(pack(AwakeableSlot(result)))
+        size = answer_bytes(result)
         if size > AWAKEABLE_BYTES_MAX:
             raise StateTooLargeError("the result of an awakeable", size, AWAKEABLE_BYTES_MAX)
         index = self._issue(Send("awakeable"), "ctx.resolve_awakeable")
@@ -254,13 +257,8 @@ class Attempt:
 
     def waiting(self) -> asyncio.Future[None]:
         """See `Waiter.waiting`."""
-        if self.loop is not None and not self._open:
-            self._unwound += 1
-            if self._unwound > UNWOUND_MAX:
-                # It swallows what ends it, and goes on to wait: so it waits, and is left behind.
-                return self.loop.create_future()
-        self._check_open()
-        self.require_handler("awaiting a durable future")
+        if self._goes_on():
+            self.require_handler("awaiting a durable future")
         assert self.loop is not None
         return self.loop.create_future()
 
@@ -526,7 +524,8 @@ class Attempt:
         self.broken = self.broken or error
 
     def _issue(self, command: Command, what: str) -> int:
-        self._check_open()
+        if not self._goes_on():
+            return LEFT_BEHIND
         self.require_handler(what)
         try:
             return self.journal.issue(command)
@@ -555,9 +554,18 @@ class Attempt:
                 )
         journal.send(index, target, entry)
 
-    def _check_open(self) -> None:
-        if not self._open:
+    def _goes_on(self) -> bool:
+        """Whether this attempt goes on. Raises Unwind when it does not.
+
+        A handler may swallow that and try again. Then it is not told any more: whatever it awaits next never comes, and
+        so it is left behind.
+        """
+        if self._open:
+            return True
+        self._unwound += 1
+        if self._unwound <= UNWOUND_MAX:
             raise Unwind
+        return False
 
 
 def _end(future: asyncio.Future[None]) -> None:

@@ -7,7 +7,6 @@ outbox entry means (15). Does not own when a lane ships, nor the table's dead le
 from __future__ import annotations
 
 import functools
-import hmac
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -15,8 +14,7 @@ from typing import assert_never
 
 from msgspec.structs import replace
 
-from tenuto.lane.head import ANS, head_key, parse_head
-from tenuto.lane.items import answer_name, answer_put, unbundled
+from tenuto.lane.items import unbundled
 from tenuto.lane.transitions import (
     Timer,
     inbox_put,
@@ -24,27 +22,20 @@ from tenuto.lane.transitions import (
     parse_timer,
     part_puts,
     result_put,
-    slot_put,
     timer_put,
     timer_put_again,
 )
-from tenuto.lane.writes import Applied, Delete, Item, Key, Refused, Value
+from tenuto.lane.writes import Delete, Item, Key, Refused
 from tenuto.protocol.dead_letters import REASON_HEADERS
-from tenuto.protocol.ids import AwakeableId, InvocationId, Lane, awakeable_token, command_of_awakeable, digest
+from tenuto.protocol.ids import AwakeableId, InvocationId, Lane, digest
 from tenuto.protocol.limits import (
-    ANSWER_PUTS_MAX,
-    AWAKEABLES_BYTES_MAX,
-    AWAKEABLES_INLINE_BYTES_MAX,
     VALUE_BYTES_MAX,
 )
-from tenuto.protocol.messages import Head
 from tenuto.protocol.records import (
-    AwakeableSlot,
     Bundle,
     BundleOut,
     BuriedOut,
     CallSource,
-    ElsewhereSlot,
     Entry,
     Event,
     MessageSource,
@@ -58,12 +49,12 @@ from tenuto.protocol.records import (
     pack,
     unpack_bundle,
     unpack_carried,
-    unpack_slot,
 )
 from tenuto_control.core import log_fields
 from tenuto_control.core.log_fields import shown
 from tenuto_control.core.metrics import Metrics
 from tenuto_control.core.routing import smaller_forms
+from tenuto_control.dispatcher.answers import Answers
 from tenuto_control.dispatcher.dead_letters import KeptLetters, produce_largest
 from tenuto_control.dispatcher.patience import TopicPatience
 from tenuto_control.dispatcher.writer import Writer
@@ -130,6 +121,7 @@ class Delivery:
         self._arm = arm
         self._metrics = metrics
         self._delivered: dict[tuple[Lane, str], frozenset[str]] = {}
+        self._answers = Answers(writer, clock, token, self._guard_answer, look)
         self._patience = TopicPatience(clock, limits.topic_patience_ms, metrics)
         self.letters = KeptLetters(writer, clock, metrics)
 
@@ -320,71 +312,11 @@ class Delivery:
         self._arm(parse_timer(written.answer.item) if again and written.answer.item else timer)
 
     async def resolve(self, awakeable: str, result: Result) -> Resolution:
-        """Put a result into a waiting slot, after a guard. The first answer stays.
+        """Put a result into a waiting slot. Raises OverloadedError while even its name does not fit the head."""
+        return await self._answers.give(awakeable, result)
 
-        Raises OverloadedError while so many results wait that not even their names fit the head.
-        """
-        try:
-            name = AwakeableId.parse(awakeable)
-        except ValueError:
-            return Resolution.UNKNOWN
-        lane, nonce = name.invocation
-        if command_of_awakeable(name.slot) is None:
-            return Resolution.UNKNOWN
-        guarded = False
-        for _ in range(ANSWER_PUTS_MAX):
-            head = parse_head(await self._read(head_key(lane)))
-            if head.run is None or head.run.event.nonce != nonce:
-                return Resolution.UNKNOWN
-            if not hmac.compare_digest(awakeable_token(head.run.secret, name.slot), name.token):
-                return Resolution.UNKNOWN
-            given = await self._given(lane, head, name.slot)
-            if given is not None:
-                return Resolution.REPEATED if given == result else Resolution.CONFLICT
-            if not guarded:
-                await self.guard(lane, nonce, self._limits.guard_delay_ms)
-                guarded = True
-            if await self._put_answer(lane, head, name.slot, result):
-                self._look(lane)
-                return Resolution.ACCEPTED
-        raise OverloadedError("too many results come in for this invocation at the same time; try again later")
-
-    async def _put_answer(self, lane: Lane, head: Head, slot: str, result: Result) -> bool:
-        """Put a result: into the head, or into an item that the head names. False when the head has changed."""
-        run, mark, now_ms = head.run, self._token(), self._clock.now_ms()
-        if run is None:
-            raise AssertionError("nothing waits without a run")
-        data = pack(AwakeableSlot(result, now_ms))
-        waiting = sum(len(d) for other, d in head.slots.items() if command_of_awakeable(other) is not None)
-        item: str | None = None
-        if waiting + len(data) > AWAKEABLES_INLINE_BYTES_MAX:
-            item = answer_name(run, slot, mark)
-            pointer = pack(ElsewhereSlot(item, now_ms))
-            if waiting + len(pointer) > AWAKEABLES_BYTES_MAX:
-                raise OverloadedError("as many results as the invocation can hold wait for it already")
-            await self._writer.write(answer_put(lane, item, data))
-            data = pointer
-        written = await self._writer.write(slot_put(lane, head, slot, data, mark))
-        left = written.answer.item or {}
-        if isinstance(written.answer, Applied) or left.get(ANS) == mark:
-            return True
-        if item is not None and parse_head(left).slots.get(slot) != data:
-            await self._writer.write(Delete(Key(lane.pk, item)))
-        return False
-
-    async def _given(self, lane: Lane, head: Head, slot: str) -> Result | None:
-        """The result that a slot has already, in the head or wherever it has gone since."""
-        packed: Value = head.slots.get(slot)
-        if packed is None and command_of_awakeable(slot) in head.took:
-            for segment in head.segments:
-                packed = (await self._read(Key(lane.pk, segment)) or {}).get(slot)
-                if packed is not None:
-                    break
-        found = unpack_slot(packed) if isinstance(packed, bytes) else None
-        if isinstance(found, ElsewhereSlot):
-            packed = (await self._read(Key(lane.pk, found.item)) or {}).get("slot")
-            found = unpack_slot(packed) if isinstance(packed, bytes) else None
-        return found.result if isinstance(found, AwakeableSlot) else None
+    async def _guard_answer(self, lane: Lane, invocation: str) -> None:
+        await self.guard(lane, invocation, self._limits.guard_delay_ms)
 
     async def answer(self, sender: str, sequence: str, entry: ResolveOut) -> None:
         """Deliver a handler's answer to an awakeable. One that its receiver has no room for now is put off."""

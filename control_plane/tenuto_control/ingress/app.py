@@ -24,7 +24,7 @@ from starlette.routing import Route
 from tenuto.protocol.ids import AwakeableId, InvocationId, Lane, call_nonce
 from tenuto.protocol.limits import AWAKEABLE_BYTES_MAX, VALUE_BYTES_MAX
 from tenuto.protocol.messages import HandlerManifest
-from tenuto.protocol.records import AwakeableSlot, CallSource, Event, Result, Success, pack
+from tenuto.protocol.records import CallSource, Event, Result, Success, answer_bytes
 from tenuto_control.ingress import answers, listing, paths, readiness, requests
 from tenuto_control.ingress.gate import Gate
 from tenuto_control.ingress.listing import Catalogue
@@ -196,7 +196,7 @@ class _Ingress:
         return answers.answer(request, text, await wait.of(self.execution.result(text, wait.left_ms())))
 
     async def _settle(self, request: Request, awakeable: str, result: Result) -> Response:
-        if len(pack(AwakeableSlot(result))) > AWAKEABLE_BYTES_MAX:
+        if answer_bytes(result) > AWAKEABLE_BYTES_MAX:
             raise RefusedError(
                 f"an awakeable takes {AWAKEABLE_BYTES_MAX:,} bytes: store more elsewhere and send a reference",
                 HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
