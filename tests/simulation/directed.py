@@ -286,7 +286,7 @@ def twins(handler_name: str, first: Twin, second: Twin) -> Callable[[frozenset[s
             )
             claimed = table.apply(claim(LANE, Head(), Effects(), Run(event, 1, 0, 0, 1, "h", 0), "t", drain=False))
             assert isinstance(claimed, Applied)
-            answer = table.apply(takeover(LANE, parse_head(claimed.item), "h2", 0, {}, "t"))
+            answer = table.apply(takeover(LANE, parse_head(claimed.item), "h2", clock.now_ms() + 10_000, {}, "t"))
             assert isinstance(answer, Applied)
             both = [attempt(table, clock, parse_head(answer.item), twin) for twin in (first, second)]
             await asyncio.gather(*both, return_exceptions=True)
