@@ -5,8 +5,8 @@
     python tools/draw_protocol.py --check   # exit 1 when the page differs from the code
 
 Owns the form of the page, and what a writer does when a write is refused. The rest comes from `tenuto.machine.phases`,
-`tenuto.lane.transitions` and the lists of the proofs (`tests.model`, `tests.simulation.mutants`): what changes there
-changes here, and a test compares the two.
+`tenuto.lane.transitions`, `tenuto.lane.dead_letters` and the lists of the proofs (`tests.model`,
+`tests.simulation.mutants`): what changes there changes here, and a test compares the two.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, assert_never
 
-from tenuto.lane import items, transitions
+from tenuto.lane import dead_letters, items, transitions
 from tenuto.lane.head import WATERMARK
 from tenuto.lane.writes import Absent, AbsentOrAtMost, AbsentOrEquals, Clause, Delete, Equals, Put, Update
 from tenuto.machine.phases import TRANSITIONS, Phase
@@ -41,12 +41,21 @@ OUT: Final = PublishOut("topic", None)
 EFFECTS: Final = transitions.effects_of([EVENT, MESSAGE], {"name": b"", "gone": None}, {0: OUT}, 0)
 PROGRESS: Final = transitions.Progress({"1": b""}, {0: OUT}, ("0",), ("J#1",))
 TIMER: Final = transitions.Timer(LANE, "guard", "nonce", 0, "unique")
+LETTER: Final = dead_letters.Letter("0", "message", "reason", 500, 0, "origin")
 NOTHING: Final = "none"
 
 ENDS: Final = (Phase.SUSPENDED, Phase.COMMITTED, Phase.FENCED)
 """Where an attempt may end."""
 
-DEFENCES: Final = {"spec.idle", "spec.watermark", "claim.idle", "claim.watermark", "takeover.ver", "clear.ver"}
+DEFENCES: Final = {
+    "spec.idle",
+    "spec.watermark",
+    "claim.idle",
+    "claim.watermark",
+    "takeover.ver",
+    "slot.free",
+    "clear.ver",
+}
 """Clauses implied by others, kept against a mistake in those."""
 
 Write = Update | Put | Delete
@@ -88,7 +97,8 @@ ROWS: Final = (
         transitions.suspend,
         "function",
         transitions.suspend(LANE, 4, RUN, PROGRESS, {"name": b""}, {"name": b""}, WAIT, "own"),
-        "an awaited slot is there: take it and go on. Another `ver` or `own`: stop. No response: repeat",
+        "suspended: by an earlier try, which stands. An answer came: take it and go on. Another `ver` or `own`: stop. "
+        "No response: repeat",
     ),
     Row(
         transitions.takeover,
@@ -107,6 +117,12 @@ ROWS: Final = (
         "whoever resolves",
         transitions.slot_put(LANE, OWNED, "2a", b"", "mark"),
         "nobody waits, it was answered, or another answer came first: read the head again. No response: as refused",
+    ),
+    Row(
+        transitions.slots_put,
+        "whoever resolves",
+        transitions.slots_put(LANE, OWNED, {"2a": b""}, "mark"),
+        "as for one",
     ),
     Row(
         items.answer_put,
@@ -161,6 +177,24 @@ ROWS: Final = (
         "ingress, before 10 of a delayed send",
         transitions.result_expected(EVENT.id, 0),
         "the result is there already",
+    ),
+    Row(
+        dead_letters.letter_put,
+        "shipper",
+        dead_letters.letter_put(LETTER),
+        "it is kept already, or was dealt with since. Trim `o.<sequence>` only afterwards",
+    ),
+    Row(
+        dead_letters.letter_redriving,
+        "whoever runs it again",
+        dead_letters.letter_redriving(LETTER.id, 0),
+        "a redrive began before: that time counts",
+    ),
+    Row(
+        dead_letters.letter_done,
+        "whoever runs it again or discards it",
+        dead_letters.letter_done(LETTER.id, 0),
+        "no response: repeat",
     ),
     Row(
         items.segment_put,
@@ -348,8 +382,9 @@ def generic(attribute: str) -> str:
 
 def place(write: Write) -> str:
     """Which item a write is about."""
-    if write.key.pk.startswith("T#"):
-        return "timer"
+    apart = {"T#": "timer", "D#": "dead letter"}
+    if write.key.pk[:2] in apart:
+        return apart[write.key.pk[:2]]
     kinds = {
         "A": "large answer",
         "C": "sweep's cursor",
@@ -382,12 +417,8 @@ def rules() -> str:
     ]
     for labels, hunt in mutants.TOGETHER.items():
         both = " and ".join(f"`{label}`" for label in labels)
-        lines.append(f'| {both} | {says[labels[0]]} | together: *{hunt.law}* in "{hunt.scenario}" |')
-    lines += ["", "## What the code does not do yet", ""]
-    lines += [f"- `{label}`: {says[label]}." for label in says if label in rules.COMING]
-    for label, text in rules.PROPOSALS.items():
-        broken = " and ".join(f'*{hunt.law}* in "{hunt.scenario}"' for hunt in mutants.HOLES[label])
-        lines.append(f"- `{label}`, a proposal: {text}. Without it: {broken}.")
+        texts = "; ".join(says[label] for label in labels)
+        lines.append(f'| {both} | {texts} | together: *{hunt.law}* in "{hunt.scenario}" |')
     lines += ["", "## Rules that nobody misses", "", "Kept as a defence against a mistake in the others.", ""]
     lines += [f"- `{label}`: {argument}." for label, argument in {**EQUIVALENT, **mutants.EQUIVALENT}.items()]
     return "\n".join([*lines, ""])

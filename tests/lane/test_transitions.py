@@ -311,9 +311,12 @@ def test_a_suspension_publishes_state_and_keeps_what_was_first_seen() -> None:
     assert (after.run.awaits, after.run.wake_ms, after.run.failures, after.run.error) == (("0a",), 9, 2, "why")
 
 
-def test_a_suspension_repeated_after_a_lost_response_is_the_same() -> None:
+def test_a_suspension_repeated_after_a_lost_response_is_refused_and_changes_nothing() -> None:
     once = applied(waits("0a"), owned())
-    assert applied(waits("0a"), once) == once
+    refused(waits("0a"), once)
+    shipped = applied(trim_head(LANE, Trim(out=(out_sequence(4, 0),))), applied(answered(), once))
+    refused(waits("0a"), shipped)
+    assert head(shipped).out == {}, "what the first has sent does not come back"
 
 
 def test_a_later_suspension_forgets_the_time_and_the_error_of_the_one_before() -> None:

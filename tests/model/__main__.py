@@ -11,7 +11,7 @@ import time
 from dataclasses import replace
 
 from tests.model.programs import SCENARIOS
-from tests.model.rules import LABELS, PROPOSALS, Rules
+from tests.model.rules import LABELS, Rules
 from tests.model.search import explore
 from tests.model.state import Model
 
@@ -23,14 +23,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.model", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("scenario", nargs="*", help=f"of {', '.join(SCENARIOS)}; none: all")
     parser.add_argument("--without", action="append", default=[], choices=sorted(LABELS), metavar="RULE")
-    parser.add_argument(
-        "--with", action="append", default=[], choices=sorted(PROPOSALS), metavar="PROPOSAL", dest="plus"
-    )
     parser.add_argument("--states", type=int, default=STATES_MAX, help="stop a scenario behind so many states")
     parser.add_argument("--faults", type=int, help="faults in one history, instead of the scenario's bound")
     arguments = parser.parse_args()
     failed = False
-    rules = Rules(frozenset(arguments.without), frozenset(arguments.plus))
+    rules = Rules(frozenset(arguments.without))
     for name in arguments.scenario or SCENARIOS:
         scenario = SCENARIOS[name]
         if arguments.faults is not None:

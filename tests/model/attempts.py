@@ -123,14 +123,14 @@ def resumed(model: Model, world: World, run: Run, ver: int) -> World:
         known=known,
         held=run.slots if _rolling(model) else (),
         segments=run.segments,
-        ans=run.ans if model.scenario.tokens else None,
+        ans=run.ans,
     )
     begun = attempt._replace(at="load") if world.budget.late or world.budget.twin else advance(model, attempt)
     return with_attempts(world._replace(problem=problem), world.attempts, begun)
 
 
 def _rolling(model: Model) -> bool:
-    return model.scenario.roll_at is not None or model.scenario.inline_max is not None
+    return model.scenario.roll_at is not None
 
 
 # --- what may befall it --------------------------------------------------------------------------------------------
@@ -163,13 +163,14 @@ def moves(model: Model, world: World, attempt: Attempt) -> Iterator[Move]:
             yield from _segments(model, world, attempt, rest, name, _checkpoint)
         case "suspend":
             yield from _segments(model, world, attempt, rest, name, _suspend)
+            yield from _dawdles(model, world, attempt, rest, name)
         case _:
             raise AssertionError(attempt.at)
 
 
 def _dawdles(model: Model, world: World, attempt: Attempt, rest: Rest, name: str) -> Iterator[Move]:
-    """What is finished becomes durable within 20 ms, whether the handler gets on or not."""
-    if attempt.fresh:
+    """What is finished becomes durable within 20 ms, whether the handler gets on or not, but for a write under way."""
+    if attempt.fresh and not attempt.put and not attempt.lost:
         flush = attempt._replace(at="checkpoint")
         yield from _segments(model, world, flush, rest, name, _checkpoint)
 
@@ -336,11 +337,7 @@ def _owned(model: Model, write: str, world: World, attempt: Attempt) -> bool:
 def _parts(model: Model, attempt: Attempt) -> list[Slots]:
     """What goes to segment items before the write at hand: slots that roll, and large fresh ones, each alone."""
     scenario = model.scenario
-    rolls: Slots = ()
-    if attempt.at == "checkpoint" and scenario.roll_at is not None and len(attempt.held) >= scenario.roll_at:
-        rolls = attempt.held
-    elif attempt.at == "suspend" and scenario.inline_max is not None and "suspend.rolls" in model.rules:
-        rolls = tuple((k, v) for k, v in attempt.held if k.startswith("aw"))
+    rolls = attempt.held if scenario.roll_at is not None and len(attempt.held) >= scenario.roll_at else ()
     return [part for part in (rolls, *(((k, v),) for k, v in attempt.fresh if _bulky(model, attempt, k))) if part]
 
 
@@ -376,21 +373,25 @@ def _journaled(model: Model, run: Run, attempt: Attempt, more: Slots = ()) -> Ru
     else:
         slots = with_slots(attempt.known, small)
     segments = (*attempt.segments, *(name for name, _ in attempt.put)) if attempt.put else run.segments
-    return run._replace(slots=slots, segments=segments, own=attempt.number)
+    took = run.took
+    if "slot.took" in model.rules:
+        took = tuple(sorted({*took, *(k for k in moved if k.startswith("aw"))}))
+    return run._replace(slots=slots, segments=segments, took=took, own=attempt.number)
 
 
-def _learned(model: Model, world: World, attempt: Attempt, *, truth: bool = True) -> Attempt:
-    """The attempt with what the head says now."""
-    run = world.head.run
+def _learned(model: Model, world: World, attempt: Attempt, *, applied: bool) -> Attempt:
+    """The attempt with what the head says now. `applied`: it is what its own write has left."""
+    run, truth = world.head.run, "segment.truth" in model.rules
     assert run is not None
     known = with_slots(readable(world, run) if truth else run.slots, attempt.known)
+    segments = (*attempt.segments, *(name for name, _ in attempt.put)) if applied else attempt.segments
     return attempt._replace(
         known=known,
         post=() if slot(known, SENT) is not None else attempt.post,
         fresh=tuple((k, v) for k, v in attempt.fresh if slot(known, k) is None),
         held=run.slots if _rolling(model) else (),
-        segments=run.segments if truth else attempt.segments,
-        ans=run.ans if model.scenario.tokens else None,
+        segments=run.segments if truth else segments,
+        ans=run.ans,
         put=(),
         lost=False,
     )
@@ -407,7 +408,8 @@ def _checkpoint(model: Model, world: World, attempt: Attempt, rest: Rest, name: 
     problem = _trespass(world, attempt)
 
     def goes_on(after: World) -> World:
-        learned = _learned(model, after, attempt._replace(fresh=(), known=with_slots(attempt.known, attempt.fresh)))
+        written = attempt._replace(fresh=(), known=with_slots(attempt.known, attempt.fresh))
+        learned = _learned(model, after, written, applied=True)
         return with_attempts(after, rest, advance(model, learned))
 
     yield from _written(world._replace(problem=problem), attempt, rest, f"{name}checkpoint", changed, goes_on)
@@ -421,17 +423,14 @@ def _suspend(model: Model, world: World, attempt: Attempt, rest: Rest, name: str
     if not _owned(model, "suspend", world, attempt) or run is None:
         yield Move(f"{name}suspension refused", ended(world, rest, attempt, "refused"))
         return
-    if "suspend.awake" in rules and run.awaits is not None:
+    free = "suspend.ans" not in rules or run.ans == attempt.ans
+    asleep = run.awaits is not None
+    if asleep and "suspend.stands" in rules and ("suspend.awake" in rules or not free):
         # It is its own: nobody else suspends under this ver, and the dispatcher sees whatever has come since.
         yield Move(f"{name}suspends again, recognises its own", ended(world, rest, attempt, "suspended"))
         return
-    if model.scenario.tokens:
-        free = "suspend.ans" not in rules or run.ans in (None, attempt.ans)
-    else:
-        free = "suspend.slots" not in rules or all(slot(run.slots, s) is None for s in wait.slots)
-    if not free:
-        truth = "segment.truth" in rules
-        learned = advance(model, _learned(model, world, attempt, truth=truth))
+    if not free or (asleep and "suspend.awake" in rules):
+        learned = advance(model, _learned(model, world, attempt, applied=False))
         yield Move(f"{name}suspension refused, something came", with_attempts(world, rest, learned))
         return
     sent: Slots = ((SENT, 0),) if attempt.post else ()
@@ -445,8 +444,8 @@ def _suspend(model: Model, world: World, attempt: Attempt, rest: Rest, name: str
         run=_journaled(model, run, attempt, sent)._replace(
             awaits=listed,
             more=len(listed) < len(wait.slots),
+            seen=attempt.ans if len(listed) < len(wait.slots) else None,
             base=base,
-            ans=None if model.scenario.tokens else run.ans,
         ),
     )
     if "tok.versioned" not in rules:

@@ -193,7 +193,7 @@ def _asleep(model: Model, world: World, n: int, me: Dispatcher, head: Head, run:
     if any(s.startswith("sl") for s in awaits):
         wakes = wakes or world.due or "sleep.due" not in model.rules
     if run.more and "wake.ans" in model.rules:
-        wakes = wakes or run.ans is not None
+        wakes = wakes or run.ans != run.seen
     if wakes:
         resume = me._replace(at="resume", head=head)
         yield Move(f"{name}sees that {run.event} can go on", with_dispatcher(world, n, resume))
@@ -239,7 +239,9 @@ def _take_over(model: Model, world: World, n: int, me: Dispatcher, name: str) ->
         slots = run.slots
         if me.at == "resume" and run.awaits is not None and any(s.startswith("sl") for s in run.awaits):
             slots = with_slots(slots, (("sl", 0),)) if world.due or "sleep.due" not in rules else slots
-        taken = run._replace(attempt=run.attempt + 1, awaits=None, more=False, holder=number, slots=slots, own=None)
+        taken = run._replace(
+            attempt=run.attempt + 1, awaits=None, more=False, seen=None, holder=number, slots=slots, own=None
+        )
         after = world._replace(head=head._replace(ver=head.ver + 1, tok=(number,), run=taken))
         label = f"{name}{me.at} of {run.event}: f{number}"
         yield _started(model, after, n, me, label)

@@ -101,7 +101,7 @@ def _driver(model: Model, world: World) -> str | None:
     run = head.run
     if run is not None and _let_go(world, run.event) and run.event not in world.outbox:
         waits = run.awaits is not None and not any(s.startswith("sl") for s in run.awaits)
-        answered = any(slot(run.slots, s) is not None for s in run.awaits or ()) or (run.more and run.ans is not None)
+        answered = any(slot(run.slots, s) is not None for s in run.awaits or ()) or (run.more and run.ans != run.seen)
         if (not waits or answered) and not _promised(world, run.event):
             return f"driver: {run.event} is unfinished, and nothing points at it"
     for kind, event in sorted(head.out):

@@ -21,6 +21,7 @@ from tests.model.state import (
     accepted,
     fresh_number,
     marked,
+    readable,
     slot,
     spend,
     told,
@@ -190,11 +191,14 @@ def answers(model: Model, world: World, n: int, me: Resolver) -> Iterator[Move]:
     match me.at:
         case "start":
             if there and head.run is not None:
-                inline = sum(k.startswith("aw") and v < POINTER for k, v in head.run.slots)
+                run = head.run
+                if slot(run.slots, answer.slot) is not None or answer.slot in run.took:
+                    yield Move(f"{name}finds it given", now(world, Resolver("done")))
+                    return
+                inline = sum(k.startswith("aw") and v < POINTER for k, v in run.slots)
                 most = model.scenario.inline_max
-                ans = head.run.ans if model.scenario.tokens else None
                 at = "guard" if "guard.answer" in model.rules else "put"
-                yield Move(f"{name}reads the head", now(world, Resolver(at, most is None or inline < most, ans)))
+                yield Move(f"{name}reads the head", now(world, Resolver(at, most is None or inline < most, run.ans)))
             elif _over(model, world, answer):
                 yield Move(f"{name}nobody waits", now(world, Resolver("done")))
         case "guard":
@@ -226,19 +230,19 @@ def _answer(model: Model, world: World, n: int, me: Resolver, answer: Answer, na
     if slot(run.slots, answer.slot) is not None and "slot.free" in rules:
         yield Move(f"{name}refused, answered already", now(world, Resolver("done")))
         return
-    if model.scenario.tokens and "slot.ans" in rules and run.ans not in (None, me.ans):
-        yield Move(f"{name}refused, another came: counts again", now(world, Resolver()))
+    if "slot.ans" in rules and run.ans != me.ans:
+        yield Move(f"{name}refused, another came: reads again", now(world, Resolver()))
         return
     value = 100 + n + (0 if me.room else POINTER)
-    filled = run._replace(slots=with_slots(run.slots, ((answer.slot, value),)))
-    if model.scenario.tokens:
-        filled = filled._replace(ans=answer.name)
+    filled = run._replace(slots=with_slots(run.slots, ((answer.slot, value),)), ans=answer.name)
     changed = head._replace(run=filled)
     if "tok.versioned" not in rules:
         changed = changed._replace(tok=(-1,))
     problem = world.problem
     if run.event != answer.event:
         problem = problem or f"one-owner: the answer for {answer.event} is in the run of {run.event}"
+    elif slot(readable(world, run), answer.slot) is not None:
+        problem = problem or f"immutable-journal: {answer.slot} of {answer.event} is answered a second time"
     put = now(world._replace(head=changed, problem=problem), Resolver("done"))
     yield Move(f"{name}puts {answer.slot}", told(put))
     if (unheard := spend(put, "crash")) is not None:

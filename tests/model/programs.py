@@ -48,7 +48,7 @@ Program: TypeAlias = tuple[Op, ...]
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Someone answers an awakeable of an event. The name is unique: it is also the token of the write."""
+    """Someone answers an awakeable of an event. The name is unique: it is also the mark of the write."""
 
     name: str
     event: str
@@ -80,10 +80,10 @@ class Faults:
 class Scenario:
     """What one exploration starts from.
 
-    `callers` processes make the call. `tokens`: answers are counted by a token in the head rather than by their slots
-    (the coming form of 5 and 8). `inline_max`: answers that may sit in the head, the others are pointers. `roll_at`: as
-    many slots in the head roll into a segment at the next checkpoint. `cached`: the standby begins with a head that it
-    read earlier. `pressed`: events may be spilled though their lane is free, as when a handler is slow or fails.
+    `callers` processes make the call. `inline_max`: answers that may sit in the head, the others are pointers.
+    `roll_at`: as many slots in the head roll into a segment at the next checkpoint or suspension. `cached`: the standby
+    begins with a head that it read earlier. `pressed`: events may be spilled though their lane is free, as when a
+    handler is slow or fails.
     """
 
     programs: Mapping[str, Program]
@@ -92,7 +92,6 @@ class Scenario:
     call: str | None = None
     callers: int = 1
     answers: tuple[Answer, ...] = ()
-    tokens: bool = False
     inline_max: int | None = None
     roll_at: int | None = None
     cached: bool = False
@@ -205,26 +204,27 @@ SCENARIOS: dict[str, Scenario] = {
         answers=_ONE_ANSWER,
         roll_at=2,
     ),
-    "answer by token": Scenario(records=1, programs={"k0": _ASK}, answers=_ONE_ANSWER, tokens=True),
-    "answer or nap by token": Scenario(records=1, programs={"k0": _ASK_OR_NAP}, answers=_ONE_ANSWER, tokens=True),
     "answer beyond the list": Scenario(
         records=1,
         programs={"k0": (Step("a"), Wait(("aw1", "aw2"), listed=1), Change("1"))},
         answers=(Answer("first", "k0", "aw2"),),
-        tokens=True,
     ),
     "answers that fill the head": Scenario(
         records=1,
         programs={"k0": (Step("a"), Wait(("aw1",)), Wait(("aw2",)), Change("1"))},
         answers=(Answer("first", "k0", "aw1"), Answer("second", "k0", "aw2")),
-        tokens=True,
         inline_max=1,
+    ),
+    "answer that rolls": Scenario(
+        records=1,
+        programs={"k0": (Wait(("aw",)), Step("a"), Step("b"), Change("1"))},
+        answers=_TWO_ANSWERS,
+        roll_at=1,
     ),
     "answers across two waits": Scenario(
         records=1,
         programs={"k0": (Wait(("aw1", "sl")), Wait(("aw2",)), Change("1"))},
         answers=(Answer("first", "k0", "aw1"), Answer("second", "k0", "aw2"), Answer("third", "k0", "aw3")),
-        tokens=True,
         inline_max=1,
         faults=Faults(crash=0, rebalance=0, total=1),
     ),

@@ -9,9 +9,9 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from tests.model.mutants import DEADLY, EQUIVALENT, HOLES, TOGETHER, Hunt, hole, hunt
+from tests.model.mutants import DEADLY, EQUIVALENT, TOGETHER, Hunt, hunt
 from tests.model.programs import SCENARIOS
-from tests.model.rules import ALL_PROPOSALS, Rules
+from tests.model.rules import Rules
 from tests.model.search import Result, explore
 from tests.model.state import Model
 
@@ -20,9 +20,6 @@ STATES_MAX = 40_000
 
 QUICK_STATES_MAX = 2_500
 """Of each scenario and mutant in `make test`."""
-
-EXPECTED = frozenset(target.scenario for targets in HOLES.values() for target in targets)
-"""Scenarios in which the code of today breaks a law: they are explored with the proposals instead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +32,8 @@ class Proof:
 
 
 def scenario(name: str, states_max: int) -> Result:
-    """Explore a scenario, with the proposals where the code of today needs them."""
-    rules = Rules(proposals=ALL_PROPOSALS if name in EXPECTED else frozenset())
-    return explore(Model(SCENARIOS[name], rules), states_max)
+    """Explore a scenario."""
+    return explore(Model(SCENARIOS[name], Rules()), states_max)
 
 
 def prove(states_max: int = STATES_MAX) -> Iterator[Proof]:
@@ -51,9 +47,6 @@ def prove(states_max: int = STATES_MAX) -> Iterator[Proof]:
         yield _missed(label, target, hunt((label,), target))
     for labels, target in TOGETHER.items():
         yield _missed(" and ".join(labels), target, hunt(labels, target))
-    for label, targets in HOLES.items():
-        for target in targets:
-            yield _missed(f"{label} (the code of today)", target, hole(label, target))
     for label, argument in EQUIVALENT.items():
         yield Proof(f"model without {label}", None, f"without {label}: equivalent, {argument}")
 

@@ -22,7 +22,7 @@ CLAUSES: dict[str, str] = {
     "checkpoint.own": "of two twins the first to write owns",
     "suspend.ver": "only the attempt that the lane belongs to suspends",
     "suspend.own": "as checkpoint.own",
-    "suspend.slots": "no suspension beside an answer that is there",
+    "suspend.awake": "a suspension is of a run that is awake: one that was applied stands, whatever has come since",
     "suspend.ans": "no suspension over an answer that the attempt has not seen",
     "takeover.ver": "two do not take over at once",
     "takeover.run": "a takeover is of the run that was seen",
@@ -31,7 +31,7 @@ CLAUSES: dict[str, str] = {
     "commit.own": "as checkpoint.own",
     "slot.run": "an answer goes to the run it is for",
     "slot.free": "an answer is given once",
-    "slot.ans": "answers are counted in the write",
+    "slot.ans": "an answer is put beside the answers that were seen",
     "inbox.absent": "a message is put once",
     "clear.ver": "the mark is cleared on the head that was read before the query",
     "clear.pend": "only the mark that was seen is cleared",
@@ -58,11 +58,13 @@ PRACTICES: dict[str, str] = {
     "guard.spill": "a guard before a spilled event's mark",
     "guard.nonce": "each guard is an item of its own",
     "guard.ver": "a guard is kept while the write it was put for may come",
+    "suspend.stands": "a suspension that is refused because an earlier try was applied has happened",
     "timer.first": "a sleep's timer before its suspension",
     "timer.kept": "a timer that finds nothing to do stays until its invocation is over",
     "sweep.again": "the head is read again before a guard is deleted",
     "sweep.out": "a guard stays while the outbox is not empty",
     "offset.trimmed": "an offset is released when the outbox is trimmed, not when it is delivered",
+    "offset.asleep": "a suspended event's offset, too, is released when what it sent is trimmed",
     "offset.run": "an offset is held while its event's run is active",
     "offset.owner": "only the partition's owner commits offsets",
     "out.after_put": "an outbox entry is cleared after it was delivered",
@@ -71,37 +73,26 @@ PRACTICES: dict[str, str] = {
     "slots.apart": "slots are written one by one, never the journal whole",
     "journal.new": "the function is invoked with the head that the takeover left",
     "sleep.due": "a sleep wakes its run when its time has come",
-    "wake.ans": "the token wakes a run whose awaited slots are not all listed",
+    "slot.took": "an answer that left the head for a segment is known to be given",
+    "wake.ans": "an answer that the list's mark does not know of wakes a run whose awaited slots are not all listed",
     "segment.unique": "each segment item has a name of its own",
-    "segment.truth": "after a refused write the head's list of segments counts",
-    "suspend.rolls": "answers that were taken leave the head with the suspension",
+    "segment.truth": "the head's list of segments is taken over with every head that is learned",
 }
 """What is done around the writes, and in which order."""
 
-PROPOSALS: dict[str, str] = {
-    "offset.asleep": "a suspended event's offset is released when what it sent is trimmed, not when it is delivered",
-    "suspend.awake": "a suspension is of a run that is awake: the repetition of one that was applied changes nothing",
-}
-"""Rules that the code does not follow yet. The model shows what goes wrong without each."""
-
-COMING = frozenset({"suspend.ans", "slot.ans", "wake.ans", "suspend.rolls", "segment.unique", "segment.truth"})
-"""Rules that the model has ahead of the code, which is being changed to follow them."""
-
-LABELS = {**CLAUSES, **PRACTICES, **PROPOSALS}
-ALL_PROPOSALS = frozenset(PROPOSALS)
+LABELS = {**CLAUSES, **PRACTICES}
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """The protocol; a mutant of it, `without` a rule; or what it could be, with `proposals`."""
+    """The protocol, or a mutant of it: `without` some rules."""
 
     without: frozenset[str] = frozenset()
-    proposals: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
-        if unknown := (self.without | self.proposals) - LABELS.keys():
+        if unknown := self.without - LABELS.keys():
             raise ValueError(f"no such rule: {sorted(unknown)}")
 
     def __contains__(self, label: str) -> bool:
         """Whether the rule is followed."""
-        return label in self.proposals if label in PROPOSALS else label not in self.without
+        return label not in self.without

@@ -36,18 +36,24 @@ class Timer(NamedTuple):
 
 
 class Run(NamedTuple):
-    """The invocation that has the lane. `awaits` is None while it is active. `first` is a ghost."""
+    """The invocation that has the lane. `awaits` is None while it is active. `first` is a ghost.
+
+    `more`: not all awaited slots are in the list, which then ends with the mark `seen`. `ans` is the mark of the last
+    answer, `took` has the answers that are in segments.
+    """
 
     event: str
     attempt: int
     holder: int
     awaits: tuple[str, ...] | None = None
     more: bool = False
+    seen: str | None = None
     slots: Slots = ()
     segments: tuple[Name, ...] = ()
     base: State | None = None
     own: int | None = None
     ans: str | None = None
+    took: tuple[str, ...] = ()
     first: State = ()
 
 
@@ -138,7 +144,7 @@ class Shipper(NamedTuple):
 
 
 class Resolver(NamedTuple):
-    """Who answers an awakeable; `room` is whether the head had room when it looked, `ans` the token it saw."""
+    """Who answers an awakeable; `room` is whether the head had room when it looked, `ans` the mark it saw."""
 
     at: str = "start"
     room: bool = True

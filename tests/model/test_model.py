@@ -11,15 +11,23 @@ import pytest
 
 from tenuto.lane.writes import Delete
 from tests.model.laws import at_rest
-from tests.model.mutants import DEADLY, EQUIVALENT, HOLES, TOGETHER, hole, hunt
+from tests.model.mutants import DEADLY, EQUIVALENT, TOGETHER, hunt
 from tests.model.programs import SCENARIOS, Faults
-from tests.model.proof import EXPECTED, QUICK_STATES_MAX, scenario
-from tests.model.rules import CLAUSES, COMING, LABELS, PROPOSALS, Rules
+from tests.model.proof import QUICK_STATES_MAX, scenario
+from tests.model.rules import CLAUSES, LABELS, Rules
 from tests.model.search import explore
 from tests.model.state import Model, initial
 from tools.draw_protocol import ROWS
 
-NOT_MODELLED = {"result.absent": "the place of a delayed call's result", "cursor.further": "the cursor of the sweep"}
+NOT_MODELLED = {
+    "result.absent": "the place of a delayed call's result",
+    "timer.absent": "the timer of a delayed call",
+    "inbox.over": "a tombstone that has outlived the result of its call",
+    "letter.absent": "a dead letter",
+    "redrive.live": "a dead letter that is run again",
+    "redrive.first": "a dead letter that is run again",
+    "cursor.further": "the cursor of the sweep",
+}
 """Clauses of writes that the model leaves to the simulation."""
 
 SLOW = {
@@ -30,6 +38,7 @@ SLOW = {
     "mark.unique",
     "slot.run",
     "spec.clear",
+    "suspend.stands",
 }
 QUICK = sorted(label for label in DEADLY if label not in SLOW)
 
@@ -64,27 +73,16 @@ def test_rules_that_stand_in_for_each_other_are_missed_together(labels: tuple[st
     assert found.startswith(f"{target.law}:")
 
 
-@pytest.mark.parametrize("proposal", HOLES)
-def test_a_known_hole_is_one(proposal: str) -> None:
-    target = HOLES[proposal][0]
-    found = hole(proposal, target).problem
-    assert found is not None
-    assert found.startswith(f"{target.law}:")
-    assert target.scenario in EXPECTED
-
-
 def test_every_rule_is_deadly_or_argued_to_be_equivalent() -> None:
     together = {label for labels in TOGETHER for label in labels}
-    assert sorted([*DEADLY, *EQUIVALENT, *HOLES]) == sorted(LABELS)
+    assert sorted([*DEADLY, *EQUIVALENT]) == sorted(LABELS)
     assert together <= LABELS.keys()
-    assert HOLES.keys() == PROPOSALS.keys()
 
 
 def test_the_model_knows_the_clauses_of_the_code() -> None:
     samples = [row.sample for row in ROWS]
     labels = {clause.label for write in samples if not isinstance(write, Delete) for clause in write.conditions}
-    assert labels - NOT_MODELLED.keys() <= CLAUSES.keys()
-    assert CLAUSES.keys() - labels == CLAUSES.keys() & COMING
+    assert labels == CLAUSES.keys() | NOT_MODELLED.keys()
 
 
 def test_a_world_with_work_is_not_at_rest() -> None:

@@ -8,13 +8,14 @@ A schedule takes the labels that are left out and raises AssertionError when the
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from msgspec import structs
 
-from tenuto import ObjectContext, VirtualObject
+from tenuto import InvocationRetryPolicy, ObjectContext, VirtualObject
 from tenuto.lane.head import head_key, parse_head
 from tenuto.lane.transitions import (
     Effects,
@@ -29,18 +30,27 @@ from tenuto.lane.transitions import (
     timer_put,
 )
 from tenuto.lane.writes import Answer, Applied, Delete, Update, Write
-from tenuto.protocol.ids import InvocationId, Lane, kafka_nonce
+from tenuto.protocol.ids import InvocationId, Lane, kafka_nonce, message_nonce
+from tenuto.protocol.limits import AWAKEABLES_BYTES_MAX
 from tenuto.protocol.messages import Activation, Head, Run
-from tenuto.protocol.records import Event, KafkaSource, RunSlot, Success, unpack_slot
+from tenuto.protocol.records import Event, KafkaSource, MessageSource, RunSlot, Success, unpack_slot
 from tenuto.runtime.activation import activate
 from tenuto.runtime.environment import Environment, InlineWriteLoop
 from tenuto.service import Services
-from tenuto.store.port import Page
+from tenuto.store.port import Page, TableUnavailableError
+from tenuto_control.admin.dead_letters import REDRIVE_MS_MAX, DeadLetterOffice, RedriveUncertainError
+from tenuto_control.ports import Resolution
 from tests.costs.meter import CountingTable, Meter
 from tests.support.virtual_time import VirtualClock, run_virtual
 
 chain = VirtualObject("chain")
 LANE = Lane("chain", "k")
+
+LOST_TRIES = 3
+"""Tries of a suspension whose responses are lost: by the last one, what the first has sent is delivered."""
+
+ANSWERS, ANSWER_BYTES = 12, 30_000
+"""Several times what the head has room for."""
 
 
 asker = VirtualObject("asker")
@@ -59,6 +69,28 @@ caller = VirtualObject("caller")
 async def double(_ctx: ObjectContext, n: int) -> int:
     """A result to ask for."""
     return 2 * n
+
+
+teller = VirtualObject("teller")
+
+
+@teller.handler()
+async def count(ctx: ObjectContext) -> None:
+    """Count up."""
+    ctx.set("count", (await ctx.get("count", int) or 0) + 1)
+
+
+@teller.handler(retry_policy=InvocationRetryPolicy(max_attempts=1))
+async def fail(_ctx: ObjectContext) -> None:
+    """Fail for good."""
+    raise RuntimeError("this message never works")
+
+
+@chain.handler()
+async def tell(ctx: ObjectContext) -> None:
+    """Publish, then wait for an answer."""
+    ctx.publish("told", {"n": 1})
+    await ctx.awakeable(int)[1]
 
 
 @chain.handler()
@@ -89,13 +121,24 @@ class Table(CountingTable):
         self.after_query: Callable[[], None] | None = None
         self.heads: list[Head] = []
         self.dies_after: str | None = None
+        self.dies_at: str | None = None
+        self.silent: Callable[[Write], bool] | None = None
 
-    async def write(self, write: Write) -> Answer:
-        """See `Table.write`."""
+    def apply(self, write: Write) -> Answer:
+        """See `MemoryTable.apply`."""
         if not isinstance(write, Delete):
             kept = tuple(c for c in write.conditions if c.label not in self.without)
             write = replace(write, conditions=kept)
+        return super().apply(write)
+
+    async def write(self, write: Write) -> Answer:
+        """See `Table.write`."""
         answer = await super().write(write)
+        if self.silent is not None and self.silent(write):
+            raise TableUnavailableError("the response was lost")
+        if self.dies_at is not None and write.key.pk.startswith(self.dies_at):
+            self.dies_at = None
+            await asyncio.Event().wait()
         if write.key == head_key(LANE) and isinstance(answer, Applied):
             self.heads.append(parse_head(answer.item))
             if isinstance(write, Update) and self.dies_after in write.removes:
@@ -110,6 +153,10 @@ class Table(CountingTable):
             act, self.after_query = self.after_query, None
             act()
         return page
+
+    def keys_of(self, prefix: str) -> list[str]:
+        """Sort keys of what is in partitions whose name begins so."""
+        return [sk for pk, sk in self.items if pk.startswith(prefix)]
 
     def spill(self, offset: int, handler: str, mark: str) -> None:
         """What another control plane does with an event it cannot run: item, guard, mark."""
@@ -236,13 +283,178 @@ def message_replaced(without: frozenset[str]) -> None:
     run_virtual(scenario())
 
 
+def suspended_twice(without: frozenset[str]) -> None:
+    """A suspension's response is lost; what it sends is delivered, and its run comes to wait for an answer alone.
+
+    Then the function tries again, of whose end nobody hears: its control plane has died.
+    """
+
+    async def scenario() -> None:
+        table = Table(without)
+        meter = Meter(Services([chain]), table=table)
+        source = KafkaSource("0", "t", 0, 0, 0)
+        event = Event(str(InvocationId(LANE, kafka_nonce("0", "t", 0, 0))), "tell", source, b"1")
+        suspensions = itertools.count()
+
+        def lost(write: Write) -> bool:
+            suspends = isinstance(write, Update) and "awaits" in write.sets
+            return suspends and next(suspensions) < LOST_TRIES
+
+        table.silent = lost
+        env = Environment(
+            table, meter.clock.now_ms, meter.clock.now_ms() + 60_000, InlineWriteLoop(), _inline, nonce="function"
+        )
+        request = Activation("chain", "k", "speculate", Head(), "h", (event,))
+        attempt = asyncio.create_task(activate(request, Services([chain]), env))
+        await asyncio.sleep(0.1)
+        assert meter.head("chain", "k").out, "the suspension was applied"
+        meter.dispatcher.look(LANE)
+        await meter.quiet()
+        assert meter.published == ["told"]
+        assert not meter.head("chain", "k").out
+        await attempt
+        assert next(suspensions) == LOST_TRIES + 1, "the function has tried again"
+        left = meter.head("chain", "k").out
+        assert not left, f"delivered, and in the outbox again, where nothing leads: {list(left)}"
+
+    run_virtual(scenario())
+
+
+def answered_at_once(without: frozenset[str]) -> None:
+    """More large answers than a head has room for are put at the same time."""
+
+    async def scenario() -> None:
+        names: list[str] = []
+        box = VirtualObject("asker")
+
+        @box.handler()
+        async def ask_many(ctx: ObjectContext) -> None:
+            asked = [ctx.awakeable(str) for _ in range(ANSWERS)]
+            names.extend(name for name, _ in asked)
+            await ctx.gather(*(future for _, future in asked))
+
+        meter = Meter(Services([box]), table=Table(without))
+        meter.deliver(ask_many, "k")
+        await meter.quiet()
+        heaviest = 0
+
+        async def answer(name: str) -> None:
+            nonlocal heaviest
+            resolution = await meter.dispatcher.resolve(name, Success(b'"' + b"x" * ANSWER_BYTES + b'"'))
+            heaviest = max(heaviest, sum(len(data) for data in meter.head("asker", "k").slots.values()))
+            assert resolution is Resolution.ACCEPTED
+
+        await asyncio.gather(*(answer(name) for name in names[:ANSWERS]))
+        await meter.quiet()
+        assert meter.head("asker", "k").run is None
+        assert heaviest <= AWAKEABLES_BYTES_MAX, f"answers of {heaviest} bytes sit in the head"
+
+    run_virtual(scenario())
+
+
+def shipped_again(without: frozenset[str]) -> None:
+    """A message was shipped by two processes: one of them puts it once the other's has been run."""
+
+    async def scenario() -> None:
+        table = Table(without)
+        meter = Meter(Services([teller]), table=table)
+        lane = Lane("teller", "k")
+        nonce = message_nonce("sender", 0)
+        event = Event(str(InvocationId(lane, nonce)), "count", MessageSource("sender", "1.0"), b"1")
+        for mark in ("first", "second"):
+            table.apply(inbox_put(lane, event))
+            table.apply(timer_put(Timer(lane, "guard", nonce, 10**15, mark)))
+            table.apply(mark_pend(lane, mark))
+            meter.dispatcher.look(lane)
+            await meter.quiet()
+            # What the head remembers of finished messages goes with its next write: the tombstone is there.
+            meter.deliver(count, "k")
+            await meter.quiet()
+        assert meter.head("teller", "k").state["count"] == b"3", "one message was run twice"
+
+    run_virtual(scenario())
+
+
+async def _buried(table: Table) -> Meter:
+    """A control plane that has put a message among the dead letters, and died before it said so."""
+    meter = Meter(Services([teller]), table=table)
+    lane = Lane("teller", "k")
+    nonce = message_nonce("sender", 0)
+    event = Event(str(InvocationId(lane, nonce)), "fail", MessageSource("sender", "1.0"), b"1")
+    table.apply(inbox_put(lane, event))
+    table.apply(timer_put(Timer(lane, "guard", nonce, 10**15, "mark")))
+    table.apply(mark_pend(lane, "mark"))
+    table.dies_at = "D#"
+    meter.dispatcher.look(lane)
+    await asyncio.sleep(5)
+    assert len(table.keys_of("D#")) == 1
+    assert meter.head("teller", "k").out, "what was delivered is in the outbox still"
+    return meter
+
+
+def _office(meter: Meter) -> DeadLetterOffice:
+    tokens = itertools.count()
+    return DeadLetterOffice(meter.table, meter, meter.clock, meter.limits, lambda: f"office {next(tokens)}")
+
+
+def letter_put_again(without: frozenset[str]) -> None:
+    """A dead letter is thrown away before its outbox entry is cleared; another control plane ships that again."""
+
+    async def scenario() -> None:
+        table = Table(without)
+        first = await _buried(table)
+        office = _office(first)
+        [letter] = await office.listed()
+        await office.discard(letter.id)
+        second = Meter(Services([teller]), table=table, clock=first.clock)
+        second.dispatcher.look(Lane("teller", "k"))
+        await second.quiet()
+        assert not second.head("teller", "k").out
+        assert not await office.listed(), "a dead letter that was thrown away is back"
+
+    run_virtual(scenario())
+
+
+def redriven_late(without: frozenset[str]) -> None:
+    """A redrive breaks off, is repeated in time, breaks off again, and is repeated when the tombstone may be gone."""
+
+    async def scenario() -> None:
+        table = Table(without)
+        meter = await _buried(table)
+        office = _office(meter)
+        [letter] = await office.listed()
+        for _ in range(2):
+            table.dies_at = "D#"
+            broken_off = asyncio.create_task(office.redrive(letter.id))
+            await asyncio.sleep(1)
+            broken_off.cancel()
+            await asyncio.sleep(REDRIVE_MS_MAX * 0.6 / 1000)
+        try:
+            await office.redrive(letter.id)
+        except RedriveUncertainError:
+            return
+        raise AssertionError("a redrive that began too long ago was repeated")
+
+    run_virtual(scenario())
+
+
 @dataclass(frozen=True, slots=True)
 class Twin:
-    """How one of two twins behaves: what its step answers, how long that takes, how long the handler dawdles then."""
+    """How one of two twins behaves: what its step answers, how long that takes, how long the next one takes then."""
 
     answer: int
     step_s: float = 0.0
     after_s: float = 0.0
+
+    async def keep(self, ctx: ObjectContext) -> None:
+        """Take the step, keep its answer in state, and dawdle."""
+        ctx.set("kept", await ctx.run("step", self._step))
+        if self.after_s:
+            await ctx.run("dawdle", asyncio.sleep, self.after_s)
+
+    async def _step(self) -> int:
+        await asyncio.sleep(self.step_s)
+        return self.answer
 
 
 def twins(handler_name: str, first: Twin, second: Twin) -> Callable[[frozenset[str]], None]:
@@ -251,27 +463,19 @@ def twins(handler_name: str, first: Twin, second: Twin) -> Callable[[frozenset[s
     async def attempt(table: Table, clock: VirtualClock, head: Head, twin: Twin) -> None:
         box = VirtualObject("chain")
 
-        async def step() -> int:
-            await asyncio.sleep(twin.step_s)
-            return twin.answer
-
-        async def keep(ctx: ObjectContext) -> None:
-            ctx.set("kept", await ctx.run("step", step))
-            await asyncio.sleep(twin.after_s)
-
         @box.handler()
         async def checkpoints(ctx: ObjectContext) -> None:
-            await keep(ctx)
+            await twin.keep(ctx)
             await ctx.run("next", int)
 
         @box.handler()
         async def suspends(ctx: ObjectContext) -> None:
-            await keep(ctx)
+            await twin.keep(ctx)
             await ctx.sleep(timedelta(seconds=5))
 
         @box.handler()
         async def commits(ctx: ObjectContext) -> None:
-            await keep(ctx)
+            await twin.keep(ctx)
 
         nonce = f"twin {twin.answer}"
         env = Environment(table, clock.now_ms, clock.now_ms() + 10_000, InlineWriteLoop(), _inline, nonce=nonce)
@@ -286,7 +490,7 @@ def twins(handler_name: str, first: Twin, second: Twin) -> Callable[[frozenset[s
             )
             claimed = table.apply(claim(LANE, Head(), Effects(), Run(event, 1, 0, 0, 1, "h", 0), "t", drain=False))
             assert isinstance(claimed, Applied)
-            answer = table.apply(takeover(LANE, parse_head(claimed.item), "h2", 0, {}, "t"))
+            answer = table.apply(takeover(LANE, parse_head(claimed.item), "h2", clock.now_ms() + 10_000, {}, "t"))
             assert isinstance(answer, Applied)
             both = [attempt(table, clock, parse_head(answer.item), twin) for twin in (first, second)]
             await asyncio.gather(*both, return_exceptions=True)
@@ -320,10 +524,15 @@ DIRECTED: dict[str, Callable[[frozenset[str]], None]] = {
     "clear.pend": mark_lost_at_clearing,
     "spec.clear": mark_lost_at_commit,
     "takeover.awake": woken_for_nothing,
+    "suspend.awake": suspended_twice,
+    "slot.ans": answered_at_once,
+    "inbox.absent": shipped_again,
+    "letter.absent": letter_put_again,
+    "redrive.first": redriven_late,
     "result.absent": result_forgotten,
     "timer.absent": message_replaced,
     "checkpoint.own": twins("checkpoints", Twin(1, after_s=1), Twin(2, after_s=1)),
-    "suspend.own": twins("suspends", Twin(1), Twin(2)),
+    "suspend.own": twins("suspends", Twin(1, after_s=1), Twin(2, step_s=0.5)),
     "commit.own": twins("commits", Twin(1, after_s=1), Twin(2, step_s=0.5)),
 }
 """What each clause prevents, as a schedule that breaks without it and only then."""

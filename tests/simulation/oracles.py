@@ -17,12 +17,12 @@ from typing import Any, assert_never
 
 import msgspec
 
-from tenuto.lane.dead_letters import letter_key, message_letter_id
+from tenuto.lane.dead_letters import letter_key, letter_partitions, message_letter_id, parse_letter
 from tenuto.lane.head import HEAD_SK, parse_head
 from tenuto.lane.items import unbundled
 from tenuto.lane.transitions import SWEEP_CURSOR, Timer, inbox_key, parse_timer
 from tenuto.lane.writes import Delete, Item, Write
-from tenuto.protocol.ids import Lane, digest
+from tenuto.protocol.ids import InvocationId, Lane, digest
 from tenuto.protocol.messages import Head, Run
 from tenuto.protocol.records import (
     AwakeableSlot,
@@ -47,6 +47,9 @@ from tests.simulation.loop import SimulatedLoop
 
 Table = Mapping[tuple[str, str], Item]
 
+MESSAGE = "m"
+"""How the nonce of a message begins."""
+
 
 @dataclass(frozen=True, slots=True)
 class Violation:
@@ -69,12 +72,28 @@ class Journaled:
     by: str
 
 
+def kept_letters(table: Table) -> list[str]:
+    """Ids of the messages that are dead letters: in the table's partitions for them, or on their way there."""
+    partitions = frozenset(letter_partitions())
+    found: list[str] = []
+    for (pk, sk), item in table.items():
+        if pk in partitions:
+            letter = parse_letter(item)
+            found += [letter.invocation] if letter is not None and letter.kind == "message" else []
+        elif sk == HEAD_SK:
+            for sequence, entry in parse_head(item).out.items():
+                packed = table.get((pk, entry.item), {}).get("outs") if isinstance(entry, BundleOut) else None
+                inside = [e for _, e in unbundled(sequence, unpack_bundle(packed))] if isinstance(packed, bytes) else []
+                found += [e.event.id for e in (entry, *inside) if isinstance(e, BuriedOut)]
+    return found
+
+
 @dataclass(slots=True)
 class Oracles:
     """Watches one world. `skew_ms` is how far apart two clocks of it can be.
 
-    `kept` finds the ids of messages that the table keeps as dead letters; without it, only that doomed messages do not
-    wait for ever is judged.
+    `kept` finds the ids of messages that the table keeps as dead letters. `sent` are ids of what was sent from outside,
+    for whose end nobody waits.
     """
 
     loop: SimulatedLoop
@@ -82,7 +101,8 @@ class Oracles:
     table: Table = field(default_factory=dict)
     published: Callable[[str], Collection[bytes]] = lambda _topic: ()
     let_go: Callable[[KafkaSource], bool] = lambda _source: False
-    kept: Callable[[Table], Collection[str]] | None = None
+    kept: Callable[[Table], Collection[str]] = kept_letters
+    sent: Collection[str] = ()
     tripped: asyncio.Event = field(default_factory=asyncio.Event)
     violations: list[Violation] = field(default_factory=list)
     journaled: dict[str, Journaled] = field(default_factory=dict)
@@ -363,15 +383,13 @@ class Oracles:
 
     def _doomed(self, heads: Mapping[str, Head], table: Table) -> list[str]:
         """Messages that failed for good and are not kept. One that is still to run shows as what waits elsewhere."""
-        if self.kept is None:
-            return []
         kept = set(self.kept(table))
-        sent = {
-            i for head in heads.values() for i in msgspec.json.decode(head.state.get("doomed", b"[]"), type=list[str])
-        }
-        if sound := kept - sent:
+        failed = {i for head in heads.values() for name in ("doomed", "gave_up") for i in _texts(head.state, name)}
+        # A record of Kafka, or a call that somebody waits for, gives up without being a dead letter.
+        failed = {i for i in failed if i in self.sent or InvocationId.parse(i).nonce.startswith(MESSAGE)}
+        if sound := kept - failed:
             self.report("nothing-lost", f"sound messages are kept as dead letters: {sorted(sound)}")
-        return [f"the doomed message {i} is not kept" for i in sorted(sent - kept)]
+        return [f"the failed message {i} is not kept" for i in sorted(failed - kept)]
 
     def _letters(self, heads: Mapping[str, Head]) -> list[str]:
         """Messages that a box has sent and the receiver has not taken."""
@@ -393,6 +411,10 @@ class Oracles:
                 if came != list(range(1, count + 1)):
                     waits.append(f"{pk}: sent {count} delayed to {key}, who has {came}")
         return waits
+
+
+def _texts(state: Mapping[str, bytes], name: str) -> list[str]:
+    return msgspec.json.decode(state.get(name, b"[]"), type=list[str])
 
 
 def chain_of(offsets: Iterable[tuple[int, int]]) -> str:

@@ -13,6 +13,7 @@ State that a box keeps, all of it inside the product's own transactions:
     steps            results of the last event's steps: [[idempotency key, value], …]
     slips            events without a key that took effect
     doomed           ids of messages sent that have to fail for good
+    gave_up          ids of invocations that ended by a terminal error
     wrong            what a handler saw that it should not have
 """
 
@@ -345,7 +346,7 @@ class _Player:
                 await self._do(ctx, op, steps)
             self._outside.stumble()
         except TerminalError:
-            ctx.set("failed", (await ctx.get("failed", int) or 0) + 1)
+            ctx.set("gave_up", [*(await ctx.get("gave_up", list[str]) or []), ctx.request().id])
             raise
         finally:
             # Also a terminal failure takes effect once. (A suspension passes here too, when its write is done already.)

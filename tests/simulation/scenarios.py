@@ -9,6 +9,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 
+from tenuto.protocol.limits import OUT_PER_WRITE_MAX
 from tests.simulation import faults, programs
 from tests.simulation.instances import ScaleToZero
 from tests.simulation.programs import (
@@ -51,6 +52,13 @@ HOPS_OF = 3
 BULK_OF = 10
 """One in so many seeds has large journals, values that fit nowhere and messages that fail (the profile "bulk")."""
 
+LARGE_ANSWERS_OF = 5
+"""One in so many seeds has answers that are too large for the head; all of the profile "bulk" have."""
+
+CROWD_OF = 9
+"""One in so many seeds has a handler that sends more messages at once than one write of the head takes."""
+
+CROWD = OUT_PER_WRITE_MAX + 5
 SHAPES = ("always on", "scaled to zero")
 
 
@@ -61,6 +69,10 @@ def drawn(seed: int, profile: str | None = None, shape: str | None = None) -> Sc
     scenario = _drawn(seed, profile)
     if seed % LOOSE_OF == 0:
         scenario = _with_loose(scenario)
+    if seed % CROWD_OF == CROWD_OF // 2:
+        scenario = _with_crowd(scenario)
+    if profile == "bulk" or seed % LARGE_ANSWERS_OF == 1:
+        scenario = replace(scenario, large_answers=0.5)
     if seed % HOPS_OF == 1:
         scenario = replace(scenario, hops=True)
     to_zero = seed % SCALED_TO_ZERO_OF == SCALED_TO_ZERO_OF - 1 if shape is None else shape == "scaled to zero"
@@ -80,6 +92,22 @@ def _with_loose(scenario: Scenario) -> Scenario:
         topics={**scenario.topics, programs.LOOSE: rng.choice([1, 2])},
         deliveries=(*scenario.deliveries, *loose),
         loose_ordering=rng.choice(["none", "none", "partition"]),
+    )
+
+
+def _with_crowd(scenario: Scenario) -> Scenario:
+    """The same with an event that sends many messages in one go, some of which may fail for good."""
+    rng = random.Random(f"crowd {scenario.seed}")
+    key = rng.choice(["k0", "crowd"])
+    kinds: list[Op] = [Tell(key), Tell(key), Doom(key)]
+    send = rng.choice(kinds)
+    before: tuple[Op, ...] = rng.choice([(), (Step("a"),), (Nap(400),)])
+    after: tuple[Op, ...] = rng.choice([(), (Step("b"),), (Nap(400),), (GiveUp(),)])
+    delivery = Delivery(rng.uniform(0, 2), "events", "k1", len(scenario.programs))
+    return replace(
+        scenario,
+        programs=(*scenario.programs, (*before, Repeat(CROWD, (send,)), *after)),
+        deliveries=(*scenario.deliveries, delivery),
     )
 
 
@@ -291,6 +319,11 @@ _SMALL: dict[str, Scenario] = {
     ),
     "more state than fits": _fixed(Step("a"), Overfill(), events=2),
     "a message that fails for good": _fixed(Remember("x"), Doom("b")),
+    "a message that gives up": replace(
+        _fixed(Tell("b"), Step("a"), Tell("b")),
+        programs=((Remember("told"), GiveUp()), (Tell("b"), Step("a"), Tell("b"))),
+    ),
+    "a large answer": replace(_fixed(Ask(), Step("a")), large_answers=1.0),
     "long journal": _fixed(Repeat(40, (Step("a"),)), Nap(800), Step("b")),
     "poison in a batch": replace(
         _fixed(Tell("b"), Tell("b")),

@@ -1,18 +1,20 @@
-"""A suspension whose response is lost while an answer arrives: nothing that it stored may be lost afterwards.
+"""An answer that arrives while its run suspends, at the worst moments: nothing may be lost, nor a run sleep over it.
 
-Owns the schedule, over the runtime itself. Does not own the random ones (`test_simulation`), nor the rules, which the
-model calls `segment.unique` and `segment.truth`.
+Owns the schedules, over the runtime itself: a suspension's response is lost, or a flush is under way before it. Does
+not own the random ones (`test_simulation`), nor the rules, which the model calls `suspend.stands`, `suspend.heard`,
+`segment.unique` and `segment.truth`.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Callable
 
 import pytest
 
 from tenuto import ObjectContext, VirtualObject
-from tenuto.lane.head import HEAD_SK, parse_head
+from tenuto.lane.head import HEAD_SK, parse_head, slot_attribute
 from tenuto.lane.transitions import slot_put, takeover
 from tenuto.lane.writes import Answer, Applied, Update, Write
 from tenuto.protocol.ids import InvocationId, Lane, awakeable_slot, kafka_nonce
@@ -32,6 +34,13 @@ FUNCTION_MS = 10_000
 LEASE_MS = EPOCH_MS + 3_600_000
 SMALL, ROLLS, BULKY = 10, 1_500, 50_000
 """Bytes of a result: small; two of these roll a journal; one of these never enters the head."""
+
+
+SLOW_STEP_S = 0.1
+"""Longer than a finished step waits for its flush."""
+
+QUICK = slot_attribute(1, "2")
+"""Where the result of the quick step is: the command behind the awakeable and the first step."""
 
 
 class Table(MemoryTable):
@@ -156,6 +165,49 @@ def test_a_run_whose_attempt_dies_after_a_lost_suspension_can_wake() -> None:
     head = run_virtual(scenario())
     assert head.run is not None
     assert not head.run.suspended or can_wake(head, head.run, now_ms=0)
+
+
+def test_a_run_whose_answer_a_flush_has_met_right_before_its_suspension_can_wake() -> None:
+    box = VirtualObject("box")
+
+    async def step(after_s: float) -> str:
+        await asyncio.sleep(after_s)
+        return "x" * ROLLS
+
+    @box.handler()
+    async def work(ctx: ObjectContext) -> str:
+        _, answered = ctx.awakeable(str)
+        await ctx.run("first", str, "x" * ROLLS)
+        await ctx.gather(ctx.run("quick", step, SLOW_STEP_S / 10), ctx.run("slow", step, SLOW_STEP_S))
+        return await answered
+
+    class Answering(MemoryTable):
+        """The answer comes right before the flush of the quick step, which takes until the handler wants to suspend."""
+
+        answered = False
+
+        async def write(self, write: Write) -> Answer:
+            if not self.answered and isinstance(write, Update) and "own" in write.sets and QUICK in write.sets:
+                answer = pack(AwakeableSlot(Success(b'"yes"')))
+                head = parse_head(self.items[LANE.pk, HEAD_SK])
+                put = self.apply(slot_put(LANE, head, awakeable_slot(0), answer, "mark"))
+                self.answered = isinstance(put, Applied)
+                left = await super().write(write)
+                await asyncio.sleep(2 * SLOW_STEP_S)
+                return left
+            return await super().write(write)
+
+    async def scenario() -> tuple[bool, Head]:
+        table, clock = Answering(), VirtualClock()
+        env = Environment(table, clock.now_ms, clock.now_ms() + FUNCTION_MS, InlineWriteLoop(), _inline, nonce="first")
+        request = Activation("box", "k", "speculate", Head(), "first", (EVENT,))
+        await activate(request, Services([box]), env)
+        return table.answered, parse_head(table.items[LANE.pk, HEAD_SK])
+
+    answered, head = run_virtual(scenario())
+    assert answered
+    run = head.run
+    assert run is None or not run.suspended or can_wake(head, run, now_ms=0), f"{run.awaits} sleeps over its answer"
 
 
 def _once(sizes: tuple[int, ...], *, overtaken: bool) -> None:

@@ -9,8 +9,9 @@ from tests.simulation.directed import DIRECTED
 from tests.simulation.mutants import DEADLY, EQUIVALENT, hunt
 from tools.draw_protocol import ROWS
 
-QUICK = ("commit.ver", "inbox.absent", "spec.ver")
-SECONDS = 20.0
+QUICK = ("claim.ver", "commit.ver", "spec.ver")
+RUNS = 60
+"""Of these, one seed in two to five misses the clause."""
 
 
 def test_every_clause_is_either_deadly_or_argued_to_be_equivalent() -> None:
@@ -21,7 +22,7 @@ def test_every_clause_is_either_deadly_or_argued_to_be_equivalent() -> None:
 
 @pytest.mark.parametrize("label", QUICK)
 def test_a_missing_clause_is_noticed(label: str) -> None:
-    kill = hunt(label, SECONDS)
+    kill = hunt(label, RUNS)
     assert kill.verdict is not None, f"nobody missed {label} in {kill.runs} runs"
 
 

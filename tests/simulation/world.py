@@ -35,7 +35,7 @@ from tests.simulation.control import AlwaysOn, Shape
 from tests.simulation.gate import CrashPoint, Gate, Process, adopt, current
 from tests.simulation.instances import ScaledToZero, ScaleToZero
 from tests.simulation.loop import EPOCH_MS, SimulatedLoop, StuckError
-from tests.simulation.oracles import Oracles, Violation, chain_of
+from tests.simulation.oracles import Oracles, Violation, chain_of, kept_letters
 from tests.simulation.twins import (
     FUNCTION_TIMEOUT_AT_ZERO_MS,
     FUNCTION_TIMEOUT_MS,
@@ -64,6 +64,9 @@ SLOW_STEP_S = 3.0
 WAITS_SHOWN = 20
 SWEEP_LOOKBACK_MS = 300_000
 """Shorter than in production, so that runs of virtual hours stay quick and the deep sweep gets its share of work."""
+
+LARGE_ANSWER_BYTES = 40_000
+"""More than the results of awakeables in a head may weigh: such a one has an item of its own. JSON allows blanks."""
 
 POISON = b"{ this is no cargo"
 
@@ -98,7 +101,8 @@ class Scenario:
     """Everything a run starts from. Equal scenarios give equal runs.
 
     `hops`: functions write beside their handlers, as they do with a thread for it. `kept` finds the ids of messages
-    that the table keeps as dead letters, for the law that none vanishes.
+    that the table keeps as dead letters, for the law that none vanishes. `large_answers` is the share of answers to
+    awakeables that are too large for the head.
     """
 
     seed: int
@@ -112,7 +116,8 @@ class Scenario:
     loose_ordering: Literal["partition", "none"] = "none"
     faults_until_s: float = 30.0
     hops: bool = False
-    kept: Callable[[Mapping[tuple[str, str], Item]], Collection[str]] | None = None
+    kept: Callable[[Mapping[tuple[str, str], Item]], Collection[str]] = kept_letters
+    large_answers: float = 0.0
     shuffle: bool = False
     spill_after_ms: int | None = None
     crash: CrashPoint | None = None
@@ -172,6 +177,7 @@ class Simulation:
         self.oracles.table = self.world.items
         self.oracles.published = self._published
         self.oracles.kept = scenario.kept
+        self.oracles.sent = {_id_of(request) for request in scenario.requests if request.delay_ms is not None}
         self.oracles.let_go = lambda source: (
             (self.kafka.committed(TopicPartition(source.topic, source.partition)) or 0) > source.offset
         )
@@ -202,6 +208,7 @@ class Simulation:
         self._effects = 0
         # By a generator of its own, so that the other draws of a seed stay what they are.
         self._moods = random.Random(f"moods {scenario.seed}")
+        self._sizes = random.Random(f"sizes {scenario.seed}")
         self._people: set[asyncio.Task[None]] = set()
 
     # --- what control planes find (Targets) --------------------------------------------------------------------------
@@ -373,7 +380,8 @@ class Simulation:
         while True:
             # No two answers are alike, so that a second one would show.
             self._effects += 1
-            value = Success(str(self._effects).encode())
+            large = self._sizes.random() < self.scenario.large_answers
+            value = Success(str(self._effects).encode().rjust(LARGE_ANSWER_BYTES if large else 0))
             known = await self.shape.ask(partial(_resolve, awakeable, value), "resolve")
             self.trace(f"answer to {AwakeableId.parse(awakeable)[0].nonce}: {known}")
             if known is not None:
@@ -382,10 +390,8 @@ class Simulation:
 
     async def _ask(self, request: Request) -> None:
         await asyncio.sleep(request.at_s)
-        lane = Lane("box", request.key)
-        nonce = call_nonce("call", request.idempotency_key)
         cargo = msgspec.json.encode(programs.Cargo(request.program))
-        invocation = str(InvocationId(lane, nonce))
+        invocation = _id_of(request)
         event = Event(invocation, "call", CallSource(keep_result=True), cargo)
         delay_ms = request.delay_ms
         # Some callers wait for less than what they call takes. Drawn apart, so that scenarios stay what they were.
@@ -479,8 +485,7 @@ class Simulation:
     def _calls(self) -> list[str]:
         waits = []
         for request in self.scenario.requests:
-            lane = Lane("box", request.key)
-            invocation = str(InvocationId(lane, call_nonce("call", request.idempotency_key)))
+            lane, invocation = Lane("box", request.key), _id_of(request)
             item = self.world.items.get((lane.pk, "H"), {})
             taken = item.get("s.calls", b"[]")
             assert isinstance(taken, bytes)
@@ -489,6 +494,10 @@ class Simulation:
             if invocation not in self._answers:
                 waits.append(f"{lane.pk}: call {request.idempotency_key} is not answered")
         return waits
+
+
+def _id_of(request: Request) -> str:
+    return str(InvocationId(Lane("box", request.key), call_nonce("call", request.idempotency_key)))
 
 
 async def _resolve(awakeable: str, result: Result, dispatcher: Dispatcher) -> Resolution:

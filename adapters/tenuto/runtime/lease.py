@@ -250,6 +250,10 @@ class Lease:
         """
         async with self._writing:
             self._require(Phase.OWNING)
+            if self._news and wait.slots:
+                # The flush that this has waited for has met them. With them unheard, they would leave the head for a
+                # segment while the run waits for them there.
+                return False
             if wait.wake_ms is not None:
                 nonce = f"{self.run.event.nonce}.{self.run.attempt}.{wait.failures}"
                 timer = Timer(self.lane, "sleep", self.run.event.nonce, wait.wake_ms, nonce)
