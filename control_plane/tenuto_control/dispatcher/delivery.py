@@ -370,23 +370,29 @@ class Delivery:
         left = written.answer.item or {}
         if isinstance(written.answer, Applied) or left.get(ANS) == mark:
             return True
-        if item is not None and parse_head(left).slots.get(slot) != data:
+        # A response may have been lost: by now the slot may have left the head for a segment, which names the item.
+        if item is not None and await self._packed(lane, parse_head(left), slot) != data:
             await self._writer.write(Delete(Key(lane.pk, item)))
         return False
 
     async def _given(self, lane: Lane, head: Head, slot: str) -> Result | None:
         """The result that a slot has already, in the head or wherever it has gone since."""
+        packed = await self._packed(lane, head, slot)
+        found = unpack_slot(packed) if isinstance(packed, bytes) else None
+        if isinstance(found, ElsewhereSlot):
+            packed = (await self._read(Key(lane.pk, found.item)) or {}).get("slot")
+            found = unpack_slot(packed) if isinstance(packed, bytes) else None
+        return found.result if isinstance(found, AwakeableSlot) else None
+
+    async def _packed(self, lane: Lane, head: Head, slot: str) -> Value:
+        """What a slot holds, in the head or in a segment; None when it is free."""
         packed: Value = head.slots.get(slot)
         if packed is None and command_of_awakeable(slot) in head.took:
             for segment in head.segments:
                 packed = (await self._read(Key(lane.pk, segment)) or {}).get(slot)
                 if packed is not None:
                     break
-        found = unpack_slot(packed) if isinstance(packed, bytes) else None
-        if isinstance(found, ElsewhereSlot):
-            packed = (await self._read(Key(lane.pk, found.item)) or {}).get("slot")
-            found = unpack_slot(packed) if isinstance(packed, bytes) else None
-        return found.result if isinstance(found, AwakeableSlot) else None
+        return packed
 
     async def answer(self, sender: str, sequence: str, entry: ResolveOut) -> None:
         """Deliver a handler's answer to an awakeable. One that its receiver has no room for now is put off."""
