@@ -172,7 +172,8 @@ def _dawdles(model: Model, world: World, attempt: Attempt, rest: Rest, name: str
     """What is finished becomes durable within 20 ms, whether the handler gets on or not, but for a write under way."""
     if attempt.fresh and not attempt.put and not attempt.lost:
         flush = attempt._replace(at="checkpoint")
-        yield from _segments(model, world, flush, rest, name, _checkpoint)
+        deaf = attempt.at == "suspend" and "suspend.heard" not in model.rules
+        yield from _segments(model, world, flush, rest, name, _unheard if deaf else _checkpoint)
 
 
 def _timer(world: World, attempt: Attempt, rest: Rest, name: str) -> Move:
@@ -413,6 +414,25 @@ def _checkpoint(model: Model, world: World, attempt: Attempt, rest: Rest, name: 
         return with_attempts(after, rest, advance(model, learned))
 
     yield from _written(world._replace(problem=problem), attempt, rest, f"{name}checkpoint", changed, goes_on)
+
+
+def _unheard(model: Model, world: World, attempt: Attempt, rest: Rest, name: str) -> Iterator[Move]:
+    """A mutant's flush before a suspension: what it meets is known to whoever writes, and not to the handler."""
+    for move in _checkpoint(model, world, attempt, rest, name):
+        run = move.world.head.run
+        if run is None or move.fault or not any(a.number == attempt.number for a in move.world.attempts):
+            yield move
+            continue
+        deaf = attempt._replace(
+            at="suspend",
+            known=with_slots(attempt.known, attempt.fresh),
+            fresh=(),
+            held=run.slots if _rolling(model) else (),
+            segments=run.segments,
+            ans=run.ans,
+            put=(),
+        )
+        yield Move(f"{move.label}, unheard", with_attempts(move.world, rest, deaf))
 
 
 def _suspend(model: Model, world: World, attempt: Attempt, rest: Rest, name: str) -> Iterator[Move]:

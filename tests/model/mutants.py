@@ -75,6 +75,7 @@ DEADLY: dict[str, Hunt] = {
     "slot.took": Hunt("answer that rolls", 1, "immutable-journal"),
     "offset.asleep": Hunt("send, then answer", 1, "driver"),
     "suspend.awake": Hunt("send, then answer", 2, "driver"),
+    "suspend.heard": Hunt("results that roll, answer", 1, "liveness"),
     "suspend.stands": Hunt("bulky result, answer", 2, "liveness"),
 }
 """Rules that the model misses."""

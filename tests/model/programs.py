@@ -204,6 +204,12 @@ SCENARIOS: dict[str, Scenario] = {
         answers=_ONE_ANSWER,
         roll_at=2,
     ),
+    "results that roll, answer": Scenario(
+        records=1,
+        programs={"k0": (Step("a"), Step("b"), Wait(("aw",)), Change("1"))},
+        answers=_ONE_ANSWER,
+        roll_at=2,
+    ),
     "answer beyond the list": Scenario(
         records=1,
         programs={"k0": (Step("a"), Wait(("aw1", "aw2"), listed=1), Change("1"))},

@@ -59,6 +59,7 @@ PRACTICES: dict[str, str] = {
     "guard.nonce": "each guard is an item of its own",
     "guard.ver": "a guard is kept while the write it was put for may come",
     "suspend.stands": "a suspension that is refused because an earlier try was applied has happened",
+    "suspend.heard": "no suspension before the handler has heard of the answers that a flush has met",
     "timer.first": "a sleep's timer before its suspension",
     "timer.kept": "a timer that finds nothing to do stays until its invocation is over",
     "sweep.again": "the head is read again before a guard is deleted",

@@ -29,6 +29,7 @@ from tenuto.protocol.ids import (
     message_nonce,
 )
 from tenuto.protocol.limits import (
+    ANSWER_PUTS_MAX,
     AWAKEABLE_BYTES_MAX,
     AWAKEABLE_LOOK_MS_MAX,
     AWAKEABLE_LOOK_MS_MIN,
@@ -315,8 +316,10 @@ class Attempt:
         for task, future in list(self._running.items()):
             if future.lost and not task.done():
                 future.left = True
-                del self._running[task]
-                self.env.abandon(task)
+                # One that has not come to its own code ends by itself, with the write that it waits for.
+                if future.calls:
+                    del self._running[task]
+                    self.env.abandon(task)
 
     async def _settle(self) -> None:
         """Wait for steps that run, so that none outlives its attempt but those which were left on purpose."""
@@ -459,7 +462,10 @@ class Attempt:
         """Suspend until a later attempt may start. Raises FencedError."""
         # Messages of a failed attempt are not sent: the next attempt decides again.
         self.journal.out.clear()
-        await self.env.writes.run(self.lease.suspend({}, {}, Wait((), wake_ms, failures, error)))
+        for _ in range(ANSWER_PUTS_MAX):
+            # Refused when an answer has come in between, which the next attempt will hear of.
+            if await self.env.writes.run(self.lease.suspend({}, {}, Wait((), wake_ms, failures, error))):
+                break
         self.suspended = True
 
     # --- steps ------------------------------------------------------------------------------------------------------
@@ -472,12 +478,11 @@ class Attempt:
     ) -> None:
         try:
             await self._own()
-            result = await steps.tried(self, future.index, name, call, serde, limits)
             if future.left:
                 return
-            self.journal.finish(future.slot, RunSlot(name, result, max(0, self.env.now_ms() - self.start_ms)))
-            self._outstanding.look(future.index)
-            self.env.writes.post(self.lease.flush_soon)
+            future.calls = True
+            result = await steps.tried(self, future.index, name, call, serde, limits)
+            self._store(future, RunSlot(name, result, max(0, self.env.now_ms() - self.start_ms)))
         except BaseException as e:
             if future.left and isinstance(e, asyncio.CancelledError):
                 raise
@@ -486,6 +491,13 @@ class Attempt:
                 self._outstanding.start_again(future)
             else:
                 self._break(e)
+
+    def _store(self, future: RunFuture[Any], slot: RunSlot) -> None:
+        if future.left:
+            return
+        self.journal.finish(future.slot, slot)
+        self._outstanding.look(future.index)
+        self.env.writes.post(self.lease.flush_soon)
 
     async def _own(self) -> None:
         """Hold the lease, with everything that has finished stored, before anything happens outside."""

@@ -105,11 +105,12 @@ class DurableFuture(Generic[T]):
 class RunFuture(DurableFuture[T]):
     """The outcome of a step. `start` begins it, in the context it was asked for in.
 
-    `left`: the handler has ended without it, and its outcome interests nobody any more.
+    `calls`: its own code runs. `left`: the handler has ended without it, and its outcome interests nobody any more.
     """
 
     start: Callable[[], asyncio.Task[None]] | None = None
     left = False
+    calls = False
 
     @property
     def lost(self) -> bool:
