@@ -7,6 +7,7 @@ interrupted=""
 "$@" &
 child=$!
 
+# shellcheck disable=SC2329 # the traps call it
 tell() {
     interrupted=1
     (while kill -s "$1" "$child" 2>/dev/null; do sleep 0.1; done) &

@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 import pytest
 
-from tenuto.protocol.messages import EventResult, Speculated, decode_outcome
+from tenuto.protocol.messages import Activation, EventResult, Speculated, decode_outcome, decode_request
 from tenuto.protocol.records import Success
 from tenuto.service import Services
 from tenuto_control.config import Config, FunctionConfig
@@ -35,7 +35,7 @@ from tests.contract import invoked
 from tests.contract.conftest import NOBODY, WithClients
 from tests.contract.invoked import event, request, senseless
 from tests.simulation.faults import FaultPlan, Rates
-from tests.simulation.gate import Gate, adopt, current, never
+from tests.simulation.gate import Gate, Process, adopt, current, never
 from tests.simulation.loop import SimulatedLoop
 from tests.simulation.twins import GatedTable, SimulatedLambda, World
 from tests.support.stack import register, run
@@ -62,6 +62,16 @@ class Backend(Protocol):
     def __call__(self, scenario: Scenario, surroundings: Surroundings = "sound") -> None: ...
 
 
+class SlowLambda(SimulatedLambda):
+    """Waits before it serves a handler, as the function on the stack does."""
+
+    async def _serve(self, process: Process, payload: bytes, end: Callable[[bytes | str], None]) -> None:
+        asked = decode_request(payload)
+        if isinstance(asked, Activation) and asked.events:
+            await asyncio.sleep(invoked.wait_s(asked.events[0].handler))
+        await super()._serve(process, payload, end)
+
+
 def twin(monkeypatch: pytest.MonkeyPatch) -> Backend:
     """The simulation's Lambda, on virtual time."""
 
@@ -85,7 +95,7 @@ def twin(monkeypatch: pytest.MonkeyPatch) -> Backend:
         loop.adopt = adopt
         gate = Gate(loop, FaultPlan(random.Random(1), faults[surroundings]))
         table = GatedTable(World(lambda *_: None), gate)
-        functions = SimulatedLambda(Services([invoked.probe]), table, gate, random.Random(1), lambda _line: None)
+        functions = SlowLambda(Services([invoked.probe]), table, gate, random.Random(1), lambda _line: None)
         functions.timeout_ms = TIMEOUT_S * 1_000
         functions.concurrency_max = 1 if surroundings == "narrow" else 4
         try:

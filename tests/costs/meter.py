@@ -105,6 +105,7 @@ class Meter:
     dead_letter: str | None = None
     metrics: Metrics | None = None
     tracer: Tracer | None = None
+    name: str = "meter"
     released: list[int] = field(default_factory=list)
     published: list[str] = field(default_factory=list)
     dispatcher: Dispatcher = field(init=False)
@@ -124,7 +125,7 @@ class Meter:
             self.clock,
             rng,
             self.limits,
-            "meter",
+            self.name,
             "tenuto",
             self.metrics,
             tracer=self.tracer,

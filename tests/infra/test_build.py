@@ -143,7 +143,7 @@ def test_the_container_would_start_from_the_same_files(built: Path) -> None:
     # The image is made of this lock and these two packages, and starts this module; no engine here can run it.
     artefact = built / "Dispatcher" / "Dispatcher"
     answer = subprocess.run(
-        [sys.executable, "-S", "-m", "tenuto_control", "check", "--config", "tenuto.toml"],
+        [sys.executable, "-S", "-m", "tenuto_control", "check", "--offline", "--config", "tenuto.toml"],
         check=True,
         cwd=artefact,
         env={"PYTHONPATH": str(artefact)},

@@ -321,7 +321,7 @@ def suspended_twice(without: frozenset[str]) -> None:
 
 
 def answered_at_once(without: frozenset[str]) -> None:
-    """More large answers than a head has room for are put at the same time."""
+    """More large answers than a head has room for are put at the same time, each by another process."""
 
     async def scenario() -> None:
         names: list[str] = []
@@ -333,19 +333,25 @@ def answered_at_once(without: frozenset[str]) -> None:
             names.extend(name for name, _ in asked)
             await ctx.gather(*(future for _, future in asked))
 
-        meter = Meter(Services([box]), table=Table(without))
+        table = Table(without)
+        meter = Meter(Services([box]), table=table)
+        # The answers that one process has go into one write.
+        others = [
+            Meter(Services([box]), table=table, clock=meter.clock, name=f"meter-{number}") for number in range(ANSWERS)
+        ]
         meter.deliver(ask_many, "k")
         await meter.quiet()
         heaviest = 0
 
-        async def answer(name: str) -> None:
+        async def answer(process: Meter, name: str) -> None:
             nonlocal heaviest
-            resolution = await meter.dispatcher.resolve(name, Success(b'"' + b"x" * ANSWER_BYTES + b'"'))
+            resolution = await process.dispatcher.resolve(name, Success(b'"' + b"x" * ANSWER_BYTES + b'"'))
             heaviest = max(heaviest, sum(len(data) for data in meter.head("asker", "k").slots.values()))
             assert resolution is Resolution.ACCEPTED
 
-        await asyncio.gather(*(answer(name) for name in names[:ANSWERS]))
-        await meter.quiet()
+        await asyncio.gather(*map(answer, others, names))
+        for process in others:
+            await process.quiet()
         assert meter.head("asker", "k").run is None
         assert heaviest <= AWAKEABLES_BYTES_MAX, f"answers of {heaviest} bytes sit in the head"
 

@@ -107,6 +107,7 @@ class Attempt:
         self._running: dict[asyncio.Task[None], RunFuture[Any]] = {}
         self._ended: asyncio.Future[None] | None = None
         self._timers: dict[asyncio.TimerHandle, int] = {}
+        self._unnoted: list[SleepFuture] = []
         self._unwound = 0
         self.timed_out = False
         self._told = 0
@@ -179,7 +180,9 @@ class Attempt:
         index = self._issue(Sleep(), what)
         due = self.journal.slot(due_name(index))
         due_ms = due.wake_ms if isinstance(due, DueSlot) else self.env.now_ms() + duration_ms
-        return self._expect(SleepFuture(self, index, due_ms))
+        future = SleepFuture(self, index, due_ms)
+        self._unnoted.append(future)
+        return self._expect(future)
 
     def timer(self, handle: asyncio.TimerHandle, delay_ms: int) -> None:
         """See `Timers.timer`."""
@@ -443,10 +446,11 @@ class Attempt:
     def _note_ends(self) -> None:
         """Have the ends of sleeps journaled with the next write."""
         journal = self.journal
-        for future in self._outstanding:
+        for future in self._unnoted:
             due = due_name(future.index)
-            if isinstance(future, SleepFuture) and journal.slot(due) is None:
+            if not future.done() and journal.slot(due) is None:
                 journal.finish(due, DueSlot(future.due_ms))
+        self._unnoted.clear()
 
     async def _suspend(self, wake_ms: int | None) -> None:
         await self._claim()
