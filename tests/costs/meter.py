@@ -105,7 +105,7 @@ class Meter:
     dead_letter: str | None = None
     metrics: Metrics | None = None
     tracer: Tracer | None = None
-    name: str = "meter"
+    process: str = "meter"
     released: list[int] = field(default_factory=list)
     published: list[str] = field(default_factory=list)
     dispatcher: Dispatcher = field(init=False)
@@ -125,7 +125,7 @@ class Meter:
             self.clock,
             rng,
             self.limits,
-            self.name,
+            self.process,
             "tenuto",
             self.metrics,
             tracer=self.tracer,

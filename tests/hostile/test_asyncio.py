@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import gc
 import sys
 import threading
 import time
@@ -926,6 +927,26 @@ def test_a_handler_that_swallows_what_ends_it_is_left_behind() -> None:
         assert await asyncio.wait_for(Stage(body).play(0), 5) == "slept"
 
     asyncio.run(scenario())
+
+
+def test_an_attempt_that_is_over_leaves_no_task_to_be_reported(caplog: pytest.LogCaptureFixture) -> None:
+    attempts = 0
+
+    async def body(stage: Stage, ctx: ObjectContext) -> str:
+        nonlocal attempts
+        attempts += 1
+        name = "other" if attempts == 2 else "one"
+        await ctx.run(name, stage.done, name)
+        await ctx.sleep(LONG)
+        return "done"
+
+    async def scenario() -> None:
+        assert await Stage(body).play(0) == "done"
+
+    asyncio.run(scenario())
+    gc.collect()
+    assert attempts > 2
+    assert "never retrieved" not in caplog.text
 
 
 def test_a_step_that_nobody_awaits_runs_all_the_same() -> None:

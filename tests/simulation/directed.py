@@ -337,7 +337,8 @@ def answered_at_once(without: frozenset[str]) -> None:
         meter = Meter(Services([box]), table=table)
         # The answers that one process has go into one write.
         others = [
-            Meter(Services([box]), table=table, clock=meter.clock, name=f"meter-{number}") for number in range(ANSWERS)
+            Meter(Services([box]), table=table, clock=meter.clock, process=f"meter-{number}")
+            for number in range(ANSWERS)
         ]
         meter.deliver(ask_many, "k")
         await meter.quiet()

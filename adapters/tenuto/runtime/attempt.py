@@ -291,7 +291,8 @@ class Attempt:
             self._break(e)
         finally:
             self._over = True
-            if not main.done() or loop.has_others(main):
+            # Also when all is done: what a task of an attempt that is over has raised is not reported.
+            if not (main.done() and self._open) or loop.has_others(main):
                 loop.unwind(Unwind)
         if self._running:
             await self._settle()
