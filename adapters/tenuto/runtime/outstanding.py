@@ -7,7 +7,7 @@ for more (`attempt`). Everything here takes about as long for ten thousand comma
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from msgspec import structs
@@ -36,10 +36,6 @@ class Outstanding:
     def __len__(self) -> int:
         """How many there are."""
         return len(self._all)
-
-    def __iter__(self) -> Iterator[DurableFuture[Any]]:
-        """All of them, oldest first."""
-        return iter(self._all.values())
 
     def get(self, index: int) -> DurableFuture[Any] | None:
         """The future of a command; None when it was told, or never issued."""

@@ -29,7 +29,7 @@ BODY_BYTES_MAX: Final = PAYLOAD_BYTES_MAX * 3 // 4 - 2 * STATE_BYTES_MAX
 HEADERS_BYTES_MAX: Final = 16_384
 """What the headers passed on to a handler may weigh together: they are stored with the invocation."""
 
-IDEMPOTENCY_KEY_CHARACTERS_MAX: Final = 1_024
+IDEMPOTENCY_KEY_BYTES_MAX: Final = 1_024
 """Longest idempotency key."""
 
 NAME_CHARACTERS_COMPARED_MAX: Final = 100
@@ -207,10 +207,8 @@ def idempotency_key(request: Request) -> str | None:
     keys = request.headers.getlist("idempotency-key")
     if not keys:
         return None
-    if len(keys) > 1 or not keys[0] or len(keys[0]) > IDEMPOTENCY_KEY_CHARACTERS_MAX:
-        raise RefusedError(
-            f"`idempotency-key` must occur once and hold 1 to {IDEMPOTENCY_KEY_CHARACTERS_MAX} characters"
-        )
+    if len(keys) > 1 or not keys[0] or len(keys[0]) > IDEMPOTENCY_KEY_BYTES_MAX:
+        raise RefusedError(f"`idempotency-key` must occur once and hold 1 to {IDEMPOTENCY_KEY_BYTES_MAX} bytes")
     return keys[0]
 
 
