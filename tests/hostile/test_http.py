@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import logging
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
@@ -630,8 +631,8 @@ def test_what_a_gateway_has_waited_already_counts(shape: str, late_ms: int, wait
 # --- below the application -----------------------------------------------------------------------------------------
 
 
-async def over_a_socket(*pieces: bytes, pause_s: float = 0.0) -> bytes:
-    """What a server says to bytes on a connection, until it ends it."""
+async def over_a_socket(*pieces: bytes | None, pause_s: float = 0.0) -> bytes:
+    """What a server says to bytes on a connection, until it ends it. None ends what is sent."""
     meter = Meter(Services([box]))
     app = create_app(meter.dispatcher, meter, ready=_ready)
     config = uvicorn.Config(
@@ -647,7 +648,10 @@ async def over_a_socket(*pieces: bytes, pause_s: float = 0.0) -> bytes:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         for piece in pieces:
-            writer.write(piece)
+            if piece is None:
+                writer.write_eof()
+            else:
+                writer.write(piece)
             await asyncio.sleep(pause_s)
         return await asyncio.wait_for(reader.read(), 10)
     except ConnectionError:
@@ -773,3 +777,10 @@ def test_an_event_that_cannot_be_read_is_answered_in_json(changes: dict[str, Any
 class _Clock:
     def now_ms(self) -> int:
         return time.time_ns() // 1_000_000
+
+
+@pytest.mark.parametrize("body", [b"", b'"half of what was ann'])
+def test_a_client_that_leaves_is_no_error(body: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    head = b"POST /call/box/k/anything HTTP/1.1\r\nhost: a\r\ncontent-length: 1000\r\n\r\n"
+    assert asyncio.run(over_a_socket(head + body, None)) == b""
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
