@@ -305,6 +305,22 @@ def test_an_error_may_be_raised_by_its_class_alone() -> None:
 def test_other_errors_are_described_on_one_line() -> None:
     assert describe(ValueError("a\r\nb\u2028c\x1b[31m")) == r"ValueError: a b c\x1b[31m"
     assert describe(KeyError()) == "KeyError"
+
+
+def test_a_group_is_described_with_its_first_members() -> None:
+    inner = ExceptionGroup("inner", [OSError("lost")])
+    group = ExceptionGroup("outer", [ValueError("boom"), inner, *[KeyError(number) for number in range(1_000)]])
+    assert describe(group) == (
+        "ExceptionGroup: outer (1002 sub-exceptions) "
+        "[ValueError: boom; ExceptionGroup: inner (1 sub-exception) [OSError: lost]; KeyError: 0]"
+    )
+
+
+def test_a_deep_group_is_described_briefly() -> None:
+    group: Exception = ValueError("deepest")
+    for _ in range(5_000):
+        group = ExceptionGroup("g", [group])
+    assert describe(group).count("ExceptionGroup") == 4
     assert failure_of(FileNotFoundError("caf\udce9.txt")) == Failure(r"FileNotFoundError: caf\udce9.txt", 500)
 
 

@@ -6,12 +6,20 @@ encodable. Does not own the error types (`tenuto.errors`) or what is done about 
 
 from __future__ import annotations
 
+from typing import Final
+
 from tenuto.errors import STATUS_DEFAULT, TerminalError, metadata_of, status_of
 from tenuto.protocol.limits import FAILURE_TEXT_BYTES_MAX
 from tenuto.protocol.records import Failure
 from tenuto.protocol.texts import cut, one_line, text_of, type_name
 
 __all__ = ["describe", "failure_of", "rejection_of"]
+
+GROUP_LEVELS_MAX: Final = 3
+"""How deep the groups in a group are described."""
+
+GROUP_MEMBERS_MAX: Final = 3
+"""How many members of each group are described."""
 
 
 def failure_of(error: BaseException) -> Failure:
@@ -35,9 +43,20 @@ def rejection_of(reason: object) -> Failure:
 
 
 def describe(error: BaseException) -> str:
-    """One line about an error, its type and message, of at most FAILURE_TEXT_BYTES_MAX bytes."""
+    """One line about an error, its type and message, and of a group its first members.
+
+    At most FAILURE_TEXT_BYTES_MAX bytes.
+    """
+    return cut(_described(error, GROUP_LEVELS_MAX), FAILURE_TEXT_BYTES_MAX)
+
+
+def _described(error: BaseException, levels: int) -> str:
     text = one_line(text_of(error))
-    return cut(f"{type_name(error)}: {text}" if text else type_name(error), FAILURE_TEXT_BYTES_MAX)
+    line = f"{type_name(error)}: {text}" if text else type_name(error)
+    members = _attribute(error, "exceptions") if isinstance(error, BaseExceptionGroup) else None
+    if levels and isinstance(members, tuple):
+        line += f" [{'; '.join(_described(member, levels - 1) for member in members[:GROUP_MEMBERS_MAX])}]"
+    return line
 
 
 def _attribute(error: BaseException, name: str) -> object:
