@@ -120,7 +120,7 @@ class Attempt:
     @property
     def state(self) -> StateView:
         """The state as this attempt sees it. Raises TenutoError in a step, and after the handler's end."""
-        self.require_handler("state")
+        self.require_handler("state (ctx.get, ctx.set, ctx.clear)")
         return self._state
 
     @functools.cached_property
