@@ -7,10 +7,11 @@ import base64
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from aiokafka.errors import KafkaError
+import uvloop
+from aiokafka.errors import KafkaConnectionError, KafkaError
 
 from tenuto_control.config import ConfigError, KafkaConfig
-from tenuto_control.drivers.kafka_client import connection_settings, only_ours_cancels
+from tenuto_control.drivers.kafka_client import connection_settings, kafka_errors_only
 from tenuto_control.limits import Limits
 
 
@@ -54,9 +55,9 @@ async def cancels_its_own() -> None:
 
 def test_a_cancellation_that_escapes_from_the_client_is_an_error_of_the_client() -> None:
     async def scenario() -> None:
-        with pytest.raises(KafkaError, match="cancelled a task of its own"), only_ours_cancels():
+        with pytest.raises(KafkaError, match="cancelled a task of its own"), kafka_errors_only():
             await cancels_its_own()
-        with pytest.raises(KafkaError), only_ours_cancels():
+        with pytest.raises(KafkaError), kafka_errors_only():
             async with asyncio.timeout(10):
                 await cancels_its_own()
 
@@ -66,7 +67,7 @@ def test_a_cancellation_that_escapes_from_the_client_is_an_error_of_the_client()
 def test_a_cancellation_that_is_meant_stays_one() -> None:
     async def scenario() -> None:
         async def guarded() -> None:
-            with only_ours_cancels():
+            with kafka_errors_only():
                 await asyncio.sleep(10)
 
         task = asyncio.create_task(guarded())
@@ -74,8 +75,31 @@ def test_a_cancellation_that_is_meant_stays_one() -> None:
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        with pytest.raises(TimeoutError), only_ours_cancels():
+        with pytest.raises(TimeoutError), kafka_errors_only():
             async with asyncio.timeout(0.01):
                 await asyncio.sleep(10)
 
     asyncio.run(scenario())
+
+
+# --- connections -----------------------------------------------------------------------------------------------------
+
+
+def test_a_connection_that_ended_between_two_requests_is_an_error_of_the_client() -> None:
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(asyncio.Protocol, "127.0.0.1", 0)
+        transport, _ = await loop.create_connection(asyncio.Protocol, *server.sockets[0].getsockname())
+        transport.abort()
+        await asyncio.sleep(0.01)
+        with pytest.raises(KafkaConnectionError), kafka_errors_only():
+            transport.write(b"request")
+        server.close()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(scenario())
+
+
+def test_another_error_of_the_client_stays_what_it_is() -> None:
+    with pytest.raises(RuntimeError, match="a bug"), kafka_errors_only():
+        raise RuntimeError("a bug")

@@ -31,7 +31,7 @@ from tenuto_control.drivers.kafka_batches import Fetched
 from tenuto_control.drivers.kafka_client import (
     connection_settings,
     describe,
-    only_ours_cancels,
+    kafka_errors_only,
     quiet_client_log,
 )
 from tenuto_control.drivers.kafka_consumer import GroupConsumer
@@ -124,7 +124,7 @@ class KafkaEventLog:
         )
         try:
             # Started without topics, because with them aiokafka would wait here for every topic to exist.
-            with only_ours_cancels():
+            with kafka_errors_only():
                 await consumer.start()
                 absent = set(topics) - await consumer.topics()
         except _ERRORS as e:
@@ -155,7 +155,7 @@ class KafkaEventLog:
         await self._replace_broken()
         membership = self._member()
         try:
-            with only_ours_cancels():
+            with kafka_errors_only():
                 try:
                     # aiokafka waits without bound while the group rebalances, hence the second bound around its own.
                     async with asyncio.timeout(2 * timeout_ms / 1_000):
@@ -197,7 +197,7 @@ class KafkaEventLog:
             raise LogUnavailableError("this member is joining its group again")
         try:
             # aiokafka tries again without bound while the coordinator is away.
-            with only_ours_cancels():
+            with kafka_errors_only():
                 async with asyncio.timeout(self._request_timeout_s):
                     await self._consumer.commit(self._marked(offsets))
         except _ERRORS as e:
@@ -253,7 +253,7 @@ class KafkaEventLog:
         known: frozenset[str] | None = None
         while True:
             try:
-                with only_ours_cancels():
+                with kafka_errors_only():
                     existing = topics & await consumer.topics()
             except Exception:  # noqa: BLE001 - whatever it is, topics that are missing must be looked for again
                 existing = known
@@ -326,7 +326,7 @@ class KafkaSink:
         producer = await connection.connected()
         try:
             # Waiting for an acknowledgement is not bounded by the client.
-            with only_ours_cancels():
+            with kafka_errors_only():
                 async with asyncio.timeout(self._timeout_s + ACKNOWLEDGE_MARGIN_S):
                     await producer.find(topic)
                     await producer.send_and_wait(topic, value, key=key, headers=list(headers))
@@ -380,7 +380,7 @@ class _Connection:
                     max_request_size=REQUEST_BYTES_MAX,
                 )
                 try:
-                    with only_ours_cancels():
+                    with kafka_errors_only():
                         async with asyncio.timeout(self._timeout_s):
                             await producer.start()
                 except _ERRORS as e:
@@ -441,7 +441,7 @@ class _Producer(aiokafka.AIOKafkaProducer):  # type: ignore[misc] # the base cla
         try:
             async with asyncio.timeout(STOP_TIMEOUT_S):
                 try:
-                    with only_ours_cancels():
+                    with kafka_errors_only():
                         await self._sender.close()
                 finally:
                     await self.disconnect()
@@ -457,7 +457,7 @@ async def _close(client: Any) -> None:
     try:
         async with asyncio.timeout(STOP_TIMEOUT_S):
             try:
-                with only_ours_cancels():
+                with kafka_errors_only():
                     await client.stop()
             finally:
                 # What broke off in the middle leaves its connections open.
@@ -471,7 +471,7 @@ async def _watch_topics(membership: Membership) -> None:
     while True:
         await asyncio.sleep(TOPIC_RETRY_INTERVAL_S if membership.waits else TOPIC_CHECK_INTERVAL_S)
         try:
-            with only_ours_cancels():
+            with kafka_errors_only():
                 await membership.check()
                 await membership.learn_bounds()
         except Exception as e:  # noqa: BLE001 - whatever it is, partitions that wait must be asked about again

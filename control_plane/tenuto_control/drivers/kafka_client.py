@@ -13,7 +13,7 @@ import ssl
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 from aiokafka.abc import AbstractTokenProvider
 from aiokafka.errors import (
@@ -45,13 +45,18 @@ RETRY_PAUSE_MS = 200
 _log = logging.getLogger("tenuto_control.kafka")
 
 
+CLOSED_CONNECTION: Final = "the handler is closed"
+"""What uvloop says when something is written to a connection that has ended."""
+
+
 @contextmanager
-def only_ours_cancels() -> Iterator[None]:
-    """Turns a cancellation that nobody asked of the current task into a KafkaError.
+def kafka_errors_only() -> Iterator[None]:
+    """Turns what escapes from aiokafka and is no error of Kafka's into a KafkaError.
 
     aiokafka cancels tasks of its own and awaits them. One that is cancelled before its first step, or where it does not
     expect that, raises CancelledError in whoever calls the client: a consumer, or the worker of a lane, would end
-    without a word and for good.
+    without a word and for good. And where a connection ends between two requests, uvloop raises RuntimeError from the
+    next write, which aiokafka hands on.
     """
     try:
         yield
@@ -59,6 +64,10 @@ def only_ours_cancels() -> Iterator[None]:
         if cancellation.is_meant():
             raise
         raise KafkaError("the client cancelled a task of its own") from e
+    except RuntimeError as e:
+        if CLOSED_CONNECTION not in str(e):
+            raise
+        raise KafkaConnectionError(str(e)) from e
 
 
 def connection_settings(kafka: KafkaConfig, limits: Limits) -> dict[str, Any]:

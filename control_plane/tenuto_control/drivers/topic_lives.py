@@ -26,7 +26,7 @@ from aiokafka.errors import (
 from aiokafka.protocol.offset import OffsetRequest, OffsetResetStrategy
 
 from tenuto_control.config import KafkaConfig
-from tenuto_control.drivers.kafka_client import connection_settings, describe, only_ours_cancels, quiet_client_log
+from tenuto_control.drivers.kafka_client import connection_settings, describe, kafka_errors_only, quiet_client_log
 from tenuto_control.drivers.topic_ids import NoTopicIdsError, ToldTopic, told_topics
 from tenuto_control.limits import Limits
 from tenuto_control.ports import Life, LogUnavailableError, TopicPartition
@@ -64,7 +64,7 @@ class KafkaTopicLives:
             async with asyncio.timeout(self._timeout_s):
                 while True:
                     try:
-                        with only_ours_cancels():
+                        with kafka_errors_only():
                             return await self._ask(partitions)
                     except _ERRORS as e:
                         failure = e
@@ -161,7 +161,7 @@ async def _close(client: Any) -> None:
     """Disconnect a client. One that cannot even do that has nothing more to say than what was raised before."""
     try:
         async with asyncio.timeout(CLOSE_TIMEOUT_S):
-            with only_ours_cancels():
+            with kafka_errors_only():
                 await client.close()
     except _ERRORS as e:
         _log.debug("closing a Kafka client: %s", e)
