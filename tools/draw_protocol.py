@@ -113,16 +113,10 @@ ROWS: Final = (
         "stop; the dispatcher reads the head again. No response: as 1",
     ),
     Row(
-        transitions.slot_put,
-        "whoever resolves",
-        transitions.slot_put(LANE, OWNED, "2a", b"", "mark"),
-        "nobody waits, it was answered, or another answer came first: read the head again. No response: as refused",
-    ),
-    Row(
         transitions.slots_put,
         "whoever resolves",
         transitions.slots_put(LANE, OWNED, {"2a": b""}, "mark"),
-        "as for one",
+        "nobody waits, it was answered, or another answer came first: read the head again. No response: as refused",
     ),
     Row(
         items.answer_put,

@@ -30,7 +30,7 @@ from tenuto.lane.transitions import (
     mark_pend,
     parse_timer,
     result_put,
-    slot_put,
+    slots_put,
     spec_commit,
     suspend,
     takeover,
@@ -99,7 +99,7 @@ def waits(*slots: str, wake_ms: int | None = 9) -> Update:
 
 
 def answered() -> Update:
-    return slot_put(LANE, head(suspended()), "0a", ANSWER, "a2")
+    return slots_put(LANE, head(suspended()), {"0a": ANSWER}, "a2")
 
 
 def commits(item: Item) -> Update:

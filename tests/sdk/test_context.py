@@ -30,7 +30,7 @@ from tenuto import (
     gather,
     idempotency_key,
 )
-from tenuto.lane.transitions import slot_put
+from tenuto.lane.transitions import slots_put
 from tenuto.lane.writes import Applied
 from tenuto.protocol.ids import AwakeableId
 from tenuto.protocol.records import AwakeableSlot, Success, pack
@@ -476,7 +476,7 @@ def put_slot(local: InProcess, service: VirtualObject, awakeable: str, value: by
     """Somebody answers, and nobody comes by to look."""
     named = AwakeableId.parse(awakeable)
     head = local.head(service, named.invocation.lane.key)
-    put = slot_put(named.invocation.lane, head, named.slot, pack(AwakeableSlot(Success(value))), "m")
+    put = slots_put(named.invocation.lane, head, {named.slot: pack(AwakeableSlot(Success(value)))}, "m")
     assert isinstance(local.table.apply(put), Applied)
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from tenuto import ObjectContext, VirtualObject
 from tenuto.lane.head import HEAD_SK, parse_head, slot_attribute
-from tenuto.lane.transitions import slot_put, takeover
+from tenuto.lane.transitions import slots_put, takeover
 from tenuto.lane.writes import Answer, Applied, Update, Write
 from tenuto.protocol.ids import InvocationId, Lane, awakeable_slot, kafka_nonce
 from tenuto.protocol.messages import Activation, Head, Outcome, Suspended
@@ -67,7 +67,7 @@ class Table(MemoryTable):
             run = self.head().run
             assert run is not None
             answer = pack(AwakeableSlot(Success(b'"yes"')))
-            assert isinstance(self.apply(slot_put(LANE, self.head(), awakeable_slot(0), answer, "mark")), Applied)
+            assert isinstance(self.apply(slots_put(LANE, self.head(), {awakeable_slot(0): answer}, "mark")), Applied)
             raise TableUnavailableError("the response was lost")
         if self.overtaken and self.lost and isinstance(write, Update) and "own" in write.sets and not suspends:
             self.overtaken = False
@@ -190,7 +190,7 @@ def test_a_run_whose_answer_a_flush_has_met_right_before_its_suspension_can_wake
             if not self.answered and isinstance(write, Update) and "own" in write.sets and QUICK in write.sets:
                 answer = pack(AwakeableSlot(Success(b'"yes"')))
                 head = parse_head(self.items[LANE.pk, HEAD_SK])
-                put = self.apply(slot_put(LANE, head, awakeable_slot(0), answer, "mark"))
+                put = self.apply(slots_put(LANE, head, {awakeable_slot(0): answer}, "mark"))
                 self.answered = isinstance(put, Applied)
                 left = await super().write(write)
                 await asyncio.sleep(2 * SLOW_STEP_S)

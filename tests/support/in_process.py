@@ -23,7 +23,7 @@ import msgspec
 from tenuto.errors import TerminalError
 from tenuto.lane.head import head_key, parse_head
 from tenuto.lane.items import unbundled
-from tenuto.lane.transitions import effects_of, result_key, result_put, slot_put, spec_commit, takeover, trim_head
+from tenuto.lane.transitions import effects_of, result_key, result_put, slots_put, spec_commit, takeover, trim_head
 from tenuto.lane.writes import Answer, Applied, Delete, Item, Key, Write
 from tenuto.protocol.ids import AwakeableId, InvocationId, Lane, kafka_nonce, message_nonce
 from tenuto.protocol.messages import (
@@ -322,7 +322,7 @@ class InProcess:
         if head.run is None or head.run.event.nonce != named.invocation.nonce:
             return False
         mark = f"a{self.activations}.{len(head.slots)}"
-        put = slot_put(lane, head, named.slot, pack(AwakeableSlot(result, self._now_ms())), mark)
+        put = slots_put(lane, head, {named.slot: pack(AwakeableSlot(result, self._now_ms()))}, mark)
         return isinstance(await self.table.write(put), Applied)
 
     async def _read(self, lane: Lane, event: Event) -> Result:

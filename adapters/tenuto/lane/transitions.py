@@ -325,17 +325,12 @@ def takeover(
 # --- 8 to 12, 14, 15: around the head ------------------------------------------------------------------------------
 
 
-def slot_put(lane: Lane, head: Head, slot: str, data: bytes, mark: str) -> Update:
-    """8. A result for the head's run, after a guard; `mark` is unique.
+def slots_put(lane: Lane, head: Head, slots: Mapping[str, bytes], mark: str) -> Update:
+    """8. Results for the head's run, after a guard; `mark` is unique.
 
     Refused when another result has come since this head was read: what the head can hold was judged without it. That
     also tells a slot which has left for a segment, and is free in the head again, from one that was never filled.
     """
-    return slots_put(lane, head, {slot: data}, mark)
-
-
-def slots_put(lane: Lane, head: Head, slots: Mapping[str, bytes], mark: str) -> Update:
-    """8, for several results at once."""
     run = head.run
     if run is None:
         raise ValueError("only a run waits for a result")

@@ -364,6 +364,8 @@ class Lease:
 
     async def _bundled(self, out: Mapping[int, Out], ver: int) -> dict[int, Out]:
         """Outgoing entries as the head takes them: as they are, or in items of their own."""
+        if not out:
+            return {}
         waiting = sum(len(pack(entry)) for entry in self.head.out.values())
         if len(out) <= OUT_PER_WRITE_MAX and waiting + sum(len(pack(e)) for e in out.values()) <= OUT_BYTES_MAX:
             return dict(out)
