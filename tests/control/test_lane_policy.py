@@ -5,6 +5,9 @@ Owns the decision. Does not own carrying it out (`tests/simulation`).
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,6 +24,7 @@ from tenuto.protocol.records import (
     MessageSource,
     Out,
     PublishOut,
+    ResultOut,
     Source,
     Success,
     pack,
@@ -29,6 +33,7 @@ from tenuto_control.core.lane_policy import (
     Action,
     Bounds,
     Drain,
+    HandOver,
     Idle,
     Invoke,
     ReadHead,
@@ -46,7 +51,14 @@ from tenuto_control.core.lane_policy import (
 )
 
 NOW = 100_000
-BOUNDS = Bounds(spill_after_ms=5_000, spill_records_max=200, lease_margin_ms=500)
+BOUNDS = Bounds(
+    spill_after_ms=5_000,
+    spill_records_max=200,
+    lease_margin_ms=500,
+    call_look_ms=100,
+    event_look_ms=1_000,
+    owner_ms=200,
+)
 LANE = Lane("s", "k")
 
 
@@ -67,10 +79,23 @@ ASLEEP = with_fields(RUNNING, awaits=("0",), wake_ms=NOW + 9_000)
 DUE = with_fields(RUNNING, awaits=("0", "1a"), wake_ms=NOW)
 WAITING = with_fields(RUNNING, awaits=("0a",))
 SLEPT = {"0d": pack(DueSlot(NOW))}
+UNSLEPT = {"0d": pack(DueSlot(NOW + 9_000))}
 ANSWERED = {"0a": pack(AwakeableSlot(Success()))}
 PAUSED = NOW + 70
 BLOCKED = BOUNDS.spill_after_ms
 MANY = BOUNDS.spill_records_max
+
+RESULT: dict[str, Out] = {"1.0": ResultOut("i", Success())}
+
+
+TAKEN = Head(run=RUNNING)
+
+
+def away(first: Event | None, head: Head = TAKEN, **more: Any) -> View:
+    """A lane that another process uses, as it was read just now."""
+    seen: dict[str, Any] = {"foreign": head.run is not None, "read_ms": NOW, "first_ms": NOW - 1} | more
+    return View(head, NOW, first, int(first is not None), **seen)
+
 
 TABLE: list[tuple[str, View, Action]] = [
     ("nothing is known", View(None, NOW), ReadHead()),
@@ -121,12 +146,22 @@ TABLE: list[tuple[str, View, Action]] = [
     ("a wait for an answer", View(Head(run=WAITING), NOW), Idle()),
     (
         "a wait, with an event behind it",
-        View(Head(run=WAITING), NOW, record(7), 1, blocked_ms=1_000),
-        Wait(NOW + 4_000),
+        View(Head(run=WAITING), NOW, record(7), 1, blocked_ms=1_000, read_ms=NOW),
+        Wait(NOW + BOUNDS.event_look_ms),
+    ),
+    (
+        "a wait, with a call behind it",
+        View(Head(run=WAITING), NOW, record(7), 2, calls=True, read_ms=NOW),
+        Wait(NOW + BOUNDS.call_look_ms),
+    ),
+    (
+        "a wait for an answer that another process may have got",
+        View(Head(run=WAITING), NOW, record(7), 1, read_ms=NOW - BOUNDS.event_look_ms),
+        ReadHead(),
     ),
     (
         "a short sleep, with an event behind it",
-        View(Head(run=with_fields(ASLEEP, wake_ms=NOW + 50)), NOW, record(7), 1),
+        View(Head(run=with_fields(ASLEEP, wake_ms=NOW + 50), slots=UNSLEPT), NOW, record(7), 1),
         Wait(NOW + 50),
     ),
     ("an event too long behind a sleep", View(Head(run=ASLEEP), NOW, record(7), 1, blocked_ms=BLOCKED), Spill()),
@@ -139,6 +174,50 @@ TABLE: list[tuple[str, View, Action]] = [
         "delivered entries of a suspended run",
         View(Head(run=ASLEEP, out=OUT), NOW, shipped=frozenset(OUT), trimmable=1),
         TrimHead(),
+    ),
+    (
+        "a run held elsewhere, seen before the event came",
+        away(record(7), read_ms=NOW - 2, first_ms=NOW - 1),
+        ReadHead(),
+    ),
+    ("a run held elsewhere", away(record(7)), HandOver()),
+    ("a run held elsewhere, of this very event", away(RUNNING.event), Wait(NOW + BOUNDS.event_look_ms)),
+    ("a run held elsewhere, with nothing to hand over", away(None), Wait(RUNNING.lease_ms + BOUNDS.lease_margin_ms)),
+    ("a run held elsewhere, a call handed over", away(None, handed=1), Wait(NOW + BOUNDS.call_look_ms)),
+    (
+        "a run held elsewhere, a call handed over, time to look",
+        away(None, handed=1, read_ms=NOW - BOUNDS.call_look_ms),
+        ReadHead(),
+    ),
+    ("a run held elsewhere whose lease is over", away(record(7), head=Head(run=EXPIRED)), TakeOver()),
+    (
+        "a lane that its user has just left, a call handed over",
+        away(None, head=Head(pend="p"), handed=1, changed_ms=NOW - 1),
+        Wait(NOW + BOUNDS.call_look_ms),
+    ),
+    (
+        "a lane that its user has just left, with more to hand over",
+        away(record(7), head=Head(pend="p"), handed=1, changed_ms=NOW - 1),
+        HandOver(),
+    ),
+    (
+        "a lane that its user has left for long, a call handed over",
+        away(None, head=Head(pend="p"), handed=1, changed_ms=NOW - BOUNDS.owner_ms),
+        Drain(),
+    ),
+    ("a call handed over that may have its result", away(None, head=Head(), handed=1), Wait(NOW + BOUNDS.call_look_ms)),
+    ("outrun again and again", away(record(7), head=Head(), outrun=True, foreign_tok=True, changed_ms=NOW), HandOver()),
+    ("outrun by one that is gone", away(record(7), head=Head(), outrun=True, foreign_tok=True), Invoke()),
+    (
+        "a result that another process delivers",
+        away(record(7), head=Head(out=RESULT), foreign_tok=True, changed_ms=NOW - 1),
+        Invoke(),
+    ),
+    ("a result that nobody delivers", away(record(7), head=Head(out=RESULT), foreign_tok=True), Ship()),
+    (
+        "a message of another process",
+        away(record(7), head=Head(out=OUT), foreign_tok=True, changed_ms=NOW - 1),
+        Ship(),
     ),
     ("a mark behind a suspended run", View(Head(run=ASLEEP, pend="p"), NOW), Idle(NOW + 9_000)),
 ]
@@ -200,6 +279,14 @@ def views(draw: st.DrawFn) -> View:
         not_before_ms=draw(times),
         blocked_ms=draw(st.integers(0, 2 * BLOCKED)),
         trimmable=0 if head is None else len(head.out.keys() & shipped),
+        foreign=head is not None and head.run is not None and draw(st.booleans()),
+        read_ms=draw(times.map(lambda ms: min(ms, NOW))),
+        changed_ms=draw(times.map(lambda ms: min(ms, NOW))),
+        first_ms=draw(times.map(lambda ms: min(ms, NOW))),
+        handed=draw(st.sampled_from([0, 0, 2])),
+        outrun=draw(st.booleans()),
+        foreign_tok=draw(st.booleans()),
+        calls=draw(st.booleans()),
     )
 
 
@@ -240,7 +327,7 @@ def test_an_outbox_leaves_before_offsets_go_or_work_starts(view: View) -> None:
     if view.head is None or not view.head.out.keys() - view.shipped:
         return
     action = decide(view, BOUNDS)
-    if view.head.run is None or view.head.run.suspended:
+    if (view.head.run is None or view.head.run.suspended) and not view.handed:
         assert isinstance(action, Ship)
     assert not isinstance(action, Release | Invoke | Drain | Resume | TrimHead | Idle)
 
@@ -271,7 +358,7 @@ def test_a_lane_with_work_is_never_idle(view: View) -> None:
 @given(views())
 def test_every_lane_comes_to_rest(view: View) -> None:
     """Each action removes what it was chosen for, so a lane cannot turn in circles."""
-    for _ in range(50):
+    for _ in range(500):
         action = decide(view, BOUNDS)
         if isinstance(action, Idle):
             return
@@ -290,6 +377,8 @@ def carry_out(action: Action, view: View) -> View:
             return seen(view, with_fields(head, out=kept))
         case Release() | Spill():
             return seen(view, head, queued=view.queued - 1)
+        case HandOver():
+            return seen(view, with_fields(head, pend="p"), queued=0, look=False, handed=1)
         case Drain():
             return seen(view, with_fields(head, out=kept, pend=None), look=False)
         case Invoke():
@@ -311,19 +400,23 @@ def seen(
     look: bool | None = None,
     now_ms: int | None = None,
     blocked_ms: int | None = None,
+    handed: int = 0,
 ) -> View:
     """The view, with a head and what else has changed. A queue of hundreds is worked off in bulk, as a spill does."""
     left = min(view.queued, 3) if queued is None else min(queued, 3)
     shown = view.shipped if shipped is None else shipped
-    return View(
+    now = view.now_ms if now_ms is None else now_ms
+    return replace(
+        view,
         head=head,
-        now_ms=view.now_ms if now_ms is None else now_ms,
+        now_ms=now,
         first=view.first if left else None,
         queued=left,
         shipped=shown,
         look=view.look if look is None else look,
-        ended=view.ended,
-        not_before_ms=view.not_before_ms,
         blocked_ms=view.blocked_ms if blocked_ms is None else blocked_ms,
         trimmable=len(head.out.keys() & shown),
+        foreign=view.foreign and head.run is not None,
+        read_ms=now if now_ms is None else view.read_ms,
+        handed=0 if head.run is None and head.pend is None else handed or view.handed,
     )

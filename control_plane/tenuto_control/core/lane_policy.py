@@ -15,7 +15,7 @@ from typing import TypeAlias
 from tenuto.lane.transitions import ANY_ANSWER
 from tenuto.protocol.limits import FINISHED_CALL_MS
 from tenuto.protocol.messages import Head, Run
-from tenuto.protocol.records import CallSource, DueSlot, Event, KafkaSource, unpack_slot
+from tenuto.protocol.records import CallSource, DueSlot, Event, KafkaSource, ResultOut, unpack_slot
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +28,11 @@ class View:
     attempts, `failing` whether it is the handler's failure that caused it. `blocked_ms` is how long the lane has been
     taken, or failing, while events waited. `trimmable` counts entries a write could remove. `pressed`: events have
     waited here for long, while their partition can take no more.
+
+    `foreign`: the head's run is held by another process; `foreign_tok`: the head was last written by another one.
+    `read_ms` is when the head was read or written here last, and `changed_ms` when it was first seen as it is.
+    `first_ms` is when the first queued event came. `handed` counts calls that were handed over and whose callers wait
+    here; `calls` says that one is queued. `outrun`: other processes were quicker, several times in a row.
     """
 
     head: Head | None
@@ -43,15 +48,26 @@ class View:
     blocked_ms: int = 0
     trimmable: int = 0
     pressed: bool = False
+    foreign: bool = False
+    read_ms: int = 0
+    changed_ms: int = 0
+    first_ms: int = 0
+    handed: int = 0
+    outrun: bool = False
+    foreign_tok: bool = False
+    calls: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """The limits that decide about lanes."""
+    """The limits that decide about lanes. `tenuto_control.limits` says what each is for."""
 
     spill_after_ms: int
     spill_records_max: int
     lease_margin_ms: int
+    call_look_ms: int
+    event_look_ms: int
+    owner_ms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +103,11 @@ class Spill:
 
 
 @dataclass(frozen=True, slots=True)
+class HandOver:
+    """Move all queued work to the inbox of a lane that another process uses, and look there for results."""
+
+
+@dataclass(frozen=True, slots=True)
 class Drain:
     """Look into the inbox and run what waits there."""
 
@@ -115,7 +136,9 @@ class Idle:
     wake_ms: int | None = None
 
 
-Action: TypeAlias = ReadHead | Resume | TakeOver | Ship | Release | Spill | Drain | Invoke | TrimHead | Wait | Idle
+Action: TypeAlias = (
+    ReadHead | Resume | TakeOver | Ship | Release | Spill | HandOver | Drain | Invoke | TrimHead | Wait | Idle
+)
 
 
 def decide(view: View, bounds: Bounds) -> Action:
@@ -125,24 +148,58 @@ def decide(view: View, bounds: Bounds) -> Action:
         return _pause(view, bounds) or ReadHead()
     if head.run is not None and not head.run.suspended:
         return _running(view, head, head.run, bounds)
-    if head.out.keys() - view.shipped:
+    if view.handed and not view.look and _used_lately(view, bounds):
+        # Somebody else has just used it, and goes on with what was handed over.
+        return HandOver() if view.first is not None else _watch(view, bounds, view.changed_ms + bounds.owner_ms)
+    if _unshipped(view, head, bounds):
         return _ship(view, bounds)
     if head.run is not None:
         return _suspended(view, head, head.run, bounds)
     if view.first is not None and passed(head, view.first):
         # What has been delivered leaves the outbox first: without the offset, nothing would lead back to it.
         return TrimHead() if view.trimmable else Release()
-    pause = _pause(view, bounds)
-    if pause is not None:
-        return pause
+    return _pause(view, bounds) or _free(view, head, bounds)
+
+
+def _free(view: View, head: Head, bounds: Bounds) -> Action:
+    """The next action for a lane that no run has, and whose outbox is delivered."""
     if view.pressed and view.first is not None and isinstance(view.first.source, KafkaSource):
         # The lane is slow, not stuck. Its backlog goes on from the inbox, and other keys get their turn.
         return Spill()
+    if view.outrun and view.foreign_tok and view.first is not None and _used_lately(view, bounds):
+        return HandOver()
     if head.pend is not None or view.look:
         return Drain()
     if view.first is not None:
         return Invoke()
+    if view.handed:
+        return _watch(view, bounds, view.now_ms + bounds.call_look_ms)
     return TrimHead() if view.trimmable else Idle()
+
+
+def _used_lately(view: View, bounds: Bounds) -> bool:
+    """Whether the head has changed so lately that whoever changed it is taken to be at work on the lane."""
+    return view.now_ms - view.changed_ms < bounds.owner_ms
+
+
+def _watch(view: View, bounds: Bounds, until_ms: int) -> Action:
+    """Wait. While somebody waits here for what other processes may change, the head is believed for so long only."""
+    if view.first is None and not view.handed:
+        return Wait(until_ms)
+    look_ms = view.read_ms + (bounds.call_look_ms if view.calls or view.handed else bounds.event_look_ms)
+    return ReadHead() if look_ms <= view.now_ms else Wait(min(until_ms, look_ms))
+
+
+def _unshipped(view: View, head: Head, bounds: Bounds) -> bool:
+    """Whether the outbox holds what is to be delivered from here.
+
+    Another process delivers the results of what it has just committed. Nothing is ordered behind a result; behind a
+    message or a record everything is.
+    """
+    left = head.out.keys() - view.shipped
+    if not left or not view.foreign_tok or not _used_lately(view, bounds):
+        return bool(left)
+    return any(not isinstance(head.out[sequence], ResultOut) for sequence in left)
 
 
 def _ship(view: View, bounds: Bounds) -> Action:
@@ -163,7 +220,7 @@ def _pause(view: View, bounds: Bounds) -> Action | None:
     if view.not_before_ms <= view.now_ms:
         return None
     if not view.failing or view.first is None or not isinstance(view.first.source, KafkaSource):
-        return Wait(view.not_before_ms)
+        return _watch(view, bounds, view.not_before_ms) if view.handed else Wait(view.not_before_ms)
     if _overdue(view, bounds):
         return Spill()
     return Wait(min(view.not_before_ms, view.now_ms + max(1, bounds.spill_after_ms - view.blocked_ms)))
@@ -210,7 +267,10 @@ def _running(view: View, head: Head, run: Run, bounds: Bounds) -> Action:
         over = max(run.lease_ms + bounds.lease_margin_ms, view.not_before_ms)
     if over <= view.now_ms:
         return TakeOver()
-    return _blocked(view, head, bounds) or Wait(over)
+    first = view.first
+    if view.foreign and first is not None and first.id != run.event.id and not passed(head, first):
+        return ReadHead() if view.read_ms <= view.first_ms else HandOver()
+    return _blocked(view, head, bounds) or (_watch(view, bounds, over) if view.foreign else Wait(over))
 
 
 def _suspended(view: View, head: Head, run: Run, bounds: Bounds) -> Action:
@@ -228,16 +288,27 @@ def _suspended(view: View, head: Head, run: Run, bounds: Bounds) -> Action:
     if view.trimmable:
         return TrimHead()
     if first is None:
-        return Idle(run.wake_ms)
+        return (
+            _watch(view, bounds, run.wake_ms or view.now_ms + bounds.event_look_ms)
+            if view.handed
+            else Idle(run.wake_ms)
+        )
     spill_ms = view.now_ms + max(1, bounds.spill_after_ms - view.blocked_ms)
-    return Wait(min(spill_ms, run.wake_ms) if run.wake_ms is not None else spill_ms)
+    until_ms = min(spill_ms, run.wake_ms) if run.wake_ms is not None else spill_ms
+    # A sleep ends in every process at the same time; an answer, in the one that was asked to give it.
+    return _watch(view, bounds, until_ms) if _awaits_answers(head, run) else Wait(until_ms)
+
+
+def _awaits_answers(head: Head, run: Run) -> bool:
+    """Whether a suspended run waits for more than sleeps."""
+    return any(f"{slot}d" not in head.slots for slot in run.awaits or ())
 
 
 def _blocked(view: View, head: Head, bounds: Bounds) -> Action | None:
     if view.first is None:
         return None
     if passed(head, view.first):
-        return _ship(view, bounds) if head.out.keys() - view.shipped else Release()
+        return _ship(view, bounds) if _unshipped(view, head, bounds) else Release()
     return Spill() if _overdue(view, bounds) else None
 
 

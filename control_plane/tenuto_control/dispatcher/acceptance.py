@@ -11,6 +11,7 @@ item joins the invocation. A result that a call had meanwhile is kept until a de
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tenuto.lane.head import head_key, parse_head
@@ -52,6 +53,14 @@ class Acceptance:
         elif "res" not in found and isinstance(due := found.get("begins"), int):
             await self.join(event, due)
 
+    async def take_in(self, lane: Lane, events: Sequence[Event]) -> None:
+        """Make events of one lane durable in its inbox, calls with what is looked for before and after."""
+        new = [event for event in events if not (_kept(event) and await self._result_item(event) is not None)]
+        buried = await self.delivery.accept(lane, new)
+        for event in new:
+            if event.nonce in buried:
+                await self._again(lane, event, buried[event.nonce])
+
     async def join(self, event: Event, due_ms: int) -> None:
         """Make sure that a delayed invocation, whose acceptance was found, has what carries it.
 
@@ -71,7 +80,12 @@ class Acceptance:
 
     async def _into_inbox(self, lane: Lane, event: Event) -> None:
         ttl = (await self.delivery.accept(lane, [event])).get(event.nonce)
-        if ttl is None or not _kept(event) or not await self._is_over(lane, event):
+        if ttl is not None:
+            await self._again(lane, event, ttl)
+
+    async def _again(self, lane: Lane, event: Event, ttl: int) -> None:
+        """Run an event anew whose tombstone was found, if that has outlived the result it stands for."""
+        if not _kept(event) or not await self._is_over(lane, event):
             return
         # The table removes a tombstone and a result whose time is over when it likes, and the result went first.
         await self.writer.write(inbox_again(lane, event, ttl))

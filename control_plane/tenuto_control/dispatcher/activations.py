@@ -102,11 +102,17 @@ class Activations:
     _log_key: tuple[str, int] = field(default=("", 0))
     _refused: tuple[str, int] = field(default=("", 0))
     _fenced: int = 0
+    _fenced_at: int | None = None
     _ends: Ends = field(init=False)
 
     def __post_init__(self) -> None:
         """Nothing has been tried yet."""
         self._ends = Ends(self.lane, self.services)
+
+    @property
+    def fenced_times(self) -> int:
+        """How often in a row another process was quicker."""
+        return self._fenced
 
     # --- the four ways to activate ----------------------------------------------------------------------------------
 
@@ -330,6 +336,8 @@ class Activations:
                 work.attempted = True
         self.late = False
         self._fenced = self._fenced + 1 if isinstance(outcome, Fenced) else 0
+        moved = self._fenced_at != head.ver
+        self._fenced_at = head.ver if isinstance(outcome, Fenced) else None
         match outcome:
             case Speculated():
                 return await self._commit(outcome, head, batch, trim, drain=drain, clears=clears)
@@ -347,7 +355,11 @@ class Activations:
                 self._ends.tell(about, results, left.out.values())
                 return Attempted(left, self._finish(batch, results), ended=frozenset({self._holder}))
             case Late() | Fenced():
-                return self._handed_back(head, batch) if isinstance(outcome, Late) else self._lost(head, batch)
+                return (
+                    self._handed_back(head, batch)
+                    if isinstance(outcome, Late)
+                    else self._lost(head, batch, moved=moved)
+                )
             case InvokeError():
                 given_up = self._given_up(outcome, batch)
                 if given_up is not None:
@@ -518,12 +530,12 @@ class Activations:
         head, applied = await self._commit_done(given_up, head, done, trim, drain=drain, clears=False)
         return Attempted(head, self._finish(done, given_up.results) if applied else ())
 
-    def _lost(self, head: Head, batch: Sequence[Work | Drained]) -> Attempted:
-        """The function was fenced off. Should it say so again when it is asked again at once, there is a pause."""
+    def _lost(self, head: Head, batch: Sequence[Work | Drained], *, moved: bool) -> Attempted:
+        """The function was fenced off. Should it say so again of a lane that has not moved, there is a pause."""
         self.services.metrics.count("SpeculationLost")
         self._claim_first = True
         ended = frozenset({self._holder})
-        if self._fenced == 1:
+        if self._fenced == 1 or moved:
             return Attempted(None, ended=ended)
         limits = self.services.limits
         doubled = limits.invoke_retry_initial_ms * 2 ** min(self._fenced, FENCED_DOUBLINGS_MAX)

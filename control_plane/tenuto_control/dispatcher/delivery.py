@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import assert_never
 
@@ -57,7 +57,7 @@ from tenuto_control.core.routing import smaller_forms
 from tenuto_control.dispatcher.answers import Answers
 from tenuto_control.dispatcher.dead_letters import KeptLetters, produce_largest
 from tenuto_control.dispatcher.patience import TopicPatience
-from tenuto_control.dispatcher.writer import Writer
+from tenuto_control.dispatcher.writer import Writer, Written, at_once
 from tenuto_control.limits import Limits
 from tenuto_control.ports import (
     Clock,
@@ -133,11 +133,8 @@ class Delivery:
         """
         nonce = None
         buried: dict[str, int] = {}
-        for event in events:
-            for part in part_puts(lane, event):
-                await self._writer.write(part)
-            written = await self._writer.write(inbox_put(lane, event))
-            answer = written.answer
+        for event, put in await self._put(lane, list(events)):
+            answer = put.answer
             if isinstance(answer, Refused) and answer.item is not None and "done" in answer.item:
                 ttl = answer.item.get("ttl")
                 buried[event.nonce] = ttl if isinstance(ttl, int) else 0
@@ -150,6 +147,21 @@ class Delivery:
         await self._writer.write(mark_pend(lane, self._token()))
         self._look(lane)
         return buried
+
+    async def _put(self, lane: Lane, events: Sequence[Event]) -> list[tuple[Event, Written]]:
+        """Put events into an inbox: those of one source one after the other, calls beside each other.
+
+        Whoever drains the lane may look in between, and takes the lowest position of a source that is there: what came
+        before it, and is put later, would be taken for passed.
+        """
+        calls = [event for event in events if isinstance(event.source, CallSource)]
+        written = list(zip(calls, await self._writer.write_all([inbox_put(lane, c) for c in calls]), strict=True))
+        for event in events:
+            if not isinstance(event.source, CallSource):
+                for part in part_puts(lane, event):
+                    await self._writer.write(part)
+                written.append((event, await self._writer.write(inbox_put(lane, event))))
+        return written
 
     async def accept_running(self, lane: Lane, event: Event, guard_ms: int) -> None:
         """Make a call durable while an attempt at it runs in this process: 9 and 10, without 11.
@@ -178,8 +190,13 @@ class Delivery:
         bundles = await self._open(sender, entries)
         loose = {seq: entry for seq, entry in entries.items() if not isinstance(entry, BundleOut)}
         loose |= {seq: entry for bundle in bundles.values() for seq, entry in bundle.waiting.items()}
+        results = [(sequence, entry) for sequence, entry in loose.items() if isinstance(entry, ResultOut)]
+        await at_once([functools.partial(self._ship_result, entry) for _, entry in results])
+        shipped.update(sequence for sequence, _ in results)
         for sequence, entry in loose.items():
             match entry:
+                case ResultOut():
+                    continue
                 case SendOut() if entry.due_ms is None or entry.due_ms <= self._clock.now_ms():
                     inboxes.setdefault(entry.lane, []).append((sequence, entry))
                     continue
@@ -226,19 +243,20 @@ class Delivery:
                 while len(self._delivered) > PARTLY_DELIVERED_MAX:
                     self._delivered.pop(next(iter(self._delivered)))
 
-    async def _ship_one(self, sender: Lane, sequence: str, entry: SendOut | ResultOut | ResolveOut | BuriedOut) -> None:
+    async def _ship_one(self, sender: Lane, sequence: str, entry: SendOut | ResolveOut | BuriedOut) -> None:
         match entry:
             case SendOut():
                 await self.postpone(sender.pk, sequence, entry)
-            case ResultOut(invocation, result):
-                await self._store(invocation, result)
-                self._told(invocation, result)
             case ResolveOut():
                 await self.answer(sender.pk, sequence, entry)
             case BuriedOut():
                 await self.letters.keep_message(sender, entry)
             case _:
                 assert_never(entry)
+
+    async def _ship_result(self, entry: ResultOut) -> None:
+        await self._store(entry.invocation, entry.result)
+        self._told(entry.invocation, entry.result)
 
     async def _store(self, invocation: str, result: Result) -> None:
         """15. A delayed message with this id, which a call came before, must find the result when it is due."""

@@ -133,6 +133,7 @@ class Dispatcher:
             rng,
             limits,
             self._token,
+            lambda holder: holder.startswith(f"{process}."),
             self._forget,
             table_name,
             encrypted,
@@ -268,7 +269,7 @@ class Dispatcher:
                 raise OverloadedError(
                     f"{len(worker.queue)} calls and events wait for this key already; try again later"
                 )
-            work = CallWork(event)
+            work = CallWork(event, self._clock.now_ms())
             worker.add(work)
             self.metrics.count("EventsIn")
         return worker, work
@@ -279,6 +280,8 @@ class Dispatcher:
         A run that was claimed is durable already, and its end stores a result. Any other attempt is not, so an inbox
         item stands in for it; a commit that comes meanwhile stores the result, and the item is found to be done.
         """
+        if worker.let_go(work):
+            return
         work.keep = True
         event = work.event
         event = Event(event.id, event.handler, CallSource(keep_result=True), event.input, event.headers)

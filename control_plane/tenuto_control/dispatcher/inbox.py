@@ -49,8 +49,8 @@ class Inbox:
         self._writer = writer
         self._parts: dict[str, int] = {}
 
-    async def live(self, head: Head, now_ms: int = 0) -> Waiting:
-        """What waits, judged by a head that was read before this query. Sources are each in order."""
+    async def live(self, head: Head, now_ms: int = 0, most: int = DRAIN_EVENTS_MAX) -> Waiting:
+        """What waits, judged by a head that was read before this query: `most` events. Sources are each in order."""
         events: list[Event] = []
         done: list[Event] = []
         below: list[Event] = []
@@ -80,7 +80,8 @@ class Inbox:
                         return Waiting(tuple(events), tuple(done), tuple(below), more=True)
                     size += len(whole.input or b"")
                     events.append(whole)
-                if len(events) + len(done) + len(below) >= DRAIN_EVENTS_MAX or size > DRAIN_BYTES_MAX:
+                full = len(events) >= most or len(events) + len(done) + len(below) >= DRAIN_EVENTS_MAX
+                if full or size > DRAIN_BYTES_MAX:
                     return Waiting(tuple(events), tuple(done), tuple(below), more=True)
             after = page.last
             if after is None:

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from typing import assert_never
 
 from tenuto.lane.head import head_key, parse_head
-from tenuto.lane.transitions import Timer, clear_pend, takeover, trim_head
+from tenuto.lane.transitions import Timer, clear_pend, result_key, takeover, trim_head
 from tenuto.lane.writes import Applied
 from tenuto.protocol.backoff import pause_ms
 from tenuto.protocol.ids import Lane
 from tenuto.protocol.limits import FINISHED_TTL_MS
 from tenuto.protocol.messages import Head, Trim
-from tenuto.protocol.records import Event, KafkaSource, ResultOut, SleptSlot, pack
+from tenuto.protocol.records import CallSource, Event, KafkaSource, ResultOut, SleptSlot, pack, unpack_result
 from tenuto.store.port import TableRefusedError, TableUnavailableError
 from tenuto_control import cancellation
 from tenuto_control.core import log_fields
@@ -28,6 +28,7 @@ from tenuto_control.core.lane_policy import (
     Action,
     Bounds,
     Drain,
+    HandOver,
     Idle,
     Invoke,
     ReadHead,
@@ -43,13 +44,21 @@ from tenuto_control.core.lane_policy import (
     finished,
 )
 from tenuto_control.core.log_fields import shown
+from tenuto_control.dispatcher.acceptance import Acceptance
 from tenuto_control.dispatcher.activations import Activations
-from tenuto_control.dispatcher.inbox import Inbox
+from tenuto_control.dispatcher.delivery import fits
+from tenuto_control.dispatcher.inbox import DRAIN_EVENTS_MAX, Inbox
 from tenuto_control.dispatcher.services import Services
 from tenuto_control.dispatcher.work import Attempted, CallWork, Elsewhere, KafkaWork, Work
 from tenuto_control.ports import LogUnavailableError, Target, TopicPartition, TopicUnusableError
 
 log = logging.getLogger("tenuto.lane")
+
+OUTRUN = 3
+"""So often in a row another process was quicker that work goes to where that process finds it."""
+
+RESULT_LOOK_MS = 200
+"""How often a result is looked for that the head says nothing of."""
 
 LATE_LEASES = 3
 """Time-outs of its function that a lease lasts, after the last one was over before the function began."""
@@ -79,6 +88,10 @@ class LaneWorker:
     ) -> None:
         self.lane = lane
         self.head = known.head
+        self._seen_as: tuple[int, int] | None = None
+        self._changed_ms = self._read_ms = 0
+        self._handed: dict[str, CallWork] = {}
+        self._drain_max = DRAIN_EVENTS_MAX
         self.queue: deque[Work] = deque()
         self.look = False
         self._services = services
@@ -107,7 +120,14 @@ class LaneWorker:
         self._activations = Activations(lane, services)
         self._inbox = Inbox(lane, services.writer)
         limits = services.limits
-        self._bounds = Bounds(limits.spill_after_ms, limits.spill_records_max, limits.lease_margin_ms)
+        self._bounds = Bounds(
+            limits.spill_after_ms,
+            limits.spill_records_max,
+            limits.lease_margin_ms,
+            limits.call_look_ms,
+            limits.event_look_ms,
+            limits.owner_ms,
+        )
         self.task: asyncio.Task[None] | None = None
 
     # --- what others ask of it --------------------------------------------------------------------------------------
@@ -160,7 +180,15 @@ class LaneWorker:
     def call_in_queue(self, event_id: str) -> CallWork | None:
         """A queued or running call with this id."""
         running = self._activations.busy or ()
-        return next((w for w in (*running, *self.queue) if isinstance(w, CallWork) and w.event.id == event_id), None)
+        here = (*running, *self.queue, *self._handed.values())
+        return next((w for w in here if isinstance(w, CallWork) and w.event.id == event_id), None)
+
+    def let_go(self, work: CallWork) -> bool:
+        """The caller of a call stops waiting. True when the call was handed over, and is durable."""
+        handed = self._handed.pop(work.event.id, None) is not None
+        if handed:
+            work.finish(Elsewhere())
+        return handed
 
     def withdraw(self, partitions: set[TopicPartition]) -> bool:
         """Forget the events of partitions. True when some of them are being worked on right now."""
@@ -268,6 +296,8 @@ class LaneWorker:
                 self._release_first()
             case Spill():
                 await self._spill()
+            case HandOver():
+                await self._hand_over()
             case Drain():
                 await self._drain()
             case Invoke():
@@ -305,6 +335,14 @@ class LaneWorker:
             blocked_ms=0 if self._blocked_since_ms is None else now_ms - self._blocked_since_ms,
             trimmable=len(trim.out),
             pressed=self._pressed,
+            foreign=head is not None and head.run is not None and not self._services.owns(head.run.holder),
+            read_ms=self._read_ms,
+            changed_ms=self._changed_ms,
+            first_ms=self.queue[0].since_ms if self.queue else 0,
+            handed=len(self._handed),
+            outrun=self._activations.fenced_times >= OUTRUN,
+            foreign_tok=head is not None and head.tok is not None and not self._services.owns(head.tok),
+            calls=any(isinstance(work, CallWork) for work in self.queue),
         )
 
     async def _wait_until(self, until_ms: int) -> None:
@@ -326,6 +364,26 @@ class LaneWorker:
     async def _read_head(self) -> None:
         table = self._services.writer.table
         self._learn(parse_head(await self._services.writer.patiently(lambda: table.get(head_key(self.lane)))))
+        if self._handed:
+            await self._look_for_results()
+
+    async def _look_for_results(self) -> None:
+        """What was handed over may have its result by now."""
+        head, now_ms = self._seen(), self._services.clock.now_ms()
+        idle = head.pend is None and head.run is None and not head.out
+        waiting = [w for w in self._handed.values() if not w.answer.done()]
+        moved = [w for w in waiting if idle or w.looked_ver != head.ver]
+        asked = [w for w in moved if idle or w.event.nonce in head.fin or w.looked_ms <= now_ms - RESULT_LOOK_MS]
+        items = await self._services.writer.read_all([result_key(work.event.id) for work in asked])
+        for work, item in zip(asked, items, strict=True):
+            packed = item.get("res") if item else None
+            work.looked_ms, work.looked_ver = now_ms, head.ver
+            if isinstance(packed, bytes):
+                work.finish(unpack_result(packed))
+            elif idle:
+                # It is not here, or has been run since: whoever asks looks everywhere.
+                work.finish(Elsewhere())
+        self._handed = {i: work for i, work in self._handed.items() if not work.answer.done()}
 
     async def _take_over(self, over: Sequence[str], *, failed: bool) -> None:
         head = self._seen()
@@ -400,10 +458,34 @@ class LaneWorker:
             work.release()
         self.head = None
 
+    async def _hand_over(self) -> None:
+        """Another process uses the lane: what is queued here goes to its inbox, which that process looks into next."""
+        works = [
+            w for w in self.queue if isinstance(w, KafkaWork) or (fits(w.event) and not (w.keep or w.answer.done()))
+        ]
+        if not works:
+            await self._wait_until(self._services.clock.now_ms() + self._bounds.call_look_ms)
+            self.head = None
+            return
+        acceptance = Acceptance(self._services.writer, self._services.delivery, self._services.clock)
+        await acceptance.take_in(self.lane, [_to_keep(work) for work in works])
+        for work in works:
+            if work in self.queue:
+                self.queue.remove(work)
+            if isinstance(work, KafkaWork):
+                work.release()
+            else:
+                self._handed[work.event.id] = work
+                work.looked_ms = self._services.clock.now_ms()
+        # Whoever uses the lane sees the mark. Should it have finished just before, the lane stays as it is, and is
+        # taken up from here.
+        self.look = False
+        self.head = None
+
     async def _drain(self) -> None:
         head = self._seen()
         self.look = False
-        waiting = await self._inbox.live(head, self._services.clock.now_ms())
+        waiting = await self._inbox.live(head, self._services.clock.now_ms(), self._drain_max)
         await self._inbox.bury(waiting.done, self._services.clock.now_ms())
         await self._inbox.forget(waiting.passed)
         if not waiting.more:
@@ -418,6 +500,9 @@ class LaneWorker:
             ran = [e for e in waiting.events if self.head is not None and finished(self.head, e, now_ms)]
             await self._inbox.bury(ran, now_ms)
             self._finished |= {event.nonce for event in ran}
+            # What then does not run is looked up in vain, and a handler that claims takes few events at a time.
+            all_ran = len(ran) == len(waiting.events)
+            self._drain_max = min(DRAIN_EVENTS_MAX, 2 * self._drain_max) if all_ran else max(1, len(ran))
             self.look = self.look or len(ran) < len(waiting.events)
         elif waiting.more:
             self.look = True
@@ -490,6 +575,10 @@ class LaneWorker:
         self.head = head
         if head is None:
             return
+        self._read_ms = self._services.clock.now_ms()
+        seen = (head.ver, len(head.slots))
+        if seen != self._seen_as:
+            self._seen_as, self._changed_ms = seen, self._read_ms
         self._shipped &= head.out.keys()
         self._finished &= head.fin.keys()
         if head.pend is None:
@@ -508,6 +597,8 @@ class LaneWorker:
                 self._finished.add(work.event.nonce)
                 work.finish(known)
                 self.queue.remove(work)
+        for event_id in self._handed.keys() & results.keys():
+            self._handed.pop(event_id).finish(results[event_id])
         self._release_held()
 
     def _release_held(self) -> None:
@@ -540,6 +631,19 @@ class LaneWorker:
 
     def _pause_for(self, pause: int) -> None:
         self._not_before_ms = self._services.clock.now_ms() + pause
+
+
+def _can_be_kept(work: CallWork) -> bool:
+    """Whether a call can wait in the inbox: somebody still wants it, and it fits."""
+    return fits(work.event) and not work.keep and not work.answer.done()
+
+
+def _to_keep(work: Work) -> Event:
+    """The event of queued work as it goes to the inbox: a call's result is kept, for whoever looks for it."""
+    event = work.event
+    if isinstance(work, KafkaWork):
+        return event
+    return Event(event.id, event.handler, CallSource(keep_result=True), event.input, event.headers)
 
 
 def _age_ms(event: Event, now_ms: int) -> int:

@@ -38,6 +38,7 @@ class Services:
     rng: random.Random
     limits: Limits
     token: Callable[[], str]
+    owns: Callable[[str], bool]
     forget: Callable[[Timer], None]
     table_name: str
     encrypted: bool

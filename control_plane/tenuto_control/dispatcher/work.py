@@ -52,6 +52,7 @@ class CallWork:
     """
 
     event: Event
+    since_ms: int = 0
     answer: asyncio.Future[Result | Elsewhere] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
@@ -60,6 +61,8 @@ class CallWork:
     tentative: Result | None = None
     checked: Head | None = None
     attempted: bool = False
+    looked_ms: int = 0
+    looked_ver: int | None = None
 
     @property
     def stores(self) -> bool:
