@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 
 import uvicorn
 
-from tenuto.lane.transitions import SWEEP_CURSOR
+from tenuto.lane.timers import SWEEP_CURSOR
 from tenuto.store.data_keys import DataKeys
 from tenuto.store.port import Table, TableRefusedError, TableUnavailableError
 from tenuto_control.assembly import Assembly, assembled, quiet_libraries

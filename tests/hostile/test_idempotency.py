@@ -19,7 +19,7 @@ import msgspec
 import pytest
 
 from tenuto import Context, ObjectContext, Service, VirtualObject
-from tenuto.lane.transitions import SWEEP_CURSOR
+from tenuto.lane.timers import SWEEP_CURSOR
 from tenuto.lane.writes import Answer as WriteAnswer
 from tenuto.lane.writes import Delete, Item, Key, Write
 from tenuto.protocol.ids import InvocationId, Lane, call_nonce

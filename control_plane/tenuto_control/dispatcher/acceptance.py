@@ -14,12 +14,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tenuto.lane.head import head_key, parse_head
+from tenuto.lane.timers import HTTP_SENDER
 from tenuto.lane.transitions import inbox_again, result_expected, result_key
 from tenuto.lane.writes import Item
 from tenuto.protocol.ids import InvocationId, Lane
 from tenuto.protocol.records import CallSource, Event, ResultOut, SendOut
 from tenuto_control.core.lane_policy import finished
-from tenuto_control.dispatcher.delivery import HTTP_SENDER, Delivery
+from tenuto_control.dispatcher.delivery import Delivery
 from tenuto_control.dispatcher.writer import Writer
 from tenuto_control.ports import Clock
 

@@ -15,16 +15,8 @@ from typing import assert_never
 from msgspec.structs import replace
 
 from tenuto.lane.items import unbundled
-from tenuto.lane.transitions import (
-    Timer,
-    inbox_put,
-    mark_pend,
-    parse_timer,
-    part_puts,
-    result_put,
-    timer_put,
-    timer_put_again,
-)
+from tenuto.lane.timers import HTTP_SENDER, GuardTimer, SendTimer, parse_timer, timer_put, timer_put_again
+from tenuto.lane.transitions import inbox_put, mark_pend, part_puts, result_put
 from tenuto.lane.writes import Delete, Item, Key, Refused
 from tenuto.protocol.dead_letters import REASON_HEADERS
 from tenuto.protocol.ids import AwakeableId, InvocationId, Lane, digest
@@ -72,10 +64,6 @@ from tenuto_control.ports import (
 
 log = logging.getLogger("tenuto.delivery")
 
-HTTP_SENDER = "http"
-"""Stands in a timer for the sender of a message that came over HTTP; no partition key looks like it."""
-
-
 PARTLY_DELIVERED_MAX = 1_000
 """Bundles of which it is remembered what has been delivered, while the rest waits for its topic."""
 
@@ -108,7 +96,7 @@ class Delivery:
         token: Callable[[], str],
         look: Callable[[Lane], None],
         told: Callable[[str, Result], None],
-        arm: Callable[[Timer], None],
+        arm: Callable[[SendTimer], None],
         metrics: Metrics,
     ) -> None:
         self._writer = writer
@@ -146,7 +134,7 @@ class Delivery:
         if nonce is None:
             return buried
         due_ms = self._clock.now_ms() + self._limits.guard_delay_ms
-        await self._writer.write(timer_put(Timer(lane, "guard", nonce, due_ms, self._token())))
+        await self._writer.write(timer_put(GuardTimer(lane, nonce, due_ms, self._token())))
         await self._writer.write(mark_pend(lane, self._token()))
         self._look(lane)
         return buried
@@ -163,7 +151,7 @@ class Delivery:
     async def guard(self, lane: Lane, invocation: str, delay_ms: int, ver: int | None = None) -> None:
         """Make sure that someone looks at a lane after this delay; `ver` is what a write that follows expects."""
         now_ms = self._clock.now_ms()
-        guard = Timer(lane, "guard", invocation, now_ms + delay_ms, self._token(), ver=ver, since_ms=now_ms)
+        guard = GuardTimer(lane, invocation, now_ms + delay_ms, self._token(), ver=ver, since_ms=now_ms)
         await self._writer.write(timer_put(guard))
 
     async def ship(self, sender: Lane, entries: Mapping[str, Out], shipped: set[str]) -> None:
@@ -307,9 +295,10 @@ class Delivery:
     async def postpone(self, sender: str, sequence: str, entry: SendOut, *, again: bool = False) -> None:
         """Make a delayed message durable as a timer; `again` leaves one that is there, and its message, as it is."""
         nonce = InvocationId.parse(entry.event_id).nonce
-        timer = Timer(entry.lane, "send", nonce, entry.due_ms or 0, nonce, pack(entry), sender, sequence)
+        timer = SendTimer(entry.lane, nonce, entry.due_ms or 0, nonce, pack(entry), sender, sequence)
         written = await self._writer.write(timer_put_again(timer) if again else timer_put(timer))
-        self._arm(parse_timer(written.answer.item) if again and written.answer.item else timer)
+        there = parse_timer(written.answer.item) if again and written.answer.item else timer
+        self._arm(there if isinstance(there, SendTimer) else timer)
 
     async def resolve(self, awakeable: str, result: Result) -> Resolution:
         """Put a result into a waiting slot. Raises OverloadedError while even its name does not fit the head."""
@@ -325,7 +314,7 @@ class Delivery:
         except OverloadedError:
             lane, nonce = AwakeableId.parse(entry.awakeable).invocation
             due_ms = self._clock.now_ms() + ANSWER_RETRY_MS
-            timer = Timer(lane, "send", nonce, due_ms, digest(sender, sequence), pack(entry), sender, sequence)
+            timer = SendTimer(lane, nonce, due_ms, digest(sender, sequence), pack(entry), sender, sequence)
             await self._writer.write(timer_put(timer))
             self._arm(timer)
             return

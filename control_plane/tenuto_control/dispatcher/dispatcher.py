@@ -17,7 +17,8 @@ from msgspec.structs import replace
 
 from tenuto.hosts import event_scheduler
 from tenuto.lane.head import head_key, parse_head
-from tenuto.lane.transitions import Timer, inbox_key, parse_timer, result_key, timer_delete
+from tenuto.lane.timers import GuardTimer, SendTimer, SleepTimer, Timer, parse_timer, timer_delete
+from tenuto.lane.transitions import inbox_key, result_key
 from tenuto.lane.writes import Key
 from tenuto.protocol.ids import InvocationId, Lane, digest
 from tenuto.protocol.limits import GUARD_MARGIN_MS, VALUE_BYTES_MAX
@@ -42,7 +43,7 @@ from tenuto_control.core.traces import Tracer, Untraced
 from tenuto_control.dispatcher.acceptance import Acceptance
 from tenuto_control.dispatcher.activations import Activations
 from tenuto_control.dispatcher.capacity import Capacity
-from tenuto_control.dispatcher.delivery import HTTP_SENDER, Delivery, fits, message
+from tenuto_control.dispatcher.delivery import Delivery, fits, message
 from tenuto_control.dispatcher.lane_worker import Known, LaneWorker
 from tenuto_control.dispatcher.outages import Outages, WatchedTable
 from tenuto_control.dispatcher.services import Services
@@ -178,7 +179,7 @@ class Dispatcher:
         near_s = asyncio.get_running_loop().time() + (until_ms - self._clock.now_ms()) / 1000
         for key, (timer, handle) in self._timers.items():
             if handle.when() <= near_s:
-                errands.append(Errand(timer.lane, key if timer.kind == "send" else None))
+                errands.append(Errand(timer.lane, key if isinstance(timer, SendTimer) else None))
         await self._stop_tasks()
         return list(dict.fromkeys(errands))
 
@@ -412,23 +413,23 @@ class Dispatcher:
 
     def _due(self, timer: Timer) -> None:
         self._timers.pop(timer.key, None)
-        if timer.kind == "send":
-            self._spawn(self.deliver_delayed(timer))
-        elif timer.kind == "sleep":
-            self.wake(timer.lane)
-        else:
-            self.look(timer.lane)
+        match timer:
+            case SendTimer():
+                self._spawn(self.deliver_delayed(timer))
+            case SleepTimer():
+                self.wake(timer.lane)
+            case GuardTimer():
+                self.look(timer.lane)
+            case _:
+                assert_never(timer)
 
-    async def deliver_delayed(self, timer: Timer) -> None:
+    async def deliver_delayed(self, timer: SendTimer) -> None:
         """Move a delayed message to its receiver's inbox, then forget its timer."""
-        if timer.message is None:
-            raise ValueError("a send timer carries its message")
-        sender, sequence = timer.sender or HTTP_SENDER, timer.sequence or ""
         match unpack_out(timer.message):
             case SendOut() as entry:
-                await self._acceptance.deliver(message(sender, sequence, entry))
+                await self._acceptance.deliver(message(timer.sender, timer.sequence, entry))
             case ResolveOut() as entry:
-                await self._services.delivery.answer(sender, sequence, entry)
+                await self._services.delivery.answer(timer.sender, timer.sequence, entry)
             case entry:
                 raise TypeError(f"a send timer carries a message, not {type(entry).__name__}")
         await self._services.writer.write(timer_delete(timer))
@@ -436,14 +437,13 @@ class Dispatcher:
     async def woken(self, errand: Errand) -> None:
         """A wake-up from outside."""
         item = None if errand.timer is None else await self._table.get(errand.timer)
-        if item is None:
-            self.look(errand.lane)
-            return
-        due = parse_timer(item)
-        if due.due_ms > self._clock.now_ms():
-            self.arm(due)
-        else:
-            await self.deliver_delayed(due)
+        match None if item is None else parse_timer(item):
+            case SendTimer() as due if due.due_ms > self._clock.now_ms():
+                self.arm(due)
+            case SendTimer() as due:
+                await self.deliver_delayed(due)
+            case _:
+                self.look(errand.lane)
 
     # --- parts ------------------------------------------------------------------------------------------------------
 
@@ -465,18 +465,18 @@ class Dispatcher:
             while len(self._known) > self._limits.lane_cache_max:
                 self._known.popitem(last=False)
         if wake_ms is not None and head is not None and head.run is not None:
-            self._remind(Timer(worker.lane, "sleep", head.run.event.nonce, wake_ms, f"local.{head.ver}"))
+            self._remind(SleepTimer(worker.lane, head.run.event.nonce, wake_ms, f"local.{head.ver}"))
 
-    def _remind(self, timer: Timer) -> None:
+    def _remind(self, timer: SleepTimer | SendTimer) -> None:
         """Fire a timer when it is due: here if this process lives until then, and from outside if that is far off."""
         self.arm(timer)
         if timer.due_ms - self._clock.now_ms() >= self._limits.scheduler_threshold_ms:
             self._spawn(self._schedule(timer))
 
-    async def _schedule(self, timer: Timer) -> None:
+    async def _schedule(self, timer: SleepTimer | SendTimer) -> None:
         # The outside is only precise to a minute. Woken early, this process waits for the rest.
         at_ms = timer.due_ms - self._limits.scheduler_lead_ms
-        payload = event_scheduler.wake_up(timer.lane, timer.key if timer.kind == "send" else None)
+        payload = event_scheduler.wake_up(timer.lane, timer.key if isinstance(timer, SendTimer) else None)
         try:
             await self._services.scheduler.schedule(_schedule_name(timer), at_ms, payload)
         except SchedulerUnavailableError as e:
@@ -484,12 +484,12 @@ class Dispatcher:
             fields = log_fields.of_lane(timer.lane)
             log.warning("%s: a wake-up could not be scheduled outside: %s", timer.lane.pk, e, extra=fields)
 
-    def _forget(self, timer: Timer) -> None:
+    def _forget(self, timer: SleepTimer) -> None:
         """A sleep is over before its time: its wake-up from outside, if there is one, need not come any more."""
         if timer.due_ms - self._clock.now_ms() >= self._limits.scheduler_threshold_ms:
             self._spawn(self._unschedule(timer))
 
-    async def _unschedule(self, timer: Timer) -> None:
+    async def _unschedule(self, timer: SleepTimer) -> None:
         try:
             await self._services.scheduler.cancel(_schedule_name(timer))
         except SchedulerUnavailableError as e:
@@ -528,6 +528,12 @@ def _has_result(work: CallWork) -> bool:
     return work.answer.done() and isinstance(work.answer.result(), Success | Failed)
 
 
-def _schedule_name(timer: Timer) -> str:
+def _schedule_name(timer: SleepTimer | SendTimer) -> str:
     """Equal for the same wake-up in every process: a sleep is known by its lane and end, a message by its timer."""
-    return digest(timer.key.pk, timer.key.sk) if timer.kind == "send" else digest(timer.lane.pk, str(timer.due_ms))
+    match timer:
+        case SleepTimer():
+            return digest(timer.lane.pk, str(timer.due_ms))
+        case SendTimer():
+            return digest(timer.key.pk, timer.key.sk)
+        case _:
+            assert_never(timer)

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import assert_never
 
 from tenuto.lane.head import head_key, parse_head
-from tenuto.lane.transitions import Timer, clear_pend, takeover, trim_head
+from tenuto.lane.timers import SleepTimer
+from tenuto.lane.transitions import clear_pend, takeover, trim_head
 from tenuto.lane.writes import Applied
 from tenuto.protocol.backoff import pause_ms
 from tenuto.protocol.ids import Lane
@@ -361,7 +362,7 @@ class LaneWorker:
         if head.run is not None and head.run.wake_ms is not None and over:
             self._services.metrics.sample("WakeLatenessMs", max(0, now_ms - head.run.wake_ms))
         if head.run is not None and head.run.wake_ms is not None and not failed:
-            self._services.forget(Timer(self.lane, "sleep", head.run.event.nonce, head.run.wake_ms, "over"))
+            self._services.forget(SleepTimer(self.lane, head.run.event.nonce, head.run.wake_ms, "over"))
         if spent is not None:
             self._attempted(await self._activations.bury_run(self._seen(), spent, self._trimmable()), [])
             return

@@ -9,7 +9,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tenuto.lane.transitions import Timer
+from tenuto.lane.timers import SleepTimer
 from tenuto.protocol.messages import RetryPolicy
 from tenuto_control.core.metrics import Metrics
 from tenuto_control.core.traces import Tracer
@@ -38,7 +38,7 @@ class Services:
     rng: random.Random
     limits: Limits
     token: Callable[[], str]
-    forget: Callable[[Timer], None]
+    forget: Callable[[SleepTimer], None]
     table_name: str
     encrypted: bool
     metrics: Metrics

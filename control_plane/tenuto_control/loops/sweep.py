@@ -10,13 +10,16 @@ import itertools
 import logging
 import random
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import TypeAlias
+from typing import TypeAlias, assert_never
 
 from tenuto.lane.head import head_key, parse_head
-from tenuto.lane.transitions import (
+from tenuto.lane.timers import (
     SWEEP_CURSOR,
+    GuardTimer,
+    SendTimer,
+    SleepTimer,
     Timer,
     cursor_put,
     parse_timer,
@@ -51,8 +54,11 @@ GUARDED_WRITE_MS_MAX = 3_600_000
 """How long after its guard a write may still come: longer than a function lives (900 s) and clocks are apart."""
 
 
-Question: TypeAlias = tuple[Lane, str, str, int | None]
-"""What decides whether a timer is unneeded: lane, invocation, kind, expected `ver`.
+LaneTimer: TypeAlias = SleepTimer | GuardTimer
+"""A timer that is for a lane, whose head says whether it is unneeded."""
+
+Question: TypeAlias = tuple[type[LaneTimer], Lane, str, int | None]
+"""What decides whether a timer is unneeded: kind, lane, invocation, the `ver` that a guarded write expects.
 
 The kind as well: an ended sleep says nothing about the inbox, which the guard of the same invocation is for.
 """
@@ -178,16 +184,24 @@ class Sweeper:
         return found
 
     async def _treat(self, timers: Iterable[Timer]) -> None:
-        due: list[Timer] = []
+        due: list[LaneTimer] = []
         for timer in timers:
             if timer.due_ms > self._clock.now_ms():
                 self._dispatcher.arm(timer)
-            elif timer.kind == "send":
-                await self._deliver(timer)
-            else:
-                due.append(timer)
+                continue
+            match timer:
+                case SendTimer():
+                    await self._deliver(timer)
+                case SleepTimer() | GuardTimer():
+                    due.append(timer)
+                case _:
+                    assert_never(timer)
+        await self._judge(due)
+
+    async def _judge(self, due: Sequence[LaneTimer]) -> None:
+        """Delete the timers that are unneeded, and have the lanes of the others looked at."""
         unneeded = await self._verdicts(due)
-        over: list[Timer] = []
+        over: list[LaneTimer] = []
         looked: set[Lane] = set()
         for timer in due:
             verdict = unneeded[_question(timer)]
@@ -207,7 +221,7 @@ class Sweeper:
         if over:
             await self._writer.patiently(lambda: self._table.delete_all([timer_delete(t) for t in over]))
 
-    async def _verdicts(self, timers: Iterable[Timer]) -> dict[Question, bool | None]:
+    async def _verdicts(self, timers: Iterable[LaneTimer]) -> dict[Question, bool | None]:
         """Which timers are unneeded, several asked about at a time: one by one, a busy table outpaces a sweep.
 
         None for one that cannot be judged, because what its lane holds cannot be read.
@@ -227,7 +241,7 @@ class Sweeper:
                     raise answer
         return verdicts
 
-    async def _deliver(self, timer: Timer) -> None:
+    async def _deliver(self, timer: SendTimer) -> None:
         try:
             await self._dispatcher.deliver_delayed(timer)
         except TableUnavailableError:
@@ -238,7 +252,7 @@ class Sweeper:
             log.exception("a delayed message for %s cannot be delivered", shown(timer.lane.pk), extra=fields)
             await self._move(timer, POSTPONE_MS_MAX)
 
-    async def _unneeded(self, timer: Timer) -> bool:
+    async def _unneeded(self, timer: LaneTimer) -> bool:
         """Whether nothing is left for a timer to drive.
 
         That is: its due time had passed before the head was read, no live item waits, its invocation is over, the
@@ -247,16 +261,20 @@ class Sweeper:
         before = parse_head(await self._table.get(head_key(timer.lane)))
         if before.out or (before.run is not None and before.run.event.nonce == timer.invocation):
             return False
-        if timer.ver == before.ver and self._clock.now_ms() - (timer.since_ms or 0) < GUARDED_WRITE_MS_MAX:
-            # The write it was put for is late, or this clock is ahead of its writer's. No clock may decide that.
-            return False
-        if timer.kind == "sleep":
-            # It was put after its invocation's claim, so an invocation that is not there any more is over.
-            return True
-        if await Inbox(timer.lane, self._writer).any_live():
-            return False
-        after = parse_head(await self._table.get(head_key(timer.lane)))
-        return after.ver == before.ver and not after.out
+        match timer:
+            case SleepTimer():
+                # It was put after its invocation's claim, so an invocation that is not there any more is over.
+                return True
+            case GuardTimer(ver=ver, since_ms=since_ms):
+                # The write it was put for is late, or this clock is ahead of its writer's. No clock may decide that.
+                if ver == before.ver and self._clock.now_ms() - (since_ms or 0) < GUARDED_WRITE_MS_MAX:
+                    return False
+                if await Inbox(timer.lane, self._writer).any_live():
+                    return False
+                after = parse_head(await self._table.get(head_key(timer.lane)))
+                return after.ver == before.ver and not after.out
+            case _:
+                assert_never(timer)
 
     async def _set_aside(self, item: Item) -> None:
         """Move an item that is no timer an hour or two on: it is kept, and old buckets become empty all the same."""
@@ -302,5 +320,5 @@ def _described(error: BaseException) -> str:
     return shown(f"{type(error).__name__}: {error}")
 
 
-def _question(timer: Timer) -> Question:
-    return timer.lane, timer.invocation, timer.kind, timer.ver
+def _question(timer: LaneTimer) -> Question:
+    return type(timer), timer.lane, timer.invocation, timer.ver if isinstance(timer, GuardTimer) else None
