@@ -47,7 +47,7 @@ async def serve(config: Config) -> None:
 
 async def _start(parts: Assembly) -> None:
     """What has to be there before anything is served. Raises ConfigError for what never will be."""
-    await check_table(parts.dispatcher.table, parts.config.table.name)
+    await check_table(parts.table, parts.config.table.name)
     if parts.data_keys is not None:
         await check_data_keys(parts.data_keys)
     await parts.deployments.discover()

@@ -110,11 +110,10 @@ def test_an_offset_is_let_go_when_what_its_event_sent_has_left_the_outbox(*, aga
         assert meter.released == []
         if again:
             # Another process, which knows nothing of what was delivered, gets the event that was not let go.
-            task = meter.dispatcher._workers[Lane("box", "k")].task
+            task = meter.dispatcher._lanes._workers[Lane("box", "k")].task
             assert task is not None
             task.cancel()
-            meter = Meter(Services([box]), table=table)
-            meter.dispatcher._process = "next"
+            meter = Meter(Services([box]), table=table, process="next")
             meter.deliver(box.handlers["tell"], "k")
             await asyncio.sleep(60)
             assert meter.released == []

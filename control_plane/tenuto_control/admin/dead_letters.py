@@ -34,6 +34,8 @@ from tenuto.protocol.records import CallSource, Event, PublishOut, unpack_event,
 from tenuto.store.port import Table
 from tenuto_control.core.metrics import Metrics, Uncounted
 from tenuto_control.dispatcher.delivery import Delivery
+from tenuto_control.dispatcher.hints import NoHints
+from tenuto_control.dispatcher.outages import Outages, WatchedTable
 from tenuto_control.dispatcher.writer import Writer
 from tenuto_control.limits import Limits
 from tenuto_control.ports import Clock, RecordSink
@@ -68,18 +70,8 @@ class DeadLetterOffice:
 
     def __post_init__(self) -> None:
         """Wire what moves a message. No lane runs here: a guard has one of the control planes look at it."""
-        self._writer = Writer(self.table, self.limits, self.metrics)
-        self._delivery = Delivery(
-            self._writer,
-            self.sink,
-            self.clock,
-            self.limits,
-            self.token,
-            look=lambda _lane: None,
-            told=lambda _invocation, _result: None,
-            arm=lambda _timer: None,
-            metrics=self.metrics,
-        )
+        self._writer = Writer(WatchedTable(self.table, Outages(), self.metrics), self.limits, self.metrics)
+        self._delivery = Delivery(self._writer, self.sink, self.clock, self.limits, self.token, self.metrics, NoHints())
 
     async def letters(self, lane: str | None = None) -> AsyncIterator[Letter]:
         """All dead letters, or those of a lane (its partition key), without their payloads; in no order."""

@@ -58,7 +58,7 @@ from tenuto_control.core.log_fields import shown
 from tenuto_control.core.outcomes import outcome_problem
 from tenuto_control.core.traces import Activating
 from tenuto_control.dispatcher.ends import Ends
-from tenuto_control.dispatcher.services import Services
+from tenuto_control.dispatcher.parts import Parts
 from tenuto_control.dispatcher.work import Attempted, CallWork, Drained, Elsewhere, Work
 from tenuto_control.ports import (
     FunctionFailedError,
@@ -92,7 +92,7 @@ class Activations:
     """
 
     lane: Lane
-    services: Services
+    services: Parts
     busy: tuple[Work, ...] | None = None
     late: bool = False
     _claim_first: bool = False

@@ -48,6 +48,8 @@ from tenuto_control.core.metrics import Metrics
 from tenuto_control.core.routing import smaller_forms
 from tenuto_control.dispatcher.answers import Answers
 from tenuto_control.dispatcher.dead_letters import KeptLetters, produce_largest
+from tenuto_control.dispatcher.guards import Guards
+from tenuto_control.dispatcher.hints import Hints
 from tenuto_control.dispatcher.patience import TopicPatience
 from tenuto_control.dispatcher.writer import Writer
 from tenuto_control.limits import Limits
@@ -81,11 +83,7 @@ class _Opened:
 
 
 class Delivery:
-    """Puts things where they are durable, then tells the lanes concerned.
-
-    `look` is called with a lane whose inbox or slots have something new; `told` with an invocation whose result is
-    stored; `arm` with a timer that was put.
-    """
+    """Puts things where they are durable, then tells who is concerned. `token` gives a name that nobody else uses."""
 
     def __init__(
         self,
@@ -94,22 +92,19 @@ class Delivery:
         clock: Clock,
         limits: Limits,
         token: Callable[[], str],
-        look: Callable[[Lane], None],
-        told: Callable[[str, Result], None],
-        arm: Callable[[SendTimer], None],
         metrics: Metrics,
+        hints: Hints,
     ) -> None:
         self._writer = writer
         self._sink = sink
         self._clock = clock
         self._limits = limits
         self._token = token
-        self._look = look
-        self._told = told
-        self._arm = arm
         self._metrics = metrics
+        self._hints = hints
         self._delivered: dict[tuple[Lane, str], frozenset[str]] = {}
-        self._answers = Answers(writer, clock, token, self._guard_answer, look)
+        self._guards = Guards(writer, clock, token)
+        self._answers = Answers(writer, clock, limits, token, self._guards, hints)
         self._patience = TopicPatience(clock, limits.topic_patience_ms, metrics)
         self.letters = KeptLetters(writer, clock, metrics)
 
@@ -136,7 +131,7 @@ class Delivery:
         due_ms = self._clock.now_ms() + self._limits.guard_delay_ms
         await self._writer.write(timer_put(GuardTimer(lane, nonce, due_ms, self._token())))
         await self._writer.write(mark_pend(lane, self._token()))
-        self._look(lane)
+        self._hints.look(lane)
         return buried
 
     async def accept_running(self, lane: Lane, event: Event, guard_ms: int) -> None:
@@ -149,10 +144,8 @@ class Delivery:
         await self.guard(lane, event.nonce, guard_ms)
 
     async def guard(self, lane: Lane, invocation: str, delay_ms: int, ver: int | None = None) -> None:
-        """Make sure that someone looks at a lane after this delay; `ver` is what a write that follows expects."""
-        now_ms = self._clock.now_ms()
-        guard = GuardTimer(lane, invocation, now_ms + delay_ms, self._token(), ver=ver, since_ms=now_ms)
-        await self._writer.write(timer_put(guard))
+        """See `Guards.put`."""
+        await self._guards.put(lane, invocation, delay_ms, ver)
 
     async def ship(self, sender: Lane, entries: Mapping[str, Out], shipped: set[str]) -> None:
         """Deliver outbox entries, in order, adding each that is to `shipped`.
@@ -220,7 +213,7 @@ class Delivery:
                 await self.postpone(sender.pk, sequence, entry)
             case ResultOut(invocation, result):
                 await self._store(invocation, result)
-                self._told(invocation, result)
+                self._hints.told(invocation, result)
             case ResolveOut():
                 await self.answer(sender.pk, sequence, entry)
             case BuriedOut():
@@ -298,14 +291,11 @@ class Delivery:
         timer = SendTimer(entry.lane, nonce, entry.due_ms or 0, nonce, pack(entry), sender, sequence)
         written = await self._writer.write(timer_put_again(timer) if again else timer_put(timer))
         there = parse_timer(written.answer.item) if again and written.answer.item else timer
-        self._arm(there if isinstance(there, SendTimer) else timer)
+        self._hints.remind(there if isinstance(there, SendTimer) else timer)
 
     async def resolve(self, awakeable: str, result: Result) -> Resolution:
         """Put a result into a waiting slot. Raises OverloadedError while even its name does not fit the head."""
         return await self._answers.give(awakeable, result)
-
-    async def _guard_answer(self, lane: Lane, invocation: str) -> None:
-        await self.guard(lane, invocation, self._limits.guard_delay_ms)
 
     async def answer(self, sender: str, sequence: str, entry: ResolveOut) -> None:
         """Deliver a handler's answer to an awakeable. One that its receiver has no room for now is put off."""
@@ -316,7 +306,7 @@ class Delivery:
             due_ms = self._clock.now_ms() + ANSWER_RETRY_MS
             timer = SendTimer(lane, nonce, due_ms, digest(sender, sequence), pack(entry), sender, sequence)
             await self._writer.write(timer_put(timer))
-            self._arm(timer)
+            self._hints.remind(timer)
             return
         if resolution is Resolution.UNKNOWN:
             _unawaited(entry.awakeable)

@@ -30,7 +30,7 @@ from tenuto.protocol.records import (
 from tenuto_control.core import log_fields
 from tenuto_control.core.log_fields import shown, shown_reason
 from tenuto_control.dispatcher.dead_letters import origin_of
-from tenuto_control.dispatcher.services import Services
+from tenuto_control.dispatcher.parts import Parts
 
 log = logging.getLogger("tenuto.lane")
 
@@ -43,7 +43,7 @@ class Ends:
     """The ends of one lane's events, as far as this process has tried them."""
 
     lane: Lane
-    services: Services
+    services: Parts
     _first: str = ""
     _first_ms: int = 0
     _attempt: int = 1

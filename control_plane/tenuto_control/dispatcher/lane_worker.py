@@ -46,7 +46,7 @@ from tenuto_control.core.lane_policy import (
 from tenuto_control.core.log_fields import shown
 from tenuto_control.dispatcher.activations import Activations
 from tenuto_control.dispatcher.inbox import Inbox
-from tenuto_control.dispatcher.services import Services
+from tenuto_control.dispatcher.parts import Parts
 from tenuto_control.dispatcher.work import Attempted, CallWork, Elsewhere, KafkaWork, Work
 from tenuto_control.ports import LogUnavailableError, Target, TopicPartition, TopicUnusableError
 
@@ -76,7 +76,7 @@ class LaneWorker:
     """Works on one lane until it is idle. `done` is called then, with the head for the cache and the next wake-up."""
 
     def __init__(
-        self, lane: Lane, services: Services, known: Known, done: Callable[[LaneWorker, int | None], None]
+        self, lane: Lane, services: Parts, known: Known, done: Callable[[LaneWorker, int | None], None]
     ) -> None:
         self.lane = lane
         self.head = known.head
@@ -362,7 +362,7 @@ class LaneWorker:
         if head.run is not None and head.run.wake_ms is not None and over:
             self._services.metrics.sample("WakeLatenessMs", max(0, now_ms - head.run.wake_ms))
         if head.run is not None and head.run.wake_ms is not None and not failed:
-            self._services.forget(SleepTimer(self.lane, head.run.event.nonce, head.run.wake_ms, "over"))
+            self._services.wheel.forget(SleepTimer(self.lane, head.run.event.nonce, head.run.wake_ms, "over"))
         if spent is not None:
             self._attempted(await self._activations.bury_run(self._seen(), spent, self._trimmable()), [])
             return

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -30,15 +29,14 @@ from tenuto.lane.timers import (
 from tenuto.lane.writes import Delete, Item, Key, Put
 from tenuto.protocol.ids import InvocationId, Lane
 from tenuto.protocol.limits import TIMER_BUCKET_MS, TIMER_SHARDS
-from tenuto.store.port import Table, TableUnavailableError
+from tenuto.store.port import TableUnavailableError
 from tenuto_control.core import log_fields
 from tenuto_control.core.log_fields import shown
-from tenuto_control.dispatcher.dispatcher import Dispatcher
 from tenuto_control.dispatcher.inbox import Inbox
-from tenuto_control.dispatcher.outages import WatchedTable
+from tenuto_control.dispatcher.parts import Wiring
 from tenuto_control.dispatcher.writer import Writer
-from tenuto_control.limits import SWEEP_CURSOR_LAG_MINUTES, Limits, near_lookback_ms
-from tenuto_control.ports import Clock
+from tenuto_control.limits import SWEEP_CURSOR_LAG_MINUTES, near_lookback_ms
+from tenuto_control.ports import Waking
 
 log = logging.getLogger("tenuto.sweep")
 
@@ -77,13 +75,13 @@ class Sweeper:
     - *Deep*, each `sweep_deep_interval_ms`: from the stored cursor on, for timers that nobody was there for.
     """
 
-    def __init__(self, table: Table, dispatcher: Dispatcher, clock: Clock, rng: random.Random, limits: Limits) -> None:
-        self._table = watched = WatchedTable(table, dispatcher.outages, dispatcher.metrics)
-        self._dispatcher = dispatcher
-        self._clock = clock
-        self._rng = rng
-        self._limits = limits
-        self._writer = Writer(watched, limits, dispatcher.metrics)
+    def __init__(self, wiring: Wiring, waking: Waking) -> None:
+        self._table = wiring.table
+        self._waking = waking
+        self._clock = wiring.clock
+        self._rng = wiring.rng
+        self._limits = wiring.limits
+        self._writer = Writer(wiring.table, wiring.limits, wiring.metrics)
         # When the last walk over recent buckets began that came to its end.
         self._walked_ms = 0
         self._complaints: Counter[str] = Counter()
@@ -187,7 +185,7 @@ class Sweeper:
         due: list[LaneTimer] = []
         for timer in timers:
             if timer.due_ms > self._clock.now_ms():
-                self._dispatcher.arm(timer)
+                self._waking.arm(timer)
                 continue
             match timer:
                 case SendTimer():
@@ -216,7 +214,7 @@ class Sweeper:
             # Once for all timers of a lane: each look makes it read its head anew.
             if timer.lane not in looked:
                 looked.add(timer.lane)
-                self._dispatcher.look(timer.lane)
+                self._waking.look(timer.lane)
             await self._keep(timer)
         if over:
             await self._writer.patiently(lambda: self._table.delete_all([timer_delete(t) for t in over]))
@@ -243,7 +241,7 @@ class Sweeper:
 
     async def _deliver(self, timer: SendTimer) -> None:
         try:
-            await self._dispatcher.deliver_delayed(timer)
+            await self._waking.deliver_delayed(timer)
         except TableUnavailableError:
             raise
         except Exception:
