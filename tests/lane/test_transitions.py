@@ -46,6 +46,7 @@ from tenuto.protocol.records import (
     MessageSource,
     Source,
     Success,
+    pack,
     unpack_event,
     unpack_out,
     unpack_result,
@@ -434,6 +435,14 @@ def test_lanes_have_keys_of_their_own(service: str, key: str, other_service: str
     one, other = Lane(service, key), Lane(other_service, other_key)
     assert (one.pk == other.pk) == (one == other)
     assert Lane.from_pk(one.pk) == one
+
+
+def test_an_event_parses_its_id_once_and_stores_nothing_of_that() -> None:
+    event, untouched = (Event(EVENT.id, "update", KAFKA) for _ in range(2))
+    assert event.invocation == InvocationId(LANE, EVENT.nonce)
+    assert event.invocation is event.invocation
+    assert (event, pack(event)) == (untouched, pack(untouched))
+    assert with_fields(event, id=MESSAGE.id).invocation == MESSAGE.invocation
 
 
 @given(sources, sources)

@@ -11,7 +11,6 @@ from typing import assert_never
 
 from msgspec.structs import replace
 
-from tenuto.protocol.ids import InvocationId
 from tenuto.protocol.records import (
     BuriedOut,
     CallSource,
@@ -121,7 +120,7 @@ def _record(event: Event, source: KafkaSource, topic: str, reason: str, value_it
         ("tenuto-source-topic", source.topic.encode()),
         ("tenuto-source-partition", str(source.partition).encode()),
         ("tenuto-source-offset", str(source.offset).encode()),
-        ("tenuto-handler", f"{InvocationId.parse(event.id).lane.service}/{event.handler}".encode()),
+        ("tenuto-handler", f"{event.invocation.lane.service}/{event.handler}".encode()),
         ("tenuto-invocation", event.id.encode()),
     )
     value = event.input if value_item is None else None

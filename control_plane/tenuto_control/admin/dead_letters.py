@@ -126,7 +126,7 @@ class DeadLetterOffice:
             await self.sink.produce(held.topic, held.value, held.key, (*held.headers, ("tenuto-id", identity.encode())))
         else:
             event = redriven(held)
-            await self._delivery.accept(InvocationId.parse(event.id).lane, [event])
+            await self._delivery.accept(event.invocation.lane, [event])
             identity = event.id
         await self._finish(letter)
         return identity
@@ -157,9 +157,9 @@ class DeadLetterOffice:
 
 def redriven(event: Event) -> Event:
     """The event that a dead message becomes when it is run again; always the same one."""
-    lane = InvocationId.parse(event.id).lane
+    lane, former = event.invocation
     nonce = f"r{digest(event.id)}"
-    keyed = lane.key != InvocationId.parse(event.id).nonce
+    keyed = lane.key != former
     # An invocation of a service without keys is a lane of its own.
     own = lane if keyed else lane._replace(key=nonce)
     return Event(str(InvocationId(own, nonce)), event.handler, CallSource(one_way=True), event.input, event.headers)

@@ -17,7 +17,7 @@ from tenuto.lane.head import head_key, parse_head
 from tenuto.lane.timers import HTTP_SENDER, SendTimer, timer_delete
 from tenuto.lane.transitions import inbox_again, result_expected, result_key
 from tenuto.lane.writes import Item
-from tenuto.protocol.ids import InvocationId, Lane
+from tenuto.protocol.ids import Lane
 from tenuto.protocol.records import CallSource, Event, ResolveOut, ResultOut, SendOut, unpack_out
 from tenuto_control.core.lane_policy import finished
 from tenuto_control.dispatcher.delivery import Delivery, message
@@ -35,7 +35,7 @@ class Acceptance:
 
     async def accept(self, event: Event, delay_ms: int = 0) -> None:
         """Make sure that the invocation of an event runs, once: this event, or the one accepted before it."""
-        lane, nonce = InvocationId.parse(event.id)
+        lane, nonce = event.invocation
         due_ms = self.clock.now_ms() + delay_ms
         if not _kept(event):
             # Its id was made for this request, so there is nothing to look for.
@@ -59,7 +59,7 @@ class Acceptance:
         Its timer is missing if the process that accepted it died. A timer that is due is not put again: in a bucket
         that has been swept nobody would find it.
         """
-        lane, nonce = InvocationId.parse(event.id)
+        lane, nonce = event.invocation
         if due_ms > self.clock.now_ms():
             await self.delivery.postpone(HTTP_SENDER, nonce, _delayed(lane, event, due_ms), again=True)
         else:
@@ -74,7 +74,7 @@ class Acceptance:
             case SendOut() as entry:
                 event = message(timer.sender, timer.sequence, entry)
                 if not _kept(event) or not await self._has_result(event):
-                    await self._into_inbox(InvocationId.parse(event.id).lane, event)
+                    await self._into_inbox(event.invocation.lane, event)
             case ResolveOut() as entry:
                 await self.delivery.answer(timer.sender, timer.sequence, entry)
             case entry:

@@ -10,7 +10,6 @@ import asyncio
 from typing import assert_never
 
 from tenuto.lane.head import head_key, parse_head
-from tenuto.protocol.ids import InvocationId
 from tenuto.protocol.limits import GUARD_MARGIN_MS, VALUE_BYTES_MAX
 from tenuto.protocol.records import CallSource, Event, Failed, Success
 from tenuto_control.dispatcher.acceptance import Acceptance
@@ -53,7 +52,7 @@ class Calls:
                 case Elsewhere(due_ms):
                     if due_ms is not None:
                         await background.in_time(self._acceptance.join(event, due_ms), limits.accept_ms_max)
-                    found = await self._results.of(event.id, max(0, until_ms - clock.now_ms()))
+                    found = await self._results.of(event.invocation, max(0, until_ms - clock.now_ms()))
                     if not isinstance(found, Unknown):
                         return found
                     # Whoever was to make it durable has not, and tells its own caller so.
@@ -62,7 +61,7 @@ class Calls:
 
     def _queued(self, event: Event) -> tuple[LaneWorker, CallWork]:
         """The work of a call in this process, queued now unless it is there already."""
-        worker = self._lanes.worker(InvocationId.parse(event.id).lane)
+        worker = self._lanes.worker(event.invocation.lane)
         work = worker.call_in_queue(event.id)
         if work is None:
             if len(worker.queue) >= self._parts.limits.lane_calls_max:

@@ -20,7 +20,7 @@ from tenuto.lane.dead_letters import (
 )
 from tenuto.lane.writes import Applied, Delete, Key
 from tenuto.protocol.dead_letters import cut
-from tenuto.protocol.ids import InvocationId, Lane
+from tenuto.protocol.ids import Lane
 from tenuto.protocol.limits import INLINE_BYTES_MAX
 from tenuto.protocol.records import (
     BuriedOut,
@@ -94,7 +94,7 @@ class KeptLetters:
                 event = replace(event, headers=unpack_carried(carried).headers)
         data = pack(event)
         parts = entry.parts or await self._put_parts(name, data)
-        lane = InvocationId.parse(event.id).lane
+        lane = event.invocation.lane
         letter = Letter(
             id=name,
             kind="message",

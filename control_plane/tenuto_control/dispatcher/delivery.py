@@ -114,7 +114,7 @@ class Delivery:
         An event that is there as a tombstone has run already: its nonce is returned, with the tombstone's time to live.
         One that is there alive may lack its mark, whose writer may have died, so guard and mark are repeated for it.
         """
-        nonce = None
+        last: Event | None = None
         buried: dict[str, int] = {}
         for event in events:
             for part in part_puts(lane, event):
@@ -125,11 +125,11 @@ class Delivery:
                 ttl = answer.item.get("ttl")
                 buried[event.nonce] = ttl if isinstance(ttl, int) else 0
                 continue
-            nonce = event.nonce
-        if nonce is None:
+            last = event
+        if last is None:
             return buried
         due_ms = self._clock.now_ms() + self._limits.guard_delay_ms
-        await self._writer.write(timer_put(GuardTimer(lane, nonce, due_ms, self._token())))
+        await self._writer.write(timer_put(GuardTimer(lane, last.nonce, due_ms, self._token())))
         await self._writer.write(mark_pend(lane, self._token()))
         self._hints.look(lane)
         return buried

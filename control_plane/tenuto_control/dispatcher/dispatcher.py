@@ -99,9 +99,8 @@ class Dispatcher:
 
     def deliver(self, event: Event, released: Callable[[], None]) -> None:
         """See `Execution.deliver`."""
-        lane, nonce = InvocationId.parse(event.id)
         self._parts.metrics.count("EventsIn")
-        self._lanes.deliver(lane, nonce, event, released)
+        self._lanes.deliver(event, released)
 
     async def withdraw(self, partitions: Sequence[TopicPartition], timeout_ms: int) -> None:
         """See `Execution.withdraw`."""
@@ -128,7 +127,7 @@ class Dispatcher:
 
     async def call_shared(self, event: Event) -> Result:
         """See `Execution.call_shared`."""
-        lane = InvocationId.parse(event.id).lane
+        lane = event.invocation.lane
         head = parse_head(await self._table.get(head_key(lane)))
         return await Activations(lane, self._parts).shared(head, event)
 
@@ -143,7 +142,7 @@ class Dispatcher:
 
     async def result(self, invocation: str, wait_ms: int) -> Answer:
         """See `Execution.result`."""
-        return await self._results.of(invocation, wait_ms)
+        return await self._results.of(InvocationId.parse(invocation), wait_ms)
 
     async def resolve(self, awakeable: str, result: Result) -> Resolution:
         """See `Execution.resolve`."""

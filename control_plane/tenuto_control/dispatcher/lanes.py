@@ -39,8 +39,9 @@ class Lanes:
         """The worker of a lane that is at work."""
         return self._workers.get(lane)
 
-    def deliver(self, lane: Lane, nonce: str, event: Event, released: Callable[[], None]) -> None:
+    def deliver(self, event: Event, released: Callable[[], None]) -> None:
         """Queue a Kafka event."""
+        lane, nonce = event.invocation
         # A lane of its own for every event: nothing can have happened there but this event itself.
         fresh = lane.key == nonce and lane not in self._known
         self._worker(lane, Head() if fresh else None).add(KafkaWork(event, released, self._parts.clock.now_ms()))

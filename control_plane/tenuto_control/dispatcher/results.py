@@ -9,7 +9,7 @@ import asyncio
 
 from tenuto.lane.head import head_key, parse_head
 from tenuto.lane.transitions import inbox_key, result_key
-from tenuto.protocol.ids import InvocationId
+from tenuto.protocol.ids import InvocationId, Lane
 from tenuto.protocol.records import CallSource, Event, Result, ResultOut, unpack_result
 from tenuto.store.port import Table
 from tenuto_control.dispatcher.lanes import Lanes
@@ -27,15 +27,16 @@ class Results:
         self._lanes = lanes
         self._waiters: dict[str, set[asyncio.Future[Result]]] = {}
 
-    async def of(self, invocation: str, wait_ms: int) -> Answer:
+    async def of(self, invocation: InvocationId, wait_ms: int) -> Answer:
         """See `Execution.result`."""
+        name = str(invocation)
         deadline = self._clock.now_ms() + wait_ms
         pause_ms = self._limits.result_poll_initial_ms
         told: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        self._waiters.setdefault(invocation, set()).add(told)
+        self._waiters.setdefault(name, set()).add(told)
         try:
             while True:
-                answer = await self._stored(invocation)
+                answer = await self._stored(invocation.lane, name)
                 left_ms = deadline - self._clock.now_ms()
                 if not isinstance(answer, Pending) or left_ms <= 0:
                     return answer
@@ -44,10 +45,10 @@ class Results:
                     return told.result()
                 pause_ms = min(pause_ms * 2, self._limits.result_poll_max_ms)
         finally:
-            waiting = self._waiters[invocation]
+            waiting = self._waiters[name]
             waiting.discard(told)
             if not waiting:
-                del self._waiters[invocation]
+                del self._waiters[name]
 
     def told(self, invocation: str, result: Result) -> None:
         """A result was stored: whoever waits for it here has it at once."""
@@ -55,15 +56,14 @@ class Results:
             if not future.done():
                 future.set_result(result)
 
-    async def _stored(self, invocation: str) -> Answer:
+    async def _stored(self, lane: Lane, invocation: str) -> Answer:
         """What storage knows of an invocation."""
-        found = await self._looked_up(invocation)
+        found = await self._looked_up(lane, invocation)
         # Its item was buried between two reads, or its result is no longer kept: a second look tells.
-        return await self._looked_up(invocation) or Unknown() if found is None else found
+        return await self._looked_up(lane, invocation) or Unknown() if found is None else found
 
-    async def _looked_up(self, invocation: str) -> Answer | None:
+    async def _looked_up(self, lane: Lane, invocation: str) -> Answer | None:
         """The head first, then the result item, then the inbox. None when that has a tombstone alone."""
-        lane = InvocationId.parse(invocation).lane
         head = parse_head(await self._table.get(head_key(lane)))
         for out in head.out.values():
             if isinstance(out, ResultOut) and out.invocation == invocation:
