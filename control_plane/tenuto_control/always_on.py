@@ -20,7 +20,7 @@ from tenuto.store.port import Table, TableRefusedError, TableUnavailableError
 from tenuto_control.assembly import Assembly, assembled, quiet_libraries
 from tenuto_control.config import Config, ConfigError
 from tenuto_control.core.metrics import Uncounted
-from tenuto_control.dispatcher.outages import Outages, WatchedTable
+from tenuto_control.dispatcher.outages import watched
 from tenuto_control.drivers.http_protocol import JsonErrorsProtocol
 from tenuto_control.drivers.kafka import KafkaEventLog
 from tenuto_control.loops.consume import Consumer
@@ -156,9 +156,9 @@ def _server(parts: Assembly) -> uvicorn.Server:
 
 async def check_table(table: Table, name: str) -> None:
     """Fail early on a table that is not there; wait for one that does not answer. Raises ConfigError."""
-    watched = table if isinstance(table, WatchedTable) else WatchedTable(table, Outages(), Uncounted())
-    with watched.outages.asking():
-        await _answered(lambda: watched.get(SWEEP_CURSOR), None, f"table {name!r} cannot be used")
+    asked = watched(table, Uncounted())
+    with asked.outages.asking():
+        await _answered(lambda: asked.get(SWEEP_CURSOR), None, f"table {name!r} cannot be used")
 
 
 async def check_data_keys(keys: DataKeys) -> None:

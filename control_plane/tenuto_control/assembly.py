@@ -26,7 +26,7 @@ from tenuto_control.config import Config, ConfigError
 from tenuto_control.core.metrics import Tally
 from tenuto_control.core.traces import Untraced
 from tenuto_control.dispatcher import Dispatcher, Wiring
-from tenuto_control.dispatcher.outages import Outages, WatchedTable
+from tenuto_control.dispatcher.outages import WatchedTable, watched
 from tenuto_control.drivers.aws import AwsClients, open_clients
 from tenuto_control.drivers.emf import EmfReports, reports
 from tenuto_control.drivers.event_scheduler import EventBridgeScheduler, NoScheduler
@@ -95,7 +95,7 @@ async def assembled(config: Config) -> AsyncIterator[Assembly]:
         if tracer is not None:
             hand_to_xray(clients.lambda_)
         wiring = Wiring(
-            table=WatchedTable(table, Outages(), tally),
+            table=watched(table, tally),
             invoker=invoker,
             sink=sink,
             targets=deployments,

@@ -23,7 +23,7 @@ from tenuto.store.memory import MemoryTable, item_bytes
 from tenuto_control.core.metrics import Metrics, Uncounted
 from tenuto_control.core.traces import Tracer, Untraced
 from tenuto_control.dispatcher import Dispatcher, Wiring
-from tenuto_control.dispatcher.outages import Outages, WatchedTable
+from tenuto_control.dispatcher.outages import watched
 from tenuto_control.limits import Limits
 from tenuto_control.loops.sweep import Sweeper
 from tenuto_control.ports import Target
@@ -118,7 +118,7 @@ class Meter:
         """Wire the parts: the meter itself plays targets, invoker, sink and scheduler."""
         metrics = self.metrics or Uncounted()
         wiring = Wiring(
-            table=WatchedTable(self.table, Outages(), metrics),
+            table=watched(self.table, metrics),
             invoker=self,
             sink=self,
             targets=self,

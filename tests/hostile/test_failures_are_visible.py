@@ -18,12 +18,19 @@ import pytest
 
 from tenuto import InvocationRetryPolicy, ObjectContext, Service, TerminalError, VirtualObject
 from tenuto.context import Context
-from tenuto.lane.dead_letters import LETTER_SHARDS, letter_key, letter_put, message_letter_id
+from tenuto.lane.dead_letters import (
+    LETTER_SHARDS,
+    dead_letter,
+    ends_unseen,
+    is_dead_letter,
+    letter_key,
+    letter_put,
+    message_letter_id,
+)
 from tenuto.lane.head import head_key
 from tenuto.lane.timers import GuardTimer, SendTimer, timer_put
 from tenuto.lane.transitions import inbox_put, mark_pend
 from tenuto.lane.writes import Put, Refused, Update, Write
-from tenuto.protocol.dead_letters import dead_letter, ends_unseen, is_dead_letter
 from tenuto.protocol.ids import InvocationId, Lane, kafka_nonce
 from tenuto.protocol.messages import EventResult, Fenced, Rejected, Speculated, Stopped, encode
 from tenuto.protocol.records import (

@@ -29,7 +29,7 @@ from tenuto.service import Handler, Services
 from tenuto.store.port import Page, TableUnavailableError
 from tenuto_control.core.metrics import Uncounted
 from tenuto_control.dispatcher import Dispatcher, Wiring
-from tenuto_control.dispatcher.outages import Outages, WatchedTable
+from tenuto_control.dispatcher.outages import watched
 from tenuto_control.limits import Limits
 from tenuto_control.loops.sweep import Sweeper
 from tenuto_control.ports import Answer, Pending, UndecidedError, Unknown
@@ -148,7 +148,7 @@ class World:
         """One more process."""
         meter, table, number = self.meter, MortalTable(self.meter.table), len(self.tables)
         wiring = Wiring(
-            table=WatchedTable(table, Outages(), Uncounted()),
+            table=watched(table, Uncounted()),
             invoker=meter,
             sink=meter,
             targets=meter,

@@ -18,7 +18,7 @@ from tenuto.hosts import event_scheduler
 from tenuto.protocol.ids import Lane
 from tenuto_control.core.metrics import Uncounted
 from tenuto_control.dispatcher import Dispatcher, Errand, Wiring
-from tenuto_control.dispatcher.outages import Outages, WatchedTable
+from tenuto_control.dispatcher.outages import watched
 from tenuto_control.loops.consume import Consumer
 from tenuto_control.loops.sweep import Sweeper
 from tenuto_control.ports import LogUnavailableError, RecordSink
@@ -56,7 +56,7 @@ class Shape(Protocol):
 def wiring_of(world: Simulation, process: Process, rng: random.Random, sink: RecordSink) -> Wiring:
     """What the production dispatcher of one process is wired to: the world's twins."""
     return Wiring(
-        table=WatchedTable(world.table, Outages(), Uncounted()),
+        table=watched(world.table, Uncounted()),
         invoker=world.functions,
         sink=sink,
         targets=world,

@@ -19,6 +19,7 @@ from typing import Final, TypeAlias
 from msgspec.structs import replace
 
 from tenuto.errors import FencedError, StateTooLargeError
+from tenuto.lane.dead_letters import item_of
 from tenuto.lane.head import OWN, head_key, parse_head
 from tenuto.lane.items import bundle_name, bundle_put, input_name, input_put, segment_name, segment_put
 from tenuto.lane.timers import GuardTimer, SleepTimer, timer_put
@@ -37,7 +38,6 @@ from tenuto.lane.writes import Answer, Applied, Delete, Item, Key, Refused, Writ
 from tenuto.machine.backlog import Backlog
 from tenuto.machine.journal import Journal
 from tenuto.machine.phases import Phase, Step, advance
-from tenuto.protocol.dead_letters import item_of
 from tenuto.protocol.ids import Lane
 from tenuto.protocol.limits import (
     BUNDLE_BYTES_MAX,

@@ -14,10 +14,10 @@ from typing import TypeAlias
 import msgspec
 from msgspec.structs import replace
 
+from tenuto.lane.dead_letters import dead_letter
 from tenuto.lane.head import parse_head
 from tenuto.lane.transitions import Effects, effects_of, final_commit, result_key, spec_commit
 from tenuto.lane.writes import Applied
-from tenuto.protocol.dead_letters import dead_letter
 from tenuto.protocol.ids import Lane
 from tenuto.protocol.limits import OWN_POSITIONS, PAYLOAD_BYTES_MAX
 from tenuto.protocol.messages import (

@@ -14,11 +14,11 @@ from typing import assert_never
 
 from msgspec.structs import replace
 
+from tenuto.lane.dead_letters import REASON_HEADERS
 from tenuto.lane.items import unbundled
 from tenuto.lane.timers import HTTP_SENDER, GuardTimer, SendTimer, parse_timer, timer_put, timer_put_again
 from tenuto.lane.transitions import inbox_put, mark_pend, part_puts, result_put
 from tenuto.lane.writes import Delete, Item, Key, Refused
-from tenuto.protocol.dead_letters import REASON_HEADERS
 from tenuto.protocol.ids import AwakeableId, InvocationId, Lane, digest
 from tenuto.protocol.limits import (
     VALUE_BYTES_MAX,
@@ -47,7 +47,7 @@ from tenuto_control.core.log_fields import shown
 from tenuto_control.core.metrics import Metrics
 from tenuto_control.core.routing import smaller_forms
 from tenuto_control.dispatcher.answers import Answers
-from tenuto_control.dispatcher.dead_letters import KeptLetters, produce_largest
+from tenuto_control.dispatcher.dead_letters import Letters, produce_largest
 from tenuto_control.dispatcher.guards import Guards
 from tenuto_control.dispatcher.hints import Hints
 from tenuto_control.dispatcher.patience import TopicPatience
@@ -106,7 +106,7 @@ class Delivery:
         self._guards = Guards(writer, clock, token)
         self._answers = Answers(writer, clock, limits, token, self._guards, hints)
         self._patience = TopicPatience(clock, limits.topic_patience_ms, metrics)
-        self.letters = KeptLetters(writer, clock, metrics)
+        self.letters = Letters(writer, clock, metrics)
 
     async def accept(self, lane: Lane, events: Iterable[Event]) -> dict[str, int]:
         """Make events durable in a lane's inbox. When this returns, they will be run, whatever process dies.

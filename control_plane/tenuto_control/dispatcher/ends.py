@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from msgspec.structs import replace
 
-from tenuto.protocol.dead_letters import buries, dead_letter, ends_unseen, is_dead_letter, unseen
+from tenuto.lane.dead_letters import buries, dead_letter, ends_unseen, is_dead_letter, unseen
 from tenuto.protocol.ids import Lane
 from tenuto.protocol.limits import INLINE_BYTES_MAX
 from tenuto.protocol.messages import EventResult, Speculated
