@@ -5,7 +5,7 @@
     python tools/draw_protocol.py --check   # exit 1 when the page differs from the code
 
 Owns the form of the page, and what a writer does when a write is refused. The rest comes from `tenuto.machine.phases`,
-`tenuto.lane.transitions`, `tenuto.lane.dead_letters` and the lists of the proofs (`tests.model`,
+`tenuto.lane.transitions`, `tenuto.lane.timers`, `tenuto.lane.dead_letters` and the lists of the proofs (`tests.model`,
 `tests.simulation.mutants`): what changes there changes here, and a test compares the two.
 """
 
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, assert_never
 
-from tenuto.lane import dead_letters, items, transitions
+from tenuto.lane import dead_letters, items, timers, transitions
 from tenuto.lane.head import WATERMARK
 from tenuto.lane.writes import Absent, AbsentOrAtMost, AbsentOrEquals, Clause, Delete, Equals, Put, Update
 from tenuto.machine.phases import TRANSITIONS, Phase
@@ -40,7 +40,7 @@ MESSAGE: Final = Event(str(InvocationId(LANE, "other")), "handler", MessageSourc
 OUT: Final = PublishOut("topic", None)
 EFFECTS: Final = transitions.effects_of([EVENT, MESSAGE], {"name": b"", "gone": None}, {0: OUT}, 0)
 PROGRESS: Final = transitions.Progress({"1": b""}, {0: OUT}, ("0",), ("J#1",))
-TIMER: Final = transitions.Timer(LANE, "guard", "nonce", 0, "unique")
+TIMER: Final = timers.GuardTimer(LANE, "nonce", 0, "unique")
 LETTER: Final = dead_letters.Letter("0", "message", "reason", 500, 0, "origin")
 NOTHING: Final = "none"
 
@@ -209,27 +209,27 @@ ROWS: Final = (
         "no response: repeat",
     ),
     Row(
-        transitions.timer_put,
+        timers.timer_put,
         "before 2, 5, 8, 11",
-        transitions.timer_put(TIMER),
+        timers.timer_put(TIMER),
         "no response: repeat",
     ),
     Row(
-        transitions.timer_put_again,
+        timers.timer_put_again,
         "ingress",
-        transitions.timer_put_again(TIMER),
+        timers.timer_put_again(timers.SendTimer(LANE, "nonce", 0, "nonce", b"", "http", "nonce")),
         "it is there already",
     ),
     Row(
-        transitions.timer_delete,
+        timers.timer_delete,
         "sweep",
-        transitions.timer_delete(TIMER),
+        timers.timer_delete(TIMER),
         "no response: the sweep comes by again",
     ),
     Row(
-        transitions.cursor_put,
+        timers.cursor_put,
         "sweep",
-        transitions.cursor_put(0),
+        timers.cursor_put(0),
         "another sweeper is further",
     ),
 )

@@ -11,8 +11,12 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple, Protocol, TypeAlias
 
+from tenuto.lane.timers import SendTimer, Timer
+from tenuto.lane.writes import Key
+from tenuto.protocol.ids import Lane
 from tenuto.protocol.messages import ServiceManifest
 from tenuto.protocol.records import Event, PublishOut, Result
+from tenuto_control.core.metrics import Metrics
 
 
 class TopicPartition(NamedTuple):
@@ -279,6 +283,29 @@ class Resolution(Enum):
     """No invocation waits under that id (any more)."""
 
 
+class Errand(NamedTuple):
+    """Why to be woken: for a lane, or for the delayed message whose timer is named."""
+
+    lane: Lane
+    timer: Key | None = None
+
+
+class Waking(Protocol):
+    """What the sweep asks of the dispatcher."""
+
+    def look(self, lane: Lane) -> None:
+        """Look at a lane: its head as it is now, and its inbox."""
+        ...
+
+    def arm(self, timer: Timer) -> None:
+        """Fire a timer when it is due, if that is soon; the sweep finds it in any case."""
+        ...
+
+    async def deliver_delayed(self, timer: SendTimer) -> None:
+        """Move a delayed message to its receiver's inbox, then forget its timer."""
+        ...
+
+
 class Execution(Protocol):
     """What loops and ingress ask of the dispatcher."""
 
@@ -329,4 +356,28 @@ class Execution(Protocol):
 
         Raises OverloadedError when it cannot be taken now.
         """
+        ...
+
+
+class Interruptible(Execution, Protocol):
+    """An `Execution` in a process that is frozen between two invocations, each of which ends with nothing under way."""
+
+    @property
+    def metrics(self) -> Metrics:
+        """Where it counts."""
+        ...
+
+    async def woken(self, errand: Errand) -> None:
+        """A wake-up from outside."""
+        ...
+
+    async def settle(self, deadline_ms: int, linger_ms: int = 0) -> None:
+        """Wait until nothing is under way, or for a deadline.
+
+        A lane that rests (a pause, another's lease) and an armed timer are waited for if that is over in `linger_ms`.
+        """
+        ...
+
+    async def halt(self, until_ms: int) -> list[Errand]:
+        """Stop everything where it is, as a crash would. Returns what would have been done before a time."""
         ...

@@ -20,9 +20,10 @@ from tenuto.runtime.activation import activate
 from tenuto.runtime.environment import Environment, InlineWriteLoop
 from tenuto.service import Handler, Service, Services, VirtualObject
 from tenuto.store.memory import MemoryTable, item_bytes
-from tenuto_control.core.metrics import Metrics
-from tenuto_control.core.traces import Tracer
-from tenuto_control.dispatcher import Dispatcher
+from tenuto_control.core.metrics import Metrics, Uncounted
+from tenuto_control.core.traces import Tracer, Untraced
+from tenuto_control.dispatcher import Dispatcher, Wiring
+from tenuto_control.dispatcher.outages import watched
 from tenuto_control.limits import Limits
 from tenuto_control.loops.sweep import Sweeper
 from tenuto_control.ports import Target
@@ -115,22 +116,23 @@ class Meter:
 
     def __post_init__(self) -> None:
         """Wire the parts: the meter itself plays targets, invoker, sink and scheduler."""
-        rng = random.Random(1)
-        self.dispatcher = Dispatcher(
-            self.table,
-            self,
-            self,
-            self,
-            self,
-            self.clock,
-            rng,
-            self.limits,
-            self.process,
-            "tenuto",
-            self.metrics,
-            tracer=self.tracer,
+        metrics = self.metrics or Uncounted()
+        wiring = Wiring(
+            table=watched(self.table, metrics),
+            invoker=self,
+            sink=self,
+            targets=self,
+            scheduler=self,
+            clock=self.clock,
+            rng=random.Random(1),
+            limits=self.limits,
+            process=self.process,
+            table_name="tenuto",
+            metrics=metrics,
+            tracer=self.tracer or Untraced(),
         )
-        self.sweeper = Sweeper(self.table, self.dispatcher, self.clock, rng, self.limits)
+        self.dispatcher = Dispatcher(wiring)
+        self.sweeper = Sweeper(wiring, self.dispatcher)
 
     # --- ways in ----------------------------------------------------------------------------------------------------
 
@@ -157,9 +159,9 @@ class Meter:
         """Until every lane is idle: suspended ones are, ones with work are not."""
         for _ in range(int(QUIET_SECONDS_MAX / LOOK_SECONDS)):
             await asyncio.sleep(LOOK_SECONDS)
-            if not self.dispatcher._workers:
+            if not self.dispatcher._lanes._workers:
                 return
-        raise AssertionError(f"not quiet after {QUIET_SECONDS_MAX} s: {list(self.dispatcher._workers)}")
+        raise AssertionError(f"not quiet after {QUIET_SECONDS_MAX} s: {list(self.dispatcher._lanes._workers)}")
 
     def count(self) -> Cost:
         """What was requested since the last count."""

@@ -25,11 +25,11 @@ from tenuto.errors import (
     TerminalError,
     UnserialisableError,
 )
+from tenuto.lane.dead_letters import dead_letter, ends_unseen, is_dead_letter
 from tenuto.lane.transitions import Effects, effects_of
 from tenuto.machine.journal import Journal
 from tenuto.machine.phases import Phase
 from tenuto.protocol.backoff import pause_ms
-from tenuto.protocol.dead_letters import dead_letter, ends_unseen, is_dead_letter
 from tenuto.protocol.failures import describe, failure_of
 from tenuto.protocol.limits import (
     DEADLINE_MARGIN_MS,

@@ -19,26 +19,25 @@ from typing import Final, TypeAlias
 from msgspec.structs import replace
 
 from tenuto.errors import FencedError, StateTooLargeError
+from tenuto.lane.dead_letters import item_of
 from tenuto.lane.head import OWN, head_key, parse_head
 from tenuto.lane.items import bundle_name, bundle_put, input_name, input_put, segment_name, segment_put
+from tenuto.lane.timers import GuardTimer, SleepTimer, timer_put
 from tenuto.lane.transitions import (
     NO_TRIM,
     Effects,
     Progress,
-    Timer,
     Wait,
     checkpoint,
     claim,
     final_commit,
     spec_commit,
     suspend,
-    timer_put,
 )
 from tenuto.lane.writes import Answer, Applied, Delete, Item, Key, Refused, Write
 from tenuto.machine.backlog import Backlog
 from tenuto.machine.journal import Journal
 from tenuto.machine.phases import Phase, Step, advance
-from tenuto.protocol.dead_letters import item_of
 from tenuto.protocol.ids import Lane
 from tenuto.protocol.limits import (
     BUNDLE_BYTES_MAX,
@@ -256,7 +255,7 @@ class Lease:
                 return False
             if wait.wake_ms is not None:
                 nonce = f"{self.run.event.nonce}.{self.run.attempt}.{wait.failures}"
-                timer = Timer(self.lane, "sleep", self.run.event.nonce, wait.wake_ms, nonce)
+                timer = SleepTimer(self.lane, self.run.event.nonce, wait.wake_ms, nonce)
                 await self._write(timer_put(timer))
             progress = await self._prepared(out)
             wait = dataclasses.replace(wait, seen=self.head.ans)
@@ -401,7 +400,7 @@ class Lease:
     async def _put_guard(self, event: Event) -> None:
         due_ms, now_ms = self._env.deadline_ms + GUARD_MARGIN_MS, self._env.now_ms()
         holder = self._request.holder
-        guard = Timer(self.lane, "guard", event.nonce, due_ms, holder, ver=self.head.ver, since_ms=now_ms)
+        guard = GuardTimer(self.lane, event.nonce, due_ms, holder, ver=self.head.ver, since_ms=now_ms)
         await self._write(timer_put(guard))
 
     async def _put_input(self, event: Event) -> tuple[Event, str | None]:

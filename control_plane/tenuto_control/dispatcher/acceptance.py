@@ -1,4 +1,4 @@
-"""Acceptance of what comes over HTTP: of all requests with one idempotency key, one is what runs.
+"""Acceptance of what comes over HTTP or was delayed: of all requests with one idempotency key, one is what runs.
 
 Owns where an invocation is looked for before it is accepted, and what a later request joins instead. Does not own
 running it, nor how inbox items and timers are written (`delivery`).
@@ -15,12 +15,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tenuto.lane.head import head_key, parse_head
+from tenuto.lane.timers import HTTP_SENDER, SendTimer, timer_delete
 from tenuto.lane.transitions import inbox_again, result_expected, result_key
 from tenuto.lane.writes import Item
-from tenuto.protocol.ids import InvocationId, Lane
-from tenuto.protocol.records import CallSource, Event, ResultOut, SendOut
+from tenuto.protocol.ids import Lane
+from tenuto.protocol.records import CallSource, Event, ResolveOut, ResultOut, SendOut, unpack_out
 from tenuto_control.core.lane_policy import finished
-from tenuto_control.dispatcher.delivery import HTTP_SENDER, Delivery
+from tenuto_control.dispatcher.delivery import Delivery, message
 from tenuto_control.dispatcher.writer import Writer
 from tenuto_control.ports import Clock
 
@@ -35,7 +36,7 @@ class Acceptance:
 
     async def accept(self, event: Event, delay_ms: int = 0) -> None:
         """Make sure that the invocation of an event runs, once: this event, or the one accepted before it."""
-        lane, nonce = InvocationId.parse(event.id)
+        lane, nonce = event.invocation
         due_ms = self.clock.now_ms() + delay_ms
         if not _kept(event):
             # Its id was made for this request, so there is nothing to look for.
@@ -67,16 +68,27 @@ class Acceptance:
         Its timer is missing if the process that accepted it died. A timer that is due is not put again: in a bucket
         that has been swept nobody would find it.
         """
-        lane, nonce = InvocationId.parse(event.id)
+        lane, nonce = event.invocation
         if due_ms > self.clock.now_ms():
             await self.delivery.postpone(HTTP_SENDER, nonce, _delayed(lane, event, due_ms), again=True)
         else:
             await self._into_inbox(lane, event)
 
-    async def deliver(self, event: Event) -> None:
-        """The time of a delayed message has come. It may have been run by a call that came before it."""
-        if not _kept(event) or not await self._has_result(event):
-            await self._into_inbox(InvocationId.parse(event.id).lane, event)
+    async def deliver_delayed(self, timer: SendTimer) -> None:
+        """The time of a delayed message has come: move it to where it goes, then forget its timer.
+
+        It may have been run by a call that came before it. Raises TypeError for a timer that carries no message.
+        """
+        match unpack_out(timer.message):
+            case SendOut() as entry:
+                event = message(timer.sender, timer.sequence, entry)
+                if not _kept(event) or not await self._has_result(event):
+                    await self._into_inbox(event.invocation.lane, event)
+            case ResolveOut() as entry:
+                await self.delivery.answer(timer.sender, timer.sequence, entry)
+            case entry:
+                raise TypeError(f"a send timer carries a message, not {type(entry).__name__}")
+        await self.writer.write(timer_delete(timer))
 
     async def _into_inbox(self, lane: Lane, event: Event) -> None:
         ttl = (await self.delivery.accept(lane, [event])).get(event.nonce)

@@ -14,10 +14,10 @@ from typing import TypeAlias
 import msgspec
 from msgspec.structs import replace
 
+from tenuto.lane.dead_letters import dead_letter
 from tenuto.lane.head import parse_head
 from tenuto.lane.transitions import Effects, effects_of, final_commit, result_key, spec_commit
 from tenuto.lane.writes import Applied
-from tenuto.protocol.dead_letters import dead_letter
 from tenuto.protocol.ids import Lane
 from tenuto.protocol.limits import OWN_POSITIONS, PAYLOAD_BYTES_MAX
 from tenuto.protocol.messages import (
@@ -58,7 +58,7 @@ from tenuto_control.core.log_fields import shown
 from tenuto_control.core.outcomes import outcome_problem
 from tenuto_control.core.traces import Activating
 from tenuto_control.dispatcher.ends import Ends
-from tenuto_control.dispatcher.services import Services
+from tenuto_control.dispatcher.parts import Parts
 from tenuto_control.dispatcher.work import Attempted, CallWork, Drained, Elsewhere, Work
 from tenuto_control.ports import (
     FunctionFailedError,
@@ -92,7 +92,7 @@ class Activations:
     """
 
     lane: Lane
-    services: Services
+    services: Parts
     busy: tuple[Work, ...] | None = None
     late: bool = False
     _claim_first: bool = False

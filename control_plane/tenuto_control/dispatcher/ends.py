@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from msgspec.structs import replace
 
-from tenuto.protocol.dead_letters import buries, dead_letter, ends_unseen, is_dead_letter, unseen
+from tenuto.lane.dead_letters import buries, dead_letter, ends_unseen, is_dead_letter, unseen
 from tenuto.protocol.ids import Lane
 from tenuto.protocol.limits import INLINE_BYTES_MAX
 from tenuto.protocol.messages import EventResult, Speculated
@@ -30,7 +30,7 @@ from tenuto.protocol.records import (
 from tenuto_control.core import log_fields
 from tenuto_control.core.log_fields import shown, shown_reason
 from tenuto_control.dispatcher.dead_letters import origin_of
-from tenuto_control.dispatcher.services import Services
+from tenuto_control.dispatcher.parts import Parts
 
 log = logging.getLogger("tenuto.lane")
 
@@ -43,7 +43,7 @@ class Ends:
     """The ends of one lane's events, as far as this process has tried them."""
 
     lane: Lane
-    services: Services
+    services: Parts
     _first: str = ""
     _first_ms: int = 0
     _attempt: int = 1

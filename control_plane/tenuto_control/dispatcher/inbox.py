@@ -32,8 +32,11 @@ PAGES_MAX = 1_000
 
 
 @dataclass(frozen=True, slots=True)
-class Waiting:
-    """Live items: to run in this order, finished already, or below the watermark. `more`: not all were looked at."""
+class InboxView:
+    """What a look found: live items to run in this order, finished already, or below the watermark.
+
+    `more`: not all were looked at.
+    """
 
     events: tuple[Event, ...]
     done: tuple[Event, ...]
@@ -49,7 +52,7 @@ class Inbox:
         self._writer = writer
         self._parts: dict[str, int] = {}
 
-    async def live(self, head: Head, now_ms: int = 0, most: int = DRAIN_EVENTS_MAX) -> Waiting:
+    async def live(self, head: Head, now_ms: int = 0, most: int = DRAIN_EVENTS_MAX) -> InboxView:
         """What waits, judged by a head that was read before this query: `most` events. Sources are each in order."""
         events: list[Event] = []
         done: list[Event] = []
@@ -77,16 +80,16 @@ class Inbox:
                     whole = await self._whole(event)
                     if whole is None:
                         # Its end has just been seen elsewhere: what is known of the head is out of date.
-                        return Waiting(tuple(events), tuple(done), tuple(below), more=True)
+                        return InboxView(tuple(events), tuple(done), tuple(below), more=True)
                     size += len(whole.input or b"")
                     events.append(whole)
                 full = len(events) >= most or len(events) + len(done) + len(below) >= DRAIN_EVENTS_MAX
                 if full or size > DRAIN_BYTES_MAX:
-                    return Waiting(tuple(events), tuple(done), tuple(below), more=True)
+                    return InboxView(tuple(events), tuple(done), tuple(below), more=True)
             after = page.last
             if after is None:
                 break
-        return Waiting(tuple(events), tuple(done), tuple(below), more=after is not None)
+        return InboxView(tuple(events), tuple(done), tuple(below), more=after is not None)
 
     async def any_live(self) -> bool:
         """Whether anything waits."""

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import assert_never
 
 from tenuto.lane.head import head_key, parse_head
-from tenuto.lane.transitions import Timer, clear_pend, result_key, takeover, trim_head
+from tenuto.lane.timers import SleepTimer
+from tenuto.lane.transitions import clear_pend, result_key, takeover, trim_head
 from tenuto.lane.writes import Applied
 from tenuto.protocol.backoff import pause_ms
 from tenuto.protocol.ids import Lane
@@ -48,7 +49,7 @@ from tenuto_control.dispatcher.acceptance import Acceptance
 from tenuto_control.dispatcher.activations import Activations
 from tenuto_control.dispatcher.delivery import fits
 from tenuto_control.dispatcher.inbox import DRAIN_EVENTS_MAX, Inbox
-from tenuto_control.dispatcher.services import Services
+from tenuto_control.dispatcher.parts import Parts
 from tenuto_control.dispatcher.work import Attempted, CallWork, Elsewhere, KafkaWork, Work
 from tenuto_control.ports import LogUnavailableError, Target, TopicPartition, TopicUnusableError
 
@@ -84,7 +85,7 @@ class LaneWorker:
     """Works on one lane until it is idle. `done` is called then, with the head for the cache and the next wake-up."""
 
     def __init__(
-        self, lane: Lane, services: Services, known: Known, done: Callable[[LaneWorker, int | None], None]
+        self, lane: Lane, services: Parts, known: Known, done: Callable[[LaneWorker, int | None], None]
     ) -> None:
         self.lane = lane
         self.head = known.head
@@ -182,6 +183,11 @@ class LaneWorker:
         running = self._activations.busy or ()
         here = (*running, *self.queue, *self._handed.values())
         return next((w for w in here if isinstance(w, CallWork) and w.event.id == event_id), None)
+
+    @property
+    def waiting(self) -> int:
+        """How many events and calls wait for the lane here, those included that were handed over."""
+        return len(self.queue) + len(self._handed)
 
     def let_go(self, work: CallWork) -> bool:
         """The caller of a call stops waiting. True when the call was handed over, and is durable."""
@@ -419,7 +425,7 @@ class LaneWorker:
         if head.run is not None and head.run.wake_ms is not None and over:
             self._services.metrics.sample("WakeLatenessMs", max(0, now_ms - head.run.wake_ms))
         if head.run is not None and head.run.wake_ms is not None and not failed:
-            self._services.forget(Timer(self.lane, "sleep", head.run.event.nonce, head.run.wake_ms, "over"))
+            self._services.wheel.forget(SleepTimer(self.lane, head.run.event.nonce, head.run.wake_ms, "over"))
         if spent is not None:
             self._attempted(await self._activations.bury_run(self._seen(), spent, self._trimmable()), [])
             return

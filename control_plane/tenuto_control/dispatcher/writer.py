@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from tenuto.lane.writes import Answer, Applied, Item, Key, Refused, Write
-from tenuto.store.port import Table, TableUnavailableError
+from tenuto.store.port import TableUnavailableError
 from tenuto_control.core.metrics import Metrics
-from tenuto_control.dispatcher.outages import Outages, WatchedTable
+from tenuto_control.dispatcher.outages import WatchedTable
 from tenuto_control.limits import Limits
 
 T = TypeVar("T")
@@ -35,8 +35,8 @@ class Written:
 class Writer:
     """Applies writes until the table answers. A lane waits meanwhile: its events stay in Kafka."""
 
-    def __init__(self, table: Table, limits: Limits, metrics: Metrics) -> None:
-        self.table = table if isinstance(table, WatchedTable) else WatchedTable(table, Outages(), metrics)
+    def __init__(self, table: WatchedTable, limits: Limits, metrics: Metrics) -> None:
+        self.table = table
         self._limits = limits
         self._metrics = metrics
 

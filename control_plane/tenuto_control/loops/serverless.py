@@ -20,12 +20,11 @@ from tenuto.hosts.event_scheduler import WakeUp
 from tenuto.hosts.kafka_event_source import SourceRecord
 from tenuto.protocol.ids import Lane
 from tenuto_control.core.routing import Quarantine, Subscription, life_of, route
-from tenuto_control.dispatcher import Dispatcher, Errand
 from tenuto_control.limits import Limits
 from tenuto_control.loops.failures import FailureLog
 from tenuto_control.loops.quarantine import DeadLetters
 from tenuto_control.loops.sweep import Sweeper
-from tenuto_control.ports import Clock, RecordSink, TopicLives, TopicPartition
+from tenuto_control.ports import Clock, Errand, Interruptible, RecordSink, TopicLives, TopicPartition
 
 log = logging.getLogger("tenuto.serverless")
 
@@ -48,7 +47,7 @@ class Serverless:
 
     def __init__(
         self,
-        dispatcher: Dispatcher,
+        dispatcher: Interruptible,
         sweeper: Sweeper,
         sink: RecordSink,
         lives: TopicLives,
