@@ -76,13 +76,6 @@ Work: TypeAlias = KafkaWork | CallWork
 
 
 @dataclass(frozen=True, slots=True)
-class Drained:
-    """An inbox item in the place of queued work: nobody in this process waits for it."""
-
-    event: Event
-
-
-@dataclass(frozen=True, slots=True)
 class Attempted:
     """What came of an activation: the head it left (None: read again), the work that is finished, and what failed.
 

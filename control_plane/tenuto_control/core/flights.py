@@ -1,0 +1,135 @@
+"""An activation under way, and what earlier ones of its lane have shown: values that judgements go by.
+
+Owns what an activation is about, and which attempt at which event it is. Does not own what its answer means
+(`verdicts`), nor the call of the function (`dispatcher.activations`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import assert_never
+
+from tenuto.protocol.ids import Lane
+from tenuto.protocol.messages import Head, RetryPolicy, ServiceManifest, Trim
+from tenuto.protocol.modes import Drain, Mode, Resume, Shared, Speculate
+from tenuto.protocol.records import Event
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """The event that the last batch began with: when this process first tried it, and the number of the attempt."""
+
+    event_id: str = ""
+    first_ms: int = 0
+    attempt: int = 1
+
+    def attempt_at(self, event: Event) -> int:
+        """The number of this attempt at an event. Behind others of its batch, an event is at its first."""
+        return self.attempt if event.id == self.event_id else 1
+
+    def first_ms_of(self, event: Event) -> int:
+        """When this process first tried an event; 0 when it does not know."""
+        return self.first_ms if event.id == self.event_id else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Repeated:
+    """How often in a row the same thing has happened: a text was logged, or an event refused."""
+
+    what: str = ""
+    times: int = 0
+
+    def again(self, what: str) -> Repeated:
+        """It has happened once more, or something else has."""
+        return Repeated(what, self.times + 1 if what == self.what else 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Lessons:
+    """What earlier activations of a lane have shown, as far as the next one goes by it.
+
+    `claim_first`: speculation was overtaken, so the lease is to be taken before the handler starts. `one_by_one`: one
+    event of a batch may be what fails all of it. `late`: a resumed run was handed back, its lease being over. `fenced`
+    counts answers in a row that say the lane was lost, `refused` commits of an event that the table did not take.
+    """
+
+    claim_first: bool = False
+    one_by_one: bool = False
+    late: bool = False
+    fenced: int = 0
+    refused: Repeated = Repeated()
+    warned: Repeated = Repeated()
+    tried: Tried = Tried()
+
+
+@dataclass(frozen=True, slots=True)
+class Flight:
+    """One activation of a lane: from which head, in which mode, under which name, and what its commit may trim.
+
+    `holder` is the name that its lease would bear.
+    """
+
+    lane: Lane
+    head: Head
+    mode: Mode
+    holder: str
+    trim: Trim
+    tried: Tried
+    manifest: ServiceManifest
+
+    @property
+    def events(self) -> tuple[Event, ...]:
+        """The events that it is about; there is at least one."""
+        match self.mode:
+            case Speculate(events) | Drain(events):
+                return events
+            case Resume(run):
+                return (run.event,)
+            case Shared(event):
+                return (event,)
+            case _:
+                assert_never(self.mode)
+
+    @property
+    def attempt(self) -> int:
+        """The number of its attempt at its first event."""
+        match self.mode:
+            case Speculate(_, attempt) | Drain(_, attempt):
+                return attempt
+            case Resume(run):
+                return run.attempt
+            case Shared():
+                return 1
+            case _:
+                assert_never(self.mode)
+
+    @property
+    def policy(self) -> RetryPolicy:
+        """The retry policy of its first event's handler, as discovery told it."""
+        name = self.events[0].handler
+        found = next((handler for handler in self.manifest.handlers if handler.name == name), None)
+        return found.retry if found else RetryPolicy()
+
+
+def departing(
+    lane: Lane,
+    head: Head,
+    mode: Mode,
+    holder: str,
+    trim: Trim,
+    lessons: Lessons,
+    manifest: ServiceManifest,
+    now_ms: int,
+) -> Flight:
+    """An activation that begins at `now_ms`, in the light of those before it."""
+    tried = lessons.tried
+    match mode:
+        case Speculate(events, attempt) | Drain(events, attempt):
+            first = events[0].id
+            tried = Tried(first, tried.first_ms if first == tried.event_id else now_ms, attempt)
+        case Resume() | Shared():
+            # What is known of a batch stays known while the run that one of its events began goes on.
+            pass
+        case _:
+            assert_never(mode)
+    return Flight(lane, head, mode, holder, trim, tried, manifest)
