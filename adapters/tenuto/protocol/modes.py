@@ -87,27 +87,33 @@ def activation_of(
     hold_ms: int,
 ) -> Activation:
     """The message that asks for a mode, from this head; `trace` is added where it is known."""
-    # The function needs neither outbox nor finished ids; which of them it may remove, the trim names.
-    bare = Activation(
+    own: tuple[tuple[Event, ...], int, bool, Run | None, bool]
+    match mode:
+        case Speculate(events, attempt, claim_first) | Drain(events, attempt, claim_first):
+            own = events, attempt, claim_first, None, False
+        case Resume(run, late):
+            own = (), 1, False, run, late
+        case Shared(event):
+            own = (event,), 1, False, None, False
+        case _:
+            assert_never(mode)
+    given, number, claims, resumed, again = own
+    return Activation(
         service=service,
         key=key,
         mode=tag_of(mode),
-        head=replace(head, out={}, fin={}, watermarks={}, run=None),
+        # The function needs neither outbox nor finished ids; which of them it may remove, the trim names.
+        head=replace(head, out={}, fin={}, watermarks={}, run=resumed),
         holder=holder,
+        events=given,
+        attempt=number,
+        claim_first=claims,
         trim=trim,
         table=table,
         encrypted=encrypted,
         hold_ms=hold_ms,
+        late=again,
     )
-    match mode:
-        case Speculate(events, attempt, claim_first) | Drain(events, attempt, claim_first):
-            return replace(bare, events=events, attempt=attempt, claim_first=claim_first)
-        case Resume(run, late):
-            return replace(bare, head=replace(bare.head, run=run), late=late)
-        case Shared(event):
-            return replace(bare, events=(event,))
-        case _:
-            assert_never(mode)
 
 
 def mode_of(request: Activation) -> Mode:

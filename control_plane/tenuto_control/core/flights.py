@@ -2,12 +2,15 @@
 
 Owns what an activation is about, and which attempt at which event it is. Does not own what its answer means
 (`verdicts`), nor the call of the function (`dispatcher.activations`).
+
+They are structs, as messages are: some are made for every event, and a frozen dataclass takes far longer to make.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import assert_never
+
+from msgspec import Struct
 
 from tenuto.protocol.ids import Lane
 from tenuto.protocol.messages import Head, RetryPolicy, ServiceManifest, Trim
@@ -15,8 +18,7 @@ from tenuto.protocol.modes import Drain, Mode, Resume, Shared, Speculate
 from tenuto.protocol.records import Event
 
 
-@dataclass(frozen=True, slots=True)
-class Tried:
+class Tried(Struct, frozen=True):
     """The event that the last batch began with: when this process first tried it, and the number of the attempt."""
 
     event_id: str = ""
@@ -32,8 +34,7 @@ class Tried:
         return self.first_ms if event.id == self.event_id else 0
 
 
-@dataclass(frozen=True, slots=True)
-class Repeated:
+class Repeated(Struct, frozen=True):
     """How often in a row the same thing has happened: a text was logged, or an event refused."""
 
     what: str = ""
@@ -44,8 +45,7 @@ class Repeated:
         return Repeated(what, self.times + 1 if what == self.what else 1)
 
 
-@dataclass(frozen=True, slots=True)
-class Lessons:
+class Lessons(Struct, frozen=True):
     """What earlier activations of a lane have shown, as far as the next one goes by it.
 
     `claim_first`: speculation was overtaken, so the lease is to be taken before the handler starts. `one_by_one`: one
@@ -62,8 +62,7 @@ class Lessons:
     tried: Tried = Tried()
 
 
-@dataclass(frozen=True, slots=True)
-class Flight:
+class Flight(Struct, frozen=True):
     """One activation of a lane: from which head, in which mode, under which name, and what its commit may trim.
 
     `holder` is the name that its lease would bear.

@@ -2,14 +2,16 @@
 
 Owns the meaning of outcomes and of invocations without one: what is committed, tried again, split or given up, and what
 of it the next activations go by. Does not own carrying it out (`dispatcher.activations`), nor how a commit is written
-(`dispatcher.commits`).
+(`dispatcher.commits`). Structs for the reason that `flights` gives.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import TypeAlias, assert_never
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from tenuto.protocol.messages import (
     Committed,
@@ -41,34 +43,29 @@ TOO_LARGE = 413
 # --- what is judged: an outcome, or why there is none ---------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Oversized:
+class Oversized(Struct, frozen=True):
     """The request is beyond what a function can be given: it did not run."""
 
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Throttled:
+class Throttled(Struct, frozen=True):
     """Refused for concurrency: it did not run."""
 
 
-@dataclass(frozen=True, slots=True)
-class Unreachable:
+class Unreachable(Struct, frozen=True):
     """No answer: it may or may not have run, and may be running still."""
 
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Missing:
+class Missing(Struct, frozen=True):
     """There is no such function, or it may not be invoked."""
 
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Crashed:
+class Crashed(Struct, frozen=True):
     """It ran and ended without an outcome that can be used: it runs no more."""
 
     reason: str
@@ -77,27 +74,23 @@ class Crashed:
 NoOutcome: TypeAlias = Oversized | Throttled | Unreachable | Missing | Crashed
 
 
-@dataclass(frozen=True, slots=True)
-class Stored:
+class Stored(Struct, frozen=True):
     """The commit took place and left this head."""
 
     head: Head
 
 
-@dataclass(frozen=True, slots=True)
-class Traceless:
+class Traceless(Struct, frozen=True):
     """There was nothing to write."""
 
 
-@dataclass(frozen=True, slots=True)
-class Overtaken:
+class Overtaken(Struct, frozen=True):
     """The commit was refused: another write came before it, and the head is this one now."""
 
     head: Head
 
 
-@dataclass(frozen=True, slots=True)
-class Unstorable:
+class Unstorable(Struct, frozen=True):
     """The table never takes this commit: something in it is too large."""
 
     reason: str
@@ -109,8 +102,7 @@ Written: TypeAlias = Stored | Traceless | Overtaken | Unstorable
 # --- verdicts -------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Warned:
+class Warned(Struct, frozen=True):
     """A line about an event, or about an attempt at it, and how often in a row there was cause for it."""
 
     text: str
@@ -124,16 +116,14 @@ class Warned:
         return self.times & (self.times - 1) == 0
 
 
-@dataclass(frozen=True, slots=True)
-class Commit:
+class Commit(Struct, frozen=True):
     """Write what speculated events changed. `last_resort`: they were given up since the table takes nothing more."""
 
     outcome: Speculated
     last_resort: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class GivenUp:
+class GivenUp(Struct, frozen=True):
     """The event ends as failed, by a commit that says why: no further attempt is allowed, or could do better."""
 
     event: Event
@@ -142,8 +132,7 @@ class GivenUp:
     last_resort: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class TryAgain:
+class TryAgain(Struct, frozen=True):
     """An attempt at `failed` failed. `head` is None when it has to be read again.
 
     Then there is a pause: of `pause_ms`, or by the handler's policy. A `harmless` failure does not count as an attempt.
@@ -158,8 +147,7 @@ class TryAgain:
     warned: Warned | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class WaitTurn:
+class WaitTurn(Struct, frozen=True):
     """The function did not run for want of concurrency: the same goes again from the same head, at a random moment.
 
     The pause is one to four times `unit_ms`.
@@ -169,8 +157,7 @@ class WaitTurn:
     unit_ms: int
 
 
-@dataclass(frozen=True, slots=True)
-class Durable:
+class Durable(Struct, frozen=True):
     """The commit of these results took place; `then` is what becomes of the event behind them, if that failed."""
 
     head: Head
@@ -178,15 +165,13 @@ class Durable:
     then: TryAgain | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Discarded:
+class Discarded(Struct, frozen=True):
     """The commit was refused. What ran is thrown away, and the lane goes on from the head that was met."""
 
     head: Head
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
+class Ended(Struct, frozen=True):
     """The function claimed and ended by itself, with `writes` requests: these results are durable."""
 
     head: Head
@@ -196,15 +181,13 @@ class Ended:
     warned: Warned | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class HandedBack:
+class HandedBack(Struct, frozen=True):
     """The run has not begun, so nothing of it ran twice: the next lease is longer, and then it runs anyhow."""
 
     warned: Warned
 
 
-@dataclass(frozen=True, slots=True)
-class FencedOff:
+class FencedOff(Struct, frozen=True):
     """Another owns the lane. `again` makes for a pause, should functions say so again when they are asked at once."""
 
     again: TryAgain | None = None

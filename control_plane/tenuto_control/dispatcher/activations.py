@@ -59,7 +59,7 @@ from tenuto_control.core.verdicts import (
     judge_commit,
     unserved,
 )
-from tenuto_control.dispatcher.batches import Batches
+from tenuto_control.dispatcher.batches import choose
 from tenuto_control.dispatcher.commits import Commits
 from tenuto_control.dispatcher.ends import Ends
 from tenuto_control.dispatcher.services import Services
@@ -89,13 +89,11 @@ class Activations:
     busy: tuple[Work, ...] | None = None
     _lessons: Lessons = field(init=False, default=Lessons())
     _ends: Ends = field(init=False)
-    _batches: Batches = field(init=False)
     _commits: Commits = field(init=False)
 
     def __post_init__(self) -> None:
         """Nothing has been tried yet."""
         self._ends = Ends(self.lane, self.services)
-        self._batches = Batches(self.services)
         self._commits = Commits(self.lane, self.services, self._ends)
 
     @property
@@ -112,7 +110,7 @@ class Activations:
             return self._unserved(next(iter(queue)).event)
         async with self.services.capacity.place(target):
             # Chosen only now that there is a place: what arrived while waiting for it joins the batch.
-            works = await self._batches.choose(head, queue, one_by_one=self._lessons.one_by_one)
+            works = await choose(self.services, head, queue, one_by_one=self._lessons.one_by_one)
             if not works:
                 return None
             self.busy = works

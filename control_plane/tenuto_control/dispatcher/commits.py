@@ -31,7 +31,7 @@ from tenuto_control.dispatcher.work import CallWork, Work
 log = logging.getLogger("tenuto.lane")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Commits:
     """Writes the commits of one lane."""
 

@@ -39,7 +39,7 @@ REASON_ROOM_BYTES = 4_096
 """What a dead letter adds to its event."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Ends:
     """The ends of one lane's events, as far as this process has tried them."""
 
