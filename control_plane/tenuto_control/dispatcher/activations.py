@@ -33,6 +33,7 @@ from tenuto.protocol.messages import (
 from tenuto.protocol.modes import Drain, Mode, Resume, Shared, Speculate, activation_of
 from tenuto.protocol.records import Event, Failed, Failure, Result
 from tenuto.serde import problem_of
+from tenuto.store.port import UnstorableError
 from tenuto_control.core import log_fields
 from tenuto_control.core.flights import Flight, Lessons, departing
 from tenuto_control.core.outcomes import outcome_problem
@@ -53,8 +54,10 @@ from tenuto_control.core.verdicts import (
     Throttled,
     TryAgain,
     Unreachable,
+    Unstorable,
     WaitTurn,
     Warned,
+    Written,
     judge,
     judge_commit,
     unserved,
@@ -232,15 +235,25 @@ class Activations:
         answer = no_outcome(outcome) if isinstance(outcome, InvokeError) else outcome
         limits, now_ms = self.services.limits, self.services.clock.now_ms()
         verdict, self._lessons = judge(flight, answer, self._lessons, limits, now_ms)
-        while isinstance(verdict, Commit | GivenUp):
-            commit = verdict if isinstance(verdict, Commit) else self._ending(flight, verdict)
-            written = await self._commits.store(flight, works[: len(commit.outcome.results)], commit)
+        while True:
+            match verdict:
+                case Commit():
+                    commit = verdict
+                case GivenUp(event, reason, status_code, last_resort):
+                    outcome = self._ends.given_up(flight.tried, event, reason, status_code)
+                    commit = Commit(outcome, last_resort)
+                case _:
+                    return self._carried_out(flight, verdict, works)
+            done = works[: len(commit.outcome.results)]
+            written: Written
+            try:
+                written = await self._commits.store(flight, done, commit)
+            except UnstorableError as e:
+                if commit.last_resort:
+                    # The head itself is too large: the lane says so, and waits.
+                    raise
+                written = Unstorable(str(e))
             verdict, self._lessons = judge_commit(flight, commit, written, self._lessons, limits)
-        return self._carried_out(flight, verdict, works)
-
-    def _ending(self, flight: Flight, verdict: GivenUp) -> Commit:
-        outcome = self._ends.given_up(flight.tried, verdict.event, verdict.reason, verdict.status_code)
-        return Commit(outcome, verdict.last_resort)
 
     def _carried_out(self, flight: Flight, verdict: Settled, works: tuple[Work, ...]) -> Attempted:
         """What a verdict that asks for no write comes to."""

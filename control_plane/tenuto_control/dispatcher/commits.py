@@ -19,11 +19,10 @@ from tenuto.protocol.limits import OWN_POSITIONS
 from tenuto.protocol.messages import Head, Speculated, Trim
 from tenuto.protocol.modes import Drain
 from tenuto.protocol.records import CallSource, Event, Failed, Failure, Out, ResultOut
-from tenuto.store.port import UnstorableError
 from tenuto_control.core import log_fields
 from tenuto_control.core.flights import Flight
 from tenuto_control.core.log_fields import shown
-from tenuto_control.core.verdicts import Commit, Overtaken, Stored, Traceless, Unstorable, Written
+from tenuto_control.core.verdicts import Commit, Overtaken, Stored, Traceless
 from tenuto_control.dispatcher.ends import Ends
 from tenuto_control.dispatcher.services import Services
 from tenuto_control.dispatcher.work import CallWork, Work
@@ -39,19 +38,8 @@ class Commits:
     services: Services
     ends: Ends
 
-    async def store(self, flight: Flight, works: Sequence[Work], commit: Commit) -> Written:
-        """Write 1, for `works` that ended; a batch of inbox items has none here.
-
-        Raises UnstorableError for a last resort that the table does not take either: the head itself is too large.
-        """
-        try:
-            return await self._store(flight, works, commit)
-        except UnstorableError as e:
-            if commit.last_resort:
-                raise
-            return Unstorable(str(e))
-
-    async def _store(self, flight: Flight, works: Sequence[Work], commit: Commit) -> Written:
+    async def store(self, flight: Flight, works: Sequence[Work], commit: Commit) -> Stored | Traceless | Overtaken:
+        """Write 1, for `works` that ended; a batch of inbox items has none here. Raises UnstorableError."""
         outcome, head, drain = commit.outcome, flight.head, isinstance(flight.mode, Drain)
         events = flight.events[: len(outcome.results)]
         out = _with_kept_results(works, outcome)
