@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from tenuto.errors import ProtocolError
 from tenuto.protocol.ids import InvocationId, Lane
 from tenuto.protocol.messages import Activation, Head, ModeTag, Run, Trim, decode_request, encode
-from tenuto.protocol.modes import Drain, Mode, Resume, Shared, Speculate, activation_of, mode_of, tag_of
+from tenuto.protocol.modes import Drain, Mode, Resume, Shared, Speculate, activation_of, mode_of
 from tenuto.protocol.records import Event, KafkaSource, ResultOut, Success
 
 LANE: Final = Lane("box", "k")
@@ -95,7 +95,7 @@ def test_a_mode_is_read_from_these_bytes(case: str) -> None:
 
 
 def test_every_tag_of_the_wire_is_a_mode_of_its_own() -> None:
-    tags = [tag_of(mode) for mode, _ in SENT.values()]
+    tags = [sent(mode).mode for mode, _ in SENT.values()]
     assert set(tags) == set(get_args(ModeTag))
     assert len({type(mode) for mode, _ in SENT.values()}) == len(set(tags))
 

@@ -59,21 +59,6 @@ class Shared(Struct, frozen=True):
 Mode: TypeAlias = Speculate | Drain | Resume | Shared
 
 
-def tag_of(mode: Mode) -> ModeTag:
-    """The name of a mode in messages and traces."""
-    match mode:
-        case Speculate():
-            return "speculate"
-        case Drain():
-            return "drain"
-        case Resume():
-            return "resume"
-        case Shared():
-            return "shared"
-        case _:
-            assert_never(mode)
-
-
 def activation_of(
     mode: Mode,
     service: str,
@@ -87,21 +72,23 @@ def activation_of(
     hold_ms: int,
 ) -> Activation:
     """The message that asks for a mode, from this head; `trace` is added where it is known."""
-    own: tuple[tuple[Event, ...], int, bool, Run | None, bool]
+    own: tuple[ModeTag, tuple[Event, ...], int, bool, Run | None, bool]
     match mode:
-        case Speculate(events, attempt, claim_first) | Drain(events, attempt, claim_first):
-            own = events, attempt, claim_first, None, False
+        case Speculate(events, attempt, claim_first):
+            own = "speculate", events, attempt, claim_first, None, False
+        case Drain(events, attempt, claim_first):
+            own = "drain", events, attempt, claim_first, None, False
         case Resume(run, late):
-            own = (), 1, False, run, late
+            own = "resume", (), 1, False, run, late
         case Shared(event):
-            own = (event,), 1, False, None, False
+            own = "shared", (event,), 1, False, None, False
         case _:
             assert_never(mode)
-    given, number, claims, resumed, again = own
+    tag, given, number, claims, resumed, again = own
     return Activation(
         service=service,
         key=key,
-        mode=tag_of(mode),
+        mode=tag,
         # The function needs neither outbox nor finished ids; which of them it may remove, the trim names.
         head=replace(head, out={}, fin={}, watermarks={}, run=resumed),
         holder=holder,

@@ -65,42 +65,19 @@ class Lessons(Struct, frozen=True):
 class Flight(Struct, frozen=True):
     """One activation of a lane: from which head, in which mode, under which name, and what its commit may trim.
 
+    `events` are those that it is about, at least one, and `attempt` the number of its attempt at the first of them.
     `holder` is the name that its lease would bear.
     """
 
     lane: Lane
     head: Head
     mode: Mode
+    events: tuple[Event, ...]
+    attempt: int
     holder: str
     trim: Trim
     tried: Tried
     manifest: ServiceManifest
-
-    @property
-    def events(self) -> tuple[Event, ...]:
-        """The events that it is about; there is at least one."""
-        match self.mode:
-            case Speculate(events) | Drain(events):
-                return events
-            case Resume(run):
-                return (run.event,)
-            case Shared(event):
-                return (event,)
-            case _:
-                assert_never(self.mode)
-
-    @property
-    def attempt(self) -> int:
-        """The number of its attempt at its first event."""
-        match self.mode:
-            case Speculate(_, attempt) | Drain(_, attempt):
-                return attempt
-            case Resume(run):
-                return run.attempt
-            case Shared():
-                return 1
-            case _:
-                assert_never(self.mode)
 
     @property
     def policy(self) -> RetryPolicy:
@@ -126,9 +103,11 @@ def departing(
         case Speculate(events, attempt) | Drain(events, attempt):
             first = events[0].id
             tried = Tried(first, tried.first_ms if first == tried.event_id else now_ms, attempt)
-        case Resume() | Shared():
+        case Resume(run):
             # What is known of a batch stays known while the run that one of its events began goes on.
-            pass
+            events, attempt = (run.event,), run.attempt
+        case Shared(event):
+            events, attempt = (event,), 1
         case _:
             assert_never(mode)
-    return Flight(lane, head, mode, holder, trim, tried, manifest)
+    return Flight(lane, head, mode, events, attempt, holder, trim, tried, manifest)

@@ -206,25 +206,23 @@ def judge(
     flight: Flight, answer: Outcome | NoOutcome, lessons: Lessons, limits: Limits, now_ms: int
 ) -> tuple[Verdict, Lessons]:
     """What follows from the answer to an activation, and what the lane has learned by it."""
-    lessons = replace(
-        lessons,
-        tried=flight.tried,
-        late=isinstance(answer, Late),
-        fenced=lessons.fenced + 1 if isinstance(answer, Fenced) else 0,
-    )
+    fenced = lessons.fenced
+    lessons = replace(lessons, tried=flight.tried, late=False, fenced=0)
     match answer:
-        case Speculated(results=(), stopped=Stopped() as stopped):
+        case Speculated() if answer.results:
+            return Commit(answer), lessons
+        case Speculated(stopped=Stopped() as stopped):
             return _stopped(flight, flight.head, flight.events[0], stopped, lessons)
         case Speculated():
-            return Commit(answer), lessons
+            raise AssertionError("an outcome that neither ended an event nor says which one failed is no outcome")
         case Committed() | Suspended():
             return _ended(flight, answer, lessons, now_ms)
         case Late():
             text = "a resumed run came too late for its lease, it is taken over anew"
-            warned, lessons = _warned(flight, text, lessons)
+            warned, lessons = _warned(flight, text, replace(lessons, late=True))
             return HandedBack(warned), lessons
         case Fenced():
-            return _fenced(flight, lessons, limits)
+            return _fenced(flight, replace(lessons, fenced=fenced + 1), limits)
         case Rejected(failure):
             warned, lessons = _warned(flight, shown(failure.message), lessons)
             pause = limits.invoke_retry_max_ms

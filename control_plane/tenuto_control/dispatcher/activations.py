@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from dataclasses import replace as with_fields
 from typing import TypeAlias, assert_never
 
 import msgspec
@@ -118,8 +117,8 @@ class Activations:
                 return None
             self.busy = works
             try:
-                events = tuple(work.event for work in works)
-                mode = Speculate(events, tries(events[0]), self._lessons.claim_first)
+                events = [work.event for work in works]
+                mode = Speculate(tuple(events), tries(events[0]), self._lessons.claim_first)
                 flight = self._flight(target, head, mode, trim)
                 outcome = await self._invoke(target, flight)
             except BaseException:
@@ -257,13 +256,14 @@ class Activations:
 
     def _carried_out(self, flight: Flight, verdict: Settled, works: tuple[Work, ...]) -> Attempted:
         """What a verdict that asks for no write comes to."""
-        metrics, ended = self.services.metrics, frozenset({flight.holder})
+        metrics = self.services.metrics
+        if isinstance(verdict, Durable):
+            finished = self._finish(works, verdict.results)
+            if verdict.then is None:
+                return Attempted(verdict.head, finished)
+            return replace(self._again(verdict.then, flight.holder), finished=finished)
+        ended = frozenset({flight.holder})
         match verdict:
-            case Durable(head, results, then):
-                finished = self._finish(works, results)
-                if then is None:
-                    return Attempted(head, finished)
-                return with_fields(self._again(then, flight.holder), finished=finished)
             case Discarded(head):
                 metrics.count("SpeculationLost")
                 return Attempted(head)

@@ -48,7 +48,9 @@ async def choose(services: Services, head: Head, queue: Iterable[Work], *, one_b
         if isinstance(work, CallWork):
             # Were it committed by the claim of an event behind it, its result would be lost with the function.
             break
-    return tuple(w for w in batch if not (isinstance(w, CallWork) and (w.keep or w.answer.done())))
+    # Callers may have gone away while results were looked up.
+    waiting = [w for w in batch if not (isinstance(w, CallWork) and (w.keep or w.answer.done()))]
+    return tuple(waiting)
 
 
 async def _answered(services: Services, work: CallWork, head: Head) -> bool:
