@@ -35,7 +35,7 @@ from tenuto.protocol.records import (
 from tenuto.service import Services
 from tenuto.store.memory import ITEM_BYTES_MAX, MemoryTable, item_bytes
 from tenuto_control.core.routing import BytesKey, JsonKey, KeyRule, Quarantine, Subscription, TextKey, route
-from tenuto_control.dispatcher.activations import COMMITS_REFUSED_MAX
+from tenuto_control.core.verdicts import COMMITS_REFUSED_MAX
 from tenuto_control.dispatcher.delivery import fits
 from tenuto_control.limits import Limits
 from tenuto_control.ports import LogRecord, PayloadTooLargeError

@@ -51,6 +51,7 @@ from tenuto.protocol.messages import (
     Stopped,
     Suspended,
 )
+from tenuto.protocol.modes import Drain, Resume, Shared, Speculate, mode_of
 from tenuto.protocol.records import (
     BuriedOut,
     CallSource,
@@ -153,28 +154,32 @@ class Batch:
 
 
 async def activate(request: Activation, registry: Registry, env: Environment) -> Outcome:
-    """Run the events of an activation. Raises what fails it as a whole, such as storage that does not answer."""
+    """Run the events of an activation. Raises what fails it as a whole, such as storage that does not answer.
+
+    Raises ProtocolError for a request that lacks what its mode is about.
+    """
     for event in request.events:
         if registry.find(request.service, event.handler) is None:
             return Rejected(Failure(f"no handler {request.service}/{event.handler} in this function", 404))
     if request.hold_ms != env.hold_ms:
         env = replace(env, hold_ms=request.hold_ms)
-    if request.mode == "resume" and request.head.run is not None:
-        lease_ms = request.head.run.lease_ms
-        if lease_ms - env.now_ms() < RESUMED_MS_MIN and not request.late:
+    mode = mode_of(request)
+    if isinstance(mode, Resume):
+        lease_ms = mode.run.lease_ms
+        if lease_ms - env.now_ms() < RESUMED_MS_MIN and not mode.late:
             return Late(env.now_ms())
         env = _within_lease(env, lease_ms)
     lease = Lease(request, env)
     try:
-        match request.mode:
-            case "resume":
+        match mode:
+            case Speculate() | Drain():
+                return await _speculate(mode, request, registry, lease, env)
+            case Resume():
                 return await _resume(request, registry, lease, env)
-            case "shared":
-                return await _shared(request, registry, lease, env)
-            case "speculate" | "drain":
-                return await _speculate(request, registry, lease, env)
+            case Shared(event):
+                return await _shared(event, request, registry, lease, env)
             case _:
-                assert_never(request.mode)
+                assert_never(mode)
     finally:
         # A lease that was never taken has no flush under way; asking its loop would only cost a change of threads.
         if lease.phase is not Phase.SPECULATING:
@@ -191,12 +196,14 @@ def _within_lease(env: Environment, lease_ms: int) -> Environment:
     return replace(env, deadline_ms=min(env.deadline_ms, max(lease_ms, env.now_ms() + RESUMED_MS_MIN)))
 
 
-async def _speculate(request: Activation, registry: Registry, lease: Lease, env: Environment) -> Outcome:
+async def _speculate(
+    mode: Speculate | Drain, request: Activation, registry: Registry, lease: Lease, env: Environment
+) -> Outcome:
     keyed = registry.keyed(request.service)
     batch = Batch(dict(request.head.state))
     committed: list[EventResult] = []
     stopped: Stopped | None = None
-    for number, event in enumerate(request.events):
+    for number, event in enumerate(mode.events):
         if number and (batch.full() or env.remaining_ms() <= 2 * DEADLINE_MARGIN_MS):
             break
         # Not the number of entries: an event that went to the dead letters left gaps where its messages would have
@@ -206,8 +213,8 @@ async def _speculate(request: Activation, registry: Registry, lease: Lease, env:
         # Handed on as a call: only a claim needs it, and few events claim.
         before = functools.partial(batch.effects, env, expires=not keyed)
         invocation = _Invocation(event, lease, batch.state, before, registry, env, expires=not keyed)
-        failures = 0 if number else request.attempt - 1
-        match await invocation.until_end(failures, claim_first=request.claim_first and not number):
+        failures = 0 if number else mode.attempt - 1
+        match await invocation.until_end(failures, claim_first=mode.claim_first and not number):
             case Done() as done:
                 batch.add(event, done)
                 if lease.phase is Phase.COMMITTED:
@@ -277,21 +284,18 @@ async def _resume(request: Activation, registry: Registry, lease: Lease, env: En
             assert_never(end)
 
 
-async def _shared(request: Activation, registry: Registry, lease: Lease, env: Environment) -> Outcome:
-    results = []
-    for event in request.events:
-        invocation = _Invocation(event, lease, request.head.state, Effects, registry, env, expires=False)
-        end = await invocation.until_end(0, claim_first=False)
-        match end:
-            case Done(result):
-                results.append(EventResult(event.id, result))
-            case Failing(failure):
-                return Speculated(tuple(results), stopped=Stopped(event.id, failure))
-            case Waiting() | Lost():
-                raise AssertionError("a shared handler takes no lease")
-            case _:
-                assert_never(end)
-    return Speculated(tuple(results))
+async def _shared(event: Event, request: Activation, registry: Registry, lease: Lease, env: Environment) -> Outcome:
+    invocation = _Invocation(event, lease, request.head.state, Effects, registry, env, expires=False)
+    end = await invocation.until_end(0, claim_first=False)
+    match end:
+        case Done(result):
+            return Speculated((EventResult(event.id, result),))
+        case Failing(failure):
+            return Speculated((), stopped=Stopped(event.id, failure))
+        case Waiting() | Lost():
+            raise AssertionError("a shared handler takes no lease")
+        case _:
+            assert_never(end)
 
 
 class _Invocation:

@@ -346,7 +346,7 @@ class LaneWorker:
             changed_ms=self._changed_ms,
             first_ms=self.queue[0].since_ms if self.queue else 0,
             handed=len(self._handed),
-            outrun=self._activations.fenced_times >= OUTRUN,
+            outrun=self._activations.outrun >= OUTRUN,
             foreign_tok=head is not None and head.tok is not None and not self._services.owns(head.tok),
             calls=any(isinstance(work, CallWork) for work in self.queue),
         )

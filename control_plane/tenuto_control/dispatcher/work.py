@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from msgspec import Struct
+
 from tenuto.protocol.messages import Head
 from tenuto.protocol.records import CallSource, Event, Result
 
@@ -78,15 +80,7 @@ class CallWork:
 Work: TypeAlias = KafkaWork | CallWork
 
 
-@dataclass(frozen=True, slots=True)
-class Drained:
-    """An inbox item in the place of queued work: nobody in this process waits for it."""
-
-    event: Event
-
-
-@dataclass(frozen=True, slots=True)
-class Attempted:
+class Attempted(Struct, frozen=True):
     """What came of an activation: the head it left (None: read again), the work that is finished, and what failed.
 
     `failed` is the event whose attempt failed; then there is a pause: `pause_ms`, or by its handler's policy. A
