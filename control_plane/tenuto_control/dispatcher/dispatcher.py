@@ -37,13 +37,14 @@ from tenuto.protocol.records import (
 )
 from tenuto.store.port import Table
 from tenuto_control.core import log_fields
+from tenuto_control.core.lane_memory import UNREAD, Known, LaneMemory
 from tenuto_control.core.metrics import Metrics, Uncounted
 from tenuto_control.core.traces import Tracer, Untraced
 from tenuto_control.dispatcher.acceptance import Acceptance
 from tenuto_control.dispatcher.activations import Activations
 from tenuto_control.dispatcher.capacity import Capacity
 from tenuto_control.dispatcher.delivery import HTTP_SENDER, Delivery, fits, message
-from tenuto_control.dispatcher.lane_worker import Known, LaneWorker
+from tenuto_control.dispatcher.lane_worker import LaneWorker
 from tenuto_control.dispatcher.outages import Outages, WatchedTable
 from tenuto_control.dispatcher.services import Services
 from tenuto_control.dispatcher.work import CallWork, Elsewhere, KafkaWork
@@ -112,7 +113,7 @@ class Dispatcher:
         self._limits = limits
         self._targets = targets
         self._workers: dict[Lane, LaneWorker] = {}
-        self._known: OrderedDict[Lane, Known] = OrderedDict()
+        self._known: OrderedDict[Lane, LaneMemory] = OrderedDict()
         self._waiters: dict[str, set[asyncio.Future[Result]]] = {}
         self._timers: dict[Key, tuple[Timer, asyncio.TimerHandle]] = {}
         self._background: set[asyncio.Task[Any]] = set()
@@ -138,6 +139,7 @@ class Dispatcher:
             encrypted,
             self.metrics,
             tracer or Untraced(),
+            process,
         )
 
     @property
@@ -450,7 +452,7 @@ class Dispatcher:
     def _worker(self, lane: Lane, head: Head | None) -> LaneWorker:
         worker = self._workers.get(lane)
         if worker is None:
-            known = self._known.pop(lane, None) or Known(head)
+            known = self._known.pop(lane, None) or LaneMemory(UNREAD if head is None else Known(head))
             worker = LaneWorker(lane, self._services, known, self._idle)
             self._workers[lane] = worker
             worker.start()

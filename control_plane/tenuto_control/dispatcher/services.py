@@ -25,7 +25,7 @@ class Services:
     """Shared by the lanes of one control plane process.
 
     `token` gives a name nobody else uses; `forget` is told of sleeps that ended before their time. `encrypted` says
-    whether functions encrypt what they write.
+    whether functions encrypt what they write. `process` is this process's name, with which its tokens begin.
     """
 
     writer: Writer
@@ -43,6 +43,7 @@ class Services:
     encrypted: bool
     metrics: Metrics
     tracer: Tracer
+    process: str
 
     def policy(self, service: str, handler: str) -> RetryPolicy:
         """The retry policy of a handler, as discovery told it."""
