@@ -5,7 +5,7 @@ Owns the decision. Does not own carrying it out (`tests/simulation`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -94,7 +94,7 @@ class Case:
 def case(head: Head | None, first: Event | None = None, queued: int = 0, *, blocked_ms: int = 0, **memory: Any) -> Case:
     """A lane at NOW that has been held up for `blocked_ms`."""
     seen = UNREAD if head is None else Known(head)
-    remembered = replace(LaneMemory(seen, blocked_since_ms=NOW - blocked_ms), **memory)
+    remembered = with_fields(LaneMemory(seen, blocked_since_ms=NOW - blocked_ms), **memory)
     return Case(remembered, Turn(NOW, first, queued))
 
 

@@ -5,13 +5,17 @@ carrying anything out (`tenuto_control.dispatcher`).
 
 Nothing of it is needed for correctness: a process that has forgotten a lane reads its head. What `seen` holds may be
 out of date at any time, since others write to the lane too; a conditional write finds that out.
+
+All of it is structs, not dataclasses: for each event some are made, and a struct is made in a tenth of the time.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from enum import Enum, auto
 from typing import Final, TypeAlias, assert_never
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from tenuto.protocol.limits import FINISHED_TTL_MS
 from tenuto.protocol.messages import Head, Run, Trim
@@ -30,18 +34,15 @@ EMPTY: Final[frozenset[str]] = frozenset()
 # --- what is remembered ----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Unread:
+class Unread(Struct, frozen=True):
     """The head is not known. What a request that is under way answers will be."""
 
 
-@dataclass(frozen=True, slots=True)
-class Stale:
+class Stale(Struct, frozen=True):
     """Somebody else has written to the lane since: whatever a request under way answers may be older than that."""
 
 
-@dataclass(frozen=True, slots=True)
-class Known:
+class Known(Struct, frozen=True):
     """The head as it was read last, or as the last write left it."""
 
     head: Head
@@ -53,22 +54,19 @@ UNREAD: Final = Unread()
 STALE: Final = Stale()
 
 
-@dataclass(frozen=True, slots=True)
-class HandlerPause:
+class HandlerPause(Struct, frozen=True):
     """No attempt begins before `until_ms`: the last one failed, or its function did not take it."""
 
     until_ms: int
 
 
-@dataclass(frozen=True, slots=True)
-class OutboxPause:
+class OutboxPause(Struct, frozen=True):
     """A record could not be produced: nothing leaves the outbox before `until_ms`, and no attempt begins."""
 
     until_ms: int
 
 
-@dataclass(frozen=True, slots=True)
-class TablePause:
+class TablePause(Struct, frozen=True):
     """The table was away, refused a write, or something unforeseen happened: the lane starts over at `until_ms`."""
 
     until_ms: int
@@ -78,16 +76,14 @@ Pause: TypeAlias = HandlerPause | OutboxPause | TablePause
 """Why the lane waits though it has something to do. One that is over counts as none; a new one replaces the old."""
 
 
-@dataclass(frozen=True, slots=True)
-class Failing:
+class Failing(Struct, frozen=True):
     """Attempts at one event, by its id, that have failed in a row and count: at least one."""
 
     event: str
     times: int
 
 
-@dataclass(frozen=True, slots=True)
-class Trouble:
+class Trouble(Struct, frozen=True):
     """How often in a row the lane has met what it cannot get past, and in which kind of action."""
 
     times: int
@@ -108,8 +104,7 @@ class Holder(Enum):
 # --- what happens ----------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Turn:
+class Turn(Struct, frozen=True):
     """A decision is due at `now_ms`, with `queued` works in the queue, the first of which is about `first`."""
 
     now_ms: int
@@ -117,25 +112,21 @@ class Turn:
     queued: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Nudged:
+class Nudged(Struct, frozen=True):
     """Something may have changed; with `look`, the head certainly, or the inbox."""
 
     look: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Pressed:
+class Pressed(Struct, frozen=True):
     """Events have waited here for long, while their partition can take no more."""
 
 
-@dataclass(frozen=True, slots=True)
-class ReadBegun:
+class ReadBegun(Struct, frozen=True):
     """The head is asked for: the answer knows of everything until now."""
 
 
-@dataclass(frozen=True, slots=True)
-class HeadSeen:
+class HeadSeen(Struct, frozen=True):
     """The head was read, or a write answered with it. `answered` are nonces of calls whose results it held."""
 
     head: Head
@@ -143,13 +134,11 @@ class HeadSeen:
     answered: frozenset[str] = EMPTY
 
 
-@dataclass(frozen=True, slots=True)
-class HeadDropped:
+class HeadDropped(Struct, frozen=True):
     """What this process did changes the head in a way that it has not seen."""
 
 
-@dataclass(frozen=True, slots=True)
-class FailedAttempt:
+class FailedAttempt(Struct, frozen=True):
     """The attempt at an event, by its id, that failed; the next is due at `until_ms`. `harmless`: it does not count."""
 
     event: str
@@ -157,8 +146,7 @@ class FailedAttempt:
     harmless: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class ActivationEnded:
+class ActivationEnded(Struct, frozen=True):
     """An activation's end: the head it left (None: not known), and which nonces it finished.
 
     `ended` are holders that certainly run no more. `answered` is as in `HeadSeen`.
@@ -172,50 +160,42 @@ class ActivationEnded:
     answered: frozenset[str] = EMPTY
 
 
-@dataclass(frozen=True, slots=True)
-class Unserved:
+class Unserved(Struct, frozen=True):
     """No function serves the lane; that is looked at again at `until_ms`."""
 
     until_ms: int
 
 
-@dataclass(frozen=True, slots=True)
-class TakeoverBegun:
+class TakeoverBegun(Struct, frozen=True):
     """The run is about to be taken over, its failures counted."""
 
 
-@dataclass(frozen=True, slots=True)
-class Delivered:
+class Delivered(Struct, frozen=True):
     """These outbox entries have left for good; `whole`: and everything else that was to leave."""
 
     entries: frozenset[str]
     whole: bool
 
 
-@dataclass(frozen=True, slots=True)
-class ProducedInVain:
+class ProducedInVain(Struct, frozen=True):
     """A record could not be produced."""
 
     now_ms: int
 
 
-@dataclass(frozen=True, slots=True)
-class SpillBegun:
+class SpillBegun(Struct, frozen=True):
     """Queued events move to the inbox, so their partition has room."""
 
 
-@dataclass(frozen=True, slots=True)
-class LookBegun:
+class LookBegun(Struct, frozen=True):
     """The inbox is queried: what comes from now on asks for another look."""
 
 
-@dataclass(frozen=True, slots=True)
-class LookWanted:
+class LookWanted(Struct, frozen=True):
     """The inbox holds something, whether or not the head is marked."""
 
 
-@dataclass(frozen=True, slots=True)
-class InboxSeen:
+class InboxSeen(Struct, frozen=True):
     """All of the inbox was seen, after `head` was read: it holds live items for these nonces and no others."""
 
     head: Head
@@ -223,15 +203,13 @@ class InboxSeen:
     now_ms: int
 
 
-@dataclass(frozen=True, slots=True)
-class Buried:
+class Buried(Struct, frozen=True):
     """These nonces have tombstones."""
 
     nonces: frozenset[str]
 
 
-@dataclass(frozen=True, slots=True)
-class Troubled:
+class Troubled(Struct, frozen=True):
     """An action of a kind met what it will only meet again. The pause after it doubles each time, up to its maximum."""
 
     during: type[object]
@@ -240,15 +218,13 @@ class Troubled:
     pause_ms_max: int
 
 
-@dataclass(frozen=True, slots=True)
-class TableAway:
+class TableAway(Struct, frozen=True):
     """The table did not answer in time. It is tried again at `until_ms`."""
 
     until_ms: int
 
 
-@dataclass(frozen=True, slots=True)
-class Succeeded:
+class Succeeded(Struct, frozen=True):
     """An action of this kind was carried out."""
 
     kind: type[object]
@@ -280,8 +256,7 @@ Fact: TypeAlias = (
 # --- the memory ------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class LaneMemory:
+class LaneMemory(Struct, frozen=True):
     """What is remembered of one lane.
 
     `shipped` are outbox entries that have been delivered, `finished` ids of finished messages and calls that nothing
