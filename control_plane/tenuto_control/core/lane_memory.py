@@ -6,7 +6,8 @@ carrying anything out (`tenuto_control.dispatcher`).
 Nothing of it is needed for correctness: a process that has forgotten a lane reads its head. What `seen` holds may be
 out of date at any time, since others write to the lane too; a conditional write finds that out.
 
-All of it is structs, not dataclasses: for each event some are made, and a struct is made in a tenth of the time.
+These are msgspec structs rather than dataclasses: several are built for each event, and a struct is built in a tenth of
+the time.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ TRIMMED_MAX: Final = 50
 """Entries of each kind that one write removes on the side: they share its expression with what the write is about."""
 
 VAIN_PAUSE_MS: Final = 100
+"""Half of the first pause after a record could not be produced; each further one doubles it."""
 VAIN_PAUSE_MS_MAX: Final = 5_000
 VAIN_DOUBLINGS_MAX: Final = 6
 TROUBLE_DOUBLINGS_MAX: Final = 10
@@ -391,7 +393,7 @@ class LaneMemory(Struct, frozen=True):
         shipped, finished, ended = self.shipped, self.finished | fact.finished, self.ended | fact.ended
         if fact.head is not None:
             seen = self._seen(fact.head)
-            shipped, finished, ended = self._still(fact.head, fact.now_ms, finished, ended)
+            shipped, finished, ended = self._kept(fact.head, fact.now_ms, finished, ended)
             finished |= fact.answered
         return replace(
             self,
@@ -405,7 +407,7 @@ class LaneMemory(Struct, frozen=True):
         )
 
     def _learned(self, fact: HeadSeen) -> LaneMemory:
-        shipped, finished, ended = self._still(fact.head, fact.now_ms, self.finished, self.ended)
+        shipped, finished, ended = self._kept(fact.head, fact.now_ms, self.finished, self.ended)
         seen, finished = self._seen(fact.head), finished | fact.answered
         return replace(self, seen=seen, shipped=shipped, finished=finished, ended=ended)
 
@@ -413,10 +415,10 @@ class LaneMemory(Struct, frozen=True):
         """A head that was asked for before a nudge came is not believed."""
         return STALE if isinstance(self.seen, Stale) else Known(head)
 
-    def _still(
+    def _kept(
         self, head: Head, now_ms: int, finished: frozenset[str], ended: frozenset[str]
     ) -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
-        """What of `shipped`, of these finished ids, and of these ended holders this head leaves to be remembered."""
+        """The shipped entries, finished ids and ended holders that are still of use beside this head."""
         shipped = self.shipped & head.out.keys() if self.shipped else EMPTY
         finished = finished & head.fin.keys() if finished else EMPTY
         if head.pend is None and head.fin:

@@ -1,7 +1,7 @@
 """The work of one lane in this process: what waits for its turn, and finished events whose offsets are still held.
 
-Owns their order, and who of them is told what by a head. Does not own when any of them runs (`lane_worker`). `running`
-is, in each method that takes it, the work that an activation is about right now: it stays in the queue meanwhile.
+Owns their order, and what each of them is told by a new head. Does not own when any of them runs (`lane_worker`).
+Methods that take `running` are given the work of the current activation, which stays in the queue while it runs.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class LaneQueue:
         return next((w for w in (*running, *self._works, *self._held) if w.event.id == event.id), None)
 
     def remove(self, work: Work) -> None:
-        """This work, which waits, waits no longer."""
+        """Take out this work, which waits."""
         self._works.remove(work)
 
     def pop(self) -> Work:
