@@ -6,6 +6,7 @@ little longer. Does not own what holds under faults (`test_simulation`), nor the
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import pytest
@@ -21,6 +22,9 @@ GAP_MS = 300
 
 GAP_OUTRUN_MS = 1_000
 """The same for handlers without durable steps, where nothing but a lost commit tells of another process."""
+
+LATENCY_MS = 1.0
+"""Of a message. One in fifty takes twenty times as long, and would hide a wait that is too long."""
 
 SWEEP_INTERVAL_MS = 60_000
 """Rare enough that no sweep comes to the rescue within the work of a run."""
@@ -43,7 +47,7 @@ def reached(kind: Kind, planes: int, count: int, apart_s: float, takes_ms: int |
     return run(
         Scenario(
             seed=1,
-            rates=faults.NONE,
+            rates=replace(faults.NONE, latency_ms=LATENCY_MS),
             programs=((Remember("told"),), play),
             topics={"events": 2, "more": 2},
             deliveries=tuple(Delivery(n * apart_s, "events" if n % 2 else "more", "a", 1) for n in produced),

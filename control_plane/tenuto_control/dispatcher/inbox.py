@@ -16,11 +16,9 @@ from tenuto.lane.writes import Delete
 from tenuto.protocol.ids import Lane
 from tenuto.protocol.messages import Head
 from tenuto.protocol.records import CallSource, Event, unpack_event
+from tenuto_control.core.lane_memory import DRAIN_EVENTS_MAX
 from tenuto_control.core.lane_policy import finished, passed
 from tenuto_control.dispatcher.writer import Writer
-
-DRAIN_EVENTS_MAX = 50
-"""Inbox items that one look takes up; the rest waits for the next."""
 
 DRAIN_BYTES_MAX = 1_000_000
 """What they may weigh together: they go into one invocation."""

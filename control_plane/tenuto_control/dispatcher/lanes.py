@@ -15,7 +15,8 @@ from tenuto.lane.timers import SleepTimer
 from tenuto.protocol.ids import Lane
 from tenuto.protocol.messages import Head
 from tenuto.protocol.records import Event
-from tenuto_control.dispatcher.lane_worker import Known, LaneWorker
+from tenuto_control.core.lane_memory import UNREAD, Known, LaneMemory
+from tenuto_control.dispatcher.lane_worker import LaneWorker
 from tenuto_control.dispatcher.parts import Parts
 from tenuto_control.dispatcher.work import KafkaWork
 from tenuto_control.ports import TopicPartition
@@ -27,7 +28,7 @@ class Lanes:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self._workers: dict[Lane, LaneWorker] = {}
-        self._known: OrderedDict[Lane, Known] = OrderedDict()
+        self._known: OrderedDict[Lane, LaneMemory] = OrderedDict()
 
     # --- work -------------------------------------------------------------------------------------------------------
 
@@ -96,7 +97,7 @@ class Lanes:
     def _worker(self, lane: Lane, head: Head | None) -> LaneWorker:
         worker = self._workers.get(lane)
         if worker is None:
-            known = self._known.pop(lane, None) or Known(head)
+            known = self._known.pop(lane, None) or LaneMemory(UNREAD if head is None else Known(head))
             worker = LaneWorker(lane, self._parts, known, self._idle)
             self._workers[lane] = worker
             worker.start()

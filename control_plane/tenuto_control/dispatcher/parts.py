@@ -50,7 +50,7 @@ class Wiring:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """Shared by the lanes of one process. `token` gives a name that nobody else uses, `owns` knows it again."""
+    """Shared by the lanes of one process. `token` gives a name that nobody else uses; it begins with `process`."""
 
     writer: Writer
     delivery: Delivery
@@ -63,7 +63,7 @@ class Parts:
     rng: random.Random
     limits: Limits
     token: Callable[[], str]
-    owns: Callable[[str], bool]
+    process: str
     table_name: str
     encrypted: bool
     metrics: Metrics
@@ -89,10 +89,6 @@ def parts_of(wiring: Wiring, hints: Hints, due: Callable[[Timer], None]) -> Part
     def token() -> str:
         return f"{wiring.process}.{next(numbers)}"
 
-    def owns(name: str) -> bool:
-        """Whether a holder, or the `tok` of a write, was named by this process, or by a function it has called."""
-        return name.startswith(f"{wiring.process}.")
-
     writer = Writer(wiring.table, limits, wiring.metrics)
     background = Background()
     return Parts(
@@ -107,7 +103,7 @@ def parts_of(wiring: Wiring, hints: Hints, due: Callable[[Timer], None]) -> Part
         wiring.rng,
         limits,
         token,
-        owns,
+        wiring.process,
         wiring.table_name,
         wiring.encrypted,
         wiring.metrics,

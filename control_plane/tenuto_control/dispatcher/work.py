@@ -25,6 +25,10 @@ class KafkaWork:
     since_ms: int
     withdrawn: bool = False
 
+    def to_keep(self) -> Event:
+        """The event as it goes to the inbox."""
+        return self.event
+
     def renew(self, again: KafkaWork) -> None:
         """The event was delivered again, after its partition had gone and come back."""
         self.released = again.released
@@ -50,7 +54,8 @@ class CallWork:
     `keep` says that the caller goes away with the id: no further attempt begins here, and one that runs stores its
     result with its commit. `unkept` is set while a commit is under way that was made without the result. `tentative` is
     a result whose commit may or may not have taken place. `checked` is the head for which the absence of a stored
-    result was made sure; an `attempted` call may have one although none was asked for.
+    result was made sure; an `attempted` call may have one although none was asked for. Of a call that was handed over,
+    the result was looked for last at `looked_ms`, beside a head of `looked_ver`.
     """
 
     event: Event
@@ -65,6 +70,11 @@ class CallWork:
     attempted: bool = False
     looked_ms: int = 0
     looked_ver: int | None = None
+
+    def to_keep(self) -> Event:
+        """The event as it goes to the inbox: its result is kept, for whoever looks for it."""
+        event = self.event
+        return Event(event.id, event.handler, CallSource(keep_result=True), event.input, event.headers)
 
     @property
     def stores(self) -> bool:
