@@ -12,10 +12,11 @@ import uuid as _uuid
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
+from typing import Any, Generic, ParamSpec, TypeVar, overload
 
 from tenuto import checks
 from tenuto.errors import BadInputError, TenutoError, UnserialisableError
+from tenuto.handler import Handler
 from tenuto.protocol.durations import Duration, milliseconds
 from tenuto.protocol.failures import describe, rejection_of
 from tenuto.protocol.ids import Lane
@@ -26,9 +27,6 @@ from tenuto.runtime.attempt import Attempt
 from tenuto.runtime.futures import AwakeableFuture, DurableFuture
 from tenuto.runtime.steps import RunLimits, step_key
 from tenuto.serde import BytesSerde, OutboundSerde, OwnTypesSerde, Serde, serde_for
-
-if TYPE_CHECKING:
-    from tenuto.service import Handler
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -458,8 +456,6 @@ def _serde_for(hint: Any, what: str) -> Serde[Any]:
 
 
 def _require_handler(handler: object, method: str, *, keyed: bool) -> None:
-    from tenuto.service import Handler  # it imports this module
-
     if not isinstance(handler, Handler):
         checks.wrong_type(
             f"ctx.{method} takes a declared handler, not {type(handler).__name__}: "
