@@ -16,7 +16,7 @@ from tenuto.context import Context, ObjectContext, ObjectSharedContext
 from tenuto.handler import Handler
 from tenuto.protocol.durations import Duration, milliseconds
 from tenuto.protocol.messages import HandlerManifest, Manifest, RetryPolicy, ServiceManifest
-from tenuto.runtime.attempt import Attempt
+from tenuto.runtime.commands import Commands
 from tenuto.runtime.handlers import HandlerSpec, Kind, admits_nothing
 from tenuto.serde import MISSING, hints_of, output_serde_for, serde_for
 
@@ -186,15 +186,15 @@ class Services:
         """See `Registry.keyed`."""
         return self._services[service].keyed
 
-    def context(self, spec: HandlerSpec, attempt: Attempt) -> Context | ObjectContext | ObjectSharedContext:
+    def context(self, spec: HandlerSpec, commands: Commands) -> Context | ObjectContext | ObjectSharedContext:
         """See `Registry.context`."""
         match spec.kind:
             case "stateless":
-                return Context(attempt)
+                return Context(commands)
             case "exclusive":
-                return ObjectContext(attempt)
+                return ObjectContext(commands)
             case "shared":
-                return ObjectSharedContext(attempt)
+                return ObjectSharedContext(commands)
 
     def manifest(self, timeout_ms: int) -> Manifest:
         """What discovery reports."""

@@ -21,7 +21,7 @@ from tenuto.lane.transitions import (
     Effects,
     Progress,
     Timer,
-    Wait,
+    WakeCondition,
     claim,
     inbox_put,
     mark_pend,
@@ -244,7 +244,7 @@ def woken_for_nothing(without: frozenset[str]) -> None:
         assert isinstance(claimed, Applied)
         meter.dispatcher.look(lane)
         await asyncio.sleep(0.2)
-        table.apply(suspend(lane, 1, run, Progress(), {}, {}, Wait(("0a",), None), "another"))
+        table.apply(suspend(lane, 1, run, Progress(), {}, {}, WakeCondition(("0a",), None), "another"))
         await asyncio.sleep(30)
         left = meter.head("asker", "k").run
         assert left is not None

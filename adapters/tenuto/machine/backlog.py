@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from tenuto.lane.transitions import Progress
-from tenuto.machine.journal import order_name
+from tenuto.machine.journal import Finished, order_name
 from tenuto.protocol.ids import command_of_awakeable
 from tenuto.protocol.limits import INLINE_BYTES_MAX, SLOTS_PER_WRITE_MAX
 from tenuto.protocol.records import Entry, OrderSlot, SentSlot, Slot, pack, unpack_slot
@@ -23,7 +23,7 @@ SEGMENT_BYTES = 2_048
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class Unstored:
     """What one write is to make durable, before it is decided what of it goes into items of its own.
 
     `rolls` are slots of the head that move into a segment, `apart` new ones that go to a segment at once.
@@ -49,7 +49,7 @@ class Backlog:
     whose results are in segments.
     """
 
-    new: deque[tuple[str, Slot]] = field(default_factory=deque)
+    new: Finished = field(default_factory=deque)
     durable: int = 0
     in_head: dict[str, bytes] = field(default_factory=dict)
     segments: tuple[str, ...] = ()
@@ -62,10 +62,19 @@ class Backlog:
 
     @classmethod
     def load(
-        cls, new: deque[tuple[str, Slot]], head: Mapping[str, bytes], rolled: Iterable[str], order: int
+        cls,
+        new: Finished,
+        head: Mapping[str, bytes],
+        rolled: Iterable[str],
+        order: int,
+        *,
+        segments: tuple[str, ...] = (),
+        took: Iterable[int] = (),
     ) -> Backlog:
         """What is stored of a run: slots in its head, names of those in segments, and how many completions are told."""
-        return cls(new=new, in_head=dict(head), _stored={*head, *rolled}, _ordered=order)
+        return cls(
+            new=new, in_head=dict(head), segments=segments, took=set(took), _stored={*head, *rolled}, _ordered=order
+        )
 
     def arrive(self) -> None:
         """Take in what has finished since the last look."""
@@ -82,7 +91,7 @@ class Backlog:
         """Whether everything that has arrived is stored."""
         return not self._fresh and not self._order
 
-    def batch(self, out: Mapping[int, tuple[int, str, Entry]]) -> Batch:
+    def unstored(self, out: Mapping[int, tuple[int, str, Entry]]) -> Unstored:
         """Everything that a write is to make durable, with these messages, each of which has a slot."""
         slots = dict(self._fresh)
         if self._order:
@@ -95,7 +104,7 @@ class Backlog:
         rolls = self._rolls()
         took = self.took | set(_awakeables(rolls))
         entries = {position: entry for position, (_, _, entry) in out.items()}
-        return Batch(kept, apart, rolls, entries, tuple(sorted(took)) if took != self.took else ())
+        return Unstored(kept, apart, rolls, entries, tuple(sorted(took)) if took != self.took else ())
 
     def _rolls(self) -> dict[str, bytes]:
         """Slots that should move into a segment with the next write; none while the head is small."""

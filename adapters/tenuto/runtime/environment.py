@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar
 
-from tenuto.protocol.limits import HOLD_SLEEP_MS_MAX
+from tenuto.protocol.limits import DEADLINE_MARGIN_MS, HOLD_RETRY_MS_MAX, HOLD_SLEEP_MS_MAX
 from tenuto.store.port import Table
 
 T = TypeVar("T")
@@ -106,3 +106,7 @@ class Environment:
     def remaining_ms(self) -> int:
         """Milliseconds this function may still run."""
         return self.deadline_ms - self.now_ms()
+
+    def can_hold(self, pause_ms: int) -> bool:
+        """Whether a pause before another try is short enough to stay inside the function."""
+        return pause_ms <= min(HOLD_RETRY_MS_MAX, self.remaining_ms() - DEADLINE_MARGIN_MS)

@@ -6,19 +6,20 @@ Owns the kinds of futures, when each is done and who waits for it. Does not own 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from typing import Any, Generic, NoReturn, Protocol, TypeVar, cast
 
 from tenuto.errors import BadInputError, TerminalError
 from tenuto.protocol.ids import awakeable_slot
 from tenuto.protocol.records import Failed, Result, Success
+from tenuto.runtime.steps import Step
 from tenuto.serde import Serde
 
 T = TypeVar("T")
 
 
 class Waiter(Protocol):
-    """The attempt a future belongs to."""
+    """The commands of the attempt that a future belongs to."""
 
     def waiting(self) -> asyncio.Future[None]:
         """A future of the handler's loop, for something to wait on. Raises when the attempt is over."""
@@ -103,14 +104,17 @@ class DurableFuture(Generic[T]):
 
 
 class RunFuture(DurableFuture[T]):
-    """The outcome of a step. `start` begins it, in the context it was asked for in.
+    """The outcome of a step.
 
     `calls`: its own code runs. `left`: the handler has ended without it, and its outcome interests nobody any more.
     """
 
-    start: Callable[[], asyncio.Task[None]] | None = None
     left = False
     calls = False
+
+    def __init__(self, waiter: Waiter, step: Step[T]) -> None:
+        super().__init__(waiter, step.index, step.serde)
+        self.step = step
 
     @property
     def lost(self) -> bool:
