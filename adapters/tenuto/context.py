@@ -10,7 +10,7 @@ import random as _random
 import types
 import uuid as _uuid
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Generic, ParamSpec, TypeVar, overload
 
@@ -119,14 +119,10 @@ class _Shared:
     """What every context has."""
 
     _commands: Commands
-    _request: Request = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_request", _request_of(self._commands))
 
     def request(self) -> Request:
         """Id, headers and, for an event, the Kafka record it came from."""
-        return self._request
+        return _request_of(self._commands)
 
     def time(self) -> float:
         """The time now, in seconds since the epoch. It is journaled: a replay is told the same.

@@ -203,6 +203,8 @@ class Journal:
 
     def end(self) -> None:
         """The handler is over. Raises JournalMismatchError when the journal has commands that it did not come to."""
+        if self.next_command >= self.replay_end:
+            return
         for index, slot in self._commanded():
             if index >= self.next_command:
                 raise JournalMismatchError(index, describe(command_of(slot)), "nothing more and ended")

@@ -349,6 +349,8 @@ class _Invocation:
 
     async def _attempt(self, attempt: Attempt, state: StateView) -> tuple[Done | None, BaseException | None]:
         """Run the handler once: its end, or why there is none."""
+        if self._env.trace is None:
+            return await self._handled(attempt, state)
         with tracing.attempt(self._env.trace, self._spec.target, attempt.log_fields()) as traced:
             done, error = await self._handled(attempt, state)
             if error is not None:

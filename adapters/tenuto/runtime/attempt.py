@@ -45,7 +45,7 @@ class Attempt:
         self.ending = Ending()
         self._outstanding = Outstanding(self.journal, env.now_ms, start_ms)
         self.commands = Commands(event, lease, state, env, self._outstanding, self.ending)
-        self._steps = StepTasks(event, lease, env, self._outstanding, self.ending, self.log_fields)
+        self._steps = StepTasks(event, lease, env, self._outstanding, self.ending)
         self._event = event
         self._lease = lease
         self._state = state
@@ -62,14 +62,7 @@ class Attempt:
 
     def log_fields(self) -> dict[str, str | int]:
         """See `Logged.log_fields`."""
-        lane = self._lease.lane
-        return {
-            "invocation_id": self._event.id,
-            "service": lane.service,
-            "key": lane.key,
-            "handler": self._event.handler,
-            "attempt": self._lease.attempt,
-        }
+        return self._lease.log_fields(self._event)
 
     # --- driving the handler ----------------------------------------------------------------------------------------
 
@@ -208,7 +201,7 @@ class Attempt:
         wakes = WakeCondition(tuple(f.slot for f in self._outstanding.awaited()), wake_ms)
         changed, initial = dict(self._state.changed), self._state.initial_of_changed()
         if await self.ending.durably(self._lease.suspend(changed, initial, wakes, dict(self.journal.out))):
-            self.ending.suspended = True
+            self.ending.suspend()
 
     async def pause(self, failures: int, error: str, wake_ms: int) -> None:
         """Suspend until a later attempt may start. Raises FencedError."""
@@ -218,7 +211,7 @@ class Attempt:
             # Refused when an answer has come in between, which the next attempt will hear of.
             if await self._lease.suspend({}, {}, WakeCondition((), wake_ms, failures, error)):
                 break
-        self.ending.suspended = True
+        self.ending.suspend()
 
 
 async def _main(handler: Callable[[], Awaitable[T]]) -> T:

@@ -26,22 +26,25 @@ class OutOfTimeError(Exception):
 
 
 class Ending:
-    """How one attempt stands. `returned`: its handler has ended, and what is left of its tasks issues no command."""
+    """How one attempt stands: `open` while it goes on, afterwards `suspended`, or failed by an `error`.
+
+    `returned`: its handler has ended, and what is left of its tasks issues no command.
+    """
 
     def __init__(self) -> None:
+        self.open = True
         self.suspended = False
         self.error: BaseException | None = None
         self.returned = False
         self._unwound = 0
 
-    @property
-    def open(self) -> bool:
-        """Whether the attempt goes on."""
-        return not self.suspended and self.error is None
+    def suspend(self) -> None:
+        """The invocation waits; a later attempt goes on with it."""
+        self.open, self.suspended = False, True
 
     def fail(self, error: BaseException) -> None:
         """The attempt fails with this, unless it has failed already."""
-        self.error = self.error or error
+        self.open, self.error = False, self.error or error
 
     def goes_on(self) -> bool:
         """Whether the attempt goes on. Raises Unwind when it does not.

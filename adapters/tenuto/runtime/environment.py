@@ -58,8 +58,25 @@ class ThreadWriteLoop:
         self._running().call_soon_threadsafe(action)
 
     async def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """See `WriteLoop.run`."""
-        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._running()))
+        """See `WriteLoop.run`. The work of a caller that is cancelled goes on."""
+        there, here = self._running(), asyncio.get_running_loop()
+        answered: asyncio.Future[asyncio.Task[T]] = here.create_future()
+
+        def start() -> None:
+            there.create_task(work).add_done_callback(hand_back)
+
+        def hand_back(task: asyncio.Task[T]) -> None:
+            here.call_soon_threadsafe(answer, task)
+
+        def answer(task: asyncio.Task[T]) -> None:
+            if answered.done():
+                task.exception()  # Nobody waits for it any more, so its failure is nobody's.
+            else:
+                answered.set_result(task)
+
+        # Two messages between the loops. The standard way makes a future with a lock of its own for each, and four.
+        there.call_soon_threadsafe(start)
+        return (await answered).result()
 
     def _running(self) -> asyncio.AbstractEventLoop:
         if self._loop is None:

@@ -36,16 +36,17 @@ class DurableFuture(Generic[T]):
     def __init__(self, waiter: Waiter, index: int, serde: Serde[T] | None) -> None:
         self.waiter = waiter
         self.index = index
+        self.slot = self.slot_of(index)
         self.result: Result | None = None
         self.told_at = 0
         self.was_awaited = False
         self._serde = serde
         self._waiting: list[asyncio.Future[None]] = []
 
-    @property
-    def slot(self) -> str:
-        """The journal slot that holds the outcome."""
-        return str(self.index)
+    @staticmethod
+    def slot_of(index: int) -> str:
+        """The journal slot that holds the outcome of a command."""
+        return str(index)
 
     def done(self) -> bool:
         """Whether the outcome is known to the handler."""
@@ -54,7 +55,10 @@ class DurableFuture(Generic[T]):
     @property
     def awaited(self) -> bool:
         """Whether somebody waits for the outcome right now."""
-        return any(not waiting.done() for waiting in self._waiting)
+        for waiting in self._waiting:  # noqa: SIM110 - asked at every step; a generator would take twice as long
+            if not waiting.done():
+                return True
+        return False
 
     def join(self, waiting: asyncio.Future[None]) -> None:
         """Have a future of the handler's loop end when the outcome is known."""
@@ -148,7 +152,7 @@ class AwakeableFuture(DurableFuture[T]):
             self.result = Success(b"null")
         return super().value()
 
-    @property
-    def slot(self) -> str:
+    @staticmethod
+    def slot_of(index: int) -> str:
         """A name of its own, so that whoever guesses ids can complete nothing but awakeables."""
-        return awakeable_slot(self.index)
+        return awakeable_slot(index)

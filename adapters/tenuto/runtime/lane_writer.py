@@ -98,7 +98,12 @@ class Stored:
     count: int
 
 
-News: TypeAlias = Found | Stored
+@dataclass(frozen=True, slots=True)
+class FlushBegun:
+    """The flush that was asked for begins; what finishes from here on has to ask again."""
+
+
+News: TypeAlias = Found | Stored | FlushBegun
 """What the handler's side is told."""
 
 
@@ -351,6 +356,7 @@ class LaneWriter:
 
     def _start_flush(self) -> None:
         self._flush_due = None
+        self._news.append(FlushBegun())
         self._flushing = asyncio.ensure_future(self._flush_quietly())
 
     async def _flush_quietly(self) -> None:

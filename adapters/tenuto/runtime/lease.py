@@ -8,6 +8,7 @@ own the writes, nor when a handler needs one (`attempt`).
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import assert_never
@@ -20,7 +21,17 @@ from tenuto.protocol.limits import SECRET_BYTES
 from tenuto.protocol.messages import Activation, Head, Run
 from tenuto.protocol.records import Event
 from tenuto.runtime.environment import Environment
-from tenuto.runtime.lane_writer import NO_MESSAGES, Found, LaneWriter, Left, Messages, NewRun, News, Stored
+from tenuto.runtime.lane_writer import (
+    NO_MESSAGES,
+    FlushBegun,
+    Found,
+    LaneWriter,
+    Left,
+    Messages,
+    NewRun,
+    News,
+    Stored,
+)
 
 
 class Lease:
@@ -44,7 +55,8 @@ class Lease:
         self._news: deque[News] = deque()
         self._env = env
         self._writes = env.writes
-        self._writer = LaneWriter(request, env, self._news)
+        self._request = request
+        self._flush_asked = False
 
     # --- what is known here -----------------------------------------------------------------------------------------
 
@@ -65,6 +77,16 @@ class Lease:
         """The number of this attempt, from 1."""
         return self._attempt if self._run is None else self._run.attempt
 
+    def log_fields(self, event: Event) -> dict[str, str | int]:
+        """What names an invocation and its attempt in a line of log."""
+        return {
+            "invocation_id": event.id,
+            "service": self.lane.service,
+            "key": self.lane.key,
+            "handler": event.handler,
+            "attempt": self.attempt,
+        }
+
     @property
     def durable(self) -> bool:
         """Whether everything that has finished is stored. It may be so already when this says no."""
@@ -83,6 +105,7 @@ class Lease:
         self._take_news()
         self._heard.clear()
         self._stored = 0
+        self._flush_asked = False
         self._secret = None
         self._event, self._before, self.journal = event, before, journal
 
@@ -101,10 +124,17 @@ class Lease:
                     self._heard_count += 1
                 case Stored(count):
                     self._stored = count
+                case FlushBegun():
+                    self._flush_asked = False
                 case news:
                     assert_never(news)
 
     # --- what is asked of the other side ----------------------------------------------------------------------------
+
+    @functools.cached_property
+    def _writer(self) -> LaneWriter:
+        """The other side; most activations write nothing, and need none."""
+        return LaneWriter(self._request, self._env, self._news)
 
     async def load(self) -> Event:
         """Read what is stored of a resumed run. Returns its event. Raises FencedError when the run is over."""
@@ -129,7 +159,11 @@ class Lease:
 
     def flush_soon(self) -> None:
         """Have what has finished stored soon, whatever the handler does meanwhile."""
-        self._writes.post(self._writer.flush_soon)
+        self._take_news()
+        # A flush that was asked for and has not begun takes this along.
+        if not self._flush_asked:
+            self._flush_asked = True
+            self._writes.post(self._writer.flush_soon)
 
     async def look(self) -> None:
         """Look whether results of awakeables have come. Raises FencedError."""

@@ -135,7 +135,7 @@ class Outstanding:
         starting = [future for future in self._unstarted.values() if not future.lost]
         for future in starting:
             del self._unstarted[future.index]
-        return [future for future in starting if self.outcome(future) is None]
+        return [future for future in starting if self._journal.slot(future.slot) is None]
 
     def start_again(self, future: RunFuture[Any]) -> None:
         """A step that failed while nobody waited for it runs again should somebody wait for it later."""
@@ -147,8 +147,12 @@ class Outstanding:
 
     def nearest_ms(self) -> int | None:
         """The first end of a sleep that is awaited."""
+        if not self._outside:
+            return None
         return min((f.due_ms for f in self._outside.values() if isinstance(f, SleepFuture) and f.awaited), default=None)
 
     def asks(self) -> bool:
         """Whether an answer is awaited."""
+        if not self._outside:
+            return False
         return any(isinstance(future, AwakeableFuture) and future.awaited for future in self._outside.values())

@@ -7,7 +7,6 @@ those that nobody waits for. Does not own how a step is tried (`steps`), nor whe
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from typing import Any
 
 from tenuto.machine.journal import tried_name
@@ -22,7 +21,7 @@ from tenuto.runtime.outstanding import Outstanding
 
 
 class StepTasks:
-    """Steps that run. `log_fields` are those of a line of log about the attempt."""
+    """Steps that run."""
 
     def __init__(
         self,
@@ -31,7 +30,6 @@ class StepTasks:
         env: Environment,
         outstanding: Outstanding,
         ending: Ending,
-        log_fields: Callable[[], dict[str, str | int]],
     ) -> None:
         self._event = event
         self._lease = lease
@@ -40,8 +38,7 @@ class StepTasks:
         self._env = env
         self._outstanding = outstanding
         self._ending = ending
-        self._log_fields = log_fields
-        self._running: dict[asyncio.Task[None], RunFuture[Any]] = {}
+        self._running: dict[RunFuture[Any], asyncio.Task[None]] = {}
         self._ended: asyncio.Future[None] | None = None
         self._owning = asyncio.Lock()
 
@@ -52,15 +49,13 @@ class StepTasks:
     @property
     def all_lost(self) -> bool:
         """Whether nobody waits for any of those that run."""
-        return all(future.lost for future in self._running.values())
+        return all(future.lost for future in self._running)
 
     def start(self) -> None:
         """Begin every step that was asked for, but for those that interest nobody."""
         loop = asyncio.get_running_loop()
         for future in self._outstanding.to_start():
-            task = loop.create_task(self._execute(future), context=future.step.context)
-            self._running[task] = future
-            task.add_done_callback(self._task_ended)
+            self._running[future] = loop.create_task(self._execute(future), context=future.step.context)
 
     async def one_ends(self, pause_ms: int | None) -> bool:
         """Wait for the end of a running step, so long at the most. Whether one has ended."""
@@ -83,18 +78,16 @@ class StepTasks:
 
     def leave_lost(self) -> None:
         """Leave behind the steps that nobody waits for: their handler has ended."""
-        for task, future in list(self._running.items()):
-            if future.lost and not task.done():
+        for future, task in list(self._running.items()):
+            if future.lost:
                 future.left = True
                 # One that has not come to its own code ends by itself, with the write that it waits for.
                 if future.calls:
-                    del self._running[task]
+                    del self._running[future]
                     self._env.abandon(task)
 
-    def _task_ended(self, task: asyncio.Task[None]) -> None:
-        self._running.pop(task, None)
-        if self._ended is not None:
-            _end(self._ended)
+    def _log_fields(self) -> dict[str, str | int]:
+        return self._lease.log_fields(self._event)
 
     # --- one step ---------------------------------------------------------------------------------------------------
 
@@ -124,13 +117,19 @@ class StepTasks:
                 self._outstanding.start_again(future)
             else:
                 self._ending.fail(e)
+        finally:
+            # Here and not in a callback of the task: that would take another turn of the loop, for each step.
+            self._running.pop(future, None)
+            if self._ended is not None:
+                _end(self._ended)
 
     async def _own(self) -> None:
         """Hold the lease, with everything that has finished stored, before anything happens outside."""
         lease, journal = self._lease, self._journal
         # One after the other: what a first step has stored, the next need not store again.
         async with self._owning:
-            await self._ending.durably(lease.claim(self._outstanding.start_ms))
+            if not lease.owning:
+                await self._ending.durably(lease.claim(self._outstanding.start_ms))
             durable = lease.durable
             out = dict(journal.out) if len(journal.out) > OUT_PER_WRITE_MAX else {}
             if out or not durable:

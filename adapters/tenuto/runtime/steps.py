@@ -90,6 +90,8 @@ async def tried(
     """
     step_key.set(digest(invocation, str(step.index)))
     logs.in_step.set(True)
+    if env.trace is None:
+        return await _tried(step, before, env, log_fields)
     with tracing.step(env.trace, step.name) as traced:
         result = await _tried(step, before, env, log_fields)
         if isinstance(result, Failed):
