@@ -232,7 +232,7 @@ def test_progress_is_what_no_write_has_stored_yet() -> None:
     both = Both()
     both.journal.finish("0", ran())
     assert both.store() == Progress({"0": pack(ran())})
-    assert not both.prepare()
+    assert both.prepare() == Progress()
     both.journal.finish("1", SleptSlot())
     assert both.prepare() == Progress({"1": pack(SleptSlot())})
 
@@ -267,11 +267,11 @@ def test_answers_from_outside_are_learned_once() -> None:
 def test_messages_wait_for_a_write_that_publishes_them() -> None:
     both = Both(first_out=3)
     both.journal.send(both.journal.issue(SendCommand("topic t")), "topic t", ENTRY)
-    assert not both.prepare()
+    assert both.prepare() == Progress()
     progress = both.store(publish=True)
     assert progress.out == {3: ENTRY}
     assert progress.slots == {"0": pack(SentSlot("topic t"))}
-    assert not both.prepare(publish=True)
+    assert both.prepare(publish=True) == Progress()
 
 
 def test_a_message_that_left_is_not_sent_again_and_keeps_its_position() -> None:
@@ -288,7 +288,7 @@ def test_messages_of_an_attempt_that_failed_do_not_leave() -> None:
     both = Both()
     both.journal.send(both.journal.issue(SendCommand("topic t")), "topic t", ENTRY)
     both.journal.restart()
-    assert not both.prepare(publish=True)
+    assert both.prepare(publish=True) == Progress()
 
 
 # --- segments --------------------------------------------------------------------------------------------------------

@@ -12,6 +12,8 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from msgspec import Struct
+
 from tenuto.lane.transitions import Progress
 from tenuto.machine.journal import Finished, order_name
 from tenuto.protocol.ids import command_of_awakeable
@@ -22,9 +24,8 @@ SEGMENT_BYTES = 2_048
 """A journal above this size in the head rolls into a segment item: DynamoDB bills the whole head on every write."""
 
 
-@dataclass(frozen=True, slots=True)
-class Unstored:
-    """What one write is to make durable, before it is decided what of it goes into items of its own.
+class Unstored(Struct, frozen=True):
+    """What the next write is to make durable, before it is decided what of it goes into items of its own.
 
     `rolls` are slots of the head that move into a segment, `apart` new ones that go to a segment at once.
     """
@@ -34,10 +35,6 @@ class Unstored:
     rolls: Mapping[str, bytes]
     out: Mapping[int, Entry]
     took: tuple[int, ...]
-
-    def __bool__(self) -> bool:
-        """Whether there is anything new to write."""
-        return bool(self.slots or self.apart or self.out)
 
 
 @dataclass(slots=True)

@@ -17,6 +17,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias, assert_never
 
+from msgspec import Struct
+
 from tenuto.errors import JournalMismatchError, TerminalError
 from tenuto.protocol.ids import awakeable_slot
 from tenuto.protocol.limits import COMMANDS_MAX
@@ -41,32 +43,27 @@ ORDER = "o"
 """Before the number of completions that came before those which a slot lists."""
 
 
-@dataclass(frozen=True, slots=True)
-class RunCommand:
+class RunCommand(Struct, frozen=True):
     """Execute a step once."""
 
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class SleepCommand:
+class SleepCommand(Struct, frozen=True):
     """Wait for a time."""
 
 
-@dataclass(frozen=True, slots=True)
-class AwakeableCommand:
+class AwakeableCommand(Struct, frozen=True):
     """Wait for a result from outside."""
 
 
-@dataclass(frozen=True, slots=True)
-class SendCommand:
+class SendCommand(Struct, frozen=True):
     """Hand a message to the outbox."""
 
     target: str
 
 
-@dataclass(frozen=True, slots=True)
-class NowCommand:
+class NowCommand(Struct, frozen=True):
     """Ask for the time."""
 
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias, assert_never
 
-from msgspec import structs
+from msgspec import Struct, structs
 
 from tenuto import logs, tracing
 from tenuto.errors import (
@@ -87,8 +87,7 @@ REFUSED_INPUTS = (BadInputError, InvalidArgumentError, StateTooLargeError, Unser
 """Failures that the handler did not raise itself: the event goes to the dead-letter topic, its changes are dropped."""
 
 
-@dataclass(frozen=True, slots=True)
-class Done:
+class Done(Struct, frozen=True):
     """The handler ended. `left` is what its commit left of the lane, None while its changes are not written yet."""
 
     result: Result
@@ -97,21 +96,18 @@ class Done:
     left: Left | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Failing:
+class Failing(Struct, frozen=True):
     """The attempt failed while nothing was owned: the control plane tries again."""
 
     failure: Failure
     retry_after_ms: int
 
 
-@dataclass(frozen=True, slots=True)
-class RunSuspended:
+class RunSuspended(Struct, frozen=True):
     """The invocation is suspended."""
 
 
-@dataclass(frozen=True, slots=True)
-class Lost:
+class Lost(Struct, frozen=True):
     """Another attempt owns the lane."""
 
     reason: str
@@ -489,7 +485,7 @@ class _Invocation:
                 await lease.claim(self._env.now_ms())
             if lease.owning:
                 effects = effects_of([event], done.state, out, self._env.now_ms(), expires=self._expires)
-                return replace(done, left=await lease.commit(effects))
+                return structs.replace(done, left=await lease.commit(effects))
         except FencedError as e:
             return Lost(str(e))
         return done

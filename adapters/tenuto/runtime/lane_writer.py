@@ -13,9 +13,10 @@ import asyncio
 import dataclasses
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final, TypeAlias
+
+from msgspec import Struct
 
 from tenuto.errors import FencedError, StateTooLargeError
 from tenuto.lane.head import OWN, head_key, parse_head
@@ -83,23 +84,20 @@ WRITE_PAUSES_MS = (20, 50, 100, 200, 400, 800, 1_600)
 """Pauses between repetitions of a write whose response was lost; after the last one the attempt gives up."""
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(Struct, frozen=True):
     """A slot that somebody else has put, or a write whose response was lost."""
 
     name: str
     slot: Slot
 
 
-@dataclass(frozen=True, slots=True)
-class Stored:
+class Stored(Struct, frozen=True):
     """So many of the slots that came in are stored."""
 
     count: int
 
 
-@dataclass(frozen=True, slots=True)
-class FlushBegun:
+class FlushBegun(Struct, frozen=True):
     """The flush that was asked for begins; what finishes from here on has to ask again."""
 
 
@@ -107,8 +105,7 @@ News: TypeAlias = Found | Stored | FlushBegun
 """What the handler's side is told."""
 
 
-@dataclass(frozen=True, slots=True)
-class NewRun:
+class NewRun(Struct, frozen=True):
     """A run that is to be claimed. `secret` is what no other run knows, `first_out` its first place in the outbox."""
 
     event: Event
@@ -117,16 +114,14 @@ class NewRun:
     secret: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Loaded:
+class Loaded(Struct, frozen=True):
     """What was stored of a resumed run: its event and its journal."""
 
     event: Event
     slots: Mapping[str, Slot]
 
 
-@dataclass(frozen=True, slots=True)
-class Left:
+class Left(Struct, frozen=True):
     """What an activation leaves of the lane: the head after its last write, and how many requests to write it made."""
 
     head: Head

@@ -43,10 +43,6 @@ class Outstanding:
         """How many there are."""
         return len(self._all)
 
-    def get(self, index: int) -> DurableFuture[Any] | None:
-        """The future of a command; None when it was told, or never issued."""
-        return self._all.get(index)
-
     def add(self, future: DurableFuture[Any]) -> None:
         """A command was issued."""
         self._all[future.index] = future

@@ -52,10 +52,6 @@ class StateView:
         """Names that have a value, sorted."""
         return sorted(n for n in {*self.initial, *self.changed} if self.get(n) is not None)
 
-    def current(self) -> dict[str, bytes]:
-        """All values as they are now."""
-        return {n: v for n in self.names() if (v := self.get(n)) is not None}
-
     def initial_of_changed(self) -> dict[str, bytes | None]:
         """What the first attempt found of each changed name."""
         return {name: self.initial.get(name) for name in self.changed}

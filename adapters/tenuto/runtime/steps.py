@@ -12,9 +12,10 @@ import inspect
 import logging
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final, Generic, TypeVar
+
+from msgspec import Struct
 
 from tenuto import logs, tracing
 from tenuto.errors import FencedError, RetryableError, StateTooLargeError, TerminalError, UnserialisableError
@@ -43,8 +44,7 @@ step_key: contextvars.ContextVar[str] = contextvars.ContextVar("tenuto_step_key"
 """The idempotency key of the step that is running in this context."""
 
 
-@dataclass(frozen=True, slots=True)
-class RunLimits:
+class RunLimits(Struct, frozen=True):
     """How often a failing step is tried before it gives up; None leaves it to the invocation's policy."""
 
     policy: RetryPolicy | None = None
@@ -64,8 +64,7 @@ class UserCodeError(Exception):
     """What user code raised that is no Exception, such as SystemExit: a failure like any other, by its name."""
 
 
-@dataclass(frozen=True, slots=True)
-class Step(Generic[T]):
+class Step(Struct, Generic[T], frozen=True):
     """What `ctx.run` was asked for: a call, how its result is written, and the context it runs in."""
 
     index: int
