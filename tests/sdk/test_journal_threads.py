@@ -50,6 +50,7 @@ SWITCH_S = 1e-6
 ROUNDS = 1_000
 READ_S = 0.001
 ATTEMPTS = 40
+STEPS = 200
 
 
 class SlowTable(MemoryTable):
@@ -145,6 +146,21 @@ def test_a_replay_inside_the_function_runs_no_finished_step_again(environment: E
     )
     assert isinstance(outcome, Committed)
     assert ran == list(range(ATTEMPTS))
+
+
+def test_steps_that_were_asked_for_together_do_not_wait_for_each_others_writes(environment: Environment) -> None:
+    box = VirtualObject("box")
+
+    async def nothing() -> None: ...
+
+    @box.handler()
+    async def work(ctx: ObjectContext) -> None:
+        await ctx.gather(*(ctx.run("a", nothing) for _ in range(STEPS)))
+
+    request = Activation("box", "k", "speculate", Head(), "h", (EVENT,))
+    outcome = asyncio.run(activate(request, Services([box]), environment))
+    assert isinstance(outcome, Committed)
+    assert outcome.writes < STEPS // 2
 
 
 def test_an_answer_that_a_run_did_not_hear_is_not_the_next_runs(environment: Environment) -> None:

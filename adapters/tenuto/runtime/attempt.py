@@ -89,6 +89,7 @@ class Attempt:
             # Also when all is done: what a task of an attempt that is over has raised is not reported.
             if not (main.done() and self.ending.open) or loop.has_others(main):
                 loop.unwind(Unwind)
+            loop.end()
         await self._steps.settle()
         if not self.ending.open or not main.done():
             raise Unwind

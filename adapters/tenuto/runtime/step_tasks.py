@@ -40,7 +40,7 @@ class StepTasks:
         self._ending = ending
         self._running: dict[RunFuture[Any], asyncio.Task[None]] = {}
         self._ended: asyncio.Future[None] | None = None
-        self._owning = asyncio.Lock()
+        self._sending = asyncio.Lock()
 
     def __len__(self) -> int:
         """How many run."""
@@ -126,19 +126,27 @@ class StepTasks:
     async def _own(self) -> None:
         """Hold the lease, with everything that has finished stored, before anything happens outside."""
         lease, journal = self._lease, self._journal
-        # One after the other: what a first step has stored, the next need not store again.
-        async with self._owning:
-            if not lease.owning:
-                await self._ending.durably(lease.claim(self._outstanding.start_ms))
-            durable = lease.durable
-            out = dict(journal.out) if len(journal.out) > OUT_PER_WRITE_MAX else {}
-            if out or not durable:
-                self._outstanding.note_ends()
-                await self._ending.durably(lease.flush(out))
-                journal.sent(out)
+        if not lease.owning:
+            await self._ending.durably(lease.claim(self._outstanding.start_ms))
+        if len(journal.out) > OUT_PER_WRITE_MAX:
+            await self._send()
+        if not lease.durable:
+            self._outstanding.note_ends()
+            await self._ending.durably(lease.flush())
         # The writes may have taken long: past the lease another attempt may be at work, and repeat this step.
         if self._env.remaining_ms() <= DEADLINE_MARGIN_MS:
             raise OutOfTimeError
+
+    async def _send(self) -> None:
+        """Store waiting messages, together with what has finished: they are more than a later write should take."""
+        journal = self._journal
+        # Several steps may find the same messages waiting; the first sends them.
+        async with self._sending:
+            if len(journal.out) > OUT_PER_WRITE_MAX:
+                self._outstanding.note_ends()
+                out = dict(journal.out)
+                await self._ending.durably(self._lease.flush(out))
+                journal.sent(out)
 
 
 def _end(future: asyncio.Future[None]) -> None:
