@@ -61,7 +61,7 @@ DEFENCES: Final = {
 Write = Update | Put | Delete
 
 
-WAIT: Final = transitions.Wait(("2a",), None)
+WAKES: Final = transitions.WakeCondition(("2a",), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,7 @@ ROWS: Final = (
     Row(
         transitions.suspend,
         "function",
-        transitions.suspend(LANE, 4, RUN, PROGRESS, {"name": b""}, {"name": b""}, WAIT, "own"),
+        transitions.suspend(LANE, 4, RUN, PROGRESS, {"name": b""}, {"name": b""}, WAKES, "own"),
         "suspended: by an earlier try, which stands. An answer came: take it and go on. Another `ver` or `own`: stop. "
         "No response: repeat",
     ),

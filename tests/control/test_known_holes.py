@@ -15,12 +15,13 @@ from typing import Any
 import pytest
 
 from tenuto import ObjectContext, VirtualObject
+from tenuto.handler import Handler
 from tenuto.lane.head import parse_head
 from tenuto.lane.transitions import inbox_key
 from tenuto.lane.writes import Answer, Applied, Put, Update, Write
 from tenuto.protocol.ids import InvocationId, Lane, kafka_nonce
 from tenuto.protocol.records import Event, KafkaSource, SendOut
-from tenuto.service import Handler, Services
+from tenuto.service import Services
 from tenuto.store.port import TableUnavailableError
 from tenuto_control.dispatcher.delivery import message
 from tests.costs.meter import CountingTable, Meter

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from tenuto.handler import Handler
 from tenuto.lane.head import head_key, parse_head
 from tenuto.lane.writes import Answer, Applied, Delete, Key, Put, Update, Write
 from tenuto.protocol.ids import InvocationId, Lane, kafka_nonce
@@ -18,7 +19,7 @@ from tenuto.protocol.messages import Activation, Head, ServiceManifest, decode_r
 from tenuto.protocol.records import CallSource, Event, KafkaSource
 from tenuto.runtime.activation import activate
 from tenuto.runtime.environment import Environment, InlineWriteLoop
-from tenuto.service import Handler, Service, Services, VirtualObject
+from tenuto.service import Service, Services, VirtualObject
 from tenuto.store.memory import MemoryTable, item_bytes
 from tenuto_control.core.metrics import Metrics, Uncounted
 from tenuto_control.core.traces import Tracer, Untraced

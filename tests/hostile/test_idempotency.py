@@ -19,13 +19,14 @@ import msgspec
 import pytest
 
 from tenuto import Context, ObjectContext, Service, VirtualObject
+from tenuto.handler import Handler
 from tenuto.lane.timers import SWEEP_CURSOR
 from tenuto.lane.writes import Answer as WriteAnswer
 from tenuto.lane.writes import Delete, Item, Key, Write
 from tenuto.protocol.ids import InvocationId, Lane, call_nonce
 from tenuto.protocol.limits import RESULT_TTL_S
 from tenuto.protocol.records import CallSource, Event, Success
-from tenuto.service import Handler, Services
+from tenuto.service import Services
 from tenuto.store.port import Page, TableUnavailableError
 from tenuto_control.core.metrics import Uncounted
 from tenuto_control.dispatcher import Dispatcher, Wiring

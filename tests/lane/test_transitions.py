@@ -19,7 +19,7 @@ from tenuto.lane.timers import GuardTimer
 from tenuto.lane.transitions import (
     Effects,
     Progress,
-    Wait,
+    WakeCondition,
     checkpoint,
     claim,
     clear_pend,
@@ -93,7 +93,9 @@ def progressed() -> Progress:
 def waits(*slots: str, wake_ms: int | None = 9) -> Update:
     state = {"name": b'"Eve"', "old": None}
     base = {"name": b'"Ann"', "old": b"1"}
-    return suspend(LANE, 4, RUN, Progress({"1": ANSWER}, {0: OUT}), state, base, Wait(slots, wake_ms, 2, "why"), OWN)
+    return suspend(
+        LANE, 4, RUN, Progress({"1": ANSWER}, {0: OUT}), state, base, WakeCondition(slots, wake_ms, 2, "why"), OWN
+    )
 
 
 def answered() -> Update:
@@ -318,7 +320,7 @@ def test_a_suspension_repeated_after_a_lost_response_is_refused_and_changes_noth
 
 
 def test_a_later_suspension_forgets_the_time_and_the_error_of_the_one_before() -> None:
-    write = suspend(LANE, 4, RUN, Progress(), {}, {}, Wait(("0a",), None), OWN)
+    write = suspend(LANE, 4, RUN, Progress(), {}, {}, WakeCondition(("0a",), None), OWN)
     after = head(applied(write, owned(wake=7, err="old"))).run
     assert after is not None
     assert (after.wake_ms, after.error) == (None, None)

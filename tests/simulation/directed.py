@@ -18,7 +18,7 @@ from msgspec import structs
 from tenuto import InvocationRetryPolicy, ObjectContext, VirtualObject
 from tenuto.lane.head import head_key, parse_head
 from tenuto.lane.timers import GuardTimer, timer_put
-from tenuto.lane.transitions import Effects, Progress, Wait, claim, inbox_put, mark_pend, suspend, takeover
+from tenuto.lane.transitions import Effects, Progress, WakeCondition, claim, inbox_put, mark_pend, suspend, takeover
 from tenuto.lane.writes import Answer, Applied, Delete, Update, Write
 from tenuto.protocol.ids import InvocationId, Lane, kafka_nonce, message_nonce
 from tenuto.protocol.limits import AWAKEABLES_BYTES_MAX
@@ -234,7 +234,7 @@ def woken_for_nothing(without: frozenset[str]) -> None:
         assert isinstance(claimed, Applied)
         meter.dispatcher.look(lane)
         await asyncio.sleep(0.2)
-        table.apply(suspend(lane, 1, run, Progress(), {}, {}, Wait(("0a",), None), "another"))
+        table.apply(suspend(lane, 1, run, Progress(), {}, {}, WakeCondition(("0a",), None), "another"))
         await asyncio.sleep(30)
         left = meter.head("asker", "k").run
         assert left is not None

@@ -204,7 +204,7 @@ def checkpoint(lane: Lane, ver: int, run: Run, progress: Progress, own: str) -> 
 
 
 @dataclass(frozen=True, slots=True)
-class Wait:
+class WakeCondition:
     """What a suspended invocation waits for: any of the slots, or the time. `error` says why when it is a retry.
 
     `seen` is the mark of the last result of an awakeable that the attempt has seen.
@@ -224,7 +224,7 @@ def suspend(
     progress: Progress,
     state: Mapping[str, bytes | None],
     base: Mapping[str, bytes | None],
-    wait: Wait,
+    wakes: WakeCondition,
     own: str,
 ) -> Update:
     """5. Let go of the function, keeping the lane.
@@ -240,17 +240,17 @@ def suspend(
     sets |= {BASE + name: value for name, value in base.items()}
     sets[OWN] = own
     sets["awaits"] = [
-        *wait.slots[:AWAITS_MAX],
-        *([ANY_ANSWER + (wait.seen or "")] if len(wait.slots) > AWAITS_MAX else []),
+        *wakes.slots[:AWAITS_MAX],
+        *([ANY_ANSWER + (wakes.seen or "")] if len(wakes.slots) > AWAITS_MAX else []),
     ]
-    sets["fails"] = wait.failures
+    sets["fails"] = wakes.failures
     drop = [*removes, *gone]
-    for attribute, value in (("wake", wait.wake_ms), ("err", wait.error)):
+    for attribute, value in (("wake", wakes.wake_ms), ("err", wakes.error)):
         if value is None:
             drop.append(attribute)
         else:
             sets[attribute] = value
-    clauses = (*_owned("suspend", ver, own), Absent("suspend.awake", "awaits"), _answered("suspend.ans", wait.seen))
+    clauses = (*_owned("suspend", ver, own), Absent("suspend.awake", "awaits"), _answered("suspend.ans", wakes.seen))
     return Update(head_key(lane), sets, tuple(drop), clauses)
 
 
