@@ -249,6 +249,7 @@ TABLE: list[tuple[str, Case, Action]] = [
     ("a call of a slow lane", case(Head(), CALL, 1, pressed=True), Invoke()),
     ("a run held elsewhere, seen before the event came", away(record(7), TAKEN, read_ms=NOW - 2), ReadHead()),
     ("a run held elsewhere", away(record(7), TAKEN), HandOver()),
+    ("a run held elsewhere, seen as the event came", away(record(7), TAKEN, read_ms=NOW - 1), HandOver()),
     ("a run held elsewhere, of this very event", away(RUNNING.event, TAKEN), Wait(NOW + BOUNDS.event_look_ms)),
     ("a run held elsewhere, with nothing to hand over", away(None, TAKEN), Wait(TAKEN_UNTIL)),
     ("a run held elsewhere, a call handed over", away(None, TAKEN, handed=1), Wait(NOW + BOUNDS.call_look_ms)),

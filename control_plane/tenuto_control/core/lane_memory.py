@@ -351,8 +351,8 @@ class LaneMemory(Struct, frozen=True):
         return Holder.OWN if named_by(process, run.holder) else Holder.FOREIGN
 
     def read_since(self, time_ms: int) -> bool:
-        """Whether the head is known as it was after a time."""
-        return self.sighting.read_ms > time_ms
+        """Whether the head is known as it was at a time, or later."""
+        return self.sighting.read_ms >= time_ms
 
     def changed_since(self, time_ms: int) -> bool:
         """Whether the head has changed after a time, as far as this process has seen."""
@@ -505,8 +505,12 @@ class LaneMemory(Struct, frozen=True):
 
 
 def named_by(process: str, name: str | None) -> bool:
-    """Whether a holder, or the `tok` of a write, was named by this process, or by a function that it called."""
-    return name is not None and name.startswith(f"{process}.")
+    """Whether a holder, or the `tok` of a write, was named by this process, or by a function that it called.
+
+    Such a name is the process's own, a number, and what others have added. Names of processes may have dots themselves.
+    """
+    before, found, after = (name or "").partition(f"{process}.")
+    return bool(found) and not before and after.partition(".")[0].isdecimal()
 
 
 def _settled(inbox: InboxSeen) -> frozenset[str]:
