@@ -10,10 +10,11 @@ import asyncio
 from msgspec.structs import replace
 
 from tenuto.protocol.ids import InvocationId, Lane
+from tenuto.protocol.limits import VALUE_BYTES_MAX
 from tenuto.protocol.messages import Head
 from tenuto.protocol.records import CallSource, Event, KafkaSource, PublishOut, ResultOut, Success
 from tenuto_control.core.lane_memory import Turn
-from tenuto_control.dispatcher.lane_queue import LaneQueue
+from tenuto_control.dispatcher.lane_queue import RESULT_LOOK_MS, LaneQueue
 from tenuto_control.dispatcher.work import CallWork, Elsewhere, KafkaWork
 from tenuto_control.ports import TopicPartition
 
@@ -149,5 +150,90 @@ def test_calls_leave_with_their_callers() -> None:
         assert queue.call(waiting.event.id, ()) is waiting
         assert queue.call(kept.event.id, ()) is None
         assert queue.call(kept.event.id, (kept,)) is kept
+
+    asyncio.run(scenario())
+
+
+# --- handed over ------------------------------------------------------------------------------------------------------
+
+
+def handed(*nonces: str, wanted_until_ms: int = NOW + 25_000) -> tuple[LaneQueue, list[CallWork]]:
+    """A queue whose calls have been handed over; needs a running loop."""
+    calls = [call(nonce) for nonce in nonces]
+    for work in calls:
+        work.wanted_until_ms = wanted_until_ms
+    queue = queue_of(*calls)
+    queue.hand_over(queue.movable(), NOW)
+    return queue, calls
+
+
+def test_what_is_handed_over_releases_its_offset_and_keeps_its_caller() -> None:
+    async def scenario() -> None:
+        offsets = Offsets()
+        record, asked = offsets.work(1), call("c1")
+        queue = queue_of(record, asked)
+        queue.hand_over(queue.movable(), NOW)
+        assert offsets.released == [1]
+        assert not asked.answer.done()
+        assert (len(queue), queue.waiting) == (0, 1)
+        assert queue.turn(NOW) == Turn(NOW, handed=1)
+        assert queue.call(asked.event.id, ()) is asked
+
+    asyncio.run(scenario())
+
+
+def test_a_call_that_is_too_large_or_that_nobody_waits_for_stays() -> None:
+    async def scenario() -> None:
+        large = CallWork(replace(call("c1").event, input=bytes(VALUE_BYTES_MAX + 1)))
+        gone = call("c2")
+        gone.keep = True
+        assert queue_of(large, gone).movable() == []
+
+    asyncio.run(scenario())
+
+
+def test_a_result_is_looked_for_when_the_head_names_the_call_or_has_moved_on_for_long_enough() -> None:
+    async def scenario() -> None:
+        queue, (one, two) = handed("c1", "c2")
+        moved = Head(ver=2, pend="p", fin={"c1": NOW})
+        assert queue.to_look_for(moved, NOW + 1) == [one]
+        queue.looked_for([one], [Success(b"1")], moved, NOW + 1)
+        assert one.answer.result() == Success(b"1")
+        assert queue.to_look_for(moved, NOW + RESULT_LOOK_MS) == [two]
+        queue.looked_for([two], [None], moved, NOW + RESULT_LOOK_MS)
+        assert queue.to_look_for(moved, NOW + 9_000) == []
+        assert queue.waiting == 1
+
+    asyncio.run(scenario())
+
+
+def test_a_result_in_the_heads_outbox_is_taken_from_there() -> None:
+    async def scenario() -> None:
+        queue, (asked,) = handed("c1")
+        queue.answer(Head(out={"1.0": ResultOut(asked.event.id, Success(b"1"))}), NOW)
+        assert asked.answer.result() == Success(b"1")
+        assert queue.waiting == 0
+
+    asyncio.run(scenario())
+
+
+def test_a_call_that_an_idle_lane_knows_nothing_of_is_looked_for_elsewhere() -> None:
+    async def scenario() -> None:
+        queue, (asked,) = handed("c1")
+        queue.looked_for(queue.to_look_for(Head(ver=1), NOW), [None], Head(ver=1), NOW)
+        assert asked.answer.result() == Elsewhere()
+        assert queue.waiting == 0
+
+    asyncio.run(scenario())
+
+
+def test_a_call_whose_client_has_gone_is_forgotten_after_its_wait() -> None:
+    async def scenario() -> None:
+        queue, (asked,) = handed("c1", wanted_until_ms=NOW + 5)
+        busy = Head(ver=1, pend="p")
+        assert queue.to_look_for(busy, NOW + 5) == []
+        assert queue.waiting == 1
+        assert queue.to_look_for(busy, NOW + 6) == []
+        assert (queue.waiting, asked.answer.result()) == (0, Elsewhere())
 
     asyncio.run(scenario())

@@ -118,15 +118,15 @@ def test_nothing_runs_after_the_parent_is_gone(number: signal.Signals, workdir_s
 
 
 @pytest.mark.stack
-def test_a_component_that_cannot_start_takes_the_others_down(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_component_that_cannot_start_takes_the_others_down(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("tenuto_local.stack.READY_MARKER", "never said")
     monkeypatch.setattr("tenuto_local.stack.GATEWAY_READY_TIMEOUT_S", 0.5)
-    directories = set(Path(tempfile.gettempdir()).glob("tenuto-stack-*"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     before = descendants(os.getpid())
     with pytest.raises(ProcessFailed, match="gateway was not ready within"):
         run(EmbeddedStack().start())
     assert not [pid for pid in descendants(os.getpid()) - before if alive(pid)]
-    assert set(Path(tempfile.gettempdir()).glob("tenuto-stack-*")) <= directories
+    assert list(tmp_path.glob("tenuto-stack-*")) == []
 
 
 def test_a_bad_function_is_refused_before_anything_starts() -> None:

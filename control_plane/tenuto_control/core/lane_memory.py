@@ -150,6 +150,10 @@ class Pressed(Struct, frozen=True):
     """Events have waited here for long, while their partition can take no more."""
 
 
+class Hurried(Struct, frozen=True):
+    """What the last attempt failed for seems to be over: the next one need not wait out its pause."""
+
+
 class ReadBegun(Struct, frozen=True):
     """The head is asked for: the answer knows of everything until now."""
 
@@ -265,6 +269,7 @@ Fact: TypeAlias = (
     Turn
     | Nudged
     | Pressed
+    | Hurried
     | ReadBegun
     | HeadSeen
     | HeadDropped
@@ -296,6 +301,7 @@ class LaneMemory(Struct, frozen=True):
     not counted in its run yet. `vain_ships` counts in a row how often records could not be produced. `blocked_since_ms`
     is since when the lane has been taken, failing or unable to ship while events waited. `pressed` is as in `Pressed`,
     `outrun` as in `ActivationEnded`. `drain_max` is how many inbox items the next look takes up.
+    `hurried`: a run that pauses after a failed attempt is resumed before its time.
     """
 
     seen: Seen = UNREAD
@@ -312,6 +318,7 @@ class LaneMemory(Struct, frozen=True):
     pressed: bool = False
     sighting: Sighting = Sighting()
     outrun: int = 0
+    hurried: bool = False
     drain_max: int = DRAIN_EVENTS_MAX
 
     # --- questions ----------------------------------------------------------------------------------------------------
@@ -379,7 +386,7 @@ class LaneMemory(Struct, frozen=True):
 
     # --- transitions --------------------------------------------------------------------------------------------------
 
-    def on(self, fact: Fact) -> LaneMemory:
+    def on(self, fact: Fact) -> LaneMemory:  # noqa: C901 - one case for each kind of fact
         """The memory after something happened. Facts that change nothing give this very memory."""
         match fact:
             case Turn():
@@ -402,6 +409,8 @@ class LaneMemory(Struct, frozen=True):
                 return self if self.pressed == pressed else replace(self, pressed=pressed)
             case TakeoverBegun():
                 return replace(self, crashed=False) if self.crashed else self
+            case Hurried():
+                return replace(self, pause=_without_attempts(self.pause), hurried=True)
             case Unserved() | ProducedInVain() | TableAway() | Troubled():
                 return self._set_back(fact)
             case Succeeded(kind):
@@ -448,6 +457,7 @@ class LaneMemory(Struct, frozen=True):
             crashed=crashed,
             sighting=sighting,
             outrun=fact.outrun,
+            hurried=False,
         )
 
     def _learned(self, fact: HeadSeen) -> LaneMemory:
@@ -502,6 +512,11 @@ class LaneMemory(Struct, frozen=True):
                 pause_ms = min(initial_ms * 2 ** min(times - 1, TROUBLE_DOUBLINGS_MAX), pause_ms_max)
                 trouble = Trouble(times, during)
                 return replace(self, seen=UNREAD, pause=TablePause(now_ms + pause_ms), trouble=trouble)
+
+
+def _without_attempts(pause: Pause | None) -> Pause | None:
+    """A pause without the reasons that are an attempt's."""
+    return None if isinstance(pause, HandlerPause) else pause
 
 
 def named_by(process: str, name: str | None) -> bool:

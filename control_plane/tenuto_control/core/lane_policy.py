@@ -268,7 +268,7 @@ def _running(memory: LaneMemory, turn: Turn, bounds: Bounds, head: Head, run: Ru
 
 
 def _suspended(memory: LaneMemory, turn: Turn, bounds: Bounds, head: Head, run: Run) -> Action:
-    if can_wake(head, run, turn.now_ms):
+    if can_wake(head, run, turn.now_ms) or (memory.hurried and _pauses(run)):
         if memory.paused_until_ms > turn.now_ms:
             return Wait(memory.paused_until_ms)
         return Resume(ended_sleeps(head, run, turn.now_ms))
@@ -288,6 +288,11 @@ def _suspended(memory: LaneMemory, turn: Turn, bounds: Bounds, head: Head, run: 
     until_ms = min(spill_ms, run.wake_ms) if run.wake_ms is not None else spill_ms
     # A sleep ends in every process at the same time; an answer, in the one that was asked to give it.
     return _watch(memory, turn, bounds, until_ms) if _awaits_answers(head, run) else Wait(until_ms)
+
+
+def _pauses(run: Run) -> bool:
+    """Whether a suspended run waits for nothing but its next attempt, after one that failed."""
+    return run.error is not None and not run.awaits
 
 
 def _awaits_answers(head: Head, run: Run) -> bool:

@@ -30,7 +30,7 @@ from tenuto.protocol.messages import (
     encode,
 )
 from tenuto.protocol.modes import Drain, Mode, Resume, Shared, Speculate, activation_of
-from tenuto.protocol.records import Event, Failed, Failure, Result
+from tenuto.protocol.records import Event, Failed, Failure, Result, Success
 from tenuto.serde import problem_of
 from tenuto.store.port import UnstorableError
 from tenuto_control.core import log_fields
@@ -264,6 +264,7 @@ class Activations:
         metrics = self.services.metrics
         if isinstance(verdict, Durable):
             finished = self._finish(works, verdict.results)
+            self._tell_recoveries(flight, verdict.results)
             if verdict.then is None:
                 return Attempted(verdict.head, finished)
             return replace(self._again(verdict.then, flight.holder), finished=finished)
@@ -276,6 +277,9 @@ class Activations:
                 metrics.count("Writes", writes)
                 metrics.count("Suspensions", suspended)
                 self._warn(warned)
+                self._tell_recoveries(flight, results)
+                if head.run is not None and head.run.suspended and head.run.error is not None:
+                    self.services.recoveries.failed((self.lane.service, head.run.event.handler), self.lane)
                 self._ends.tell(flight.tried, flight.events, results, head.out.values())
                 return Attempted(head, self._finish(works, results), ended=ended)
             case HandedBack(warned):
@@ -293,8 +297,14 @@ class Activations:
             case _:
                 assert_never(verdict)
 
+    def _tell_recoveries(self, flight: Flight, results: Sequence[EventResult]) -> None:
+        if any(isinstance(result.result, Success) for result in results):
+            self.services.recoveries.succeeded((self.lane.service, flight.events[0].handler), self.lane)
+
     def _again(self, again: TryAgain, holder: str) -> Attempted:
         self._warn(again.warned)
+        if not again.harmless:
+            self.services.recoveries.failed((self.lane.service, again.failed.handler), self.lane)
         return Attempted(
             again.head,
             failed=again.failed,

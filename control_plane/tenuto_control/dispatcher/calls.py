@@ -40,6 +40,7 @@ class Calls:
         until_ms = clock.now_ms() + wait_ms
         while True:
             worker, work = self._queued(event)
+            work.wanted_until_ms = max(work.wanted_until_ms, until_ms)
             await asyncio.wait([work.answer], timeout=max(0, until_ms - clock.now_ms()) / 1000)
             if not work.answer.done():
                 # Not cut off when its time is over: half accepted, the call would wait for a chance visit.

@@ -183,6 +183,10 @@ class Dispatcher:
         """See `Hints.remind`."""
         self._wheel.remind(timer)
 
+    def retry(self, lane: Lane) -> None:
+        """See `Hints.retry`."""
+        self._lanes.retry(lane)
+
     def _due(self, timer: Timer) -> None:
         """The time of a timer has come."""
         match timer:

@@ -28,6 +28,10 @@ class Hints(Protocol):
         """A delayed message was put, which waits for its time."""
         ...
 
+    def retry(self, lane: Lane) -> None:
+        """What a lane's last attempt failed for seems to be over: the next one need not wait out its pause."""
+        ...
+
 
 class NoHints:
     """For a process that runs no lanes: a control plane comes by."""
@@ -40,3 +44,6 @@ class NoHints:
 
     def remind(self, timer: SendTimer) -> None:
         """See `Hints.remind`."""
+
+    def retry(self, lane: Lane) -> None:
+        """See `Hints.retry`."""

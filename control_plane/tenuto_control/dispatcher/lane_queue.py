@@ -110,14 +110,20 @@ class LaneQueue:
         """What can wait in the inbox, in order: events, and calls that fit there and that somebody still waits for."""
         return [w for w in self._works if isinstance(w, KafkaWork) or (fits(w.event) and not _over(w))]
 
-    def hand_over(self, works: Collection[Work], now_ms: int) -> None:
-        """These works are in the inbox. Offsets go; callers wait on."""
+    def let_go_of(self, works: Collection[KafkaWork]) -> None:
+        """These events are in the inbox."""
         for work in works:
             if work in self._works:
                 self._works.remove(work)
-            if isinstance(work, KafkaWork):
-                work.release()
-            else:
+            work.release()
+
+    def hand_over(self, works: Collection[Work], now_ms: int) -> None:
+        """These works are in the inbox. Offsets go; callers wait on."""
+        self.let_go_of([work for work in works if isinstance(work, KafkaWork)])
+        for work in works:
+            if isinstance(work, CallWork):
+                if work in self._works:
+                    self._works.remove(work)
                 work.looked_ms = now_ms
                 self._handed[work.event.id] = work
 
@@ -129,9 +135,14 @@ class LaneQueue:
         return handed
 
     def to_look_for(self, head: Head, now_ms: int) -> list[CallWork]:
-        """Handed calls that may have their results, now that this head has been read."""
+        """Handed calls that may have their results, now that this head has been read.
+
+        Those that nobody waits for any more, as a client that has gone does not, are forgotten.
+        """
+        for work in [w for w in self._handed.values() if _over(w) or w.wanted_until_ms < now_ms]:
+            self.let_go(work)
         idle = is_idle(head)
-        moved = [w for w in self._handed.values() if not w.answer.done() and (idle or w.looked_ver != head.ver)]
+        moved = [w for w in self._handed.values() if idle or w.looked_ver != head.ver]
         since_ms = now_ms - RESULT_LOOK_MS
         return [w for w in moved if idle or w.event.nonce in head.fin or w.looked_ms <= since_ms]
 

@@ -33,6 +33,7 @@ from tenuto_control.core.lane_memory import (
     FailedAttempt,
     HeadDropped,
     HeadSeen,
+    Hurried,
     InboxSeen,
     LaneMemory,
     LookBegun,
@@ -79,6 +80,9 @@ log = logging.getLogger("tenuto.lane")
 
 LATE_LEASES = 3
 """Time-outs of its function that a lease lasts, after the last one was over before the function began."""
+
+SPILLED_AT_ONCE = 50
+"""Events that move to the inbox before their offsets are let go of. Each time costs a guard and a mark."""
 
 PAUSE_MS_MIN = 10
 """The shortest pause between attempts that a function may ask for."""
@@ -151,6 +155,11 @@ class LaneWorker:
     def nudge(self, *, look: bool = False) -> None:
         """Something may have changed; `look` also asks for a fresh head and an inbox query."""
         self._on(Nudged(look))
+        self._nudge.set()
+
+    def retry(self) -> None:
+        """What the last attempt failed for seems to be over: the next one need not wait out its pause."""
+        self._on(Hurried())
         self._nudge.set()
 
     @property
@@ -401,11 +410,11 @@ class LaneWorker:
         if not works:
             # Calls are made durable by their callers, when these stop waiting.
             return Rest(self._services.clock.now_ms() + self._services.limits.spill_after_ms)
-        await self._services.delivery.accept(self.lane, [w.event for w in works])
-        for work in works:
-            if work in self.queue:
-                self.queue.remove(work)
-            work.release()
+        for first in range(0, len(works), SPILLED_AT_ONCE):
+            # Offsets go as their events are durable: the partition has room for other keys while the rest follows.
+            some = works[first : first + SPILLED_AT_ONCE]
+            await self._services.delivery.accept(self.lane, [w.event for w in some])
+            self.queue.let_go_of(some)
         self._on(HeadDropped())
         return CONTINUE
 

@@ -55,6 +55,10 @@ class Lanes:
         """Something was put into a lane's inbox or slots."""
         self.worker(lane).nudge(look=True)
 
+    def retry(self, lane: Lane) -> None:
+        """What its last attempt failed for seems to be over: the next one need not wait out its pause."""
+        self.worker(lane).retry()
+
     # --- partitions -------------------------------------------------------------------------------------------------
 
     def withdraw(self, partitions: Collection[TopicPartition]) -> bool:

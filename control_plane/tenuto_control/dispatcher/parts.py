@@ -19,6 +19,7 @@ from tenuto_control.dispatcher.capacity import Capacity
 from tenuto_control.dispatcher.delivery import Delivery
 from tenuto_control.dispatcher.hints import Hints
 from tenuto_control.dispatcher.outages import WatchedTable
+from tenuto_control.dispatcher.recoveries import Recoveries
 from tenuto_control.dispatcher.wheel import Wheel
 from tenuto_control.dispatcher.writer import Writer
 from tenuto_control.limits import Limits
@@ -56,6 +57,7 @@ class Parts:
     delivery: Delivery
     wheel: Wheel
     background: Background
+    recoveries: Recoveries
     invoker: FunctionInvoker
     capacity: Capacity
     targets: Targets
@@ -96,6 +98,7 @@ def parts_of(wiring: Wiring, hints: Hints, due: Callable[[Timer], None]) -> Part
         Delivery(writer, wiring.sink, clock, limits, token, wiring.metrics, hints),
         Wheel(wiring.scheduler, clock, limits, background, due),
         background,
+        Recoveries(background, hints.retry),
         wiring.invoker,
         Capacity(limits.invoke_concurrency_max),
         wiring.targets,

@@ -54,8 +54,9 @@ class CallWork:
     `keep` says that the caller goes away with the id: no further attempt begins here, and one that runs stores its
     result with its commit. `unkept` is set while a commit is under way that was made without the result. `tentative` is
     a result whose commit may or may not have taken place. `checked` is the head for which the absence of a stored
-    result was made sure; an `attempted` call may have one although none was asked for. Of a call that was handed over,
-    the result was looked for last at `looked_ms`, beside a head of `looked_ver`.
+    result was made sure; an `attempted` call may have one although none was asked for. No caller waits for longer than
+    `wanted_until_ms`. Of a call that was handed over, the result was looked for last at `looked_ms`, beside a head of
+    `looked_ver`.
     """
 
     event: Event
@@ -68,6 +69,7 @@ class CallWork:
     tentative: Result | None = None
     checked: Head | None = None
     attempted: bool = False
+    wanted_until_ms: int = 0
     looked_ms: int = 0
     looked_ver: int | None = None
 

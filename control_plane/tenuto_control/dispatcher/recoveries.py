@@ -1,0 +1,68 @@
+"""Handlers that work again: their waiting retries are brought forward, rather than wait out pauses made by an outage.
+
+Owns which lanes have failed since a handler last succeeded, and the pace at which they are told. Does not own the
+pauses, nor the attempts (`lane_worker`).
+
+An outage is told from a poisoned event by numbers: at least `OUTAGE_LANES_MIN` lanes of one handler have failed, and
+none has succeeded in between. A lane whose early retry fails as well waits out its pauses from then on, until it
+succeeds: what an outage did not cause must not be tried as often as others succeed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final, TypeAlias
+
+from tenuto.protocol.ids import Lane
+from tenuto_control.dispatcher.background import Background
+
+OUTAGE_LANES_MIN: Final = 2
+LANES_MAX: Final = 1_000
+"""Lanes of one handler that are remembered as failing. Others wait out their pauses."""
+
+EARLY_RETRY_EVERY_S: Final = 0.02
+"""The pace of early retries of one handler: what it depends on has only just come back."""
+
+HandlerName: TypeAlias = tuple[str, str]
+"""Service and handler."""
+
+
+@dataclass(slots=True)
+class Recoveries:
+    """The failing lanes of each handler of one process. `retry` tells a lane that its next attempt need not wait."""
+
+    background: Background
+    retry: Callable[[Lane], None]
+    _failing: dict[HandlerName, dict[Lane, None]] = field(default_factory=dict)
+    _hurried: dict[HandlerName, set[Lane]] = field(default_factory=dict)
+
+    def failed(self, handler: HandlerName, lane: Lane) -> None:
+        """An attempt has failed, and the lane pauses."""
+        if lane in self._hurried.get(handler, ()):
+            return
+        lanes = self._failing.setdefault(handler, {})
+        lanes[lane] = None
+        while len(lanes) > LANES_MAX:
+            del lanes[next(iter(lanes))]
+
+    def succeeded(self, handler: HandlerName, lane: Lane) -> None:
+        """An event of the handler has taken effect."""
+        hurried = self._hurried.get(handler)
+        if hurried is not None:
+            hurried.discard(lane)
+        lanes = self._failing.pop(handler, None)
+        if lanes is None or len(lanes) < OUTAGE_LANES_MIN:
+            return
+        lanes.pop(lane, None)
+        hurried = self._hurried.setdefault(handler, set())
+        hurried.update(lanes)
+        while len(hurried) > LANES_MAX:
+            hurried.pop()
+        self.background.spawn(self._retried(tuple(lanes)))
+
+    async def _retried(self, lanes: Sequence[Lane]) -> None:
+        for lane in lanes:
+            self.retry(lane)
+            await asyncio.sleep(EARLY_RETRY_EVERY_S)
