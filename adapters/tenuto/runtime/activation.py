@@ -133,13 +133,14 @@ class Batch:
         self.events.append(event)
         self.results.append(EventResult(event.id, _answered(event, done.result)))
         self.changed.update(done.state)
-        self.out.update(done.out)
         for name, value in done.state.items():
             if value is None:
                 self.state.pop(name, None)
             else:
                 self.state[name] = value
-        self.size += sum(len(pack(entry)) for entry in done.out.values())
+        if done.out:
+            self.out.update(done.out)
+            self.size += sum(len(pack(entry)) for entry in done.out.values())
 
     def effects(self, env: Environment, *, expires: bool) -> Effects:
         """What a write commits of the finished events, or a claim along with itself."""
@@ -484,7 +485,7 @@ class _Invocation:
             out[self._own_position(out)] = ResultOut(event.id, done.result)
         done = Done(done.result, done.state, out)
         try:
-            if not lease.owning and _heavy(out):
+            if out and not lease.owning and _heavy(out):
                 # More than the control plane could commit in one write: this side puts it where it fits.
                 await lease.claim(self._env.now_ms())
             if lease.owning:
@@ -525,15 +526,14 @@ def _argument(spec: HandlerSpec, event: Event) -> Any:
     Raises BadInputError, whatever a check of the user's own type raises: the input is at fault, and no further attempt
     would read it.
     """
-    what = f"the input of {spec.target}"
     try:
         if event.input is not None:
             return spec.input.deserialize(event.input)
         return read_nothing(spec.input)
     except BadInputError as e:
-        raise e.naming(what) from e.__cause__
+        raise e.naming(f"the input of {spec.target}") from e.__cause__
     except BaseException as e:  # noqa: BLE001 - raised by the user's own type, over this input
-        error = steps.checked(e)
+        error, what = steps.checked(e), f"the input of {spec.target}"
         raise BadInputError("value of its type", f"decoding it raised {type(error).__name__}", what=what) from error
 
 
