@@ -25,8 +25,6 @@ from tenuto.hosts import api_gateway, event_scheduler, kafka_event_source
 from tenuto.hosts.kafka_event_source import SourceRecord
 from tenuto_control.assembly import Assembly, assembled, quiet_libraries
 from tenuto_control.config import DEFAULT_FILE, ConfigError, load
-from tenuto_control.core import log_fields
-from tenuto_control.dispatcher import Errand
 from tenuto_control.drivers import log_lines
 from tenuto_control.drivers.topic_lives import KafkaTopicLives
 from tenuto_control.limits import SERVERLESS
@@ -110,8 +108,10 @@ class DispatcherFunction:
             match event_scheduler.read(event):
                 case event_scheduler.WakeUp() as wake:
                     return self._run(parts.serverless.woken(wake, deadline_ms))
-                case event_scheduler.SweepTick():
-                    return self._run(parts.serverless.tick(deadline_ms))
+                case event_scheduler.SweepTick() as tick:
+                    return self._run(parts.serverless.tick(tick, deadline_ms))
+                case event_scheduler.Continue() as handed:
+                    return self._run(parts.serverless.carried_on(handed, deadline_ms))
                 case payload:
                     assert_never(payload)
         if api_gateway.is_request(event):
@@ -179,17 +179,16 @@ class DispatcherFunction:
         except ConfigError as e:
             log.warning("discovery keeps what it knew: %s", e)
 
-    async def _hand_on(self, errand: Errand) -> None:
-        """Invoke this function for an errand, without waiting for it."""
-        assert self._parts is not None, "errands come of events"
-        payload = event_scheduler.wake_up(errand.lane, errand.timer)
+    async def _hand_on(self, payload: event_scheduler.Continue | event_scheduler.SweepTick) -> None:
+        """Invoke this function, without waiting for it."""
+        assert self._parts is not None, "what is handed on comes of events"
         try:
             await self._parts.assembly.clients.lambda_.invoke(
-                FunctionName=self._arn, InvocationType="Event", Payload=payload
+                FunctionName=self._arn, InvocationType="Event", Payload=event_scheduler.encode(payload)
             )
         except (ClientError, BotoCoreError, aiohttp.ClientError, OSError) as e:
-            fields = log_fields.of_lane(errand.lane)
-            log.warning("%s is left to the sweep, as it could not be handed on: %s", errand.lane.pk, e, extra=fields)
+            lanes = payload.lanes if isinstance(payload, event_scheduler.Continue) else ()
+            log.warning("%d lanes are left to the sweep, as they could not be handed on: %s", len(lanes), e)
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         return self._loop.run_until_complete(work)

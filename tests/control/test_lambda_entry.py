@@ -81,7 +81,7 @@ def test_a_warm_process_asks_the_functions_again_now_and_then(
         if not answers:
             raise ConfigError("it does not answer")
 
-    async def tick(_deadline_ms: int) -> None:
+    async def tick(_tick: object, _deadline_ms: int) -> None:
         """Nothing is due."""
 
     assembly = SimpleNamespace(

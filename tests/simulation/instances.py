@@ -25,7 +25,6 @@ import msgspec
 
 from tenuto.hosts import event_scheduler, kafka_event_source
 from tenuto_control import lambda_entry
-from tenuto_control.dispatcher import Errand
 from tenuto_control.dispatcher.dispatcher import Dispatcher
 from tenuto_control.loops.serverless import Serverless
 from tenuto_control.loops.sweep import Sweeper
@@ -71,6 +70,8 @@ class ScaleToZero:
     instances_max: int = 16
 
 
+Handed: TypeAlias = event_scheduler.Continue | event_scheduler.SweepTick
+
 Work: TypeAlias = "Callable[[Instance, int], Awaitable[Any]]"
 
 
@@ -82,7 +83,7 @@ class Instance:
     """One process of the function with its warm parts. Serves one invocation at a time."""
 
     def __init__(
-        self, world: Simulation, process: Process, rng: random.Random, hand_on: Callable[[Errand], Awaitable[None]]
+        self, world: Simulation, process: Process, rng: random.Random, hand_on: Callable[[Handed], Awaitable[None]]
     ) -> None:
         self.process = process
         self.busy = False
@@ -111,8 +112,10 @@ class Instance:
         match event_scheduler.read(event):
             case event_scheduler.WakeUp() as wake:
                 return await self.serverless.woken(wake, deadline_ms)
-            case event_scheduler.SweepTick():
-                return await self.serverless.tick(deadline_ms)
+            case event_scheduler.SweepTick() as tick:
+                return await self.serverless.tick(tick, deadline_ms)
+            case event_scheduler.Continue() as handed:
+                return await self.serverless.carried_on(handed, deadline_ms)
             case payload:
                 assert_never(payload)
 
@@ -276,15 +279,14 @@ class ScaledToZero:
                 return
             await asyncio.sleep(pause_s)
 
-    async def _hand_on(self, errand: Errand) -> None:
+    async def _hand_on(self, payload: Handed) -> None:
         """The function invokes itself, without waiting; a failure is left to the sweep."""
-        payload = event_scheduler.wake_up(errand.lane, errand.timer)
 
         async def act() -> None:
-            self.post(payload, "errand")
+            self.post(event_scheduler.encode(payload), "continuation")
 
         with contextlib.suppress(HandOnFailedError):
-            await self._world.gate.cross(f"hand on {errand.lane.pk}", act, HandOnFailedError, write=True)
+            await self._world.gate.cross("hand on", act, HandOnFailedError, write=True)
 
     async def _tick(self) -> None:
         """The rule: about once a minute; now and then a tick comes late, twice or not at all."""

@@ -10,6 +10,7 @@ import asyncio
 
 import pytest
 
+from tenuto.hosts.event_scheduler import SweepTick
 from tenuto.lane.transitions import Effects, claim
 from tenuto.lane.writes import Applied
 from tenuto.protocol.ids import Lane
@@ -61,7 +62,7 @@ def test_a_sweep_that_the_table_ends_leaves_nothing_under_way() -> None:
         await asyncio.sleep(1)
         _fail_queries_after_its_timer(f, errand.timer.pk if errand.timer else "")
         with pytest.raises(TableUnavailableError):
-            await f.serverless.tick(f.deadline())
+            await f.serverless.tick(SweepTick(), f.deadline())
         assert f.handed_on == [errand]
         assert asyncio.all_tasks() == {asyncio.current_task()}
 

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import random
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from typing import Any, NamedTuple, TypeVar, assert_never
 
 from msgspec.structs import replace
@@ -43,7 +43,7 @@ from tenuto_control.dispatcher.acceptance import Acceptance
 from tenuto_control.dispatcher.activations import Activations
 from tenuto_control.dispatcher.capacity import Capacity
 from tenuto_control.dispatcher.delivery import HTTP_SENDER, Delivery, fits, message
-from tenuto_control.dispatcher.lane_worker import Known, LaneWorker
+from tenuto_control.dispatcher.lane_worker import Known, LaneWorker, Rest
 from tenuto_control.dispatcher.outages import Outages, WatchedTable
 from tenuto_control.dispatcher.services import Services
 from tenuto_control.dispatcher.work import CallWork, Elsewhere, KafkaWork
@@ -166,6 +166,35 @@ class Dispatcher:
             ):
                 return
             await asyncio.sleep(SETTLE_LOOK_S)
+
+    @property
+    def at_work(self) -> Collection[Lane]:
+        """The lanes that are not idle."""
+        return self._workers.keys()
+
+    def resting(self) -> dict[Lane, Rest]:
+        """The lanes that only wait."""
+        return {lane: rest for lane, worker in self._workers.items() if (rest := worker.rest) is not None}
+
+    def fires_before(self, time_ms: int) -> bool:
+        """Whether an armed timer is due before a time."""
+        at_s = asyncio.get_running_loop().time() + (time_ms - self._clock.now_ms()) / 1000
+        return any(handle.when() <= at_s for _, handle in self._timers.values())
+
+    async def drop(self, lane: Lane) -> None:
+        """Stop a lane where it is, as a crash would: somebody else looks after it."""
+        worker = self._workers.pop(lane, None)
+        if worker is not None and worker.task is not None:
+            worker.task.cancel()
+            await asyncio.gather(worker.task, return_exceptions=True)
+
+    async def entrust(self) -> None:
+        """Release every event that is finished but for what it sent; timers lead back to that."""
+        await asyncio.gather(*(worker.entrust() for worker in list(self._workers.values())))
+
+    def token(self) -> str:
+        """A name that nobody else uses."""
+        return self._token()
 
     async def halt(self, until_ms: int) -> list[Errand]:
         """Stop everything where it is, as a crash would. Returns what would have been done before a time.
@@ -475,14 +504,17 @@ class Dispatcher:
 
     async def _schedule(self, timer: Timer) -> None:
         # The outside is only precise to a minute. Woken early, this process waits for the rest.
-        at_ms = timer.due_ms - self._limits.scheduler_lead_ms
-        payload = event_scheduler.wake_up(timer.lane, timer.key if timer.kind == "send" else None)
+        errand = Errand(timer.lane, timer.key if timer.kind == "send" else None)
+        await self.schedule(errand, timer.due_ms - self._limits.scheduler_lead_ms, _schedule_name(timer))
+
+    async def schedule(self, errand: Errand, at_ms: int, name: str | None = None) -> None:
+        """Have somebody woken from outside at a time. It may fail: a timer item is behind every lane."""
+        payload = event_scheduler.wake_up(errand.lane, errand.timer)
         try:
-            await self._services.scheduler.schedule(_schedule_name(timer), at_ms, payload)
+            await self._services.scheduler.schedule(name or digest(errand.lane.pk, str(at_ms)), at_ms, payload)
         except SchedulerUnavailableError as e:
-            # The timer item is what the sleep rests on; the outside wake-up only makes it punctual without us.
-            fields = log_fields.of_lane(timer.lane)
-            log.warning("%s: a wake-up could not be scheduled outside: %s", timer.lane.pk, e, extra=fields)
+            fields = log_fields.of_lane(errand.lane)
+            log.warning("%s: a wake-up could not be scheduled outside: %s", errand.lane.pk, e, extra=fields)
 
     def _forget(self, timer: Timer) -> None:
         """A sleep is over before its time: its wake-up from outside, if there is one, need not come any more."""

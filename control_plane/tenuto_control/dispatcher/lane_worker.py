@@ -71,6 +71,14 @@ class Known:
     finished: frozenset[str] = frozenset()
 
 
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """A lane waits until a time. `held`: a run of somebody else is active in it, whose end may come sooner."""
+
+    until_ms: int
+    held: bool
+
+
 class LaneWorker:
     """Works on one lane until it is idle. `done` is called then, with the head for the cache and the next wake-up."""
 
@@ -148,6 +156,26 @@ class LaneWorker:
     def busy_before(self, time_ms: int) -> bool:
         """Whether there is something to do before a time: it works, or a rest ends by then."""
         return self._resting_until_ms is None or self._resting_until_ms <= time_ms
+
+    @property
+    def rest(self) -> Rest | None:
+        """What the lane waits for; None while it works."""
+        if self._resting_until_ms is None:
+            return None
+        run = None if self.head is None else self.head.run
+        return Rest(self._resting_until_ms, held=run is not None and not run.suspended)
+
+    async def entrust(self) -> None:
+        """Release the events that are finished but for what they sent: from now on a timer leads back to it."""
+        held = list(self._held)
+        if not held:
+            return
+        delay_ms = self._services.limits.guard_delay_ms
+        await self._services.delivery.guard(self.lane, held[0].event.nonce, delay_ms)
+        for work in held:
+            if work in self._held:
+                del self._held[work]
+                work.release()
 
     def is_running(self, work: Work) -> bool:
         """Whether this work is part of the activation that runs right now."""
