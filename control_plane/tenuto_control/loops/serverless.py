@@ -45,6 +45,15 @@ about its 16th link (AWS Lambda developer guide, "recursive loop detection")."""
 LEAVE_GRACE_MS = 50
 """How long an invocation stays for what follows its end at once: a result that is stored, a lane that comes to rest."""
 
+KEEP_MARGIN_MS = 5_000
+"""How long before its deadline a batch keeps in the table what no topic takes."""
+
+SHIP_PAUSE_MS_MAX = 5_000
+"""Longest pause between two tries to produce what an outbox holds (`lane_worker`)."""
+
+ENTRUST_EVERY_MS = 1_000
+"""How often it looks for further events whose messages cannot leave, when its patience is over."""
+
 OVER_MARGIN_MS = 5_000
 """How long after an invocation's deadline it is certainly over, clocks that differ included."""
 
@@ -114,13 +123,12 @@ class Serverless:
                 released = partial(batch.release, record)
                 match route(record, subscription):
                     case Quarantine(reason):
-                        work = self._quarantine(record, subscription.dead_letter_topic, reason, released)
+                        until_ms = self._patient_until(deadline_ms)
+                        work = self._quarantine(record, subscription.dead_letter_topic, reason, released, until_ms)
                         quarantining.append(asyncio.create_task(work))
                     case event:
                         self._dispatcher.deliver(event, released)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(max(0, deadline_ms - self._clock.now_ms()) / 1000):
-                    await batch.empty.wait()
+            await self._finished(batch, deadline_ms)
         finally:
             for task in quarantining:
                 task.cancel()
@@ -130,6 +138,28 @@ class Serverless:
             await asyncio.gather(*quarantining, return_exceptions=True)
             await self._leave()
         return left
+
+    def _patient_until(self, deadline_ms: int) -> int:
+        """How long a batch waits for topics that its records or messages are to leave for, but that take none."""
+        return min(deadline_ms - KEEP_MARGIN_MS, self._clock.now_ms() + self._limits.topic_patience_ms)
+
+    async def _finished(self, batch: _Batch, deadline_ms: int) -> None:
+        """Wait until nothing of a batch needs its offset, or for a deadline.
+
+        An event that is finished, and whose messages cannot leave, holds its batch for a while only: they stay in the
+        outbox, and a timer leads back to them. Those for a topic that is not there are set aside before.
+        """
+        patient_until_ms = min(self._patient_until(deadline_ms) + SHIP_PAUSE_MS_MAX, deadline_ms - KEEP_MARGIN_MS)
+        while not batch.empty.is_set() and (now_ms := self._clock.now_ms()) < deadline_ms:
+            if now_ms >= patient_until_ms:
+                await self._in_time(self._dispatcher.entrust(), deadline_ms)
+                patient_until_ms = now_ms + ENTRUST_EVERY_MS
+            await self._in_time(batch.empty.wait(), min(deadline_ms, max(patient_until_ms, now_ms + 1)))
+
+    async def _in_time(self, work: Awaitable[object], until_ms: int) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(max(0, until_ms - self._clock.now_ms()) / 1000):
+                await work
 
     async def _with_lives(self, records: Sequence[SourceRecord]) -> list[SourceRecord]:
         """The records with the id of their topic's life, which a mapping does not tell.
@@ -276,8 +306,10 @@ class Serverless:
             log.warning("%d lanes are left to the sweep", len(lanes) - HANDED_ON_MAX * HANDED_ON_TOGETHER)
         await asyncio.gather(*(self._hand_on(Continue(group, hops)) for group in groups[:HANDED_ON_MAX]))
 
-    async def _quarantine(self, record: SourceRecord, topic: str, reason: str, released: Callable[[], None]) -> None:
-        await self._dead_letters.put(record, topic, reason)
+    async def _quarantine(
+        self, record: SourceRecord, topic: str, reason: str, released: Callable[[], None], until_ms: int
+    ) -> None:
+        await self._dead_letters.put(record, topic, reason, until_ms)
         released()
 
 
