@@ -5,7 +5,7 @@
     python tools/draw_protocol.py --check   # exit 1 when the page differs from the code
 
 Owns the form of the page, and what a writer does when a write is refused. The rest comes from `tenuto.machine.phases`,
-`tenuto.lane` (`transitions`, `dead_letters`, `items`, `continuations`) and the lists of the proofs (`tests.model`,
+`tenuto.lane` (its modules of writes) and the lists of the proofs (`tests.model`,
 `tests.simulation.mutants`): what changes there changes here, and a test compares the two.
 """
 
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, assert_never
 
-from tenuto.lane import continuations, dead_letters, items, transitions
+from tenuto.lane import continuations, dead_letters, items, transitions, tries
 from tenuto.lane.writes import Absent, AbsentOrAtMost, AbsentOrEquals, Clause, Delete, Equals, Put, Update
 from tenuto.machine.phases import TRANSITIONS, Phase
 from tenuto.protocol.ids import InvocationId, Lane
@@ -187,6 +187,12 @@ ROWS: Final = (
         dead_letters.letter_done,
         "whoever runs it again or discards it",
         dead_letters.letter_done(LETTER.id, 0),
+        "no response: repeat",
+    ),
+    Row(
+        tries.attempt_counted,
+        "dispatcher",
+        tries.attempt_counted(LANE, "nonce", 1, ("1.0",)),
         "no response: repeat",
     ),
     Row(

@@ -7,6 +7,7 @@ not own what one invocation does (`test_serverless`).
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -97,11 +98,24 @@ class Fleet:
         finally:
             self.busy -= 1
             passed_on, env.passed_on, env.handed_on = env.passed_on, [], []
+            scheduled, env.scheduled = env.scheduled, {}
             self.free.append(env)
+        for at_ms, woken in scheduled.values():
+            self.start(self.later(at_ms, woken))
         for payload in passed_on:
             for _ in range(self.deliveries):
                 self.start(self.serve(payload))
         return len(left)
+
+    async def later(self, at_ms: int, woken: WakeUp) -> None:
+        """A schedule fires."""
+        await asyncio.sleep((at_ms - self.clock.now_ms()) / 1_000)
+        await self.serve(woken)
+
+    def end(self) -> None:
+        """Cut off whatever goes on."""
+        for task in self.under_way:
+            task.cancel()
 
     def start(self, work: Coroutine[Any, Any, Any]) -> None:
         task = asyncio.ensure_future(work)
@@ -136,28 +150,27 @@ def test_a_key_that_fails_has_one_invocation_that_waits_for_it_whatever_is_deliv
         assert fleet.busy_max <= 4
         # At the policy's pace, and a few for each of the 30 deliveries, which begin anew, until they are told.
         assert len(tries) <= 600 / 2.5 + 30 * 8
-        for task in fleet.under_way:
-            task.cancel()
+        fleet.end()
 
     run_virtual(scenario())
 
 
-def test_a_wait_is_left_to_the_tick_and_work_is_handed_on() -> None:
+def test_a_long_wait_is_left_to_a_schedule_and_no_invocation_waits_meanwhile() -> None:
     tries: list[float] = []
 
     async def scenario() -> None:
-        fleet = Fleet(Services([failing(5, tries)]))
+        fleet = Fleet(Services([failing(60, tries)]))
         await fleet.serve([record(0)])
-        await asyncio.sleep(INVOCATION_S + 20)
-        # The chain that the batch began has ended, though the key still fails every 5 s.
-        assert (fleet.busy, len(fleet.under_way)) == (0, 0)
-        count = len(tries)
-        assert count > 20
-        fleet.start(fleet.serve(SweepTick()))
-        await asyncio.sleep(30)
-        assert len(tries) >= count + 3
-        for task in fleet.under_way:
-            task.cancel()
+        busy = 0
+        for _ in range(1_800):
+            await asyncio.sleep(1)
+            busy += fleet.busy
+        assert fleet.busy_max <= 2
+        # Pauses of more than 10 s are waited for by nobody: what is busy are the first minute and the tries.
+        assert busy < 120
+        late = [round(b - a) for a, b in itertools.pairwise(tries)][-10:]
+        assert all(25 <= pause <= 75 for pause in late), late
+        fleet.end()
 
     run_virtual(scenario())
 
@@ -301,8 +314,8 @@ def test_what_is_handed_on_by_name_goes_on_once(*, named: bool) -> None:
     async def scenario() -> None:
         fleet = Fleet(Services([failing(5, tries)]))
         await fleet.serve([record(0)])
-        for task in fleet.under_way:
-            task.cancel()
+        fleet.end()
+        await asyncio.sleep(0)
         tries.clear()
         payload = Continue((HandedOn("box/k", owner="somebody" if named else None),))
         await fleet.serve(payload)

@@ -16,12 +16,16 @@ from tenuto.protocol.ids import Lane
 from tenuto.serde import problem_of
 
 
-class WakeUp(Struct, frozen=True, tag_field="tenuto", tag="wake"):
-    """Look at a lane, named by its partition key; a delayed message is also named by its timer's key."""
+class WakeUp(Struct, frozen=True, omit_defaults=True, tag_field="tenuto", tag="wake"):
+    """Look at a lane, named by its partition key; a delayed message is also named by its timer's key.
+
+    `owner` is the name under which the lane's continuation was left to this wake-up, if it was (`HandedOn`).
+    """
 
     lane: str
     pk: str | None = None
     sk: str | None = None
+    owner: str | None = None
 
     @property
     def timer(self) -> Key | None:
@@ -95,9 +99,10 @@ def decode(data: bytes) -> Payload:
         raise ProtocolError(f"this is no wake-up of tenuto: {problem_of(e)}") from None
 
 
-def wake_up(lane: Lane, timer: Key | None = None) -> bytes:
+def wake_up(lane: Lane, timer: Key | None = None, owner: str | None = None) -> bytes:
     """The payload that wakes a lane; `timer` names the delayed message that is due for it."""
-    return msgspec.json.encode(WakeUp(lane.pk) if timer is None else WakeUp(lane.pk, timer.pk, timer.sk))
+    woken = WakeUp(lane.pk, owner=owner) if timer is None else WakeUp(lane.pk, timer.pk, timer.sk, owner)
+    return msgspec.json.encode(woken)
 
 
 def encode(payload: Payload) -> bytes:

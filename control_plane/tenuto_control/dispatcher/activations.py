@@ -16,6 +16,7 @@ from msgspec.structs import replace
 
 from tenuto.lane.head import parse_head
 from tenuto.lane.transitions import Effects, effects_of, final_commit, result_key, spec_commit
+from tenuto.lane.tries import with_tries
 from tenuto.lane.writes import Applied
 from tenuto.protocol.dead_letters import dead_letter
 from tenuto.protocol.ids import Lane
@@ -120,6 +121,7 @@ class Activations:
             batch = await self._batch(head, queue)
             if not batch:
                 return None
+            trim = with_tries(head, batch[0].event, trim)
             self.busy = tuple(batch)
             events = [work.event for work in batch]
             try:
@@ -139,6 +141,7 @@ class Activations:
         if target is None:
             return self._unserved(events[0])
         batch = list(events[: 1 if self._batch_max else len(events)])
+        trim = with_tries(head, batch[0], trim)
         async with self.services.capacity.place(target):
             outcome = await self._invoke(target, head, batch, "drain", tries(batch[0]), trim)
         works = [Drained(event) for event in batch]
@@ -270,7 +273,7 @@ class Activations:
             key=self.lane.key,
             mode=mode,
             # The function needs neither outbox nor finished ids; what of them may go, the trim names.
-            head=replace(head, out={}, fin={}, watermarks={}, run=head.run if mode == "resume" else None),
+            head=replace(head, out={}, fin={}, watermarks={}, tried=None, run=head.run if mode == "resume" else None),
             holder=holder or self.services.token(),
             events=tuple(events),
             attempt=attempt,

@@ -507,11 +507,11 @@ class Dispatcher:
         errand = Errand(timer.lane, timer.key if timer.kind == "send" else None)
         await self.schedule(errand, timer.due_ms - self._limits.scheduler_lead_ms, _schedule_name(timer))
 
-    async def schedule(self, errand: Errand, at_ms: int, name: str | None = None) -> None:
+    async def schedule(self, errand: Errand, at_ms: int, name: str, owner: str | None = None) -> None:
         """Have somebody woken from outside at a time. It may fail: a timer item is behind every lane."""
-        payload = event_scheduler.wake_up(errand.lane, errand.timer)
+        payload = event_scheduler.wake_up(errand.lane, errand.timer, owner)
         try:
-            await self._services.scheduler.schedule(name or digest(errand.lane.pk, str(at_ms)), at_ms, payload)
+            await self._services.scheduler.schedule(name, at_ms, payload)
         except SchedulerUnavailableError as e:
             fields = log_fields.of_lane(errand.lane)
             log.warning("%s: a wake-up could not be scheduled outside: %s", errand.lane.pk, e, extra=fields)

@@ -15,6 +15,7 @@ from typing import assert_never
 
 from tenuto.lane.head import head_key, parse_head
 from tenuto.lane.transitions import Timer, clear_pend, takeover, trim_head
+from tenuto.lane.tries import failures_of
 from tenuto.lane.writes import Applied
 from tenuto.protocol.backoff import pause_ms
 from tenuto.protocol.ids import Lane
@@ -46,6 +47,7 @@ from tenuto_control.core.log_fields import shown
 from tenuto_control.dispatcher.activations import Activations
 from tenuto_control.dispatcher.inbox import Inbox
 from tenuto_control.dispatcher.services import Services
+from tenuto_control.dispatcher.tries import counted
 from tenuto_control.dispatcher.work import Attempted, CallWork, Elsewhere, KafkaWork, Work
 from tenuto_control.ports import LogUnavailableError, Target, TopicPartition, TopicUnusableError
 
@@ -441,7 +443,7 @@ class LaneWorker:
             attempted = await self._activations.drain(
                 head, waiting.events, self._tries, self._trimmable(), clears=clears
             )
-            self._attempted(attempted, self.queue)
+            self._attempted(await self._counted(attempted), self.queue)
             now_ms = self._services.clock.now_ms()
             ran = [e for e in waiting.events if self.head is not None and finished(self.head, e, now_ms)]
             await self._inbox.bury(ran, now_ms)
@@ -471,7 +473,7 @@ class LaneWorker:
             self.look = self.look or work.keep
             work.finish(Elsewhere())
         if attempted is not None:
-            self._attempted(attempted, self.queue)
+            self._attempted(await self._counted(attempted), self.queue)
 
     async def _trim(self) -> None:
         head, trim = self._seen(), self._trimmable()
@@ -510,9 +512,12 @@ class LaneWorker:
             self._not_before_ms = 0
         self._learn(attempted.head)
 
+    async def _counted(self, attempted: Attempted) -> Attempted:
+        return await counted(self._services, self.lane, attempted, self._tries, self._trimmable().out)
+
     def _tries(self, event: Event) -> int:
-        """Which attempt at this event the next one is, as far as this process knows."""
-        return self._failures + 1 if event.id == self._failing else 1
+        """Which attempt at this event the next one is, as far as this process knows and the head tells."""
+        return max(self._failures if event.id == self._failing else 0, failures_of(self.head, event)) + 1
 
     def _learn(self, head: Head | None) -> None:
         self.head = head

@@ -53,12 +53,15 @@ class Continuations:
         mine = self._token()
         return await self._write(pk, mine, continuation_pass(pk, owner, mine, self._until_ms))
 
-    async def hand_on(self, pk: str) -> str | None:
-        """The name under which a lane is handed on; None when somebody else looks after it."""
+    async def hand_on(self, pk: str, begins_ms: int = 0) -> str | None:
+        """The name under which a lane is handed on; None when somebody else looks after it.
+
+        Whoever is given it begins at once, or at `begins_ms`.
+        """
         if not await self.has(pk):
             return None
         successor = self._token()
-        until_ms = self._clock.now_ms() + ON_THE_WAY_MS
+        until_ms = max(begins_ms, self._clock.now_ms()) + ON_THE_WAY_MS
         handed = await self._write(pk, successor, continuation_pass(pk, self._owned[pk], successor, until_ms))
         self._owned.pop(pk, None)
         return successor if handed else None

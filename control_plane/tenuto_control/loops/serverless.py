@@ -136,7 +136,7 @@ class Serverless:
             left = list(batch.unfinished)
             # A cancelled task ends in a turn of its own, and without this the process may be frozen before it comes.
             await asyncio.gather(*quarantining, return_exceptions=True)
-            await self._leave()
+            await self._leave(deadline_ms)
         return left
 
     def _patient_until(self, deadline_ms: int) -> int:
@@ -175,7 +175,7 @@ class Serverless:
 
     async def woken(self, wake: WakeUp, deadline_ms: int) -> None:
         """Look after a lane, and whatever comes of it."""
-        await self.carried_on(Continue((HandedOn(wake.lane, wake.pk, wake.sk),), hops=0), deadline_ms)
+        await self.carried_on(Continue((HandedOn(wake.lane, wake.pk, wake.sk, wake.owner),), hops=0), deadline_ms)
 
     async def carried_on(self, payload: Continue, deadline_ms: int) -> None:
         """Carry on with lanes. One that was handed on to this invocation by name is left alone if another has it."""
@@ -201,7 +201,7 @@ class Serverless:
 
     async def answered(self) -> None:
         """A request has its answer: its caller waits for nothing more."""
-        await self._leave()
+        await self._leave(self._clock.now_ms())
 
     # --- staying ----------------------------------------------------------------------------------------------------
 
@@ -269,28 +269,44 @@ class Serverless:
 
     # --- leaving ----------------------------------------------------------------------------------------------------
 
-    async def _leave(self) -> None:
+    async def _leave(self, deadline_ms: int) -> None:
         """Stop, and hand on what is in the middle of something, or would be soon: nobody waited for it here."""
         await self._dispatcher.settle(self._clock.now_ms() + LEAVE_GRACE_MS)
-        errands = await self._dispatcher.halt(self._clock.now_ms() + self._limits.linger_ms)
+        soon_ms = self._clock.now_ms() + self._limits.linger_ms
+        later = {
+            lane: rest.until_ms
+            for lane, rest in self._dispatcher.resting().items()
+            if rest.until_ms > soon_ms and not rest.held
+        }
+        errands = await self._dispatcher.halt(soon_ms)
         await self._hand_on_all([_handed(errand) for errand in errands], 1)
+        await self._wake_later(later, self._continuations(deadline_ms))
 
     async def _pass_on(self, mine: Continuations, hops: int, *, sweep: bool = False) -> None:
-        """Stop, and hand on what this invocation is in the middle of. A lane that only waits is left to a timer."""
-        resting = self._dispatcher.resting()
+        """Stop, and hand on what this invocation is in the middle of. A lane that only waits is left to a schedule."""
+        later = {lane: rest.until_ms for lane, rest in self._dispatcher.resting().items()}
         errands = await self._dispatcher.halt(self._clock.now_ms() + self._limits.linger_ms)
-        errands = [errand for errand in errands if errand.timer is not None or errand.lane not in resting]
-        handed = [one for one in await asyncio.gather(*(self._named(e, mine) for e in errands)) if one is not None]
+        errands = [errand for errand in errands if errand.timer is not None or errand.lane not in later]
         if hops < HOPS_MAX:
-            await self._hand_on_all(handed, hops + 1)
+            handed = await asyncio.gather(*(self._named(errand, mine) for errand in errands))
+            await self._hand_on_all([one for one in handed if one is not None], hops + 1)
+            if sweep and (owner := await mine.hand_on(SWEEP_PK)) is not None:
+                await self._hand_on(SweepTick(owner, hops + 1))
         else:
-            soon_ms = self._clock.now_ms() + self._limits.scheduler_lead_ms
-            await asyncio.gather(*(self._dispatcher.schedule(_errand(one), soon_ms) for one in handed))
-        if sweep and hops < HOPS_MAX and (owner := await mine.hand_on(SWEEP_PK)) is not None:
-            await self._hand_on(SweepTick(owner, hops + 1))
-        held = [lane for lane, rest in resting.items() if rest.held and lane.pk in mine.owned]
-        await asyncio.gather(*(self._dispatcher.schedule(Errand(lane), resting[lane].until_ms) for lane in held))
+            later |= dict.fromkeys((errand.lane for errand in errands), self._clock.now_ms())
+        await self._wake_later(later, mine)
         await asyncio.gather(*(mine.end(pk) for pk in list(mine.owned)))
+
+    async def _wake_later(self, lanes: Mapping[Lane, int], mine: Continuations) -> None:
+        """Have lanes woken from outside at these times, unless somebody else looks after them."""
+
+        async def one(lane: Lane, at_ms: int) -> None:
+            at_ms = max(at_ms, self._clock.now_ms() + self._limits.scheduler_lead_ms)
+            owner = await mine.hand_on(lane.pk, at_ms)
+            if owner is not None:
+                await self._dispatcher.schedule(Errand(lane), at_ms, owner, owner)
+
+        await asyncio.gather(*(one(lane, at_ms) for lane, at_ms in lanes.items()))
 
     async def _named(self, errand: Errand, mine: Continuations) -> HandedOn | None:
         """An errand with the name under which it is handed on; None when another invocation looks after its lane."""
@@ -350,7 +366,3 @@ def _handed(errand: Errand, owner: str | None = None) -> HandedOn:
     if timer is None:
         return HandedOn(errand.lane.pk, owner=owner)
     return HandedOn(errand.lane.pk, timer.pk, timer.sk, owner)
-
-
-def _errand(handed: HandedOn) -> Errand:
-    return Errand(Lane.from_pk(handed.lane), handed.timer)
