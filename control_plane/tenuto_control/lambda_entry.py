@@ -42,6 +42,12 @@ commit the records it names."""
 DISCOVERY_AGE_MS_MAX = 300_000
 """How old what is known of the functions may be: a warm process outlives deployments."""
 
+UNANSWERED_AGE_MS_MAX = 5_000
+"""The same while a function has not answered."""
+
+DISCOVERY_S_MAX = 5.0
+"""How long an invocation waits for functions to say what they serve; then only work for those that did not waits."""
+
 LEAVE_MARGIN_MS = 2_000
 """How long before the deadline an invocation begins to leave: halting and handing on take requests of their own."""
 
@@ -147,7 +153,7 @@ class DispatcherFunction:
         self._stack = AsyncExitStack()
         try:
             assembly = await self._stack.enter_async_context(assembled(config))
-            await assembly.deployments.discover()
+            await assembly.deployments.discover_most(DISCOVERY_S_MAX)
         except BaseException:
             # The next invocation starts over: what was missing may be there by then.
             await self._stack.aclose()
@@ -169,13 +175,17 @@ class DispatcherFunction:
         return self._parts
 
     async def _discover_again(self, parts: _Parts) -> None:
-        """Ask the functions again when that was long ago; what is known stays when one does not answer."""
+        """Ask the functions again when that was long ago, and sooner when one has not answered.
+
+        What is known stays when one does not answer.
+        """
         now_ms = parts.assembly.clock.now_ms()
-        if now_ms - parts.discovered_ms < DISCOVERY_AGE_MS_MAX:
+        age_ms_max = UNANSWERED_AGE_MS_MAX if parts.assembly.deployments.unanswered else DISCOVERY_AGE_MS_MAX
+        if now_ms - parts.discovered_ms < age_ms_max:
             return
         parts.discovered_ms = now_ms
         try:
-            await parts.assembly.deployments.discover()
+            await parts.assembly.deployments.discover_most(DISCOVERY_S_MAX)
         except ConfigError as e:
             log.warning("discovery keeps what it knew: %s", e)
 
