@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextvars import Context
 from dataclasses import dataclass
@@ -53,6 +54,10 @@ THROTTLED_PAUSE_S = 1.0
 THROTTLED_TRIES_MAX = 600
 COLD_START_S = 1.0
 LATE_S = 60.0
+
+CARRIED_ON_MAX = 4
+"""Invocations at a time to which the same lane was handed on by name: one that ends, the next, and their doubles, which
+find out that they are. However often batches, ticks and wake-ups come, there are no more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,6 +134,7 @@ class ScaledToZero:
         self._rng = random.Random(world.rng.random())
         self._instances: list[Instance] = []
         self._made = 0
+        self._carried_on: Counter[str] = Counter()
 
     def start(self) -> None:
         """See `Shape.start`: the mappings begin to poll, and the rule to tick."""
@@ -174,6 +180,16 @@ class ScaledToZero:
 
     def serve(self, event: Any, what: str) -> asyncio.Future[Ended]:
         """See `Function.serve`."""
+        ended = self._serve(event, what)
+        lanes = [pk for pk in _carried_on(event) if not ended.done()]
+        self._carried_on.update(lanes)
+        ended.add_done_callback(lambda _: self._carried_on.subtract(lanes))
+        for pk in lanes:
+            if self._carried_on[pk] > CARRIED_ON_MAX:
+                self._world.oracles.report("runaway", f"{self._carried_on[pk]} invocations carry on with {pk}")
+        return ended
+
+    def _serve(self, event: Any, what: str) -> asyncio.Future[Ended]:
         return self.invoke(lambda instance, deadline_ms: instance.serve(event, deadline_ms), what)
 
     def invoke(self, work: Work, what: str) -> asyncio.Future[Ended]:
@@ -310,6 +326,19 @@ class _Lives:
     async def of(self, partitions: Collection[TopicPartition]) -> Mapping[TopicPartition, Life]:
         """See `TopicLives.of`."""
         return await self._gate.cross("lives", lambda: self._lives.of(partitions), LogUnavailableError, write=False)
+
+
+def _carried_on(event: Any) -> list[str]:
+    """The lanes that were handed on to an invocation by name."""
+    if not isinstance(event, dict) or event.get("tenuto") not in ("continue", "wake"):
+        return []
+    match event_scheduler.read(event):
+        case event_scheduler.Continue(lanes):
+            return [handed.lane for handed in lanes if handed.owner is not None]
+        case event_scheduler.WakeUp(lane, owner=str()):
+            return [lane]
+        case _:
+            return []
 
 
 def _short(how: Ended) -> str:

@@ -7,6 +7,7 @@ Owns faults that a seed has shown in how an invocation ends. Does not own the ru
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
@@ -34,6 +35,16 @@ def test_every_law_holds_scaled_to_zero(seed: int, profile: str | None) -> None:
     verdict = judge_seed(seed, profile, shape=SHAPE)
     if verdict.problem is not None:
         pytest.fail(verdict.text(), pytrace=False)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_whatever_is_delivered_again_a_lane_is_carried_on_with_once(seed: int) -> None:
+    """The oracle *runaway*, where nearly everything comes twice and steps keep failing."""
+    drawn = scenarios.drawn(seed, "heavy", SHAPE)
+    rates = replace(drawn.rates, batch_doubled=0.8, event_doubled=0.8, tick_doubled=0.8, step_fails=0.5)
+    report = run(replace(drawn, rates=rates, faults_until_s=200.0))
+    assert report.passed, report.violations
+    assert report.faults["event_doubled"] > 5
 
 
 def test_a_seed_replays_to_the_same_history_scaled_to_zero() -> None:
