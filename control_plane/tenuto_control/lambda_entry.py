@@ -42,8 +42,10 @@ commit the records it names."""
 DISCOVERY_AGE_MS_MAX = 300_000
 """How old what is known of the functions may be: a warm process outlives deployments."""
 
-UNANSWERED_AGE_MS_MAX = 5_000
-"""The same while a function has not answered."""
+UNANSWERED_AGE_MS_MIN = 5_000
+"""The same while a function has not answered; doubled each time that it does not."""
+
+DOUBLINGS_MAX = 10
 
 DISCOVERY_S_MAX = 5.0
 """How long an invocation waits for functions to say what they serve; then only work for those that did not waits."""
@@ -71,6 +73,7 @@ class _Parts:
     serverless: Serverless
     serve_http: Callable[[Any, Any], dict[str, Any]]
     discovered_ms: int
+    asked_in_vain: int = 0
 
 
 class DispatcherFunction:
@@ -180,7 +183,10 @@ class DispatcherFunction:
         What is known stays when one does not answer.
         """
         now_ms = parts.assembly.clock.now_ms()
-        age_ms_max = UNANSWERED_AGE_MS_MAX if parts.assembly.deployments.unanswered else DISCOVERY_AGE_MS_MAX
+        age_ms_max = DISCOVERY_AGE_MS_MAX
+        if parts.assembly.deployments.unanswered:
+            # At growing intervals: each time, an invocation waits for a function that may be broken for good.
+            age_ms_max = min(UNANSWERED_AGE_MS_MIN * 2 ** min(parts.asked_in_vain, DOUBLINGS_MAX), DISCOVERY_AGE_MS_MAX)
         if now_ms - parts.discovered_ms < age_ms_max:
             return
         parts.discovered_ms = now_ms
@@ -188,6 +194,7 @@ class DispatcherFunction:
             await parts.assembly.deployments.discover_most(DISCOVERY_S_MAX)
         except ConfigError as e:
             log.warning("discovery keeps what it knew: %s", e)
+        parts.asked_in_vain = parts.asked_in_vain + 1 if parts.assembly.deployments.unanswered else 0
 
     async def _hand_on(self, payload: event_scheduler.Continue | event_scheduler.SweepTick) -> None:
         """Invoke this function, without waiting for it."""

@@ -14,7 +14,7 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from tenuto.hosts.event_scheduler import Continue, HandedOn, SweepTick, WakeUp
 from tenuto.hosts.kafka_event_source import SourceRecord
@@ -69,6 +69,8 @@ TICK_LANES_MAX = 256
 
 SWEEP_PK = SWEEP_CURSOR.pk
 """Under this name the rest of a sweep that did not come to its end is handed on."""
+
+T = TypeVar("T")
 
 HandOn: TypeAlias = Callable[[Continue | SweepTick], Awaitable[None]]
 """Has another invocation carry on soon. It may fail silently."""
@@ -181,7 +183,7 @@ class Serverless:
         """Carry on with lanes. One that was handed on to this invocation by name is left alone if another has it."""
         mine = self._continuations(deadline_ms)
         try:
-            await asyncio.gather(*(self._begin(handed, mine) for handed in payload.lanes))
+            await _all(self._begin(handed, mine) for handed in payload.lanes)
             await self._stay(mine, deadline_ms, for_others=True)
         finally:
             await self._pass_on(mine, payload.hops)
@@ -262,7 +264,7 @@ class Serverless:
         """
         at_work = {lane.pk for lane in self._dispatcher.at_work}
         over = [pk for pk in mine.owned if pk not in at_work and pk != SWEEP_PK]
-        await asyncio.gather(*(mine.end(pk) for pk in over))
+        await _all(mine.end(pk) for pk in over)
         for pk in over:
             self._dispatcher.look(Lane.from_pk(pk))
         return bool(over)
@@ -288,14 +290,14 @@ class Serverless:
         errands = await self._dispatcher.halt(self._clock.now_ms() + self._limits.linger_ms)
         errands = [errand for errand in errands if errand.timer is not None or errand.lane not in later]
         if hops < HOPS_MAX:
-            handed = await asyncio.gather(*(self._named(errand, mine) for errand in errands))
+            handed = await _all(self._named(errand, mine) for errand in errands)
             await self._hand_on_all([one for one in handed if one is not None], hops + 1)
             if sweep and (owner := await mine.hand_on(SWEEP_PK)) is not None:
                 await self._hand_on(SweepTick(owner, hops + 1))
         else:
             later |= dict.fromkeys((errand.lane for errand in errands), self._clock.now_ms())
         await self._wake_later(later, mine)
-        await asyncio.gather(*(mine.end(pk) for pk in list(mine.owned)))
+        await _all(mine.end(pk) for pk in list(mine.owned))
 
     async def _wake_later(self, lanes: Mapping[Lane, int], mine: Continuations) -> None:
         """Have lanes woken from outside at these times, unless somebody else looks after them."""
@@ -306,7 +308,7 @@ class Serverless:
             if owner is not None:
                 await self._dispatcher.schedule(Errand(lane), at_ms, owner, owner)
 
-        await asyncio.gather(*(one(lane, at_ms) for lane, at_ms in lanes.items()))
+        await _all(one(lane, at_ms) for lane, at_ms in lanes.items())
 
     async def _named(self, errand: Errand, mine: Continuations) -> HandedOn | None:
         """An errand with the name under which it is handed on; None when another invocation looks after its lane."""
@@ -320,7 +322,7 @@ class Serverless:
         groups = [tuple(lanes[at : at + HANDED_ON_TOGETHER]) for at in range(0, len(lanes), HANDED_ON_TOGETHER)]
         if len(groups) > HANDED_ON_MAX:
             log.warning("%d lanes are left to the sweep", len(lanes) - HANDED_ON_MAX * HANDED_ON_TOGETHER)
-        await asyncio.gather(*(self._hand_on(Continue(group, hops)) for group in groups[:HANDED_ON_MAX]))
+        await _all(self._hand_on(Continue(group, hops)) for group in groups[:HANDED_ON_MAX])
 
     async def _quarantine(
         self, record: SourceRecord, topic: str, reason: str, released: Callable[[], None], until_ms: int
@@ -359,6 +361,16 @@ class _Look:
         self._pause_ms = min(2 * self._pause_ms, LOOK_AGAIN_MS_MAX)
         self._next_ms = now_ms + self._pause_ms
         return True
+
+
+async def _all(work: Iterable[Awaitable[T]]) -> list[T]:
+    """The results of all. An error is raised when every one has ended: nothing may be left under way."""
+    results: list[T] = []
+    for end in await asyncio.gather(*work, return_exceptions=True):
+        if isinstance(end, BaseException):
+            raise end
+        results.append(end)
+    return results
 
 
 def _handed(errand: Errand, owner: str | None = None) -> HandedOn:
