@@ -18,7 +18,10 @@ import pytest
 from tenuto import InvocationRetryPolicy, ObjectContext, VirtualObject
 from tenuto.hosts.event_scheduler import Continue, HandedOn, SweepTick, WakeUp
 from tenuto.lane.continuations import continuation_key
-from tenuto.protocol.messages import Activation, decode_request, encode
+from tenuto.lane.transitions import Effects, Timer, claim, timer_put
+from tenuto.lane.writes import Applied
+from tenuto.protocol.ids import Lane
+from tenuto.protocol.messages import Activation, Head, Run, decode_request, encode
 from tenuto.runtime.activation import activate
 from tenuto.runtime.environment import Environment, InlineWriteLoop
 from tenuto.service import Services
@@ -368,6 +371,23 @@ def test_a_tick_ends_in_time_and_hands_on_what_is_left() -> None:
             assert len([one for one in pending if isinstance(one, SweepTick)]) <= 1
         assert rounds > 2
         assert len(ran) == 1_500
+
+    run_virtual(scenario())
+
+
+def test_a_tick_leaves_alone_what_others_run() -> None:
+    async def scenario() -> None:
+        f = function(failing(5, []))
+        lane = Lane("box", "k")
+        event = f.event_of_call(failing(5, []).handlers["event"], "k", "c1")
+        held = Run(event, 1, 0, 0, 1, "another", f.clock.now_ms() + 60_000)
+        assert isinstance(f.table.apply(claim(lane, Head(), Effects(), held, "t", drain=False)), Applied)
+        f.table.apply(timer_put(Timer(lane, "guard", event.nonce, f.clock.now_ms(), "g")))
+        await asyncio.sleep(1)
+        await f.serverless.tick(SweepTick(), f.deadline())
+        assert (f.scheduled, f.passed_on) == ({}, [])
+        at = continuation_key(lane.pk)
+        assert (at.pk, at.sk) not in f.table.items
 
     run_virtual(scenario())
 

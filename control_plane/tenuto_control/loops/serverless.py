@@ -42,6 +42,9 @@ HOPS_MAX = 8
 """Invocations in a row that hand on to one another. Then a schedule begins anew: Lambda ends such a chain as a loop at
 about its 16th link (AWS Lambda developer guide, "recursive loop detection")."""
 
+AHEAD_MS_MIN = 2_000
+"""How far ahead a schedule is at least: it has the precision of a second, and must not be past when it is made."""
+
 LEAVE_GRACE_MS = 50
 """How long an invocation stays for what follows its end at once: a result that is stored, a lane that comes to rest."""
 
@@ -286,9 +289,11 @@ class Serverless:
 
     async def _pass_on(self, mine: Continuations, hops: int, *, sweep: bool = False) -> None:
         """Stop, and hand on what this invocation is in the middle of. A lane that only waits is left to a schedule."""
-        later = {lane: rest.until_ms for lane, rest in self._dispatcher.resting().items()}
+        resting = self._dispatcher.resting()
+        # Whoever runs a lane finishes it as a rule; only who waited for that sees to it that somebody looks afterwards.
+        later = {lane: rest.until_ms for lane, rest in resting.items() if not rest.held or lane.pk in mine.owned}
         errands = await self._dispatcher.halt(self._clock.now_ms() + self._limits.linger_ms)
-        errands = [errand for errand in errands if errand.timer is not None or errand.lane not in later]
+        errands = [errand for errand in errands if errand.timer is not None or errand.lane not in resting]
         if hops < HOPS_MAX:
             handed = await _all(self._named(errand, mine) for errand in errands)
             await self._hand_on_all([one for one in handed if one is not None], hops + 1)
@@ -303,7 +308,7 @@ class Serverless:
         """Have lanes woken from outside at these times, unless somebody else looks after them."""
 
         async def one(lane: Lane, at_ms: int) -> None:
-            at_ms = max(at_ms, self._clock.now_ms() + self._limits.scheduler_lead_ms)
+            at_ms = max(at_ms, self._clock.now_ms() + AHEAD_MS_MIN)
             owner = await mine.hand_on(lane.pk, at_ms)
             if owner is not None:
                 await self._dispatcher.schedule(Errand(lane), at_ms, owner, owner)
