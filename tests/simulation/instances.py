@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 import random
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
 from contextvars import Context
 from dataclasses import dataclass
 from os import environ
@@ -88,7 +88,11 @@ class Instance:
     """One process of the function with its warm parts. Serves one invocation at a time."""
 
     def __init__(
-        self, world: Simulation, process: Process, rng: random.Random, hand_on: Callable[[Handed], Awaitable[None]]
+        self,
+        world: Simulation,
+        process: Process,
+        rng: random.Random,
+        hand_on: Callable[[Handed], Coroutine[Any, Any, None]],
     ) -> None:
         self.process = process
         self.busy = False

@@ -190,7 +190,8 @@ class Dispatcher:
 
     async def entrust(self) -> None:
         """Release every event that is finished but for what it sent; timers lead back to that."""
-        await asyncio.gather(*(worker.entrust() for worker in list(self._workers.values())))
+        for worker in list(self._workers.values()):
+            await worker.entrust()
 
     def token(self) -> str:
         """A name that nobody else uses."""

@@ -11,10 +11,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from tenuto.hosts.event_scheduler import Continue, HandedOn, SweepTick, WakeUp
 from tenuto.hosts.kafka_event_source import SourceRecord
@@ -75,7 +75,7 @@ SWEEP_PK = SWEEP_CURSOR.pk
 
 T = TypeVar("T")
 
-HandOn: TypeAlias = Callable[[Continue | SweepTick], Awaitable[None]]
+HandOn: TypeAlias = Callable[[Continue | SweepTick], Coroutine[Any, Any, None]]
 """Has another invocation carry on soon. It may fail silently."""
 
 
@@ -368,10 +368,13 @@ class _Look:
         return True
 
 
-async def _all(work: Iterable[Awaitable[T]]) -> list[T]:
+async def _all(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
     """The results of all. An error is raised when every one has ended: nothing may be left under way."""
     results: list[T] = []
-    for end in await asyncio.gather(*work, return_exceptions=True):
+    loop = asyncio.get_running_loop()
+    # Named alike in every run: the simulation's histories tell of tasks by their names.
+    tasks = [loop.create_task(one, name=f"serverless {number}") for number, one in enumerate(work)]
+    for end in await asyncio.gather(*tasks, return_exceptions=True):
         if isinstance(end, BaseException):
             raise end
         results.append(end)

@@ -255,8 +255,12 @@ class Sweeper:
             for timer in timers[at : at + ASKED_AT_ONCE]:
                 lanes.setdefault(timer.lane, []).append(timer)
             # All of them end before an error is raised: nothing may be under way after a sweep.
-            ends = await asyncio.gather(*map(self._deliver_in_order, lanes.values()), return_exceptions=True)
-            for end in ends:
+            loop = asyncio.get_running_loop()
+            tasks = [
+                loop.create_task(self._deliver_in_order(some), name=f"deliver to {lane.pk}")
+                for lane, some in lanes.items()
+            ]
+            for end in await asyncio.gather(*tasks, return_exceptions=True):
                 if isinstance(end, BaseException):
                     raise end
 
