@@ -1,4 +1,4 @@
-"""The long proof: the model, crashes at every write, protocol mutants, kills on the real stack, random seeds.
+"""The long proof: the model, crashes at every write, mutants, kills and two control planes on the real stack, seeds.
 
 Owns the order, the budgets (TENUTO_PROVE_SECONDS for the simulation, of which mutants take what they need, and
 TENUTO_PROVE_CHAOS_EVENTS for the real stack, TENUTO_PROVE_MODEL_STATES for each scenario of the model) and the last
@@ -17,7 +17,7 @@ from tests.model import proof
 from tests.simulation import exhaustive, mutants, scenarios
 from tests.simulation.directed import DIRECTED
 from tests.simulation.runner import Verdict, judge_seeds
-from tests.stack import chaos
+from tests.stack import chaos, hand_over
 
 DEFAULT_SECONDS = 420.0
 DEFAULT_CHAOS_EVENTS = 20_000
@@ -61,6 +61,7 @@ def main() -> int:
     _mutants(tally)
     simulated = time.monotonic() - began
     _chaos(tally, int(os.environ.get("TENUTO_PROVE_CHAOS_EVENTS", DEFAULT_CHAOS_EVENTS)))
+    _hand_over(tally)
     left = max(SEEDS_SECONDS_MIN, seconds - simulated)
     print(f"random seeds from {FIRST_SEED} for {left:.0f} s", flush=True)
     said = time.monotonic()
@@ -95,6 +96,15 @@ def _chaos(tally: Tally, events: int) -> None:
     tally.take(
         1, [Verdict("kills on the real stack", chaos.replay(options), "; ".join(wrong[:SHOWN_MAX]))] if wrong else []
     )
+
+
+def _hand_over(tally: Tally) -> None:
+    """One key over two real control planes; left out with TENUTO_PROVE_CHAOS_EVENTS=0."""
+    if os.environ.get("TENUTO_PROVE_CHAOS_EVENTS") == "0":
+        return
+    print("one key over two control planes", flush=True)
+    wrong = asyncio.run(hand_over.measure(lambda line: print(f"  {line}", flush=True))).problems()
+    tally.take(1, [Verdict("hand-over", "python -m tests.stack.hand_over", "; ".join(wrong))] if wrong else [])
 
 
 def _mutants(tally: Tally) -> None:

@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, assert_never
 
-from tenuto.lane import continuations, dead_letters, items, transitions, tries
+from tenuto.lane import continuations, dead_letters, items, timers, transitions, tries
+from tenuto.lane.head import WATERMARK
 from tenuto.lane.writes import Absent, AbsentOrAtMost, AbsentOrEquals, Clause, Delete, Equals, Put, Update
 from tenuto.machine.phases import TRANSITIONS, Phase
 from tenuto.protocol.ids import InvocationId, Lane
@@ -39,7 +40,7 @@ MESSAGE: Final = Event(str(InvocationId(LANE, "other")), "handler", MessageSourc
 OUT: Final = PublishOut("topic", None)
 EFFECTS: Final = transitions.effects_of([EVENT, MESSAGE], {"name": b"", "gone": None}, {0: OUT}, 0)
 PROGRESS: Final = transitions.Progress({"1": b""}, {0: OUT}, ("0",), ("J#1",))
-TIMER: Final = transitions.Timer(LANE, "guard", "nonce", 0, "unique")
+TIMER: Final = timers.GuardTimer(LANE, "nonce", 0, "unique")
 LETTER: Final = dead_letters.Letter("0", "message", "reason", 500, 0, "origin")
 NOTHING: Final = "none"
 
@@ -60,7 +61,7 @@ DEFENCES: Final = {
 Write = Update | Put | Delete
 
 
-WAIT: Final = transitions.Wait(("2a",), None)
+WAKES: Final = transitions.WakeCondition(("2a",), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +96,7 @@ ROWS: Final = (
     Row(
         transitions.suspend,
         "function",
-        transitions.suspend(LANE, 4, RUN, PROGRESS, {"name": b""}, {"name": b""}, WAIT, "own"),
+        transitions.suspend(LANE, 4, RUN, PROGRESS, {"name": b""}, {"name": b""}, WAKES, "own"),
         "suspended: by an earlier try, which stands. An answer came: take it and go on. Another `ver` or `own`: stop. "
         "No response: repeat",
     ),
@@ -214,21 +215,21 @@ ROWS: Final = (
         "no response: repeat",
     ),
     Row(
-        transitions.timer_put,
+        timers.timer_put,
         "before 2, 5, 8, 11",
-        transitions.timer_put(TIMER),
+        timers.timer_put(TIMER),
         "no response: repeat",
     ),
     Row(
-        transitions.timer_put_again,
+        timers.timer_put_again,
         "ingress",
-        transitions.timer_put_again(TIMER),
+        timers.timer_put_again(timers.SendTimer(LANE, "nonce", 0, "nonce", b"", "http", "nonce")),
         "it is there already",
     ),
     Row(
-        transitions.timer_delete,
+        timers.timer_delete,
         "sweep",
-        transitions.timer_delete(TIMER),
+        timers.timer_delete(TIMER),
         "no response: the sweep comes by again",
     ),
     Row(
@@ -244,9 +245,9 @@ ROWS: Final = (
         "another invocation has begun since: leave the lane alone. No response: as above",
     ),
     Row(
-        transitions.cursor_put,
+        timers.cursor_put,
         "sweep",
-        transitions.cursor_put(0),
+        timers.cursor_put(0),
         "another sweeper is further",
     ),
 )
@@ -368,8 +369,11 @@ def clause_of(clause: Clause) -> str:
         case Absent():
             text = "no item" if clause.attribute == "pk" else f"no {attribute}"
         case AbsentOrAtMost():
-            bounds = {"until": "now", "minute": "the new one"}
-            text = f"{attribute} ≤ {bounds.get(clause.attribute, 'first offset')}"
+            if clause.attribute.startswith(WATERMARK):
+                bound = "first offset"
+            else:
+                bound = "now" if clause.attribute == "until" else "the new one"
+            text = f"{attribute} ≤ {bound}"
         case AbsentOrEquals():
             text = f"no {attribute}, or the writer's"
         case _:

@@ -23,10 +23,11 @@ from tenuto.errors import (
     TerminalError,
     UnserialisableError,
 )
+from tenuto.handler import Handler
 from tenuto.logs import InvocationLogFilter
 from tenuto.runtime.futures import DurableFuture
 from tenuto.serde import BytesSerde, JsonSerde, Serde
-from tenuto.service import Handler, InvocationRetryPolicy, Service, VirtualObject
+from tenuto.service import InvocationRetryPolicy, Service, VirtualObject
 
 __all__ = [
     "BadInputError",

@@ -10,25 +10,23 @@ import random as _random
 import types
 import uuid as _uuid
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
+from typing import Any, Generic, ParamSpec, TypeVar, overload
 
 from tenuto import checks
 from tenuto.errors import BadInputError, TenutoError, UnserialisableError
+from tenuto.handler import Handler
 from tenuto.protocol.durations import Duration, milliseconds
 from tenuto.protocol.failures import describe, rejection_of
 from tenuto.protocol.ids import Lane
 from tenuto.protocol.messages import RetryPolicy
 from tenuto.protocol.records import Failed, KafkaSource, PublishOut, Success
 from tenuto.result_hints import inspectable, result_hint
-from tenuto.runtime.attempt import Attempt
+from tenuto.runtime.commands import Commands
 from tenuto.runtime.futures import AwakeableFuture, DurableFuture
 from tenuto.runtime.steps import RunLimits, step_key
 from tenuto.serde import BytesSerde, OutboundSerde, OwnTypesSerde, Serde, serde_for
-
-if TYPE_CHECKING:
-    from tenuto.service import Handler
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -120,37 +118,33 @@ _PLAIN: RunOptions[Any] = RunOptions()
 class _Shared:
     """What every context has."""
 
-    _attempt: Attempt
-    _request: Request = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_request", _request_of(self._attempt))
+    _commands: Commands
 
     def request(self) -> Request:
         """Id, headers and, for an event, the Kafka record it came from."""
-        return self._request
+        return _request_of(self._commands)
 
     def time(self) -> float:
         """The time now, in seconds since the epoch. It is journaled: a replay is told the same.
 
         In a shared handler, which is not replayed, it is the clock's.
         """
-        return self._attempt.now_ms() / 1000
+        return self._commands.now_ms() / 1000
 
     def start_time(self) -> float:
         """When the invocation began, in seconds since the epoch: its first attempt that took a durable step.
 
         The same on every attempt from then on. Before, nothing is durable, and each attempt begins anew.
         """
-        return self._attempt.start_ms / 1000
+        return self._commands.start_ms / 1000
 
     def random(self) -> _random.Random:
         """Random numbers that come out the same on every attempt. Not for secrets."""
-        return self._attempt.random
+        return self._commands.random
 
     def uuid(self) -> _uuid.UUID:
         """A random UUID that comes out the same on every attempt."""
-        return _uuid.UUID(int=self._attempt.random.getrandbits(128), version=4)
+        return _uuid.UUID(int=self._commands.random.getrandbits(128), version=4)
 
 
 class _Durable(_Shared):
@@ -207,7 +201,7 @@ class _Durable(_Shared):
         if serde is None:
             hint = result_hint(action) if options.type_hint is None else options.type_hint
             serde = _serde_for(hint, f"ctx.run({called!r})")
-        return self._attempt.run(called, call, _Named(serde, f"the result of run {called!r}"), limits)
+        return self._commands.run(called, call, _Named(serde, f"the result of run {called!r}"), limits)
 
     def sleep(self, duration: Duration) -> DurableFuture[None]:
         """Wait at least this long, a timedelta or seconds as a number. What is not above zero is over at once.
@@ -215,7 +209,7 @@ class _Durable(_Shared):
         Beyond a few hundred milliseconds the function returns and is resumed. Raises TypeError for anything else than a
         duration, and InvalidArgumentError for nan, infinity or more than 100 years.
         """
-        return self._attempt.sleep(checks.sleep_ms(duration))
+        return self._commands.sleep(checks.sleep_ms(duration))
 
     @overload
     def awakeable(self, type_hint: type[T]) -> tuple[str, AwakeableFuture[T]]: ...
@@ -229,7 +223,7 @@ class _Durable(_Shared):
         Hand the id out inside `ctx.run` or with a send: before the first durable step nobody could resolve it.
         """
         serde = _serde_for(type_hint, "ctx.awakeable")
-        name, future = self._attempt.awakeable(_Named(serde, "the result of an awakeable"))
+        name, future = self._commands.awakeable(_Named(serde, "the result of an awakeable"))
         future.reads_bytes = isinstance(serde, BytesSerde)
         return name, future
 
@@ -239,14 +233,14 @@ class _Durable(_Shared):
         Raises InvalidArgumentError when the id is none, UnserialisableError and StateTooLargeError for the value.
         """
         named = checks.awakeable_id(awakeable_id, "resolve_awakeable")
-        self._attempt.resolve(named, Success(_encoded(value, "the value of an awakeable", type_hint)))
+        self._commands.resolve(named, Success(_encoded(value, "the value of an awakeable", type_hint)))
 
     def reject_awakeable(self, awakeable_id: str, reason: str) -> None:
         """Fail somebody's awakeable: its waiter gets TerminalError(reason), cut to 4,096 bytes.
 
         Raises InvalidArgumentError when the id is none.
         """
-        self._attempt.resolve(checks.awakeable_id(awakeable_id, "reject_awakeable"), Failed(rejection_of(reason)))
+        self._commands.resolve(checks.awakeable_id(awakeable_id, "reject_awakeable"), Failed(rejection_of(reason)))
 
     def service_send(
         self, handler: Handler[Any, Any], argument: Any = None, *, send_delay: Duration | None = None
@@ -278,7 +272,7 @@ class _Durable(_Shared):
         data = handler.encode(argument)
         if data is not None:
             checks.fitting(len(data), what)
-        return self._attempt.send(lane, handler.service, handler.name, data, delay_ms)
+        return self._commands.send(lane, handler.service, handler.name, data, delay_ms)
 
     def publish(
         self,
@@ -306,15 +300,15 @@ class _Durable(_Shared):
         data = None if value is None else _Named(written, what).serialize(value)
         size = sum(len(n.encode()) + len(v) for n, v in pairs) + len(raw_key or b"") + len(data or b"")
         checks.fitting(size, what)
-        self._attempt.publish(PublishOut(name, data, raw_key, pairs))
+        self._commands.publish(PublishOut(name, data, raw_key, pairs))
 
     async def gather(self, *futures: DurableFuture[Any]) -> list[Any]:
         """Wait for all futures; values in order. Raises the first failure in order, once all are done.
 
         Raises TypeError for what is no future of this invocation.
         """
-        checks.futures(futures, DurableFuture, self._attempt, "ctx.gather")
-        return await self._attempt.gather(futures)
+        checks.futures(futures, DurableFuture, self._commands, "ctx.gather")
+        return await self._commands.gather(futures)
 
     async def select(self, **futures: DurableFuture[Any]) -> tuple[str, Any]:
         """Wait for the first future to complete: its name and value. Replays get the same one.
@@ -325,9 +319,9 @@ class _Durable(_Shared):
 
         Raises TerminalError when the first one failed, TypeError for what is no future of this invocation.
         """
-        checks.futures(futures.values(), DurableFuture, self._attempt, "ctx.select")
+        checks.futures(futures.values(), DurableFuture, self._commands, "ctx.select")
         names = list(futures)
-        winner = await self._attempt.select(list(futures.values()))
+        winner = await self._commands.select(list(futures.values()))
         return names[winner], futures[names[winner]].value()
 
 
@@ -339,7 +333,7 @@ class _Reads(_Shared):
     @property
     def key(self) -> str:
         """The object's key."""
-        return self._attempt.lease.lane.key
+        return self._commands.lane.key
 
     @overload
     async def get(self, name: str, type_hint: type[T]) -> T | None: ...
@@ -349,7 +343,7 @@ class _Reads(_Shared):
 
     async def get(self, name: str, type_hint: Any = None) -> Any:
         """The value stored under a name, None when there is none. It came with the request: no I/O."""
-        data = self._attempt.state.get(checks.state_name(name, "get"))
+        data = self._commands.state.get(checks.state_name(name, "get"))
         serde = _serde_for(type_hint, "ctx.get")
         if data is None:
             return None
@@ -360,7 +354,7 @@ class _Reads(_Shared):
 
     async def state_keys(self) -> list[str]:
         """Names that have a value, sorted."""
-        return self._attempt.state.names()
+        return self._commands.state.names()
 
 
 class Context(_Durable):
@@ -391,16 +385,16 @@ class ObjectContext(_Durable, _Reads):
         StateTooLargeError when the object's state outgrows its limit.
         """
         named = checks.state_name(name, "set")
-        self._attempt.state.set(named, _encoded(value, f"state {named!r}", type_hint))
+        self._commands.state.set(named, _encoded(value, f"state {named!r}", type_hint))
 
     def clear(self, name: str) -> None:
         """Forget the value of a name."""
-        self._attempt.state.clear(checks.state_name(name, "clear"))
+        self._commands.state.clear(checks.state_name(name, "clear"))
 
     def clear_all(self) -> None:
         """Forget every value."""
-        for name in self._attempt.state.names():
-            self._attempt.state.clear(name)
+        for name in self._commands.state.names():
+            self._commands.state.clear(name)
 
 
 def idempotency_key() -> str:
@@ -418,11 +412,11 @@ async def gather(*futures: DurableFuture[Any]) -> list[Any]:
     """See `ObjectContext.gather`."""
     if not futures:
         return []
-    attempt = getattr(futures[0], "waiter", None)
-    checks.futures(futures, DurableFuture, attempt, "gather")
-    if not isinstance(attempt, Attempt):
+    commands = getattr(futures[0], "waiter", None)
+    checks.futures(futures, DurableFuture, commands, "gather")
+    if not isinstance(commands, Commands):
         raise TypeError("gather takes the futures that context methods return")
-    return await attempt.gather(futures)
+    return await commands.gather(futures)
 
 
 @dataclass(frozen=True, slots=True)
@@ -458,8 +452,6 @@ def _serde_for(hint: Any, what: str) -> Serde[Any]:
 
 
 def _require_handler(handler: object, method: str, *, keyed: bool) -> None:
-    from tenuto.service import Handler  # it imports this module
-
     if not isinstance(handler, Handler):
         checks.wrong_type(
             f"ctx.{method} takes a declared handler, not {type(handler).__name__}: "
@@ -477,8 +469,8 @@ def _require_handler(handler: object, method: str, *, keyed: bool) -> None:
         checks.wrong_type(f"ctx.{method}: {target} belongs to a virtual object: use ctx.object_send with a key")
 
 
-def _request_of(attempt: Attempt) -> Request:
-    event = attempt.event
+def _request_of(commands: Commands) -> Request:
+    event = commands.event
     origin = None
     if isinstance(event.source, KafkaSource):
         came = event.source

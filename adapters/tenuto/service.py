@@ -9,20 +9,18 @@ import inspect
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, Generic, Literal, ParamSpec, TypeVar
+from typing import Any, Literal, TypeVar
 
 from tenuto import checks
 from tenuto.context import Context, ObjectContext, ObjectSharedContext
-from tenuto.errors import TenutoError, UnserialisableError
+from tenuto.handler import Handler
 from tenuto.protocol.durations import Duration, milliseconds
 from tenuto.protocol.messages import HandlerManifest, Manifest, RetryPolicy, ServiceManifest
-from tenuto.runtime.attempt import Attempt
+from tenuto.runtime.commands import Commands
 from tenuto.runtime.handlers import HandlerSpec, Kind, admits_nothing
-from tenuto.serde import MISSING, BytesSerde, hints_of, output_serde_for, serde_for
+from tenuto.serde import MISSING, hints_of, output_serde_for, serde_for
 
-I = TypeVar("I")  # noqa: E741 - the handler's input
 O = TypeVar("O")  # noqa: E741 - the handler's output
-P = ParamSpec("P")
 
 KEYED_KINDS = ("exclusive", "shared")
 """Kinds of handlers that a virtual object may have."""
@@ -60,36 +58,6 @@ class InvocationRetryPolicy:
         """The policy as it travels."""
         initial, longest = (milliseconds(d, "interval") for d in (self.initial_interval, self.max_interval))
         return RetryPolicy(initial, self.factor, longest, self.max_attempts)
-
-
-@dataclass(frozen=True, slots=True)
-class Handler(Generic[I, O]):
-    """A declared handler. Call it like the function it wraps (in unit tests), or name it in a send."""
-
-    service: str
-    name: str
-    kind: Kind
-    function: Callable[..., Awaitable[O]]
-    spec: HandlerSpec
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Awaitable[O]:
-        """Call the function itself, with a context of the caller's making."""
-        return self.function(*args, **kwargs)
-
-    def encode(self, argument: Any) -> bytes | None:
-        """The input's bytes for a message to this handler; none for None. Raises UnserialisableError, TenutoError."""
-        if not self.spec.takes_input:
-            if argument is None:
-                return None
-            raise TenutoError(f"{checks.where()}{self.spec.target} takes no input: send None")
-        if argument is None and isinstance(self.spec.input, BytesSerde):
-            return None
-        try:
-            data = self.spec.input.serialize(argument)
-        except UnserialisableError as e:
-            raise e.naming(f"{checks.where()}the message to {self.spec.target}") from None
-        # None is sent as no input at all, once its type has admitted it.
-        return None if argument is None else data
 
 
 @dataclass(slots=True)
@@ -218,15 +186,15 @@ class Services:
         """See `Registry.keyed`."""
         return self._services[service].keyed
 
-    def context(self, spec: HandlerSpec, attempt: Attempt) -> Context | ObjectContext | ObjectSharedContext:
+    def context(self, spec: HandlerSpec, commands: Commands) -> Context | ObjectContext | ObjectSharedContext:
         """See `Registry.context`."""
         match spec.kind:
             case "stateless":
-                return Context(attempt)
+                return Context(commands)
             case "exclusive":
-                return ObjectContext(attempt)
+                return ObjectContext(commands)
             case "shared":
-                return ObjectSharedContext(attempt)
+                return ObjectSharedContext(commands)
 
     def manifest(self, timeout_ms: int) -> Manifest:
         """What discovery reports."""

@@ -21,7 +21,7 @@ FLUSH_MS_MAX: Final = 500
 """How long a function waits for its spans to leave before it answers; a frozen process could not send them."""
 
 
-class Outcome:
+class SpanEnd:
     """What became of what a span is about; without a word, it went well."""
 
     __slots__ = ("failed",)
@@ -30,17 +30,17 @@ class Outcome:
         self.failed: str | None = None
 
 
-def attempt(parent: str | None, target: str, fields: Mapping[str, str | int]) -> AbstractContextManager[Outcome]:
+def attempt(parent: str | None, target: str, fields: Mapping[str, str | int]) -> AbstractContextManager[SpanEnd]:
     """A span for an attempt, as a part of the control plane's; handlers' own spans become parts of it."""
     if parent is None or not installed():
-        return nullcontext(Outcome())
+        return nullcontext(SpanEnd())
     return _attempt(parent, target, fields)
 
 
-def step(parent: str | None, name: str) -> AbstractContextManager[Outcome]:
+def step(parent: str | None, name: str) -> AbstractContextManager[SpanEnd]:
     """A span for a step that runs, as a part of its attempt."""
     if parent is None or not installed():
-        return nullcontext(Outcome())
+        return nullcontext(SpanEnd())
     return _span(f"run {name}", {}, None)
 
 
@@ -62,20 +62,20 @@ def installed() -> bool:
 
 
 @contextmanager
-def _attempt(parent: str, target: str, fields: Mapping[str, str | int]) -> Iterator[Outcome]:
+def _attempt(parent: str, target: str, fields: Mapping[str, str | int]) -> Iterator[SpanEnd]:
     from opentelemetry.context import Context
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
     above = TraceContextTextMapPropagator().extract({TRACEPARENT: parent}, Context())
-    with _span(target, {PREFIX + name: value for name, value in fields.items()}, above) as outcome:
-        yield outcome
+    with _span(target, {PREFIX + name: value for name, value in fields.items()}, above) as end:
+        yield end
 
 
 @contextmanager
-def _span(name: str, attributes: Mapping[str, str | int], above: object) -> Iterator[Outcome]:
+def _span(name: str, attributes: Mapping[str, str | int], above: object) -> Iterator[SpanEnd]:
     from opentelemetry import trace
 
-    outcome = Outcome()
+    end = SpanEnd()
     kind = trace.SpanKind.INTERNAL if above is None else trace.SpanKind.SERVER
     # What a suspension raises is no error, and what an exception says may quote a payload.
     with trace.get_tracer(SCOPE).start_as_current_span(
@@ -87,10 +87,10 @@ def _span(name: str, attributes: Mapping[str, str | int], above: object) -> Iter
         set_status_on_exception=False,
     ) as span:
         try:
-            yield outcome
+            yield end
         except Exception as e:
-            outcome.failed = type(e).__name__
+            end.failed = type(e).__name__
             raise
         finally:
-            if outcome.failed is not None:
-                span.set_status(trace.StatusCode.ERROR, outcome.failed)
+            if end.failed is not None:
+                span.set_status(trace.StatusCode.ERROR, end.failed)

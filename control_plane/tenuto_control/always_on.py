@@ -14,13 +14,13 @@ from collections.abc import Awaitable, Callable
 
 import uvicorn
 
-from tenuto.lane.transitions import SWEEP_CURSOR
+from tenuto.lane.timers import SWEEP_CURSOR
 from tenuto.store.data_keys import DataKeys
 from tenuto.store.port import Table, TableRefusedError, TableUnavailableError
 from tenuto_control.assembly import Assembly, assembled, quiet_libraries
 from tenuto_control.config import Config, ConfigError
 from tenuto_control.core.metrics import Uncounted
-from tenuto_control.dispatcher.outages import Outages, WatchedTable
+from tenuto_control.dispatcher.outages import watched
 from tenuto_control.drivers.http_protocol import JsonErrorsProtocol
 from tenuto_control.drivers.kafka import KafkaEventLog
 from tenuto_control.loops.consume import Consumer
@@ -47,7 +47,7 @@ async def serve(config: Config) -> None:
 
 async def _start(parts: Assembly) -> None:
     """What has to be there before anything is served. Raises ConfigError for what never will be."""
-    await check_table(parts.dispatcher.table, parts.config.table.name)
+    await check_table(parts.table, parts.config.table.name)
     if parts.data_keys is not None:
         await check_data_keys(parts.data_keys)
     await parts.deployments.discover()
@@ -156,9 +156,9 @@ def _server(parts: Assembly) -> uvicorn.Server:
 
 async def check_table(table: Table, name: str) -> None:
     """Fail early on a table that is not there; wait for one that does not answer. Raises ConfigError."""
-    watched = table if isinstance(table, WatchedTable) else WatchedTable(table, Outages(), Uncounted())
-    with watched.outages.asking():
-        await _answered(lambda: watched.get(SWEEP_CURSOR), None, f"table {name!r} cannot be used")
+    asked = watched(table, Uncounted())
+    with asked.outages.asking():
+        await _answered(lambda: asked.get(SWEEP_CURSOR), None, f"table {name!r} cannot be used")
 
 
 async def check_data_keys(keys: DataKeys) -> None:

@@ -24,7 +24,9 @@ from tenuto.store.port import Table, TableRefusedError, TableUnavailableError
 from tenuto_control.admin.deployments import Deployments, Survey
 from tenuto_control.config import Config, ConfigError
 from tenuto_control.core.metrics import Tally
-from tenuto_control.dispatcher import Dispatcher
+from tenuto_control.core.traces import Untraced
+from tenuto_control.dispatcher import Dispatcher, Wiring
+from tenuto_control.dispatcher.outages import WatchedTable, watched
 from tenuto_control.drivers.aws import AwsClients, open_clients
 from tenuto_control.drivers.emf import EmfReports, reports
 from tenuto_control.drivers.event_scheduler import EventBridgeScheduler, NoScheduler
@@ -50,7 +52,7 @@ class Assembly:
     config: Config
     clients: AwsClients
     clock: SystemClock
-    table: Table
+    table: WatchedTable
     data_keys: StoredDataKeys | None
     deployments: Deployments
     sink: KafkaSink
@@ -77,7 +79,7 @@ class Assembly:
 async def assembled(config: Config) -> AsyncIterator[Assembly]:
     """The parts, with their clients open. Raises ConfigError when AWS settings are missing."""
     async with open_clients(config) as clients:
-        clock, limits, rng = SystemClock(), config.limits, random.Random()
+        clock, limits = SystemClock(), config.limits
         plain = DynamoTable(cast("Any", clients.dynamodb), config.table.name)
         data_keys = data_keys_of(config, clients, plain)
         table: Table = plain if data_keys is None else EncryptedTable(plain, data_keys)
@@ -92,27 +94,28 @@ async def assembled(config: Config) -> AsyncIterator[Assembly]:
         tracer = tracer_of(os.environ)
         if tracer is not None:
             hand_to_xray(clients.lambda_)
-        dispatcher = Dispatcher(
-            table,
-            invoker,
-            sink,
-            deployments,
-            scheduler,
-            clock,
-            rng,
-            limits,
-            process,
-            config.table.name,
-            tally,
+        wiring = Wiring(
+            table=watched(table, tally),
+            invoker=invoker,
+            sink=sink,
+            targets=deployments,
+            scheduler=scheduler,
+            clock=clock,
+            rng=random.Random(),
+            limits=limits,
+            process=process,
+            table_name=config.table.name,
             encrypted=data_keys is not None,
-            tracer=tracer,
+            metrics=tally,
+            tracer=tracer or Untraced(),
         )
-        sweeper = Sweeper(table, dispatcher, clock, rng, limits)
+        dispatcher = Dispatcher(wiring)
+        sweeper = Sweeper(wiring, dispatcher)
         unreadable = UnreadablePartitions(clock, limits, tally)
         app = create_app(
             dispatcher,
             deployments,
-            ready=probe(dispatcher.table),
+            ready=probe(wiring.table),
             wait_ms_max=limits.http_wait_ms_max,
             unreadable=lambda: unreadable.present,
             unanswered=lambda: deployments.unanswered,
@@ -124,7 +127,7 @@ async def assembled(config: Config) -> AsyncIterator[Assembly]:
                 config,
                 clients,
                 clock,
-                table,
+                wiring.table,
                 data_keys,
                 deployments,
                 sink,

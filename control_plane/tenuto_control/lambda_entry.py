@@ -166,6 +166,7 @@ class DispatcherFunction:
         serverless = Serverless(
             assembly.dispatcher,
             assembly.sweeper,
+            assembly.table,
             assembly.sink,
             lives,
             config.subscriptions,

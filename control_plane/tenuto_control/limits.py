@@ -94,12 +94,17 @@ class Limits:
     """Events of a key that waits are moved to its inbox after this time, or when so many have gathered."""
     lease_margin_ms: int = 500
     """How long after its end a foreign lease is respected, against clocks that differ."""
+    call_look_ms: int = 100
+    event_look_ms: int = 1_000
+    """How long a head is believed that other processes may change, while a call or an event waits for it here."""
+    owner_ms: int = 200
+    """Whoever changed a head within this time is left to go on with the lane: by what was handed over to it."""
     guard_delay_ms: int = 5_000
     """When a guard falls due that protects only the few writes that follow it."""
     commit_guard_ms: int = 60_000
     """When the guard falls due that protects a commit of calls which send messages."""
     result_poll_initial_ms: int = 25
-    result_poll_max_ms: int = 1_000
+    result_poll_max_ms: int = 250
 
     sweep_interval_ms: int = 5_000
     sweep_lookback_ms: int = 600_000

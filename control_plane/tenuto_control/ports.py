@@ -11,8 +11,12 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple, Protocol, TypeAlias
 
+from tenuto.lane.timers import SendTimer, Timer
+from tenuto.lane.writes import Key
+from tenuto.protocol.ids import Lane
 from tenuto.protocol.messages import ServiceManifest
 from tenuto.protocol.records import Event, PublishOut, Result
+from tenuto_control.core.metrics import Metrics
 
 
 class TopicPartition(NamedTuple):
@@ -279,6 +283,29 @@ class Resolution(Enum):
     """No invocation waits under that id (any more)."""
 
 
+class Errand(NamedTuple):
+    """Why to be woken: for a lane, or for the delayed message whose timer is named."""
+
+    lane: Lane
+    timer: Key | None = None
+
+
+class Waking(Protocol):
+    """What the sweep asks of the dispatcher."""
+
+    def look(self, lane: Lane) -> None:
+        """Look at a lane: its head as it is now, and its inbox."""
+        ...
+
+    def arm(self, timer: Timer) -> None:
+        """Fire a timer when it is due, if that is soon; the sweep finds it in any case."""
+        ...
+
+    async def deliver_delayed(self, timer: SendTimer) -> None:
+        """Move a delayed message to its receiver's inbox, then forget its timer."""
+        ...
+
+
 class Execution(Protocol):
     """What loops and ingress ask of the dispatcher."""
 
@@ -329,4 +356,72 @@ class Execution(Protocol):
 
         Raises OverloadedError when it cannot be taken now.
         """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Resting:
+    """A lane waits until a time. `held`: a run of somebody else is active in it, whose end may come sooner."""
+
+    until_ms: int
+    held: bool
+
+
+class Interruptible(Execution, Protocol):
+    """An `Execution` in a process that is frozen between two invocations, each of which ends with nothing under way."""
+
+    @property
+    def metrics(self) -> Metrics:
+        """Where it counts."""
+        ...
+
+    def token(self) -> str:
+        """A name that nobody else uses."""
+        ...
+
+    async def woken(self, errand: Errand) -> None:
+        """A wake-up from outside."""
+        ...
+
+    def look(self, lane: Lane) -> None:
+        """See `Waking.look`."""
+        ...
+
+    @property
+    def at_work(self) -> Collection[Lane]:
+        """The lanes that are not idle."""
+        ...
+
+    def resting(self) -> Mapping[Lane, Resting]:
+        """The lanes that only wait."""
+        ...
+
+    def fires_before(self, time_ms: int) -> bool:
+        """Whether an armed timer is due before a time."""
+        ...
+
+    async def drop(self, lane: Lane) -> None:
+        """Stop a lane where it is, as a crash would: somebody else looks after it."""
+        ...
+
+    async def entrust(self) -> None:
+        """Release every event that is finished but for what it sent; timers lead back to that."""
+        ...
+
+    async def schedule(self, errand: Errand, at_ms: int, name: str, owner: str | None = None) -> None:
+        """Have somebody woken from outside at a time, and told under which name. It may fail.
+
+        Idempotent by `name`.
+        """
+        ...
+
+    async def settle(self, deadline_ms: int, linger_ms: int = 0) -> None:
+        """Wait until nothing is under way, or for a deadline.
+
+        A lane that rests (a pause, another's lease) and an armed timer are waited for if that is over in `linger_ms`.
+        """
+        ...
+
+    async def halt(self, until_ms: int) -> list[Errand]:
+        """Stop everything where it is, as a crash would. Returns what would have been done before a time."""
         ...

@@ -185,7 +185,7 @@ class Marked:
         with contextlib.suppress(TerminalError):
             ctx.resolve_awakeable(secret, secret)
         # As a function of another version might send it, which does not check ids.
-        ctx._attempt.resolve(secret, Success(secret.encode()))
+        ctx._commands.resolve(secret, Success(secret.encode()))
         ctx.resolve_awakeable(self.awakeables[0], secret)
         ctx.reject_awakeable(self.awakeables[0], secret)
         # This one still waits, and gets two answers.

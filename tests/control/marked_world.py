@@ -156,7 +156,6 @@ class MarkedWorld(Meter):
             Subscription("keyed", "box", "act", key=JsonKey(("id",))),
             Subscription("gone", "box", "gone"),
         ]
-        await self.dispatcher.start()
         member = self.kafka.member()
         consumer = Consumer(member, self.sink, self.dispatcher, subscriptions, self.limits, self.clock)
         tasks = [asyncio.create_task(consumer.run()), asyncio.create_task(self.sweeper.run())]

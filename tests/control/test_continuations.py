@@ -18,7 +18,8 @@ import pytest
 from tenuto import InvocationRetryPolicy, ObjectContext, VirtualObject
 from tenuto.hosts.event_scheduler import Continue, HandedOn, SweepTick, WakeUp
 from tenuto.lane.continuations import continuation_key
-from tenuto.lane.transitions import Effects, Timer, claim, timer_put
+from tenuto.lane.timers import GuardTimer, timer_put
+from tenuto.lane.transitions import Effects, claim
 from tenuto.lane.writes import Applied
 from tenuto.protocol.ids import Lane
 from tenuto.protocol.messages import Activation, Head, Run, decode_request, encode
@@ -382,7 +383,7 @@ def test_a_tick_leaves_alone_what_others_run() -> None:
         event = f.event_of_call(failing(5, []).handlers["event"], "k", "c1")
         held = Run(event, 1, 0, 0, 1, "another", f.clock.now_ms() + 60_000)
         assert isinstance(f.table.apply(claim(lane, Head(), Effects(), held, "t", drain=False)), Applied)
-        f.table.apply(timer_put(Timer(lane, "guard", event.nonce, f.clock.now_ms(), "g")))
+        f.table.apply(timer_put(GuardTimer(lane, event.nonce, f.clock.now_ms(), "g")))
         await asyncio.sleep(1)
         await f.serverless.tick(SweepTick(), f.deadline())
         assert (f.scheduled, f.passed_on) == ({}, [])

@@ -255,7 +255,7 @@ def test_who_is_woken_early_and_often_sleeps_on() -> None:
         lane = Lane("box", "k")
         meter.count()
         while meter.clock.now_ms() < run.wake_ms - 100:
-            meter.dispatcher.wake(lane)
+            meter.dispatcher._lanes.wake(lane)
             meter.dispatcher.look(lane)
             await meter.dispatcher.woken(Errand(lane))
             await asyncio.sleep(min(10.0, (run.wake_ms - 50 - meter.clock.now_ms()) / 1_000))

@@ -15,12 +15,13 @@ from typing import Any
 import pytest
 
 from tenuto import ObjectContext, VirtualObject
+from tenuto.handler import Handler
 from tenuto.lane.head import parse_head
 from tenuto.lane.transitions import inbox_key
 from tenuto.lane.writes import Answer, Applied, Put, Update, Write
 from tenuto.protocol.ids import InvocationId, Lane, kafka_nonce
 from tenuto.protocol.records import Event, KafkaSource, SendOut
-from tenuto.service import Handler, Services
+from tenuto.service import Services
 from tenuto.store.port import TableUnavailableError
 from tenuto_control.dispatcher.delivery import message
 from tests.costs.meter import CountingTable, Meter
@@ -100,10 +101,8 @@ class Box:
 
     def other(self, meter: Meter, ahead: timedelta = timedelta(0)) -> Meter:
         """A second control plane on the same table, whose clock may be ahead."""
-        other = Meter(meter.services, table=meter.table, clock=Shifted(ahead))
         # No two processes may share a name: it tells whose attempts have ended.
-        other.dispatcher._process = "other"
-        return other
+        return Meter(meter.services, table=meter.table, clock=Shifted(ahead), process="other")
 
 
 def _offset(ctx: ObjectContext) -> int:
@@ -147,7 +146,7 @@ def test_a_drained_item_that_a_zombie_puts_back_is_deleted_and_does_not_run_agai
         done = list(box.done)
 
         # A process that had the event before a rebalance, and was held up ever since, spills it now.
-        await zombie.dispatcher._services.delivery.accept(LANE, [event_at(1, name)])
+        await zombie.dispatcher._parts.delivery.accept(LANE, [event_at(1, name)])
         await zombie.dispatcher.stop()
         assert inbox(meter) == [key.sk]
         assert meter.head("box", "k").pend is not None
@@ -224,7 +223,7 @@ def test_an_outbox_that_is_delivered_again_finds_a_tombstone() -> None:
         letter = message("box/sender", "0000000000", entry)
         for _ in range(2):
             meter.count()
-            await meter.dispatcher._services.delivery.accept(LANE, [letter])
+            await meter.dispatcher._parts.delivery.accept(LANE, [letter])
             meter.dispatcher.look(LANE)
             await meter.quiet()
         assert meter.invocations == 0, "the second delivery is no work"

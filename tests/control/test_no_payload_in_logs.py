@@ -26,7 +26,7 @@ from botocore.exceptions import ClientError
 
 from tenuto.errors import ProtocolError
 from tenuto.hosts import activation, event_scheduler, kafka_event_source
-from tenuto.lane.transitions import Timer, timer_put
+from tenuto.lane.timers import SendTimer, timer_put
 from tenuto.lane.writes import Put
 from tenuto.protocol.ids import AwakeableId, InvocationId, Lane
 from tenuto.protocol.records import Event, KafkaSource, SendOut
@@ -331,8 +331,8 @@ async def timers_cannot_be_read(w: MarkedWorld, m: Marked) -> None:
     misfits = [fields | {"handler": [MARK]}, fields | {"input": [MARK]}, fields | {"headers": MARK}, [MARK], MARK]
     misfits += [fields | {"type": "elsewhere"}, {"type": "result", "invocation": MARK, "result": MARK}]
     for n, packed in enumerate((MARK.encode(), b"", *map(msgspec.msgpack.encode, misfits))):
-        await w.table.write(timer_put(Timer(lane, "send", f"n{n}", due_ms, f"v{n}", packed, "http", "0")))
-    put = timer_put(Timer(lane, "send", "n9", due_ms, "v1", MARK.encode(), "http", "0"))
+        await w.table.write(timer_put(SendTimer(lane, f"n{n}", due_ms, f"v{n}", packed, "http", "0")))
+    put = timer_put(SendTimer(lane, "n9", due_ms, "v1", MARK.encode(), "http", "0"))
     assert isinstance(put, Put)
     broken = {name: MARK if isinstance(value, str) else value for name, value in put.attributes.items()}
     await w.table.write(replace(put, key=replace(put.key, sk=put.key.sk + "x"), attributes=broken))

@@ -16,7 +16,8 @@ import pytest
 
 from tenuto import InvocationRetryPolicy, ObjectContext, VirtualObject
 from tenuto.context import Context
-from tenuto.lane.transitions import Timer, inbox_put, mark_pend, timer_bucket, timer_put
+from tenuto.lane.timers import GuardTimer, SleepTimer, timer_bucket, timer_put
+from tenuto.lane.transitions import inbox_put, mark_pend
 from tenuto.lane.writes import Answer, Key, Put, Update, Write
 from tenuto.protocol.ids import AwakeableId, InvocationId, Lane, awakeable_slot
 from tenuto.protocol.limits import AWAKEABLES_BYTES_MAX
@@ -109,11 +110,10 @@ def test_an_offset_is_let_go_when_what_its_event_sent_has_left_the_outbox(*, aga
         assert meter.released == []
         if again:
             # Another process, which knows nothing of what was delivered, gets the event that was not let go.
-            task = meter.dispatcher._workers[Lane("box", "k")].task
+            task = meter.dispatcher._lanes._workers[Lane("box", "k")].task
             assert task is not None
             task.cancel()
-            meter = Meter(Services([box]), table=table)
-            meter.dispatcher._process = "next"
+            meter = Meter(Services([box]), table=table, process="next")
             meter.deliver(box.handlers["tell"], "k")
             await asyncio.sleep(60)
             assert meter.released == []
@@ -325,8 +325,8 @@ def test_an_ended_sleep_does_not_take_the_guard_of_a_waiting_message_along() -> 
         lane, nonce = InvocationId.parse(event.id)
         now_ms = meter.clock.now_ms()
         meter.table.apply(inbox_put(lane, event))
-        guard = Timer(lane, "guard", nonce, now_ms - 1_000, "guard.1")
-        for timer in (Timer(lane, "sleep", nonce, now_ms - 2_000, "sleep.1"), guard):
+        guard = GuardTimer(lane, nonce, now_ms - 1_000, "guard.1")
+        for timer in (SleepTimer(lane, nonce, now_ms - 2_000, "sleep.1"), guard):
             meter.table.apply(timer_put(timer))
         await meter.sweeper.sweep()
         assert [sk for pk, sk in meter.table.items if pk.startswith("T#")] == [guard.key.sk]
@@ -391,7 +391,7 @@ def test_no_clock_decides_that_a_guarded_write_can_come_no_more() -> None:
         lane, nonce = InvocationId.parse(meter.event_of_call(note, "k", "c1").id)
         now_ms = meter.clock.now_ms()
         # As a sweeper sees it whose clock is ahead of that of the process about to write.
-        guard = Timer(lane, "guard", nonce, now_ms - 1_000, "guard.1", ver=0, since_ms=now_ms - 61_000)
+        guard = GuardTimer(lane, nonce, now_ms - 1_000, "guard.1", ver=0, since_ms=now_ms - 61_000)
         meter.table.apply(timer_put(guard))
         await meter.sweeper.sweep()
         assert guard.key.sk in [sk for _, sk in meter.table.items]
@@ -547,7 +547,7 @@ def test_a_lane_is_looked_at_before_its_guard_moves_on() -> None:
         meter = faulty(box)
         event = meter.event_of_call(note, "k", "c1")
         lane, nonce = InvocationId.parse(event.id)
-        late = Timer(lane, "guard", nonce, meter.clock.now_ms() - 120_000, "guard.1")
+        late = GuardTimer(lane, nonce, meter.clock.now_ms() - 120_000, "guard.1")
         for write in (inbox_put(lane, event), timer_put(late), mark_pend(lane, "mark.1")):
             meter.table.apply(write)
 

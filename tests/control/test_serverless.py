@@ -51,7 +51,15 @@ class Function(Meter):
         self.lives = MemoryTopicLives(self.kafka)
         subscription = Subscription("t", "box", "event")
         self.serverless = Serverless(
-            self.dispatcher, self.sweeper, self, self.lives, [subscription], self.clock, self.limits, self.hand_on
+            self.dispatcher,
+            self.sweeper,
+            self.wiring.table,
+            self,
+            self.lives,
+            [subscription],
+            self.clock,
+            self.limits,
+            self.hand_on,
         )
 
     def deadline(self) -> int:

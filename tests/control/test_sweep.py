@@ -12,7 +12,7 @@ from dataclasses import replace
 import pytest
 
 from tenuto import VirtualObject
-from tenuto.lane.transitions import Timer, parse_timer, timer_put
+from tenuto.lane.timers import GuardTimer, SendTimer, Timer, parse_timer, timer_put
 from tenuto.protocol.ids import Lane
 from tenuto.store.port import Page, TableUnavailableError
 from tenuto_control.limits import Limits, near_lookback_ms
@@ -28,7 +28,7 @@ NEXT_DEEP_S = LIMITS.sweep_deep_interval_ms / 1_000 + NEXT_SWEEP_S
 
 def late(meter: Meter, behind_ms: int, number: int) -> Timer:
     """A guard that nobody needs, put by a process whose clock is behind."""
-    timer = Timer(Lane("box", f"k{number}"), "guard", "n", meter.clock.now_ms() - behind_ms, f"guard.{number}")
+    timer = GuardTimer(Lane("box", f"k{number}"), "n", meter.clock.now_ms() - behind_ms, f"guard.{number}")
     meter.table.apply(timer_put(timer))
     return timer
 
@@ -97,7 +97,7 @@ def test_a_delayed_message_that_cannot_be_delivered_is_put_off_and_not_told_of_a
     async def scenario() -> None:
         meter = meter_of(VirtualObject("box"))
         now_ms = meter.clock.now_ms()
-        timer = Timer(Lane("box", "k"), "send", "n", now_ms - 1_000, "n", b"no message", "box/s", "1.0")
+        timer = SendTimer(Lane("box", "k"), "n", now_ms - 1_000, "n", b"no message", "box/s", "1.0")
         meter.table.apply(timer_put(timer))
         sweeping = asyncio.create_task(meter.sweeper.run())
         await asyncio.sleep(700)

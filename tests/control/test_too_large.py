@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from tenuto import InvocationRetryPolicy, ObjectContext, VirtualObject
-from tenuto.lane.dead_letters import letter_part_key, parse_letter
-from tenuto.protocol.dead_letters import REASON_HEADERS, dead_letter
+from tenuto.lane.dead_letters import REASON_HEADERS, dead_letter, letter_part_key, parse_letter
 from tenuto.protocol.ids import InvocationId, Lane
 from tenuto.protocol.records import Event, KafkaSource, PublishOut, unpack_out
 from tenuto.service import Services

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from tenuto.handler import Handler
 from tenuto.lane.head import head_key, parse_head
 from tenuto.lane.writes import Answer, Applied, Delete, Key, Put, Update, Write
 from tenuto.protocol.ids import InvocationId, Lane, kafka_nonce
@@ -18,11 +19,12 @@ from tenuto.protocol.messages import Activation, Head, ServiceManifest, decode_r
 from tenuto.protocol.records import CallSource, Event, KafkaSource
 from tenuto.runtime.activation import activate
 from tenuto.runtime.environment import Environment, InlineWriteLoop
-from tenuto.service import Handler, Service, Services, VirtualObject
+from tenuto.service import Service, Services, VirtualObject
 from tenuto.store.memory import MemoryTable, item_bytes
-from tenuto_control.core.metrics import Metrics
-from tenuto_control.core.traces import Tracer
-from tenuto_control.dispatcher import Dispatcher
+from tenuto_control.core.metrics import Metrics, Uncounted
+from tenuto_control.core.traces import Tracer, Untraced
+from tenuto_control.dispatcher import Dispatcher, Wiring
+from tenuto_control.dispatcher.outages import watched
 from tenuto_control.limits import Limits
 from tenuto_control.loops.sweep import Sweeper
 from tenuto_control.ports import Target
@@ -108,6 +110,7 @@ class Meter:
     process: str = "meter"
     released: list[int] = field(default_factory=list)
     published: list[str] = field(default_factory=list)
+    wiring: Wiring = field(init=False)
     dispatcher: Dispatcher = field(init=False)
     sweeper: Sweeper = field(init=False)
     _offsets: dict[Lane, int] = field(default_factory=dict)
@@ -115,22 +118,23 @@ class Meter:
 
     def __post_init__(self) -> None:
         """Wire the parts: the meter itself plays targets, invoker, sink and scheduler."""
-        rng = random.Random(1)
-        self.dispatcher = Dispatcher(
-            self.table,
-            self,
-            self,
-            self,
-            self,
-            self.clock,
-            rng,
-            self.limits,
-            self.process,
-            "tenuto",
-            self.metrics,
-            tracer=self.tracer,
+        metrics = self.metrics or Uncounted()
+        self.wiring = Wiring(
+            table=watched(self.table, metrics),
+            invoker=self,
+            sink=self,
+            targets=self,
+            scheduler=self,
+            clock=self.clock,
+            rng=random.Random(1),
+            limits=self.limits,
+            process=self.process,
+            table_name="tenuto",
+            metrics=metrics,
+            tracer=self.tracer or Untraced(),
         )
-        self.sweeper = Sweeper(self.table, self.dispatcher, self.clock, rng, self.limits)
+        self.dispatcher = Dispatcher(self.wiring)
+        self.sweeper = Sweeper(self.wiring, self.dispatcher)
 
     # --- ways in ----------------------------------------------------------------------------------------------------
 
@@ -157,9 +161,9 @@ class Meter:
         """Until every lane is idle: suspended ones are, ones with work are not."""
         for _ in range(int(QUIET_SECONDS_MAX / LOOK_SECONDS)):
             await asyncio.sleep(LOOK_SECONDS)
-            if not self.dispatcher._workers:
+            if not self.dispatcher._lanes._workers:
                 return
-        raise AssertionError(f"not quiet after {QUIET_SECONDS_MAX} s: {list(self.dispatcher._workers)}")
+        raise AssertionError(f"not quiet after {QUIET_SECONDS_MAX} s: {list(self.dispatcher._lanes._workers)}")
 
     def count(self) -> Cost:
         """What was requested since the last count."""

@@ -18,11 +18,19 @@ import pytest
 
 from tenuto import InvocationRetryPolicy, ObjectContext, Service, TerminalError, VirtualObject
 from tenuto.context import Context
-from tenuto.lane.dead_letters import LETTER_SHARDS, letter_key, letter_put, message_letter_id
+from tenuto.lane.dead_letters import (
+    LETTER_SHARDS,
+    dead_letter,
+    ends_unseen,
+    is_dead_letter,
+    letter_key,
+    letter_put,
+    message_letter_id,
+)
 from tenuto.lane.head import head_key
-from tenuto.lane.transitions import Timer, inbox_put, mark_pend, timer_put
+from tenuto.lane.timers import GuardTimer, SendTimer, timer_put
+from tenuto.lane.transitions import inbox_put, mark_pend
 from tenuto.lane.writes import Put, Refused, Update, Write
-from tenuto.protocol.dead_letters import dead_letter, ends_unseen, is_dead_letter
 from tenuto.protocol.ids import InvocationId, Lane, kafka_nonce
 from tenuto.protocol.messages import EventResult, Fenced, Rejected, Speculated, Stopped, encode
 from tenuto.protocol.records import (
@@ -744,18 +752,18 @@ def test_no_item_keeps_the_sweep_from_the_timers_behind_it() -> None:
         for key, writes in bad.items():
             for write in writes:
                 await world.table.write(write)
-            await world.table.write(timer_put(Timer(Lane("box", key), "guard", "n", now - 1_000, "a")))
-        await world.table.write(timer_put(Timer(Lane("box", "z" * 3_000), "guard", "n", now - 1_000, "a")))
+            await world.table.write(timer_put(GuardTimer(Lane("box", key), "n", now - 1_000, "a")))
+        await world.table.write(timer_put(GuardTimer(Lane("box", "z" * 3_000), "n", now - 1_000, "a")))
         for message in (b"\x91" * 100_000, b"", b"\xff"):
-            timer = Timer(Lane("box", f"m{len(message)}"), "send", "n", now - 900, "a", message, "http", "0")
+            timer = SendTimer(Lane("box", f"m{len(message)}"), "n", now - 900, "a", message, "http", "0")
             await world.table.write(timer_put(timer))
-        odd = timer_put(Timer(Lane("box", "odd"), "guard", "n", now - 800, "a"))
+        odd = timer_put(GuardTimer(Lane("box", "odd"), "n", now - 800, "a"))
         await world.table.write(Put(odd.key, {"due": "soon", "kind": "odd"}))
         lane = Lane("box", "victim")
         event = Event(str(InvocationId(lane, "c7")), "act", CallSource(one_way=True), cargo("well"))
         await world.table.write(inbox_put(lane, event))
         await world.table.write(mark_pend(lane, "mark"))
-        await world.table.write(timer_put(Timer(lane, "guard", "c7", now - 1, "zz")))
+        await world.table.write(timer_put(GuardTimer(lane, "c7", now - 1, "zz")))
         sweeping = asyncio.create_task(world.sweeper.run())
         await asyncio.sleep(600)
         assert not sweeping.done()

@@ -93,7 +93,7 @@ def whole(act: Callable[[httpx.AsyncClient, Meter], Awaitable[None]], **options:
         transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://tenuto") as http:
             await act(http, meter)
-        await meter.dispatcher._stop_tasks()
+        await meter.dispatcher.kill()
 
     run_virtual(scenario())
 
@@ -236,7 +236,7 @@ def test_no_request_is_answered_with_500(
         if status >= 400 and method != "HEAD":
             assert sent["content-type"] == "application/json"
             assert list(json.loads(content)) == ["error"]
-        await meter.dispatcher._stop_tasks()
+        await meter.dispatcher.kill()
 
     run_virtual(scenario())
 
@@ -429,7 +429,7 @@ def test_a_second_answer_is_told_whether_it_was_the_first() -> None:
             await http.post(f"/awakeables/{names[0]}/reject", content=b"no")
             await meter.quiet()
             assert (await http.post(f"/awakeables/{names[1]}/resolve", content=b'"a"')).status_code == 404
-        await meter.dispatcher._stop_tasks()
+        await meter.dispatcher.kill()
 
     run_virtual(scenario())
 
@@ -659,7 +659,7 @@ async def over_a_socket(*pieces: bytes | None, pause_s: float = 0.0) -> bytes:
     finally:
         writer.close()
         listener.close()
-        await meter.dispatcher._stop_tasks()
+        await meter.dispatcher.kill()
 
 
 def told(answer: bytes) -> tuple[int, str]:
@@ -764,7 +764,7 @@ def test_an_event_that_cannot_be_read_is_answered_in_json(changes: dict[str, Any
         object.__setattr__(meter, "clock", _Clock())
         app = create_app(meter.dispatcher, meter, ready=_ready)
         answer = api_gateway.bridge(app, loop)(gateway_event(**changes), None)
-        loop.run_until_complete(meter.dispatcher._stop_tasks())
+        loop.run_until_complete(meter.dispatcher.kill())
     finally:
         asyncio.set_event_loop(None)
         loop.close()

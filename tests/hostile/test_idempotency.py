@@ -19,15 +19,18 @@ import msgspec
 import pytest
 
 from tenuto import Context, ObjectContext, Service, VirtualObject
-from tenuto.lane.transitions import SWEEP_CURSOR
+from tenuto.handler import Handler
+from tenuto.lane.timers import SWEEP_CURSOR
 from tenuto.lane.writes import Answer as WriteAnswer
 from tenuto.lane.writes import Delete, Item, Key, Write
 from tenuto.protocol.ids import InvocationId, Lane, call_nonce
 from tenuto.protocol.limits import RESULT_TTL_S
 from tenuto.protocol.records import CallSource, Event, Success
-from tenuto.service import Handler, Services
+from tenuto.service import Services
 from tenuto.store.port import Page, TableUnavailableError
-from tenuto_control.dispatcher import Dispatcher
+from tenuto_control.core.metrics import Uncounted
+from tenuto_control.dispatcher import Dispatcher, Wiring
+from tenuto_control.dispatcher.outages import watched
 from tenuto_control.limits import Limits
 from tenuto_control.loops.sweep import Sweeper
 from tenuto_control.ports import Answer, Pending, UndecidedError, Unknown
@@ -145,13 +148,22 @@ class World:
     def add(self) -> None:
         """One more process."""
         meter, table, number = self.meter, MortalTable(self.meter.table), len(self.tables)
-        rng = random.Random(number)
-        dispatcher = Dispatcher(
-            table, meter, meter, meter, meter, meter.clock, rng, meter.limits, f"plane{number}", "tenuto"
+        wiring = Wiring(
+            table=watched(table, Uncounted()),
+            invoker=meter,
+            sink=meter,
+            targets=meter,
+            scheduler=meter,
+            clock=meter.clock,
+            rng=random.Random(number),
+            limits=meter.limits,
+            process=f"plane{number}",
+            table_name="tenuto",
         )
+        dispatcher = Dispatcher(wiring)
         self.tables.append(table)
         self.dispatchers.append(dispatcher)
-        self.sweepers.append(Sweeper(table, dispatcher, meter.clock, rng, meter.limits))
+        self.sweepers.append(Sweeper(wiring, dispatcher))
 
     def sweep(self) -> None:
         """Have every process sweep at intervals."""
@@ -163,7 +175,7 @@ class World:
             task.cancel()
         await asyncio.gather(*self.sweeps, return_exceptions=True)
         for dispatcher in self.dispatchers:
-            await dispatcher._stop_tasks()
+            await dispatcher.kill()
 
     def effects(self) -> list[str]:
         """The bodies whose execution took effect."""

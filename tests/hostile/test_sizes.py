@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from tenuto import InvocationRetryPolicy, ObjectContext, VirtualObject
-from tenuto.lane.transitions import Timer, inbox_put, part_puts, timer_put
+from tenuto.lane.timers import SendTimer, timer_put
+from tenuto.lane.transitions import inbox_put, part_puts
 from tenuto.protocol.ids import InvocationId, Lane, kafka_nonce
 from tenuto.protocol.limits import EVENT_HEADERS_BYTES_MAX, PAYLOAD_BYTES_MAX, VALUE_BYTES_MAX
 from tenuto.protocol.messages import EventResult, Speculated, encode
@@ -34,7 +35,7 @@ from tenuto.protocol.records import (
 from tenuto.service import Services
 from tenuto.store.memory import ITEM_BYTES_MAX, MemoryTable, item_bytes
 from tenuto_control.core.routing import BytesKey, JsonKey, KeyRule, Quarantine, Subscription, TextKey, route
-from tenuto_control.dispatcher.activations import COMMITS_REFUSED_MAX
+from tenuto_control.core.verdicts import COMMITS_REFUSED_MAX
 from tenuto_control.dispatcher.delivery import fits
 from tenuto_control.limits import Limits
 from tenuto_control.ports import LogRecord, PayloadTooLargeError
@@ -168,7 +169,7 @@ def test_the_largest_message_fits_its_items_and_one_byte_more_does_not(count: in
     table = MemoryTable()
     table.apply(inbox_put(lane, event))
     message = pack(SendOut(lane.service, lane.key, event.id, "h", event.input, headers, 2**50, keep_result=True))
-    table.apply(timer_put(Timer(lane, "send", "c" * 30, 2**50, "n" * 60, message, "/" * 2_000, "0" * 20)))
+    table.apply(timer_put(SendTimer(lane, "c" * 30, 2**50, "n" * 60, message, "/" * 2_000, "0" * 20)))
 
 
 # --- dead letters of what is large ------------------------------------------------------------------------------------

@@ -12,11 +12,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from tenuto.handler import Handler
 from tenuto.lane.dead_letters import Letter, parse_letter
 from tenuto.lane.writes import Answer, Delete, Item, Key, Write
 from tenuto.protocol.ids import InvocationId, Lane, kafka_nonce
 from tenuto.protocol.records import CallSource, Event, KafkaSource
-from tenuto.service import Handler
 from tenuto.store.port import Page, TableUnavailableError
 from tenuto_control.admin.dead_letters import DeadLetterOffice
 from tenuto_control.core.metrics import Tally

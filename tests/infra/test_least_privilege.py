@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from examples.user_updates.handler import user_updates
-from tenuto.lane.transitions import timer_bucket
+from tenuto.lane.timers import timer_bucket
 from tenuto.protocol.ids import Lane
 from tenuto.store.dynamodb import Operation
 from tests.infra.deployment import Resource, Templates, deploy

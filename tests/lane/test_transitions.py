@@ -15,11 +15,11 @@ from msgspec.structs import replace as with_fields
 
 from tenuto.lane.head import parse_head
 from tenuto.lane.items import segment_name, segment_put
+from tenuto.lane.timers import GuardTimer
 from tenuto.lane.transitions import (
     Effects,
     Progress,
-    Timer,
-    Wait,
+    WakeCondition,
     checkpoint,
     claim,
     clear_pend,
@@ -28,14 +28,11 @@ from tenuto.lane.transitions import (
     inbox_key,
     inbox_put,
     mark_pend,
-    parse_timer,
     result_put,
     slots_put,
     spec_commit,
     suspend,
     takeover,
-    timer_delete,
-    timer_put,
     tombstone,
     trim_head,
 )
@@ -49,6 +46,7 @@ from tenuto.protocol.records import (
     MessageSource,
     Source,
     Success,
+    pack,
     unpack_event,
     unpack_out,
     unpack_result,
@@ -95,7 +93,9 @@ def progressed() -> Progress:
 def waits(*slots: str, wake_ms: int | None = 9) -> Update:
     state = {"name": b'"Eve"', "old": None}
     base = {"name": b'"Ann"', "old": b"1"}
-    return suspend(LANE, 4, RUN, Progress({"1": ANSWER}, {0: OUT}), state, base, Wait(slots, wake_ms, 2, "why"), OWN)
+    return suspend(
+        LANE, 4, RUN, Progress({"1": ANSWER}, {0: OUT}), state, base, WakeCondition(slots, wake_ms, 2, "why"), OWN
+    )
 
 
 def answered() -> Update:
@@ -320,7 +320,7 @@ def test_a_suspension_repeated_after_a_lost_response_is_refused_and_changes_noth
 
 
 def test_a_later_suspension_forgets_the_time_and_the_error_of_the_one_before() -> None:
-    write = suspend(LANE, 4, RUN, Progress(), {}, {}, Wait(("0a",), None), OWN)
+    write = suspend(LANE, 4, RUN, Progress(), {}, {}, WakeCondition(("0a",), None), OWN)
     after = head(applied(write, owned(wake=7, err="old"))).run
     assert after is not None
     assert (after.wake_ms, after.error) == (None, None)
@@ -415,43 +415,6 @@ def test_segments_of_two_attempts_have_two_names() -> None:
     assert applied(segment_put(LANE, segment_name(RUN, 4, 0, OWN), {"0": ANSWER}), None)["0"] == ANSWER
 
 
-# --- timers ----------------------------------------------------------------------------------------------------------
-
-names = st.text(min_size=1, max_size=8)
-timers = st.builds(
-    Timer,
-    st.builds(Lane, names, names),
-    st.sampled_from(["guard", "sleep", "send"]),
-    names,
-    st.integers(0, 10**14),
-    names,
-    st.none() | st.binary(min_size=1, max_size=8),
-    st.none() | names,
-    st.none() | names,
-)
-
-
-@given(timers)
-def test_a_timer_comes_back_from_its_item(timer: Timer) -> None:
-    assert parse_timer(applied(timer_put(timer), None)) == timer
-    assert timer_delete(timer).key == timer.key
-
-
-@given(timers, st.integers(0, 10**14))
-def test_timers_of_a_bucket_are_in_order_of_time(timer: Timer, due_ms: int) -> None:
-    later = replace(timer, due_ms=due_ms)
-    if later.key.pk == timer.key.pk:
-        assert (later.key.sk < timer.key.sk) == (due_ms < timer.due_ms)
-
-
-@pytest.mark.parametrize("missing", ["lane", "kind", "inv", "due", "nonce"])
-def test_an_item_that_is_no_timer_is_refused(missing: str) -> None:
-    item = applied(timer_put(Timer(LANE, "guard", "i", 1, "n")), None)
-    del item[missing]
-    with pytest.raises(ValueError, match="not a timer"):
-        parse_timer(item)
-
-
 # --- keys ------------------------------------------------------------------------------------------------------------
 
 tricky = st.text(alphabet="a/#%|.I0H\x1f", max_size=6)
@@ -474,6 +437,14 @@ def test_lanes_have_keys_of_their_own(service: str, key: str, other_service: str
     one, other = Lane(service, key), Lane(other_service, other_key)
     assert (one.pk == other.pk) == (one == other)
     assert Lane.from_pk(one.pk) == one
+
+
+def test_an_event_parses_its_id_once_and_stores_nothing_of_that() -> None:
+    event, untouched = (Event(EVENT.id, "update", KAFKA) for _ in range(2))
+    assert event.invocation == InvocationId(LANE, EVENT.nonce)
+    assert event.invocation is event.invocation
+    assert (event, pack(event)) == (untouched, pack(untouched))
+    assert with_fields(event, id=MESSAGE.id).invocation == MESSAGE.invocation
 
 
 @given(sources, sources)
@@ -508,6 +479,6 @@ def test_the_longest_lane_fits_into_every_key() -> None:
     lane = Lane("s" * 200, "/" * 600)
     assert len(lane.pk) == 2_001
     event = with_fields(EVENT, source=MessageSource(lane.pk, out_sequence(1, 1)))
-    timer = Timer(lane, "guard", "n" * 25, 1, "holder." + "h" * 60)
+    timer = GuardTimer(lane, "n" * 25, 1, "holder." + "h" * 60)
     for key in (inbox_key(lane, event), timer.key):
         assert len(key.sk.encode()) <= 1_024

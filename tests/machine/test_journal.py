@@ -6,6 +6,7 @@ Owns the journal's own rules. Does not own the writes that store it (`tests/lane
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Mapping
 
 import pytest
@@ -17,13 +18,13 @@ from tenuto.lane.transitions import Progress
 from tenuto.machine import journal as journals
 from tenuto.machine.backlog import SEGMENT_BYTES, Backlog
 from tenuto.machine.journal import (
-    Awakeable,
+    AwakeableCommand,
     Command,
     Journal,
-    Now,
-    Run,
-    Send,
-    Sleep,
+    NowCommand,
+    RunCommand,
+    SendCommand,
+    SleepCommand,
     command_of,
     describe,
     due_name,
@@ -44,7 +45,15 @@ from tenuto.protocol.records import (
 )
 
 ENTRY = PublishOut("topic", b"1")
-COMMANDS: list[Command] = [Run("pay"), Run("ship"), Sleep(), Awakeable(), Send("topic t"), Send("topic u"), Now()]
+COMMANDS: list[Command] = [
+    RunCommand("pay"),
+    RunCommand("ship"),
+    SleepCommand(),
+    AwakeableCommand(),
+    SendCommand("topic t"),
+    SendCommand("topic u"),
+    NowCommand(),
+]
 SLOTS: list[tuple[str, Slot]] = [
     ("0", RunSlot("pay", Success(b"1"))),
     ("0", SleptSlot()),
@@ -64,19 +73,19 @@ class Both:
 
     def __init__(self, head: Mapping[str, bytes] = {}, rolled: Mapping[str, bytes] = {}, first_out: int = 0) -> None:
         slots = {name: unpack_slot(data) for name, data in {**head, **rolled}.items()}
-        self.journal = Journal.load(slots, first_out)
+        self.journal = Journal.load(slots, first_out, deque())
         self.backlog = Backlog.load(self.journal.new, head, rolled, len(self.journal.order))
         self.rolled = dict(rolled)
 
     def prepare(self, *, publish: bool = False) -> Progress:
-        """What the lease makes of a batch, without the puts."""
+        """What the lane's writer makes of it, without the puts."""
         self.backlog.arrive()
-        batch = self.backlog.batch(self.journal.out if publish else {})
+        unstored = self.backlog.unstored(self.journal.out if publish else {})
         names = tuple(
-            f"J#{len(self.backlog.segments) + n}" for n, part in enumerate((batch.rolls, batch.apart)) if part
+            f"J#{len(self.backlog.segments) + n}" for n, part in enumerate((unstored.rolls, unstored.apart)) if part
         )
         segments = (*self.backlog.segments, *names) if names else None
-        return Progress(batch.slots, batch.out, tuple(batch.rolls), segments, batch.apart, batch.took)
+        return Progress(unstored.slots, unstored.out, tuple(unstored.rolls), segments, unstored.apart, unstored.took)
 
     def applied(self, progress: Progress) -> None:
         """The write of this took place, and everybody knows."""
@@ -86,7 +95,7 @@ class Both:
         self.journal.sent(progress.out)
 
     def store(self, *, publish: bool = False) -> Progress:
-        """What the lease does at a write."""
+        """What the lane's writer does at a write."""
         progress = self.prepare(publish=publish)
         self.applied(progress)
         return progress
@@ -106,27 +115,27 @@ def test_commands_are_numbered_in_the_order_they_are_issued() -> None:
 
 def test_another_attempt_counts_from_zero_and_finds_what_finished() -> None:
     journal = Journal()
-    journal.finish(str(journal.issue(Run("pay"))), ran())
-    journal.issue(Sleep())
+    journal.finish(str(journal.issue(RunCommand("pay"))), ran())
+    journal.issue(SleepCommand())
     journal.restart()
-    assert journal.issue(Run("pay")) == 0
+    assert journal.issue(RunCommand("pay")) == 0
     assert journal.slot("0") == ran()
-    assert journal.issue(Sleep()) == 1
+    assert journal.issue(SleepCommand()) == 1
 
 
 def test_an_endless_loop_of_commands_ends_the_invocation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(journals, "COMMANDS_MAX", 3)
     journal = Journal()
     for _ in range(3):
-        journal.issue(Sleep())
+        journal.issue(SleepCommand())
     with pytest.raises(TerminalError, match="may issue 3 commands"):
-        journal.issue(Sleep())
+        journal.issue(SleepCommand())
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=describe)
 @pytest.mark.parametrize(("name", "slot"), SLOTS, ids=lambda part: type(part).__name__)
 def test_replay_takes_the_journaled_command_and_no_other(name: str, slot: Slot, command: Command) -> None:
-    journal = Journal.load({name: slot}, 0)
+    journal = Journal.load({name: slot}, 0, deque())
     if command == command_of(slot):
         assert journal.issue(command) == 0
     elif name == "0a":
@@ -143,7 +152,11 @@ def test_replay_takes_the_journaled_command_and_no_other(name: str, slot: Slot, 
 
 @given(st.lists(st.sampled_from(COMMANDS), min_size=1, max_size=8), st.data())
 def test_a_replay_of_the_same_commands_never_differs(commands: list[Command], data: st.DataObject) -> None:
-    finished: dict[Command, Slot] = {Run("pay"): ran(), Run("ship"): ran("ship"), Sleep(): SleptSlot()}
+    finished: dict[Command, Slot] = {
+        RunCommand("pay"): ran(),
+        RunCommand("ship"): ran("ship"),
+        SleepCommand(): SleptSlot(),
+    }
     both = Both()
     for command in commands:
         index = both.journal.issue(command)
@@ -175,7 +188,7 @@ def test_every_attempt_is_told_of_completions_in_the_same_order(data: st.DataObj
 def _play(both: Both, data: st.DataObject, before: list[int]) -> list[int]:
     """An attempt of eight commands that are issued at once, told in an order that chance decides."""
     journal = both.journal
-    outstanding = [journal.issue(Run("pay")) for _ in range(8)]
+    outstanding = [journal.issue(RunCommand("pay")) for _ in range(8)]
     told: list[int] = []
     for _ in range(data.draw(st.integers(0, 8))):
         index = journal.next_told if len(outstanding) > 1 else None
@@ -194,7 +207,7 @@ def _play(both: Both, data: st.DataObject, before: list[int]) -> list[int]:
 def test_a_command_that_has_no_rival_needs_no_record() -> None:
     both = Both()
     for _ in range(3):
-        index = both.journal.issue(Run("pay"))
+        index = both.journal.issue(RunCommand("pay"))
         both.journal.finish(str(index), ran())
         both.journal.tell(index, 1)
     assert both.store().slots.keys() == {"0", "1", "2"}
@@ -219,7 +232,7 @@ def test_progress_is_what_no_write_has_stored_yet() -> None:
     both = Both()
     both.journal.finish("0", ran())
     assert both.store() == Progress({"0": pack(ran())})
-    assert not both.prepare()
+    assert both.prepare() == Progress()
     both.journal.finish("1", SleptSlot())
     assert both.prepare() == Progress({"1": pack(SleptSlot())})
 
@@ -244,7 +257,7 @@ def test_answers_from_outside_are_learned_once() -> None:
     news = both.backlog.learn(slots, ())
     assert news == [("1a", answer)]
     assert both.backlog.learn(slots, ()) == []
-    both.journal.hear(news)
+    both.journal.hear(*news[0])
     assert both.journal.slot("1a") == answer
 
 
@@ -253,29 +266,29 @@ def test_answers_from_outside_are_learned_once() -> None:
 
 def test_messages_wait_for_a_write_that_publishes_them() -> None:
     both = Both(first_out=3)
-    both.journal.send(both.journal.issue(Send("topic t")), "topic t", ENTRY)
-    assert not both.prepare()
+    both.journal.send(both.journal.issue(SendCommand("topic t")), "topic t", ENTRY)
+    assert both.prepare() == Progress()
     progress = both.store(publish=True)
     assert progress.out == {3: ENTRY}
     assert progress.slots == {"0": pack(SentSlot("topic t"))}
-    assert not both.prepare(publish=True)
+    assert both.prepare(publish=True) == Progress()
 
 
 def test_a_message_that_left_is_not_sent_again_and_keeps_its_position() -> None:
     both = Both(first_out=3)
-    both.journal.send(both.journal.issue(Send("topic t")), "topic t", ENTRY)
+    both.journal.send(both.journal.issue(SendCommand("topic t")), "topic t", ENTRY)
     both.store(publish=True)
     both.journal.restart()
-    both.journal.send(both.journal.issue(Send("topic t")), "topic t", ENTRY)
-    both.journal.send(both.journal.issue(Send("topic u")), "topic u", ENTRY)
+    both.journal.send(both.journal.issue(SendCommand("topic t")), "topic t", ENTRY)
+    both.journal.send(both.journal.issue(SendCommand("topic u")), "topic u", ENTRY)
     assert both.prepare(publish=True).out == {4: ENTRY}
 
 
 def test_messages_of_an_attempt_that_failed_do_not_leave() -> None:
     both = Both()
-    both.journal.send(both.journal.issue(Send("topic t")), "topic t", ENTRY)
+    both.journal.send(both.journal.issue(SendCommand("topic t")), "topic t", ENTRY)
     both.journal.restart()
-    assert not both.prepare(publish=True)
+    assert both.prepare(publish=True) == Progress()
 
 
 # --- segments --------------------------------------------------------------------------------------------------------
@@ -328,6 +341,6 @@ def test_a_rolled_slot_wins_over_one_put_again_later() -> None:
 
 def test_the_time_of_a_sleep_has_a_slot_beside_its_end() -> None:
     journal = Both({due_name(0): pack(DueSlot(5))}).journal
-    assert journal.issue(Sleep()) == 0
+    assert journal.issue(SleepCommand()) == 0
     assert journal.slot("0") is None
     journal.finish("0", SleptSlot())

@@ -1,4 +1,4 @@
-"""The phases of an attempt: every step that is not in the table is refused.
+"""The phases of an attempt: every change that is not in the table is refused.
 
 Owns the check of the table. Does not own what happens on the way (`tests/simulation`).
 """
@@ -9,18 +9,18 @@ from itertools import product
 
 import pytest
 
-from tenuto.machine.phases import TRANSITIONS, IllegalStepError, Phase, Step, advance
+from tenuto.machine.phases import TRANSITIONS, IllegalChangeError, Phase, PhaseChange, advance
 
 WRITING = {Phase.SPECULATING, Phase.OWNING, Phase.FENCED}
 
 
-@pytest.mark.parametrize(("phase", "step"), list(product(Phase, Step)))
-def test_only_the_table_leads_anywhere(phase: Phase, step: Step) -> None:
-    if (phase, step) in TRANSITIONS:
-        assert advance(phase, step) is TRANSITIONS[phase, step]
+@pytest.mark.parametrize(("phase", "change"), list(product(Phase, PhaseChange)))
+def test_only_the_table_leads_anywhere(phase: Phase, change: PhaseChange) -> None:
+    if (phase, change) in TRANSITIONS:
+        assert advance(phase, change) is TRANSITIONS[phase, change]
     else:
-        with pytest.raises(IllegalStepError, match=f"{phase.value} cannot be {step.value}"):
-            advance(phase, step)
+        with pytest.raises(IllegalChangeError, match=f"{phase.value} cannot be {change.value}"):
+            advance(phase, change)
 
 
 def test_a_suspended_attempt_goes_nowhere() -> None:
@@ -28,8 +28,8 @@ def test_a_suspended_attempt_goes_nowhere() -> None:
 
 
 def test_after_a_commit_only_another_event_follows() -> None:
-    after = {(step, to) for (phase, step), to in TRANSITIONS.items() if phase is Phase.COMMITTED}
-    assert after <= {(Step.CONTINUED, Phase.SPECULATING)}
+    after = {(change, to) for (phase, change), to in TRANSITIONS.items() if phase is Phase.COMMITTED}
+    assert after <= {(PhaseChange.CONTINUED, Phase.SPECULATING)}
 
 
 def test_a_fenced_attempt_stays_fenced() -> None:
@@ -38,11 +38,11 @@ def test_a_fenced_attempt_stays_fenced() -> None:
 
 @pytest.mark.parametrize("phase", [Phase.SPECULATING, Phase.OWNING])
 def test_whoever_may_write_may_be_refused(phase: Phase) -> None:
-    assert TRANSITIONS[phase, Step.REFUSED] is Phase.FENCED
+    assert TRANSITIONS[phase, PhaseChange.REFUSED] is Phase.FENCED
 
 
-def test_steps_of_an_owner_are_for_owners() -> None:
-    owners = {phase for phase, step in TRANSITIONS if step in {Step.CHECKPOINTED, Step.SUSPENDED}}
+def test_changes_of_an_owner_are_for_owners() -> None:
+    owners = {phase for phase, change in TRANSITIONS if change in {PhaseChange.CHECKPOINTED, PhaseChange.SUSPENDED}}
     assert owners == {Phase.OWNING}
 
 

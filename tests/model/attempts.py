@@ -11,6 +11,7 @@ from tests.model.programs import Change, Program, Send, Step, Wait, offset
 from tests.model.state import (
     Attempt,
     Entry,
+    GuardTimer,
     Head,
     Mark,
     Mode,
@@ -18,8 +19,8 @@ from tests.model.state import (
     Move,
     Name,
     Run,
+    SleepTimer,
     Slots,
-    Timer,
     World,
     fresh_number,
     readable,
@@ -178,7 +179,7 @@ def _dawdles(model: Model, world: World, attempt: Attempt, rest: Rest, name: str
 
 def _timer(world: World, attempt: Attempt, rest: Rest, name: str) -> Move:
     """Write 4; a mutant makes it after the suspension."""
-    put = world._replace(timers=world.timers | {Timer("sleep", attempt.event)})
+    put = world._replace(timers=world.timers | {SleepTimer(attempt.event)})
     if attempt.at == "timer":
         after = with_attempts(put, rest, attempt._replace(at="suspend"))
     else:
@@ -223,7 +224,7 @@ def _written(
 
 def _guard(model: Model, world: World, attempt: Attempt, rest: Rest, name: str) -> Move:
     holder = attempt.holder if "guard.nonce" in model.rules else None
-    guard = Timer("guard", attempt.event, holder, attempt.seen_ver)
+    guard = GuardTimer(attempt.event, holder, attempt.seen_ver)
     claims = attempt.op < len(model.programs[attempt.event])
     put = world._replace(timers=world.timers | {guard})
     after = attempt._replace(at="claim" if claims else "commit")

@@ -14,11 +14,12 @@ from tests.model.attempts import resumed, started
 from tests.model.programs import offset
 from tests.model.state import (
     Dispatcher,
+    GuardTimer,
     Head,
     Model,
     Move,
     Run,
-    Timer,
+    SleepTimer,
     World,
     accepted,
     fresh_number,
@@ -109,7 +110,7 @@ def shippable(head: Head) -> list[tuple[Literal["o", "R"], str]]:
 
 def _look(model: Model, world: World, n: int, me: Dispatcher, head: Head, name: str) -> Iterator[Move]:
     """Read on from this head: the inbox and the timers."""
-    gone = frozenset(t for t in world.timers if t.kind == "guard" and not _may_come(model, world, t))
+    gone = frozenset(t for t in world.timers if isinstance(t, GuardTimer) and not _may_come(model, world, t))
     if "inbox.after_head" not in model.rules:
         if me.inbox is not None:
             yield from sweeping.judge(model, world, n, me._replace(head=head, ended=gone), me.inbox, name)
@@ -118,7 +119,7 @@ def _look(model: Model, world: World, n: int, me: Dispatcher, head: Head, name: 
     yield Move(f"{name}has read ver {head.ver}", with_dispatcher(world, n, looking))
 
 
-def _may_come(model: Model, world: World, guard: Timer) -> bool:
+def _may_come(model: Model, world: World, guard: GuardTimer) -> bool:
     """Whether a function lives that may make the write a guard was put for."""
     if guard.ver is None:
         return False
@@ -181,7 +182,7 @@ def _running(model: Model, world: World, n: int, me: Dispatcher, head: Head, run
         yield Move(f"{name}takes f{run.holder} for dead", with_dispatcher(mistaken, n, over), fault=True)
     if "timer.kept" not in model.rules:
         for timer in sorted(world.timers):
-            if timer == Timer("sleep", run.event) and world.due:
+            if timer == SleepTimer(run.event) and world.due:
                 dropped = me._replace(at="delete", timer=timer)
                 yield Move(f"{name}finds nothing to wake", with_dispatcher(world, n, dropped))
     yield from _queued(model, world, n, me, head, run, name)
@@ -314,7 +315,7 @@ def _spill(model: Model, world: World, n: int, me: Dispatcher, name: str) -> Ite
             step = me._replace(at="spill guard" if guarded else "spill mark")
             yield Move(f"{name}puts {event} into the inbox", with_dispatcher(after, n, step))
         case "spill guard":
-            timers = world.timers | {Timer("guard", event)}
+            timers = world.timers | {GuardTimer(event)}
             after = world._replace(timers=timers)
             yield Move(f"{name}guards {event}", with_dispatcher(after, n, me._replace(at="spill mark")))
         case _:

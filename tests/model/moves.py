@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tests.model import attempts, dispatchers, outside
-from tests.model.state import Dispatcher, Model, Move, World, spend, with_dispatcher
+from tests.model.state import Dispatcher, Model, Move, SleepTimer, World, spend, with_dispatcher
 
 
 def moves(model: Model, world: World) -> Iterator[Move]:
@@ -55,7 +55,7 @@ def _environment(model: Model, world: World) -> Iterator[Move]:
         yield Move("A crashes", with_dispatcher(crashed, 0, None), fault=True)
     if crashed is not None and first is None and second not in (None, restarted):
         yield Move("B crashes and restarts", with_dispatcher(crashed, 1, restarted), fault=True)
-    if not world.due and any(timer.kind == "sleep" for timer in world.timers):
+    if not world.due and any(isinstance(timer, SleepTimer) for timer in world.timers):
         yield Move("the sleep is due", world._replace(due=True))
 
 

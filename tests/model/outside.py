@@ -11,12 +11,12 @@ from tests.model.attempts import started
 from tests.model.programs import Answer
 from tests.model.state import (
     Caller,
+    GuardTimer,
     Head,
     Model,
     Move,
     Resolver,
     Shipper,
-    Timer,
     World,
     accepted,
     fresh_number,
@@ -96,7 +96,7 @@ def _keeps(model: Model, world: World, n: int, me: Caller, name: str) -> Move:
         case "item":
             return Move(f"{name}puts the item", now(accepted(model, world, ("m", call)) or world, Caller("guard")))
         case "guard":
-            guards = {Timer("guard", call)} if "guard.message" in model.rules else set()
+            guards = {GuardTimer(call)} if "guard.message" in model.rules else set()
             return Move(f"{name}guards", now(world._replace(timers=world.timers | guards), Caller("mark")))
         case _:
             after = marked(model, world, call)
@@ -151,7 +151,7 @@ def ships(model: Model, world: World, n: int, me: Shipper) -> Iterator[Move]:
             else:
                 yield Move(f"{name}finds {event} there", now(world, me._replace(at="guard")))
         case "guard":
-            guards = {Timer("guard", event)} if "guard.message" in model.rules else set()
+            guards = {GuardTimer(event)} if "guard.message" in model.rules else set()
             after = world._replace(timers=world.timers | guards)
             yield Move(f"{name}guards {event}", now(after, me._replace(at="mark")))
         case "mark":
@@ -202,7 +202,7 @@ def answers(model: Model, world: World, n: int, me: Resolver) -> Iterator[Move]:
             elif _over(model, world, answer):
                 yield Move(f"{name}nobody waits", now(world, Resolver("done")))
         case "guard":
-            guarded = world._replace(timers=world.timers | {Timer("guard", answer.event, note=answer.slot)})
+            guarded = world._replace(timers=world.timers | {GuardTimer(answer.event, note=answer.slot)})
             yield Move(f"{name}guards", now(guarded, me._replace(at="put")))
         case "put":
             yield from _answer(model, world, n, me, answer, name)

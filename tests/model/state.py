@@ -25,14 +25,22 @@ Entry: TypeAlias = tuple[Literal["o", "R"], str]
 """An outbox entry: a message of an event, or the result of a call."""
 
 
-class Timer(NamedTuple):
-    """A timer item: a guard, or the end of a sleep. `ver` is what the guarded write expects, `holder` who makes it."""
+class SleepTimer(NamedTuple):
+    """A timer item: the end of a sleep."""
 
-    kind: Literal["guard", "sleep"]
+    event: str
+
+
+class GuardTimer(NamedTuple):
+    """A timer item: a guard. `ver` is what the guarded write expects, `holder` who makes it."""
+
     event: str
     holder: int | None = None
     ver: int | None = None
     note: str = ""
+
+
+Timer: TypeAlias = SleepTimer | GuardTimer
 
 
 class Run(NamedTuple):
@@ -328,5 +336,5 @@ def fresh_number(world: World) -> int:
     for dispatcher in world.dispatchers:
         if dispatcher is not None:
             timers |= dispatcher.ended | ({dispatcher.timer} if dispatcher.timer else set())
-    used |= {timer.holder for timer in timers if timer.holder is not None}
+    used |= {timer.holder for timer in timers if isinstance(timer, GuardTimer) and timer.holder is not None}
     return next(n for n in range(len(used) + 1) if n not in used)

@@ -6,9 +6,10 @@ Owns writes 12, 13, 14 and 18. Does not own when it looks (`dispatchers`).
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import assert_never
 
 from tests.model import dispatchers
-from tests.model.state import Dispatcher, Head, Model, Move, Timer, World, with_dispatcher
+from tests.model.state import Dispatcher, GuardTimer, Head, Model, Move, SleepTimer, Timer, World, with_dispatcher
 
 Inbox = tuple[tuple[tuple[str, str], str], ...]
 
@@ -100,14 +101,14 @@ def _kinds_before(live: list[tuple[str, str]], position: tuple[str, str]) -> set
 def sleeps(model: Model, world: World, n: int, me: Dispatcher, name: str) -> Iterator[Move]:
     """A sleep's timer is put after its invocation's claim, so the head alone says when it is over."""
     for timer in sorted(world.timers):
-        if timer.kind == "sleep" and _unneeded(model, world.head, timer, frozenset()):
+        if isinstance(timer, SleepTimer) and _unneeded(model, world.head, timer, frozenset()):
             over = me._replace(at="delete", timer=timer)
             yield Move(f"{name}finds the sleep of {timer.event} over", with_dispatcher(world, n, over))
 
 
 def _timers(model: Model, world: World, n: int, me: Dispatcher, head: Head, inbox: Inbox, name: str) -> Iterator[Move]:
     """Timers that nothing needs any more, and finished ids whose tombstone or result is there."""
-    guards = (timer for timer in sorted(world.timers) if timer.kind == "guard")
+    guards = sorted(timer for timer in world.timers if isinstance(timer, GuardTimer))
     done = [timer for timer in guards if _unneeded(model, head, timer, me.ended)]
     again = "sweep.again" in model.rules
     for timer in done:
@@ -131,5 +132,10 @@ def _unneeded(model: Model, head: Head, timer: Timer, ended: frozenset[Timer]) -
     if head.out and "sweep.out" in model.rules:
         return False
     # By no clock: the guarded write may come while the head is at the ver that it expects.
-    guarded = timer.kind == "guard" and timer.ver == head.ver and timer not in ended
-    return not (guarded and "guard.ver" in model.rules)
+    match timer:
+        case SleepTimer():
+            return True
+        case GuardTimer(ver=ver):
+            return not (ver == head.ver and timer not in ended and "guard.ver" in model.rules)
+        case _:
+            assert_never(timer)

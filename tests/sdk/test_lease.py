@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 from tenuto import ObjectContext, VirtualObject
@@ -11,6 +13,7 @@ from tenuto.lane.head import parse_head
 from tenuto.lane.transitions import Effects, claim, takeover
 from tenuto.lane.writes import Answer, Applied, Update, Write
 from tenuto.protocol.ids import InvocationId, Lane, kafka_nonce
+from tenuto.protocol.limits import FLUSH_DELAY_MS_MAX, OUT_PER_WRITE_MAX
 from tenuto.protocol.messages import Activation, Fenced, Head, Outcome, Run, Suspended
 from tenuto.protocol.records import Event, KafkaSource
 from tenuto.runtime.activation import activate
@@ -38,6 +41,15 @@ class OvertakenTable(MemoryTable):
             overtake, self.overtake = self.overtake, None
             await overtake()
             raise TableUnavailableError("no answer")
+        return await super().write(write)
+
+
+class YieldingTable(MemoryTable):
+    """Lets others run before it answers."""
+
+    async def write(self, write: Write) -> Answer:
+        """See `Table.write`."""
+        await asyncio.sleep(0)
         return await super().write(write)
 
 
@@ -84,3 +96,52 @@ def _head(answer: Answer) -> Head:
 
 async def _inline(call: Callable[[], object]) -> object:
     return call()
+
+
+# --- two sides, each with what is its own ---------------------------------------------------------------------------
+
+
+def test_a_run_that_was_lost_while_its_handler_rested_is_not_reported_as_committed() -> None:
+    box = VirtualObject("box")
+    table = MemoryTable()
+    ends_ms = _clock_ms() + DEADLINE_MS
+    run = Run(EVENT, 1, 0, 0, 1, "first", ends_ms)
+    claimed = _head(table.apply(claim(LANE, Head(), Effects(), run, "t1", drain=False)))
+
+    def overtaken() -> None:
+        table.apply(takeover(LANE, claimed, "second", ends_ms, {}, "t2"))
+
+    @box.handler()
+    async def work(ctx: ObjectContext, _n: int) -> str:
+        # The flush that follows is refused; nobody waits for it.
+        await ctx.run("a", overtaken)
+        await ctx.sleep(timedelta(milliseconds=4 * FLUSH_DELAY_MS_MAX))
+        return "done"
+
+    request = Activation("box", "k", "resume", claimed, "first")
+    environment = Environment(table, _clock_ms, ends_ms, InlineWriteLoop(), _inline, nonce="n")
+    outcome = asyncio.run(activate(request, Services([box]), environment))
+    assert isinstance(outcome, Fenced)
+
+
+def test_messages_that_two_steps_find_waiting_leave_once() -> None:
+    box = VirtualObject("box")
+    table = YieldingTable()
+
+    @box.handler()
+    async def work(ctx: ObjectContext, _n: int) -> None:
+        for n in range(OUT_PER_WRITE_MAX + 1):
+            ctx.publish("topic", n)
+        await ctx.gather(ctx.run("a", int), ctx.run("b", int))
+        await ctx.awakeable(int)[1]
+
+    request = Activation("box", "k", "speculate", Head(), "h", (EVENT,))
+    environment = Environment(table, lambda: 0, DEADLINE_MS, InlineWriteLoop(), _inline, nonce="n")
+    outcome = asyncio.run(activate(request, Services([box]), environment))
+    assert isinstance(outcome, Suspended)
+    assert len(outcome.head.out) == 1
+    assert sum(sk.startswith("O#") for _, sk in table.items) == 1
+
+
+def _clock_ms() -> int:
+    return time.time_ns() // 1_000_000

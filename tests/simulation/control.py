@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from tenuto.hosts import event_scheduler
 from tenuto.protocol.ids import Lane
-from tenuto_control.dispatcher import Errand
-from tenuto_control.dispatcher.dispatcher import Dispatcher
+from tenuto_control.core.metrics import Uncounted
+from tenuto_control.dispatcher import Dispatcher, Errand, Wiring
+from tenuto_control.dispatcher.outages import watched
 from tenuto_control.loops.consume import Consumer
 from tenuto_control.loops.sweep import Sweeper
-from tenuto_control.ports import LogUnavailableError
+from tenuto_control.ports import LogUnavailableError, RecordSink
 from tests.simulation.gate import Process
 
 if TYPE_CHECKING:
@@ -52,19 +53,19 @@ class Shape(Protocol):
         ...
 
 
-def dispatcher_of(world: Simulation, process: Process, rng: random.Random, sink: Any) -> Dispatcher:
-    """The production dispatcher over the world's twins."""
-    return Dispatcher(
-        world.table,
-        world.functions,
-        sink,
-        world,
-        world.scheduler,
-        process,
-        rng,
-        world.limits,
-        process.name,
-        "tenuto",
+def wiring_of(world: Simulation, process: Process, rng: random.Random, sink: RecordSink) -> Wiring:
+    """What the production dispatcher of one process is wired to: the world's twins."""
+    return Wiring(
+        table=watched(world.table, Uncounted()),
+        invoker=world.functions,
+        sink=sink,
+        targets=world,
+        scheduler=world.scheduler,
+        clock=process,
+        rng=rng,
+        limits=world.limits,
+        process=process.name,
+        table_name="tenuto",
     )
 
 
@@ -75,16 +76,16 @@ class ControlPlane:
         self.process = process
         self.member = world.kafka.member()
         sink = world.kafka.sink()
-        self.dispatcher = dispatcher_of(world, process, rng, sink)
+        wiring = wiring_of(world, process, rng, sink)
+        self.dispatcher = Dispatcher(wiring)
         self._consumer = Consumer(self.member, sink, self.dispatcher, world.subscriptions, world.limits, process)
-        self._sweeper = Sweeper(world.table, self.dispatcher, process, rng, world.limits)
+        self._sweeper = Sweeper(wiring, self.dispatcher)
 
     def start(self) -> None:
         """Begin to work."""
         self.process.spawn(self._run(), "main")
 
     async def _run(self) -> None:
-        await self.dispatcher.start()
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._sweeper.run(), name=f"{self.process.name}: sweep")
             tasks.create_task(self._consumer.run(), name=f"{self.process.name}: consume")

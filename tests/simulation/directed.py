@@ -17,18 +17,8 @@ from msgspec import structs
 
 from tenuto import InvocationRetryPolicy, ObjectContext, VirtualObject
 from tenuto.lane.head import head_key, parse_head
-from tenuto.lane.transitions import (
-    Effects,
-    Progress,
-    Timer,
-    Wait,
-    claim,
-    inbox_put,
-    mark_pend,
-    suspend,
-    takeover,
-    timer_put,
-)
+from tenuto.lane.timers import GuardTimer, timer_put
+from tenuto.lane.transitions import Effects, Progress, WakeCondition, claim, inbox_put, mark_pend, suspend, takeover
 from tenuto.lane.writes import Answer, Applied, Delete, Update, Write
 from tenuto.protocol.ids import InvocationId, Lane, kafka_nonce, message_nonce
 from tenuto.protocol.limits import AWAKEABLES_BYTES_MAX
@@ -164,7 +154,7 @@ class Table(CountingTable):
         nonce = kafka_nonce("0", "t", 0, offset)
         event = Event(str(InvocationId(LANE, nonce)), handler, KafkaSource("0", "t", 0, offset, 0), b"1")
         self.apply(inbox_put(LANE, event))
-        self.apply(timer_put(Timer(LANE, "guard", nonce, 10**15, mark)))
+        self.apply(timer_put(GuardTimer(LANE, nonce, 10**15, mark)))
         self.apply(mark_pend(LANE, mark))
 
 
@@ -245,7 +235,7 @@ def woken_for_nothing(without: frozenset[str]) -> None:
         assert isinstance(claimed, Applied)
         meter.dispatcher.look(lane)
         await asyncio.sleep(0.2)
-        table.apply(suspend(lane, 1, run, Progress(), {}, {}, Wait(("0a",), None), "another"))
+        table.apply(suspend(lane, 1, run, Progress(), {}, {}, WakeCondition(("0a",), None), "another"))
         await asyncio.sleep(30)
         left = meter.head("asker", "k").run
         assert left is not None
@@ -371,7 +361,7 @@ def shipped_again(without: frozenset[str]) -> None:
         event = Event(str(InvocationId(lane, nonce)), "count", MessageSource("sender", "1.0"), b"1")
         for mark in ("first", "second"):
             table.apply(inbox_put(lane, event))
-            table.apply(timer_put(Timer(lane, "guard", nonce, 10**15, mark)))
+            table.apply(timer_put(GuardTimer(lane, nonce, 10**15, mark)))
             table.apply(mark_pend(lane, mark))
             meter.dispatcher.look(lane)
             await meter.quiet()
@@ -390,7 +380,7 @@ async def _buried(table: Table) -> Meter:
     nonce = message_nonce("sender", 0)
     event = Event(str(InvocationId(lane, nonce)), "fail", MessageSource("sender", "1.0"), b"1")
     table.apply(inbox_put(lane, event))
-    table.apply(timer_put(Timer(lane, "guard", nonce, 10**15, "mark")))
+    table.apply(timer_put(GuardTimer(lane, nonce, 10**15, "mark")))
     table.apply(mark_pend(lane, "mark"))
     table.dies_at = "D#"
     meter.dispatcher.look(lane)

@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Awaitable, Callable
 
 from tenuto_control.core.metrics import Uncounted
+from tenuto_control.dispatcher.outages import watched
 from tenuto_control.dispatcher.writer import Writer
 from tenuto_control.limits import Limits
 from tenuto_control.loops.continuations import Continuations
@@ -27,7 +28,7 @@ def _invocations(table: CountingTable, play: Callable[[Make], Awaitable[None]]) 
 
     async def scenario() -> None:
         clock = VirtualClock()
-        writer = Writer(table, Limits(), Uncounted())
+        writer = Writer(watched(table, Uncounted()), Limits(), Uncounted())
 
         def begun(name: str) -> Continuations:
             numbers = itertools.count()

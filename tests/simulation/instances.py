@@ -26,11 +26,11 @@ import msgspec
 
 from tenuto.hosts import event_scheduler, kafka_event_source
 from tenuto_control import lambda_entry
-from tenuto_control.dispatcher.dispatcher import Dispatcher
+from tenuto_control.dispatcher import Dispatcher
 from tenuto_control.loops.serverless import Serverless
 from tenuto_control.loops.sweep import Sweeper
 from tenuto_control.ports import Life, LogUnavailableError, TopicPartition
-from tests.simulation.control import OUTSIDE_WAIT_S, dispatcher_of
+from tests.simulation.control import OUTSIDE_WAIT_S, wiring_of
 from tests.simulation.event_source import EventSourceMapping
 from tests.simulation.gate import Gate, Process, current
 from tests.simulation.invocations import Answered, Broken, Ended, Throttled
@@ -99,10 +99,12 @@ class Instance:
         self.cold = True
         self._partial = world.scenario.scale_to_zero is not None and world.scenario.scale_to_zero.partial_batches
         sink = world.kafka.sink()
-        self.dispatcher = dispatcher_of(world, process, rng, sink)
+        wiring = wiring_of(world, process, rng, sink)
+        self.dispatcher = Dispatcher(wiring)
         self.serverless = Serverless(
             self.dispatcher,
-            Sweeper(world.table, self.dispatcher, process, rng, world.limits),
+            Sweeper(wiring, self.dispatcher),
+            wiring.table,
             sink,
             _Lives(MemoryTopicLives(world.kafka), world.gate),
             world.subscriptions,
@@ -229,7 +231,6 @@ class ScaledToZero:
         if instance.cold:
             instance.cold = False
             await asyncio.sleep(self._rng.uniform(0, COLD_START_S))
-            await instance.dispatcher.start()
         left_ms = timeout_ms - (self._world.loop.now_ms() - began_ms)
         deadline_ms = instance.process.now_ms() + left_ms - lambda_entry.LEAVE_MARGIN_MS
         try:

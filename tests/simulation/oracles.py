@@ -21,7 +21,8 @@ import msgspec
 from tenuto.lane.dead_letters import letter_key, letter_partitions, message_letter_id, parse_letter
 from tenuto.lane.head import HEAD_SK, parse_head
 from tenuto.lane.items import unbundled
-from tenuto.lane.transitions import SWEEP_CURSOR, Timer, inbox_key, parse_timer
+from tenuto.lane.timers import SWEEP_CURSOR, SendTimer, Timer, parse_timer
+from tenuto.lane.transitions import inbox_key
 from tenuto.lane.writes import Delete, Item, Write
 from tenuto.protocol.ids import InvocationId, Lane, digest
 from tenuto.protocol.messages import Head, Run
@@ -318,8 +319,8 @@ class Oracles:
         """Whether an outbox entry has reached its target, though it may not be cleared yet."""
         match entry:
             case SendOut():
-                timers = self.timers[entry.lane.pk].values()
-                on_its_way = any((t.sender, t.sequence) == (pk, sequence) for t in timers)
+                sends = (timer for timer in self.timers[entry.lane.pk].values() if isinstance(timer, SendTimer))
+                on_its_way = any((send.sender, send.sequence) == (pk, sequence) for send in sends)
                 return on_its_way or (entry.lane.pk, f"I#m|{digest(pk)}#{sequence}") in table
             case PublishOut(topic):
                 return f"{pk}#{sequence}".encode() in self.published(topic)
@@ -364,7 +365,7 @@ class Oracles:
         for pk, items in self.inbox.items():
             waits += [f"{pk}: inbox {sk}" for sk in sorted(items) if not _passed(heads.get(pk, Head()), sk)]
         for pk, timers in self.timers.items():
-            waits += [f"{pk}: timer {t.kind} due {t.due_ms}" for t in timers.values()]
+            waits += [f"{pk}: {type(t).__name__} due {t.due_ms}" for t in timers.values()]
         waits += self._letters(heads)
         waits += self._doomed(heads, table)
         if not waits:

@@ -19,6 +19,7 @@ State that a box keeps, all of it inside the product's own transactions:
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import random
 from collections.abc import Sequence
@@ -63,12 +64,13 @@ LOOSE_PLAYS = ("slip", "step", "nap", "doomed")
 class Step:
     """An external effect inside `ctx.run`; a `bulky` one has a result that does not stay in the head.
 
-    A `rolling` one stays there until the journal rolls.
+    A `rolling` one stays there until the journal rolls. It `takes_ms`, besides what the outside takes by itself.
     """
 
     name: str
     bulky: bool = False
     rolling: bool = False
+    takes_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -411,11 +413,12 @@ class _Player:
         if step.bulky or step.rolling:
             future = ctx.run(step.name, self._large_effect, step.name, BULK if step.bulky else ROLLING)
         else:
-            future = ctx.run(step.name, self._effect, step.name)
+            future = ctx.run(step.name, self._effect, step.name, step.takes_ms)
         assert isinstance(future, RunFuture)
         return future
 
-    async def _effect(self, name: str) -> int:
+    async def _effect(self, name: str, takes_ms: int = 0) -> int:
+        await asyncio.sleep(takes_ms / 1_000)
         return await self._outside.effect(idempotency_key(), name)
 
     async def _large_effect(self, name: str, ballast: str) -> str:

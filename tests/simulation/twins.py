@@ -49,8 +49,14 @@ class World(MemoryTable):
     def __init__(self, watch: Watch, without: frozenset[str] = frozenset()) -> None:
         super().__init__()
         self.refusals = 0
+        self.sweep_queries = 0
         self._watch = watch
         self._without = without
+
+    async def query(self, pk: str, low: str, high: str, *, limit: int = 100, after: str | None = None) -> Page:
+        """See `Table.query`; those of sweeps, which come at a constant rate, are counted apart as well."""
+        self.sweep_queries += pk.startswith("T#")
+        return await super().query(pk, low, high, limit=limit, after=after)
 
     def apply(self, write: Write) -> Answer:
         """Apply and tell the watcher."""

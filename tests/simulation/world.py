@@ -32,6 +32,7 @@ from tenuto_control.limits import SERVERLESS, Limits
 from tenuto_control.ports import LogUnavailableError, Pending, Resolution, Target, TopicPartition, Unknown
 from tests.simulation import faults, programs
 from tests.simulation.control import AlwaysOn, Shape
+from tests.simulation.gaps import Gaps
 from tests.simulation.gate import CrashPoint, Gate, Process, adopt, current
 from tests.simulation.instances import ScaledToZero, ScaleToZero
 from tests.simulation.loop import EPOCH_MS, SimulatedLoop, StuckError
@@ -102,7 +103,8 @@ class Scenario:
 
     `hops`: functions write beside their handlers, as they do with a thread for it. `kept` finds the ids of messages
     that the table keeps as dead letters, for the law that none vanishes. `large_answers` is the share of answers to
-    awakeables that are too large for the head.
+    awakeables that are too large for the head. `gap_ms` bounds how long work may wait for a lane that nobody uses, and
+    a caller for a result that is committed (`gaps`); for scenarios without faults.
     """
 
     seed: int
@@ -120,13 +122,16 @@ class Scenario:
     large_answers: float = 0.0
     shuffle: bool = False
     spill_after_ms: int | None = None
+    sweep_interval_ms: int | None = None
+    gap_ms: int | None = None
+    call_wait_ms: int | None = None
     crash: CrashPoint | None = None
     without: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """How a run went."""
+    """How a run went. `work_requests` are those of the table that are not a sweep's."""
 
     scenario: Scenario
     violations: list[Violation]
@@ -136,6 +141,8 @@ class Report:
     invocations: int
     faults: Counter[str]
     trace: list[str]
+    longest_gap_ms: int
+    work_requests: int
 
     @property
     def passed(self) -> bool:
@@ -193,6 +200,9 @@ class Simulation:
         self.limits = Limits(sweep_lookback_ms=SWEEP_LOOKBACK_MS, **({} if at_zero is None else SERVERLESS))
         if scenario.spill_after_ms is not None:
             self.limits = replace(self.limits, spill_after_ms=scenario.spill_after_ms)
+        if scenario.sweep_interval_ms is not None:
+            self.limits = replace(self.limits, sweep_interval_ms=scenario.sweep_interval_ms)
+        self.gaps = Gaps(loop, scenario.gap_ms, self.oracles.report)
         self.shape: Shape = AlwaysOn(self, scenario.control_planes) if at_zero is None else ScaledToZero(self, at_zero)
         self.subscriptions = [
             Subscription(t, "box", "event")
@@ -272,6 +282,8 @@ class Simulation:
             self.functions.invocations,
             self.plan.counts,
             list(self._trace),
+            self.gaps.longest_ms,
+            sum(self.world.requests.values()) - self.world.sweep_queries,
         )
 
     def trace(self, text: str) -> None:
@@ -315,7 +327,9 @@ class Simulation:
         ):
             self._poison.add((record.topic, record.partition, record.offset))
         if delivery.key is not None:
-            self._lanes.setdefault(tp, {})[record.offset] = Lane("box", delivery.key).pk
+            lane = Lane("box", delivery.key)
+            self._lanes.setdefault(tp, {})[record.offset] = lane.pk
+            self.gaps.produced(lane.pk, source_of_partition("0", record.topic, record.partition), record.offset)
 
     async def _kafka_hook(self, operation: Operation) -> None:
         task = asyncio.current_task()
@@ -395,7 +409,8 @@ class Simulation:
         event = Event(invocation, "call", CallSource(keep_result=True), cargo)
         delay_ms = request.delay_ms
         # Some callers wait for less than what they call takes. Drawn apart, so that scenarios stay what they were.
-        wait_ms = random.Random(invocation).choice(CALL_WAITS_MS)
+        wait_ms = self.scenario.call_wait_ms or random.Random(invocation).choice(CALL_WAITS_MS)
+        self.gaps.asked(event)
 
         async def send(dispatcher: Dispatcher) -> bool:
             await dispatcher.send(event, delay_ms or 0)
@@ -417,6 +432,7 @@ class Simulation:
             await asyncio.sleep(self.rng.uniform(0.1, 3))
 
     def _answered(self, invocation: str, answer: Result) -> None:
+        self.gaps.answered(invocation)
         known = self._answers.setdefault(invocation, answer)
         if known != answer:
             self.oracles.report("order", f"{invocation} was answered with {known} and with {answer}")
@@ -433,6 +449,8 @@ class Simulation:
     def _wrote(self, process: Process | None, write: Write, before: Item | None, after: Item | None) -> None:
         self.trace(_change(write, before, after))
         self.oracles.wrote(process, write, before, after)
+        if write.key.sk == HEAD_SK:
+            self.gaps.wrote(write.key.pk, parse_head(before), parse_head(after))
 
     def _unsettled(self) -> list[str]:
         expected: dict[str, dict[str, str]] = {}

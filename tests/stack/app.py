@@ -5,6 +5,7 @@ Owns the handlers and the notes they leave outside. Does not own what a test mak
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from datetime import timedelta
@@ -69,6 +70,12 @@ def die_once(key: str) -> None:
         os._exit(7)
 
 
+async def dwell(key: str, ms: int) -> None:
+    """A step that takes its time."""
+    note(key, "dwelling")
+    await asyncio.sleep(ms / 1_000)
+
+
 account = VirtualObject("account")
 mail = Service("mail")
 
@@ -91,7 +98,7 @@ async def show(ctx: ObjectSharedContext) -> dict[str, Any]:
 
 
 @account.handler()
-async def work(ctx: ObjectContext, job: Job) -> str:
+async def work(ctx: ObjectContext, job: Job) -> str:  # noqa: C901 - one case for each kind of job
     key = ctx.key
     match job.kind:
         case "note":
@@ -121,6 +128,8 @@ async def work(ctx: ObjectContext, job: Job) -> str:
             note(key, "musing")
             time.sleep(MUSING_S)  # noqa: ASYNC251 - it works for long without a durable step
             ctx.set("mused", True)
+        case "dwell":
+            await ctx.run("dwell", dwell, key, int(job.text))
         case "crash":
             await ctx.run("one", note, key, "one")
             await ctx.run("two", die_once, key)

@@ -21,6 +21,7 @@ from typing import Any, assert_never
 import msgspec
 
 from tenuto.errors import TerminalError
+from tenuto.handler import Handler
 from tenuto.lane.head import head_key, parse_head
 from tenuto.lane.items import unbundled
 from tenuto.lane.transitions import effects_of, result_key, result_put, slots_put, spec_commit, takeover, trim_head
@@ -63,7 +64,7 @@ from tenuto.protocol.records import (
 )
 from tenuto.runtime.activation import activate
 from tenuto.runtime.environment import Environment, InlineWriteLoop, ProcessEnded
-from tenuto.service import Handler, Service, Services, VirtualObject
+from tenuto.service import Service, Services, VirtualObject
 from tenuto.store.memory import MemoryTable
 from tenuto.store.port import Page
 

@@ -1,17 +1,31 @@
 """Values too large for a head, in items beside it: journal segments, answers, messages, inputs.
 
-Owns their names and their form. Each is put first, then a write of the head names it: so a reader finds it, or does not
-look for it. Does not own the writes of the head (`transitions`), nor when a value is too large (runtime, dispatcher).
+Owns their names, their form, and how much goes into one. Each is put first, then a write of the head names it: so a
+reader finds it, or does not look for it. Does not own the writes of the head (`transitions`), nor when a value is too
+large (runtime, dispatcher).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
-from tenuto.lane.writes import Key, Put, Value
+from msgspec.structs import replace
+
+from tenuto.lane.writes import Item, Key, Put, Value
 from tenuto.protocol.ids import Lane, digest, out_sequence
+from tenuto.protocol.limits import BUNDLE_BYTES_MAX, INLINE_BYTES_MAX
 from tenuto.protocol.messages import Run
-from tenuto.protocol.records import Bundle, Carried, Entry, pack
+from tenuto.protocol.records import (
+    Bundle,
+    BundleOut,
+    Carried,
+    Entry,
+    Event,
+    KafkaSource,
+    Out,
+    pack,
+    unpack_carried,
+)
 
 
 def answer_name(run: Run, slot: str, mark: str) -> str:
@@ -66,3 +80,66 @@ def unbundled(sequence: str, bundle: Bundle) -> list[tuple[str, Entry]]:
     """The entries of the bundle that is at a place of an outbox, each with the place that is its own."""
     ver = sequence.partition(".")[0]
     return [(out_sequence(int(ver), position), entry) for position, entry in bundle.entries]
+
+
+# --- what goes into them ---------------------------------------------------------------------------------------------
+
+
+def carried_of(event: Event) -> Carried | None:
+    """Headers and raw key of an event that are too large to be with it in a head."""
+    raw_key = event.source.raw_key if isinstance(event.source, KafkaSource) else None
+    carried = Carried(event.headers, raw_key)
+    return carried if len(pack(carried)) > INLINE_BYTES_MAX else None
+
+
+def without(event: Event, *, input_too: bool, carried: bool) -> Event:
+    """An event without what its item holds of it: the input, or headers and raw key."""
+    if input_too:
+        event = replace(event, input=None)
+    if carried:
+        event = replace(event, headers=())
+        if isinstance(event.source, KafkaSource):
+            event = replace(event, source=replace(event.source, raw_key=None))
+    return event
+
+
+def with_item(event: Event, item: Item) -> Event:
+    """An event with what its item holds of it."""
+    data, packed = item.get("input"), item.get("carried")
+    if isinstance(data, bytes):
+        event = replace(event, input=data)
+    if isinstance(packed, bytes):
+        carried = unpack_carried(packed)
+        event = replace(event, headers=carried.headers)
+        if isinstance(event.source, KafkaSource):
+            event = replace(event, source=replace(event.source, raw_key=carried.raw_key))
+    return event
+
+
+def bundles(out: Mapping[int, Out]) -> Iterator[Bundle]:
+    """Outgoing entries, in order, in as many bundles as their size asks for. A bundle in a bundle there is not."""
+    part: list[tuple[int, Entry]] = []
+    size = 0
+    for position, entry in sorted(out.items()):
+        if isinstance(entry, BundleOut):
+            raise TypeError("a bundle is made of entries")
+        weight = len(pack(entry))
+        if part and size + weight > BUNDLE_BYTES_MAX:
+            yield Bundle(tuple(part))
+            part, size = [], 0
+        part.append((position, entry))
+        size += weight
+    if part:
+        yield Bundle(tuple(part))
+
+
+def parts(slots: Mapping[str, bytes]) -> Iterator[dict[str, bytes]]:
+    """Slots in as many items as their size asks for."""
+    part: dict[str, bytes] = {}
+    for name, data in slots.items():
+        if part and sum(map(len, part.values())) + len(data) > BUNDLE_BYTES_MAX:
+            yield part
+            part = {}
+        part[name] = data
+    if part:
+        yield part

@@ -1,7 +1,7 @@
 """Every write a lane takes, numbered as in the protocol's table.
 
 Owns conditions and effects, as data; each clause has a label by which mutation tests remove it. Does not own the order
-of writes (function runtime and dispatcher) nor any I/O.
+of writes (function runtime and dispatcher), the writes of timers (`timers`), nor any I/O.
 
 Rules that hold for the whole file: `ver` rises with 1, 2, 6 and 7 and with nothing else; `tok` is written with `ver`
 and only ever lets a writer recognise its own write; a clause marked *defence* is implied by others and kept against a
@@ -31,14 +31,12 @@ from tenuto.lane.head import (
     pack_took,
     slot_attribute,
 )
-from tenuto.lane.writes import Absent, AbsentOrAtMost, AbsentOrEquals, Clause, Delete, Equals, Key, Put, Update, Value
+from tenuto.lane.writes import Absent, AbsentOrAtMost, AbsentOrEquals, Clause, Equals, Key, Put, Update, Value
 from tenuto.protocol.ids import Lane, digest, offset_position, out_sequence
 from tenuto.protocol.limits import (
     AWAITS_MAX,
     LANE_TTL_S,
     RESULT_TTL_S,
-    TIMER_BUCKET_MS,
-    TIMER_SHARDS,
     TOMBSTONE_TTL_S,
     VALUE_BYTES_MAX,
 )
@@ -206,7 +204,7 @@ def checkpoint(lane: Lane, ver: int, run: Run, progress: Progress, own: str) -> 
 
 
 @dataclass(frozen=True, slots=True)
-class Wait:
+class WakeCondition:
     """What a suspended invocation waits for: any of the slots, or the time. `error` says why when it is a retry.
 
     `seen` is the mark of the last result of an awakeable that the attempt has seen.
@@ -226,7 +224,7 @@ def suspend(
     progress: Progress,
     state: Mapping[str, bytes | None],
     base: Mapping[str, bytes | None],
-    wait: Wait,
+    wakes: WakeCondition,
     own: str,
 ) -> Update:
     """5. Let go of the function, keeping the lane.
@@ -242,17 +240,17 @@ def suspend(
     sets |= {BASE + name: value for name, value in base.items()}
     sets[OWN] = own
     sets["awaits"] = [
-        *wait.slots[:AWAITS_MAX],
-        *([ANY_ANSWER + (wait.seen or "")] if len(wait.slots) > AWAITS_MAX else []),
+        *wakes.slots[:AWAITS_MAX],
+        *([ANY_ANSWER + (wakes.seen or "")] if len(wakes.slots) > AWAITS_MAX else []),
     ]
-    sets["fails"] = wait.failures
+    sets["fails"] = wakes.failures
     drop = [*removes, *gone]
-    for attribute, value in (("wake", wait.wake_ms), ("err", wait.error)):
+    for attribute, value in (("wake", wakes.wake_ms), ("err", wakes.error)):
         if value is None:
             drop.append(attribute)
         else:
             sets[attribute] = value
-    clauses = (*_owned("suspend", ver, own), Absent("suspend.awake", "awaits"), _answered("suspend.ans", wait.seen))
+    clauses = (*_owned("suspend", ver, own), Absent("suspend.awake", "awaits"), _answered("suspend.ans", wakes.seen))
     return Update(head_key(lane), sets, tuple(drop), clauses)
 
 
@@ -443,108 +441,6 @@ def result_expected(invocation: str, due_ms: int) -> Put:
 def result_key(invocation: str) -> Key:
     """Where the result of an invocation is."""
     return Key(f"R#{invocation}", "R")
-
-
-# --- 4, 10, 18: timers ---------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Timer:
-    """An item that makes someone look at a lane: a guard, the end of a sleep, or a delayed message.
-
-    `kind` is "guard", "sleep" or "send"; a send carries the message, its sender's partition key and sequence. A guard
-    that was put before a write of the head carries the `ver` that write expects, and when it was put: by whichever
-    clock the guard is due, the write may still come while the head is at that `ver`.
-    """
-
-    lane: Lane
-    kind: str
-    invocation: str
-    due_ms: int
-    nonce: str
-    message: bytes | None = None
-    sender: str | None = None
-    sequence: str | None = None
-    ver: int | None = None
-    since_ms: int | None = None
-
-    @property
-    def key(self) -> Key:
-        """Ordered by due time within its bucket and shard."""
-        shard = sum(self.lane.pk.encode()) % TIMER_SHARDS
-        # A digest, because a sort key holds half of what a partition key may.
-        sk = f"{self.due_ms:015d}#{digest(self.lane.pk)}#{self.kind}#{self.nonce}"
-        return Key(timer_bucket(self.due_ms // TIMER_BUCKET_MS, shard), sk)
-
-
-def timer_bucket(minute: int, shard: int) -> str:
-    """Partition key of a bucket of timers; `minute` counts from the epoch."""
-    return f"T#{minute}#{shard}"
-
-
-def timer_put(timer: Timer) -> Put:
-    """4, 10. Idempotent: the same timer is the same item."""
-    attributes: dict[str, Value] = {
-        "lane": timer.lane.pk,
-        "kind": timer.kind,
-        "inv": timer.invocation,
-        "due": timer.due_ms,
-        "nonce": timer.nonce,
-    }
-    extra: dict[str, Value] = {
-        "msg": timer.message,
-        "sender": timer.sender,
-        "seq": timer.sequence,
-        "ver": timer.ver,
-        "since": timer.since_ms,
-    }
-    attributes |= {name: value for name, value in extra.items() if value is not None}
-    return Put(timer.key, attributes)
-
-
-def timer_put_again(timer: Timer) -> Put:
-    """10 of a delayed message whose acceptance was found: the first message stays, should its timer be there."""
-    return Put(timer.key, timer_put(timer).attributes, (Absent("timer.absent", "pk"),))
-
-
-def timer_delete(timer: Timer) -> Delete:
-    """18. Only once its lane has nothing left for it to drive."""
-    return Delete(timer.key)
-
-
-def parse_timer(item: Mapping[str, Value]) -> Timer:
-    """The timer in an item. Raises ValueError when it is none."""
-    lane, kind, inv, due, nonce = (item.get(n) for n in ("lane", "kind", "inv", "due", "nonce"))
-    if not (isinstance(lane, str) and isinstance(kind, str) and isinstance(inv, str)):
-        raise ValueError(f"not a timer: {sorted(item)}")  # noqa: TRY004 - bad data, not a bad call
-    if not (isinstance(due, int) and isinstance(nonce, str)):
-        raise ValueError(f"not a timer: {sorted(item)}")  # noqa: TRY004 - bad data, not a bad call
-    msg, sender, seq = item.get("msg"), item.get("sender"), item.get("seq")
-    ver, since = item.get("ver"), item.get("since")
-    return Timer(
-        Lane.from_pk(lane),
-        kind,
-        inv,
-        due,
-        nonce,
-        msg if isinstance(msg, bytes) else None,
-        sender if isinstance(sender, str) else None,
-        seq if isinstance(seq, str) else None,
-        ver if isinstance(ver, int) else None,
-        since if isinstance(since, int) else None,
-    )
-
-
-SWEEP_CURSOR = Key("C#sweep", "C")
-"""Where the deep sweep has got to: no timer is in a bucket before its minute.
-
-Not among the timers, where functions may write as well.
-"""
-
-
-def cursor_put(minute: int) -> Update:
-    """How far timers have been swept; of several sweepers the furthest counts."""
-    return Update(SWEEP_CURSOR, {"minute": minute}, (), (AbsentOrAtMost("cursor.further", "minute", minute),))
 
 
 # --- shared parts --------------------------------------------------------------------------------------------------

@@ -31,9 +31,9 @@ def attempt_counted(
     return Update(head_key(lane), sets, tuple(OUT + sequence for sequence in shipped))
 
 
-def failures_of(head: Head | None, event: Event) -> int:
+def failures_of(head: Head, event: Event) -> int:
     """How many attempts at an event are known to have failed."""
-    if head is None or head.tried is None or head.tried[0] != event.nonce:
+    if head.tried is None or head.tried[0] != event.nonce:
         return 0
     return head.tried[1]
 

@@ -12,8 +12,10 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from msgspec import Struct
+
 from tenuto.lane.transitions import Progress
-from tenuto.machine.journal import order_name
+from tenuto.machine.journal import Finished, order_name
 from tenuto.protocol.ids import command_of_awakeable
 from tenuto.protocol.limits import INLINE_BYTES_MAX, SLOTS_PER_WRITE_MAX
 from tenuto.protocol.records import Entry, OrderSlot, SentSlot, Slot, pack, unpack_slot
@@ -22,9 +24,8 @@ SEGMENT_BYTES = 2_048
 """A journal above this size in the head rolls into a segment item: DynamoDB bills the whole head on every write."""
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """What one write is to make durable, before it is decided what of it goes into items of its own.
+class Unstored(Struct, frozen=True):
+    """What the next write is to make durable, before it is decided what of it goes into items of its own.
 
     `rolls` are slots of the head that move into a segment, `apart` new ones that go to a segment at once.
     """
@@ -34,10 +35,6 @@ class Batch:
     rolls: Mapping[str, bytes]
     out: Mapping[int, Entry]
     took: tuple[int, ...]
-
-    def __bool__(self) -> bool:
-        """Whether there is anything new to write."""
-        return bool(self.slots or self.apart or self.out)
 
 
 @dataclass(slots=True)
@@ -49,7 +46,7 @@ class Backlog:
     whose results are in segments.
     """
 
-    new: deque[tuple[str, Slot]] = field(default_factory=deque)
+    new: Finished = field(default_factory=deque)
     durable: int = 0
     in_head: dict[str, bytes] = field(default_factory=dict)
     segments: tuple[str, ...] = ()
@@ -62,10 +59,19 @@ class Backlog:
 
     @classmethod
     def load(
-        cls, new: deque[tuple[str, Slot]], head: Mapping[str, bytes], rolled: Iterable[str], order: int
+        cls,
+        new: Finished,
+        head: Mapping[str, bytes],
+        rolled: Iterable[str],
+        order: int,
+        *,
+        segments: tuple[str, ...] = (),
+        took: Iterable[int] = (),
     ) -> Backlog:
         """What is stored of a run: slots in its head, names of those in segments, and how many completions are told."""
-        return cls(new=new, in_head=dict(head), _stored={*head, *rolled}, _ordered=order)
+        return cls(
+            new=new, in_head=dict(head), segments=segments, took=set(took), _stored={*head, *rolled}, _ordered=order
+        )
 
     def arrive(self) -> None:
         """Take in what has finished since the last look."""
@@ -82,7 +88,7 @@ class Backlog:
         """Whether everything that has arrived is stored."""
         return not self._fresh and not self._order
 
-    def batch(self, out: Mapping[int, tuple[int, str, Entry]]) -> Batch:
+    def unstored(self, out: Mapping[int, tuple[int, str, Entry]]) -> Unstored:
         """Everything that a write is to make durable, with these messages, each of which has a slot."""
         slots = dict(self._fresh)
         if self._order:
@@ -95,7 +101,7 @@ class Backlog:
         rolls = self._rolls()
         took = self.took | set(_awakeables(rolls))
         entries = {position: entry for position, (_, _, entry) in out.items()}
-        return Batch(kept, apart, rolls, entries, tuple(sorted(took)) if took != self.took else ())
+        return Unstored(kept, apart, rolls, entries, tuple(sorted(took)) if took != self.took else ())
 
     def _rolls(self) -> dict[str, bytes]:
         """Slots that should move into a segment with the next write; none while the head is small."""

@@ -17,6 +17,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias, assert_never
 
+from msgspec import Struct
+
 from tenuto.errors import JournalMismatchError, TerminalError
 from tenuto.protocol.ids import awakeable_slot
 from tenuto.protocol.limits import COMMANDS_MAX
@@ -34,54 +36,52 @@ from tenuto.protocol.records import (
     TriedSlot,
 )
 
+Finished: TypeAlias = deque[tuple[str, Slot]]
+"""The queue on which slots that have finished go to the side that stores them."""
+
 ORDER = "o"
 """Before the number of completions that came before those which a slot lists."""
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
+class RunCommand(Struct, frozen=True):
     """Execute a step once."""
 
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class Sleep:
+class SleepCommand(Struct, frozen=True):
     """Wait for a time."""
 
 
-@dataclass(frozen=True, slots=True)
-class Awakeable:
+class AwakeableCommand(Struct, frozen=True):
     """Wait for a result from outside."""
 
 
-@dataclass(frozen=True, slots=True)
-class Send:
+class SendCommand(Struct, frozen=True):
     """Hand a message to the outbox."""
 
     target: str
 
 
-@dataclass(frozen=True, slots=True)
-class Now:
+class NowCommand(Struct, frozen=True):
     """Ask for the time."""
 
 
-Command: TypeAlias = Run | Sleep | Awakeable | Send | Now
+Command: TypeAlias = RunCommand | SleepCommand | AwakeableCommand | SendCommand | NowCommand
 
 
 def describe(command: Command) -> str:
     """A command in words, for the error that names both sides of a mismatch."""
     match command:
-        case Run(name):
+        case RunCommand(name):
             return f"run {name!r}"
-        case Sleep():
+        case SleepCommand():
             return "sleep"
-        case Awakeable():
+        case AwakeableCommand():
             return "awakeable"
-        case Send(target):
+        case SendCommand(target):
             return f"send to {target}"
-        case Now():
+        case NowCommand():
             return "time"
         case _:
             assert_never(command)
@@ -91,15 +91,15 @@ def command_of(slot: Slot) -> Command:
     """The command that a journal slot belongs to. Raises ValueError for one that belongs to several."""
     match slot:
         case RunSlot(name) | TriedSlot(name):
-            return Run(name)
+            return RunCommand(name)
         case DueSlot() | SleptSlot():
-            return Sleep()
+            return SleepCommand()
         case AwakeableSlot() | ElsewhereSlot():
-            return Awakeable()
+            return AwakeableCommand()
         case SentSlot(target):
-            return Send(target)
+            return SendCommand(target)
         case NowSlot():
-            return Now()
+            return NowCommand()
         case OrderSlot():
             raise ValueError("an order of completions is no command's own")
         case _:
@@ -121,6 +121,18 @@ def order_name(told: int) -> str:
     return f"{ORDER}{told}"
 
 
+def completion_order(slots: Mapping[str, Slot]) -> list[int]:
+    """The completions that these slots list, oldest first."""
+    lists = sorted(
+        (int(name.removeprefix(ORDER)), slot.commands) for name, slot in slots.items() if isinstance(slot, OrderSlot)
+    )
+    order: list[int] = []
+    for told, commands in lists:
+        # A list that was written twice, after a lost response, may have grown in between.
+        order[told:] = commands
+    return order
+
+
 @dataclass(slots=True)
 class Journal:
     """What is known of an invocation's commands, and what it sends before the next durable point.
@@ -140,24 +152,21 @@ class Journal:
     next_out: int = 0
     replay_end: int = 0
     told: int = 0
-    new: deque[tuple[str, Slot]] = field(default_factory=deque)
+    new: Finished = field(default_factory=deque)
     finished: int = 0
     _tries: dict[int, TriedSlot] = field(default_factory=dict)
 
     @classmethod
-    def load(cls, slots: Mapping[str, Slot], first_out: int) -> Journal:
+    def load(cls, slots: Mapping[str, Slot], first_out: int, new: Finished) -> Journal:
         """The journal of a run, by what is stored of it."""
-        known: dict[str, Slot] = {name: slot for name, slot in slots.items() if not isinstance(slot, OrderSlot)}
-        parts = sorted(
-            (int(name.removeprefix(ORDER)), slot.commands)
-            for name, slot in slots.items()
-            if isinstance(slot, OrderSlot)
+        journal = cls(
+            known={name: slot for name, slot in slots.items() if not isinstance(slot, OrderSlot)},
+            order=completion_order(slots),
+            first_out=first_out,
+            next_out=first_out,
+            new=new,
         )
-        journal = cls(known=known, first_out=first_out, next_out=first_out)
-        for told, commands in parts:
-            # A list that was written twice, after a lost response, may have grown in between.
-            journal.order[told:] = commands
-        for name, slot in known.items():
+        for name, slot in journal.known.items():
             journal._note_tries(name, slot)
         journal.replay_end = journal._finished_end()
         return journal
@@ -181,7 +190,7 @@ class Journal:
             raise TerminalError(f"an invocation may issue {COMMANDS_MAX:,} commands; split the work with a send")
         self.next_command += 1
         slot = self.slot(str(index)) or self.slot(due_name(index))
-        if slot is None and isinstance(command, Awakeable):
+        if slot is None and isinstance(command, AwakeableCommand):
             slot = self.slot(awakeable_slot(index))
         if slot is not None:
             journaled = command_of(slot)
@@ -191,6 +200,8 @@ class Journal:
 
     def end(self) -> None:
         """The handler is over. Raises JournalMismatchError when the journal has commands that it did not come to."""
+        if self.next_command >= self.replay_end:
+            return
         for index, slot in self._commanded():
             if index >= self.next_command:
                 raise JournalMismatchError(index, describe(command_of(slot)), "nothing more and ended")
@@ -231,12 +242,11 @@ class Journal:
         self.new.append((name, slot))
         self.finished += 1
 
-    def hear(self, news: Iterable[tuple[str, Slot]]) -> None:
+    def hear(self, name: str, slot: Slot) -> None:
         """Take over what the writing side found in storage: put by others, or by a write whose response was lost."""
-        for name, slot in news:
-            self.known.setdefault(name, slot)
-            if isinstance(slot, SentSlot):
-                self.sent([p for p, (index, _, _) in self.out.items() if str(index) == name])
+        self.known.setdefault(name, slot)
+        if isinstance(slot, SentSlot):
+            self.sent([p for p, (index, _, _) in self.out.items() if str(index) == name])
 
     # --- the order of completions -----------------------------------------------------------------------------------
 

@@ -24,7 +24,7 @@ class Phase(Enum):
     FENCED = "fenced"
 
 
-class Step(Enum):
+class PhaseChange(Enum):
     """What happened to an attempt."""
 
     CLAIMED = "claimed"
@@ -35,26 +35,26 @@ class Step(Enum):
     REFUSED = "refused"
 
 
-TRANSITIONS: dict[tuple[Phase, Step], Phase] = {
-    (Phase.SPECULATING, Step.CLAIMED): Phase.OWNING,
-    (Phase.SPECULATING, Step.REFUSED): Phase.FENCED,
-    (Phase.OWNING, Step.CHECKPOINTED): Phase.OWNING,
-    (Phase.OWNING, Step.SUSPENDED): Phase.SUSPENDED,
-    (Phase.OWNING, Step.COMMITTED): Phase.COMMITTED,
-    (Phase.OWNING, Step.REFUSED): Phase.FENCED,
-    (Phase.SPECULATING, Step.COMMITTED): Phase.COMMITTED,
-    (Phase.COMMITTED, Step.CONTINUED): Phase.SPECULATING,
-    (Phase.FENCED, Step.REFUSED): Phase.FENCED,
+TRANSITIONS: dict[tuple[Phase, PhaseChange], Phase] = {
+    (Phase.SPECULATING, PhaseChange.CLAIMED): Phase.OWNING,
+    (Phase.SPECULATING, PhaseChange.REFUSED): Phase.FENCED,
+    (Phase.OWNING, PhaseChange.CHECKPOINTED): Phase.OWNING,
+    (Phase.OWNING, PhaseChange.SUSPENDED): Phase.SUSPENDED,
+    (Phase.OWNING, PhaseChange.COMMITTED): Phase.COMMITTED,
+    (Phase.OWNING, PhaseChange.REFUSED): Phase.FENCED,
+    (Phase.SPECULATING, PhaseChange.COMMITTED): Phase.COMMITTED,
+    (Phase.COMMITTED, PhaseChange.CONTINUED): Phase.SPECULATING,
+    (Phase.FENCED, PhaseChange.REFUSED): Phase.FENCED,
 }
 
 
-class IllegalStepError(Exception):
-    """A step that the table does not know: a mistake in tenuto, never in a handler."""
+class IllegalChangeError(Exception):
+    """A change that the table does not know: a mistake in tenuto, never in a handler."""
 
 
-def advance(phase: Phase, step: Step) -> Phase:
-    """The phase after a step. Raises IllegalStepError."""
+def advance(phase: Phase, change: PhaseChange) -> Phase:
+    """The phase after a change. Raises IllegalChangeError."""
     try:
-        return TRANSITIONS[phase, step]
+        return TRANSITIONS[phase, change]
     except KeyError:
-        raise IllegalStepError(f"an attempt that is {phase.value} cannot be {step.value}") from None
+        raise IllegalChangeError(f"an attempt that is {phase.value} cannot be {change.value}") from None

@@ -88,23 +88,22 @@ class Trim(Struct, frozen=True):
     stray: tuple[str, ...] = ()
 
 
-Mode: TypeAlias = Literal["speculate", "drain", "resume", "shared"]
+ModeTag: TypeAlias = Literal["speculate", "drain", "resume", "shared"]
+"""The name of a mode on the wire. Which of the message's fields belong to which mode, `modes` says."""
 
 
 class Activation(Struct, frozen=True, tag="activation"):
     """Run these events of one lane, starting from this head.
 
-    `speculate`: several events, nothing owned. `drain`: one inbox item. `resume`: the head's own run, already taken
-    over with `holder`. `shared`: one read-only handler. `claim_first` takes the lease before the handler starts.
-    `attempt` counts from 1 for the first event. Sleeps up to `hold_ms` are waited for inside the function. With
+    `mode` says in which way, with `events`, `attempt`, `claim_first`, `late` and the head's run as its fields: both
+    sides handle them as one of `modes.Mode`. Sleeps up to `hold_ms` are waited for inside the function. With
     `encrypted`, what the function writes to the table is encrypted under the table's data key. `trace` is the W3C
-    `traceparent` of the control plane's span, when it traces. `late` says that this run was handed back once, because
-    its lease was over.
+    `traceparent` of the control plane's span, when it traces.
     """
 
     service: str
     key: str
-    mode: Mode
+    mode: ModeTag
     head: Head
     holder: str
     events: tuple[Event, ...] = ()

@@ -6,6 +6,7 @@ where they are stored (`tenuto.lane`) nor what they mean to a running handler (`
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TypeAlias
 
 import msgspec
@@ -78,7 +79,7 @@ class CallSource(Struct, frozen=True, tag="call"):
 Source: TypeAlias = KafkaSource | MessageSource | CallSource
 
 
-class Event(Struct, frozen=True):
+class Event(Struct, frozen=True, dict=True):
     """One thing to handle: becomes exactly one invocation, whatever repeats."""
 
     id: str
@@ -87,10 +88,15 @@ class Event(Struct, frozen=True):
     input: bytes | None = None
     headers: tuple[tuple[str, bytes], ...] = ()
 
+    @cached_property
+    def invocation(self) -> InvocationId:
+        """The id as a value, parsed at the first use. Raises ValueError when `id` is none."""
+        return InvocationId.parse(self.id)
+
     @property
     def nonce(self) -> str:
         """The id's part that is unique within the lane."""
-        return InvocationId.parse(self.id).nonce
+        return self.invocation.nonce
 
 
 # --- journal slots -------------------------------------------------------------------------------------------------

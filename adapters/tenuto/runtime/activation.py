@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias, assert_never
 
-from msgspec import structs
+from msgspec import Struct, structs
 
 from tenuto import logs, tracing
 from tenuto.errors import (
@@ -25,11 +25,10 @@ from tenuto.errors import (
     TerminalError,
     UnserialisableError,
 )
+from tenuto.lane.dead_letters import dead_letter, ends_unseen, is_dead_letter
 from tenuto.lane.transitions import Effects, effects_of
 from tenuto.machine.journal import Journal
-from tenuto.machine.phases import Phase
 from tenuto.protocol.backoff import pause_ms
-from tenuto.protocol.dead_letters import dead_letter, ends_unseen, is_dead_letter
 from tenuto.protocol.failures import describe, failure_of
 from tenuto.protocol.limits import (
     DEADLINE_MARGIN_MS,
@@ -51,6 +50,7 @@ from tenuto.protocol.messages import (
     Stopped,
     Suspended,
 )
+from tenuto.protocol.modes import Drain, Resume, Shared, Speculate, mode_of
 from tenuto.protocol.records import (
     BuriedOut,
     CallSource,
@@ -65,10 +65,12 @@ from tenuto.protocol.records import (
     pack,
 )
 from tenuto.runtime import steps
-from tenuto.runtime.attempt import Attempt, OutOfTimeError, Unwind
+from tenuto.runtime.attempt import Attempt
+from tenuto.runtime.ending import OutOfTimeError, Unwind
 from tenuto.runtime.environment import Environment
 from tenuto.runtime.handlers import HandlerSpec, Registry, read_nothing
-from tenuto.runtime.lease import Lease
+from tenuto.runtime.lane_writer import Left
+from tenuto.runtime.lease import Lease, may_continue
 from tenuto.runtime.state import StateView
 
 log = logging.getLogger("tenuto.handler")
@@ -86,36 +88,33 @@ REFUSED_INPUTS = (BadInputError, InvalidArgumentError, StateTooLargeError, Unser
 """Failures that the handler did not raise itself: the event goes to the dead-letter topic, its changes are dropped."""
 
 
-@dataclass(frozen=True, slots=True)
-class Done:
-    """The handler ended; its changes are not written yet."""
+class Done(Struct, frozen=True):
+    """The handler ended. `left` is what its commit left of the lane, None while its changes are not written yet."""
 
     result: Result
     state: Mapping[str, bytes | None]
     out: Mapping[int, Out]
+    left: Left | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Failing:
+class Failing(Struct, frozen=True):
     """The attempt failed while nothing was owned: the control plane tries again."""
 
     failure: Failure
     retry_after_ms: int
 
 
-@dataclass(frozen=True, slots=True)
-class Waiting:
+class RunSuspended(Struct, frozen=True):
     """The invocation is suspended."""
 
 
-@dataclass(frozen=True, slots=True)
-class Lost:
+class Lost(Struct, frozen=True):
     """Another attempt owns the lane."""
 
     reason: str
 
 
-End: TypeAlias = Done | Failing | Waiting | Lost
+End: TypeAlias = Done | Failing | RunSuspended | Lost
 
 
 @dataclass(slots=True)
@@ -153,32 +152,34 @@ class Batch:
 
 
 async def activate(request: Activation, registry: Registry, env: Environment) -> Outcome:
-    """Run the events of an activation. Raises what fails it as a whole, such as storage that does not answer."""
+    """Run the events of an activation. Raises what fails it as a whole, such as storage that does not answer.
+
+    Raises ProtocolError for a request that lacks what its mode is about.
+    """
     for event in request.events:
         if registry.find(request.service, event.handler) is None:
             return Rejected(Failure(f"no handler {request.service}/{event.handler} in this function", 404))
     if request.hold_ms != env.hold_ms:
         env = replace(env, hold_ms=request.hold_ms)
-    if request.mode == "resume" and request.head.run is not None:
-        lease_ms = request.head.run.lease_ms
-        if lease_ms - env.now_ms() < RESUMED_MS_MIN and not request.late:
+    mode = mode_of(request)
+    if isinstance(mode, Resume):
+        lease_ms = mode.run.lease_ms
+        if lease_ms - env.now_ms() < RESUMED_MS_MIN and not mode.late:
             return Late(env.now_ms())
         env = _within_lease(env, lease_ms)
     lease = Lease(request, env)
     try:
-        match request.mode:
-            case "resume":
+        match mode:
+            case Speculate() | Drain():
+                return await _speculate(mode, request, registry, lease, env)
+            case Resume():
                 return await _resume(request, registry, lease, env)
-            case "shared":
-                return await _shared(request, registry, lease, env)
-            case "speculate" | "drain":
-                return await _speculate(request, registry, lease, env)
+            case Shared(event):
+                return await _shared(event, request, registry, lease, env)
             case _:
-                assert_never(request.mode)
+                assert_never(mode)
     finally:
-        # A lease that was never taken has no flush under way; asking its loop would only cost a change of threads.
-        if lease.phase is not Phase.SPECULATING:
-            await env.writes.run(lease.close())
+        await lease.close()
 
 
 def _within_lease(env: Environment, lease_ms: int) -> Environment:
@@ -191,44 +192,48 @@ def _within_lease(env: Environment, lease_ms: int) -> Environment:
     return replace(env, deadline_ms=min(env.deadline_ms, max(lease_ms, env.now_ms() + RESUMED_MS_MIN)))
 
 
-async def _speculate(request: Activation, registry: Registry, lease: Lease, env: Environment) -> Outcome:
+async def _speculate(
+    mode: Speculate | Drain, request: Activation, registry: Registry, lease: Lease, env: Environment
+) -> Outcome:
     keyed = registry.keyed(request.service)
     batch = Batch(dict(request.head.state))
     committed: list[EventResult] = []
     stopped: Stopped | None = None
-    for number, event in enumerate(request.events):
+    for number, event in enumerate(mode.events):
         if number and (batch.full() or env.remaining_ms() <= 2 * DEADLINE_MARGIN_MS):
             break
         # Not the number of entries: an event that went to the dead letters left gaps where its messages would have
         # been.
         first_out = max(batch.out, default=-1) + 1
-        lease.begin(Journal(first_out=first_out, next_out=first_out))
-        # Handed on as a call: only a claim needs it, and few events claim.
+        # The effects are handed on as a call: only a claim needs them, and few events claim.
         before = functools.partial(batch.effects, env, expires=not keyed)
-        invocation = _Invocation(event, lease, batch.state, before, registry, env, expires=not keyed)
-        failures = 0 if number else request.attempt - 1
-        match await invocation.until_end(failures, claim_first=request.claim_first and not number):
+        lease.begin(event, Journal(first_out=first_out, next_out=first_out), before)
+        invocation = _Invocation(event, lease, batch.state, registry, env, expires=not keyed)
+        failures = 0 if number else mode.attempt - 1
+        match await invocation.until_end(failures, claim_first=mode.claim_first and not number):
             case Done() as done:
                 batch.add(event, done)
-                if lease.phase is Phase.COMMITTED:
+                if done.left is not None:
                     committed += batch.results
-                    batch = Batch(dict(lease.head.state))
-                    if not lease.may_continue:
+                    batch = Batch(dict(done.left.head.state))
+                    if not may_continue(done.left.head, drains=isinstance(mode, Drain)):
                         break
-                    await env.writes.run(lease.renew())
             case Failing(failure, retry_after_ms):
                 stopped = Stopped(event.id, failure, retry_after_ms)
                 break
-            case Waiting():
-                return Suspended((*committed, *batch.results), lease.head, lease.writes)
+            case RunSuspended():
+                left = await lease.close()
+                return Suspended((*committed, *batch.results), left.head, left.writes)
             case Lost(reason):
                 # What was committed before stands; the control plane finds out about the rest by its next write.
-                return Committed(tuple(committed), lease.head, lease.writes) if committed else Fenced(reason)
+                left = await lease.close()
+                return Committed(tuple(committed), left.head, left.writes) if committed else Fenced(reason)
             case _ as end:
                 assert_never(end)
     if committed:
         committed += await _commit_rest(batch, lease, env, keyed=keyed)
-        return Committed(tuple(committed), lease.head, lease.writes)
+        left = await lease.close()
+        return Committed(tuple(committed), left.head, left.writes)
     out = tuple(batch.out[i] for i in sorted(batch.out))
     return Speculated(tuple(batch.results), batch.changed, out, stopped)
 
@@ -241,7 +246,7 @@ async def _commit_rest(batch: Batch, lease: Lease, env: Environment, *, keyed: b
     if not batch.events or not all(isinstance(event.source, KafkaSource) for event in batch.events):
         return []
     try:
-        await env.writes.run(lease.commit_speculation(batch.effects(env, expires=not keyed)))
+        await lease.commit_speculation(batch.effects(env, expires=not keyed))
     except FencedError:
         return []
     return batch.results
@@ -252,7 +257,7 @@ async def _resume(request: Activation, registry: Registry, lease: Lease, env: En
     if registry.find(request.service, run.event.handler) is None:
         return Rejected(Failure(f"no handler {request.service}/{run.event.handler} in this function", 404))
     try:
-        event = await env.writes.run(lease.load())
+        event = await lease.load()
     except FencedError as e:
         return Fenced(str(e))
     initial = dict(request.head.state)
@@ -262,13 +267,14 @@ async def _resume(request: Activation, registry: Registry, lease: Lease, env: En
         else:
             initial[name] = value
     keyed = registry.keyed(request.service)
-    invocation = _Invocation(event, lease, initial, Effects, registry, env, expires=not keyed)
+    invocation = _Invocation(event, lease, initial, registry, env, expires=not keyed)
     end = await invocation.until_end(run.failures, claim_first=False)
+    left = await lease.close()
     match end:
         case Done(result):
-            return Committed((EventResult(event.id, _answered(event, result)),), lease.head, lease.writes)
-        case Waiting():
-            return Suspended((), lease.head, lease.writes)
+            return Committed((EventResult(event.id, _answered(event, result)),), left.head, left.writes)
+        case RunSuspended():
+            return Suspended((), left.head, left.writes)
         case Lost(reason):
             return Fenced(reason)
         case Failing(failure):
@@ -277,21 +283,18 @@ async def _resume(request: Activation, registry: Registry, lease: Lease, env: En
             assert_never(end)
 
 
-async def _shared(request: Activation, registry: Registry, lease: Lease, env: Environment) -> Outcome:
-    results = []
-    for event in request.events:
-        invocation = _Invocation(event, lease, request.head.state, Effects, registry, env, expires=False)
-        end = await invocation.until_end(0, claim_first=False)
-        match end:
-            case Done(result):
-                results.append(EventResult(event.id, result))
-            case Failing(failure):
-                return Speculated(tuple(results), stopped=Stopped(event.id, failure))
-            case Waiting() | Lost():
-                raise AssertionError("a shared handler takes no lease")
-            case _:
-                assert_never(end)
-    return Speculated(tuple(results))
+async def _shared(event: Event, request: Activation, registry: Registry, lease: Lease, env: Environment) -> Outcome:
+    invocation = _Invocation(event, lease, request.head.state, registry, env, expires=False)
+    end = await invocation.until_end(0, claim_first=False)
+    match end:
+        case Done(result):
+            return Speculated((EventResult(event.id, result),))
+        case Failing(failure):
+            return Speculated((), stopped=Stopped(event.id, failure))
+        case RunSuspended() | Lost():
+            raise AssertionError("a shared handler takes no lease")
+        case _:
+            assert_never(end)
 
 
 class _Invocation:
@@ -302,7 +305,6 @@ class _Invocation:
         event: Event,
         lease: Lease,
         initial: Mapping[str, bytes],
-        before: Callable[[], Effects],
         registry: Registry,
         env: Environment,
         *,
@@ -315,7 +317,6 @@ class _Invocation:
         self._event = event
         self._lease = lease
         self._initial = initial
-        self._before = before
         self._registry = registry
         self._env = env
         self._expires = expires
@@ -323,18 +324,16 @@ class _Invocation:
     async def until_end(self, failures: int, *, claim_first: bool) -> End:
         """Attempts until the invocation is done, suspended, lost, or has to be tried again from outside."""
         if claim_first:
-            self._lease.run_secret()
             try:
-                claimed = self._lease.claim(self._event, self._before(), self._env.now_ms())
-                await self._env.writes.run(claimed)
+                await self._lease.claim(self._env.now_ms())
             except FencedError as e:
                 return Lost(str(e))
         while True:
             state = StateView(self._initial)
-            attempt = Attempt(self._event, self._lease, state, self._before, self._env)
+            attempt = Attempt(self._event, self._lease, state, self._env)
             done, error = await self._attempt(attempt, state)
-            if attempt.suspended:
-                return Waiting()
+            if attempt.ending.suspended:
+                return RunSuspended()
             if done is None and error is not None:
                 end = await self._failed(attempt, error, failures)
                 if end is None:
@@ -350,6 +349,8 @@ class _Invocation:
 
     async def _attempt(self, attempt: Attempt, state: StateView) -> tuple[Done | None, BaseException | None]:
         """Run the handler once: its end, or why there is none."""
+        if self._env.trace is None:
+            return await self._handled(attempt, state)
         with tracing.attempt(self._env.trace, self._spec.target, attempt.log_fields()) as traced:
             done, error = await self._handled(attempt, state)
             if error is not None:
@@ -360,13 +361,13 @@ class _Invocation:
 
     async def _handled(self, attempt: Attempt, state: StateView) -> tuple[Done | None, BaseException | None]:
         result, error = await self._ended(attempt)
-        error = attempt.broken or error
-        if error is None and not attempt.suspended:
+        error = attempt.ending.error or error
+        if error is None and not attempt.ending.suspended:
             try:
                 attempt.journal.end()
             except JournalMismatchError as e:
                 error = e
-        if error is not None or result is None or attempt.suspended:
+        if error is not None or result is None or attempt.ending.suspended:
             return None, error
         out: dict[int, Out] = {position: entry for position, (_, _, entry) in attempt.journal.out.items()}
         return Done(result, state.changed, out), None
@@ -377,12 +378,12 @@ class _Invocation:
         try:
             return Success(await self._call(attempt)), None
         except Unwind:
-            return None, attempt.broken
+            return None, attempt.ending.error
         except BaseException as e:  # noqa: BLE001 - whatever a handler raises is a failed attempt
             error = steps.checked(e)
         finally:
             logs.current.reset(told)
-        terminal = steps.terminal_in(error, timed_out=attempt.timed_out)
+        terminal = steps.terminal_in(error, timed_out=attempt.commands.timed_out)
         if terminal is None or isinstance(terminal, REFUSED_INPUTS):
             return None, terminal or error
         self._log_end(attempt, "failed for good", terminal, error)
@@ -401,7 +402,7 @@ class _Invocation:
 
     async def _call(self, attempt: Attempt) -> bytes | None:
         spec = self._spec
-        context = self._registry.context(spec, attempt)
+        context = self._registry.context(spec, attempt.commands)
         arguments = (_argument(spec, self._event),) if spec.takes_input else ()
         handler = functools.partial(spec.call, context, *arguments)
         # A shared handler only reads and is never replayed, so it runs on the function's own loop, free to do I/O.
@@ -442,7 +443,7 @@ class _Invocation:
             return Failing(failure, wait_ms)
         if isinstance(error, OutOfTimeError):
             return await self._pause(attempt, failures, failure.message, env.now_ms())
-        if attempt.can_hold(wait_ms):
+        if env.can_hold(wait_ms):
             await asyncio.sleep(wait_ms / 1000)
             return None
         return await self._pause(attempt, failures + counts, failure.message, env.now_ms() + wait_ms)
@@ -452,7 +453,7 @@ class _Invocation:
             await attempt.pause(failures, message, wake_ms)
         except FencedError as e:
             return Lost(str(e))
-        return Waiting()
+        return RunSuspended()
 
     def _dead(self, failure: Failure, attempts: int) -> Done:
         """The invocation ends here; what nobody waits for goes to the dead letters, with the reason."""
@@ -485,11 +486,10 @@ class _Invocation:
         try:
             if not lease.owning and _heavy(out):
                 # More than the control plane could commit in one write: this side puts it where it fits.
-                lease.run_secret()
-                await self._env.writes.run(lease.claim(event, self._before(), self._env.now_ms()))
+                await lease.claim(self._env.now_ms())
             if lease.owning:
                 effects = effects_of([event], done.state, out, self._env.now_ms(), expires=self._expires)
-                await self._env.writes.run(lease.commit(effects))
+                return structs.replace(done, left=await lease.commit(effects))
         except FencedError as e:
             return Lost(str(e))
         return done

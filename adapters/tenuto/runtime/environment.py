@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar
 
-from tenuto.protocol.limits import HOLD_SLEEP_MS_MAX
+from tenuto.protocol.limits import DEADLINE_MARGIN_MS, HOLD_RETRY_MS_MAX, HOLD_SLEEP_MS_MAX
 from tenuto.store.port import Table
 
 T = TypeVar("T")
@@ -58,8 +58,25 @@ class ThreadWriteLoop:
         self._running().call_soon_threadsafe(action)
 
     async def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """See `WriteLoop.run`."""
-        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._running()))
+        """See `WriteLoop.run`. The work of a caller that is cancelled goes on."""
+        there, here = self._running(), asyncio.get_running_loop()
+        answered: asyncio.Future[asyncio.Task[T]] = here.create_future()
+
+        def start() -> None:
+            there.create_task(work).add_done_callback(hand_back)
+
+        def hand_back(task: asyncio.Task[T]) -> None:
+            here.call_soon_threadsafe(answer, task)
+
+        def answer(task: asyncio.Task[T]) -> None:
+            if answered.done():
+                task.exception()  # Nobody waits for it any more, so its failure is nobody's.
+            else:
+                answered.set_result(task)
+
+        # Two messages between the loops. The standard way makes a future with a lock of its own for each, and four.
+        there.call_soon_threadsafe(start)
+        return (await answered).result()
 
     def _running(self) -> asyncio.AbstractEventLoop:
         if self._loop is None:
@@ -106,3 +123,7 @@ class Environment:
     def remaining_ms(self) -> int:
         """Milliseconds this function may still run."""
         return self.deadline_ms - self.now_ms()
+
+    def can_hold(self, pause_ms: int) -> bool:
+        """Whether a pause before another try is short enough to stay inside the function."""
+        return pause_ms <= min(HOLD_RETRY_MS_MAX, self.remaining_ms() - DEADLINE_MARGIN_MS)

@@ -6,19 +6,20 @@ Owns the kinds of futures, when each is done and who waits for it. Does not own 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from typing import Any, Generic, NoReturn, Protocol, TypeVar, cast
 
 from tenuto.errors import BadInputError, TerminalError
 from tenuto.protocol.ids import awakeable_slot
 from tenuto.protocol.records import Failed, Result, Success
+from tenuto.runtime.steps import Step
 from tenuto.serde import Serde
 
 T = TypeVar("T")
 
 
 class Waiter(Protocol):
-    """The attempt a future belongs to."""
+    """The commands of the attempt that a future belongs to."""
 
     def waiting(self) -> asyncio.Future[None]:
         """A future of the handler's loop, for something to wait on. Raises when the attempt is over."""
@@ -35,16 +36,17 @@ class DurableFuture(Generic[T]):
     def __init__(self, waiter: Waiter, index: int, serde: Serde[T] | None) -> None:
         self.waiter = waiter
         self.index = index
+        self.slot = self.slot_of(index)
         self.result: Result | None = None
         self.told_at = 0
         self.was_awaited = False
         self._serde = serde
         self._waiting: list[asyncio.Future[None]] = []
 
-    @property
-    def slot(self) -> str:
-        """The journal slot that holds the outcome."""
-        return str(self.index)
+    @staticmethod
+    def slot_of(index: int) -> str:
+        """The journal slot that holds the outcome of a command."""
+        return str(index)
 
     def done(self) -> bool:
         """Whether the outcome is known to the handler."""
@@ -53,7 +55,10 @@ class DurableFuture(Generic[T]):
     @property
     def awaited(self) -> bool:
         """Whether somebody waits for the outcome right now."""
-        return any(not waiting.done() for waiting in self._waiting)
+        for waiting in self._waiting:  # noqa: SIM110 - asked at every step; a generator would take twice as long
+            if not waiting.done():
+                return True
+        return False
 
     def join(self, waiting: asyncio.Future[None]) -> None:
         """Have a future of the handler's loop end when the outcome is known."""
@@ -103,14 +108,17 @@ class DurableFuture(Generic[T]):
 
 
 class RunFuture(DurableFuture[T]):
-    """The outcome of a step. `start` begins it, in the context it was asked for in.
+    """The outcome of a step.
 
     `calls`: its own code runs. `left`: the handler has ended without it, and its outcome interests nobody any more.
     """
 
-    start: Callable[[], asyncio.Task[None]] | None = None
     left = False
     calls = False
+
+    def __init__(self, waiter: Waiter, step: Step[T]) -> None:
+        super().__init__(waiter, step.index, step.serde)
+        self.step = step
 
     @property
     def lost(self) -> bool:
@@ -144,7 +152,7 @@ class AwakeableFuture(DurableFuture[T]):
             self.result = Success(b"null")
         return super().value()
 
-    @property
-    def slot(self) -> str:
+    @staticmethod
+    def slot_of(index: int) -> str:
         """A name of its own, so that whoever guesses ids can complete nothing but awakeables."""
-        return awakeable_slot(self.index)
+        return awakeable_slot(index)

@@ -42,11 +42,11 @@ UNWIND_ROUNDS_MAX: Final = 20
 class Timers(Protocol):
     """What makes a timer durable."""
 
-    def timer(self, handle: asyncio.TimerHandle, delay_ms: int) -> None:
+    def timer(self, handle: asyncio.TimerHandle, delay_ms: int, /) -> None:
         """Run a handle when a durable sleep ends."""
         ...
 
-    def timer_cancelled(self, handle: asyncio.TimerHandle) -> None:
+    def timer_cancelled(self, handle: asyncio.TimerHandle, /) -> None:
         """Nobody waits for the end of that sleep any more."""
         ...
 
@@ -55,11 +55,29 @@ class Timers(Protocol):
         ...
 
 
+class _Ended:
+    """The timers of an attempt that is over: none begins, and the time stands still."""
+
+    def __init__(self, told_ms: int) -> None:
+        self._told_ms = told_ms
+
+    def timer(self, _handle: asyncio.TimerHandle, _delay_ms: int) -> None:
+        """Refuse it. Raises TenutoError."""
+        raise TenutoError("a timer of asyncio: the handler has ended. Await its tasks before you return")
+
+    def timer_cancelled(self, _handle: asyncio.TimerHandle) -> None:
+        """Nothing waits for it."""
+
+    def told_ms(self) -> int:
+        """See `Timers.told_ms`."""
+        return self._told_ms
+
+
 class HandlerLoop(asyncio.AbstractEventLoop):
     """Runs the tasks of one attempt, on the thread and inside the task that drives the attempt."""
 
     def __init__(self, timers: Timers, now_ms: int) -> None:
-        self._timers = timers
+        self._timers: Timers = timers
         self._outer = asyncio.get_running_loop()
         # On the scale of the loop that drives this one.
         self._zero_s = self._outer.time() - now_ms / 1_000
@@ -129,6 +147,12 @@ class HandlerLoop(asyncio.AbstractEventLoop):
             _drop(task)
         self._tasks.clear()
         self._ready.clear()
+
+    def end(self) -> None:
+        """The attempt is over: let go of what belongs to it. In a cycle it would stay until a collector finds it."""
+        self._over = True
+        self._tasks.clear()
+        self._timers = _Ended(self._timers.told_ms())
 
     def cancel_rest(self) -> list[str]:
         """Cancel the tasks that outlive their handler, as `asyncio.run` does. Returns their names."""

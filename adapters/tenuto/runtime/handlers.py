@@ -64,6 +64,6 @@ class Registry(Protocol):
         """Whether the service is a virtual object."""
         ...
 
-    def context(self, spec: HandlerSpec, attempt: Any) -> Any:
-        """The context object for one attempt at one invocation."""
+    def context(self, spec: HandlerSpec, commands: Any) -> Any:
+        """The context object over the commands of one attempt."""
         ...

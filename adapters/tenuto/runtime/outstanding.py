@@ -12,17 +12,21 @@ from typing import Any
 
 from msgspec import structs
 
-from tenuto.machine.journal import Journal
-from tenuto.protocol.records import AwakeableSlot, Failed, Result, RunSlot, SleptSlot, Success
+from tenuto.machine.journal import Journal, due_name
+from tenuto.protocol.records import AwakeableSlot, DueSlot, Failed, Result, RunSlot, SleptSlot, Success
 from tenuto.runtime.futures import AwakeableFuture, DurableFuture, RunFuture, SleepFuture
 
 
 class Outstanding:
-    """Outstanding commands of one attempt, by index. `told_ms` is the time of the last completion that was told."""
+    """Outstanding commands of one attempt, by index.
+
+    `start_ms` is when the invocation began, `told_ms` the time of the last completion that was told (ms since the
+    epoch).
+    """
 
     def __init__(self, journal: Journal, now_ms: Callable[[], int], start_ms: int) -> None:
         self.told_ms = start_ms
-        self._start_ms = start_ms
+        self.start_ms = start_ms
         self._journal = journal
         self._now_ms = now_ms
         self._all: dict[int, DurableFuture[Any]] = {}
@@ -32,14 +36,12 @@ class Outstanding:
         # Completed, by when; ends of sleeps, by when. Entries of commands that are told or discarded are passed over.
         self._completed: list[tuple[int, int]] = []
         self._due: list[tuple[int, int]] = []
+        # Sleeps whose end no slot says yet.
+        self._unnoted: list[SleepFuture] = []
 
     def __len__(self) -> int:
         """How many there are."""
         return len(self._all)
-
-    def get(self, index: int) -> DurableFuture[Any] | None:
-        """The future of a command; None when it was told, or never issued."""
-        return self._all.get(index)
 
     def add(self, future: DurableFuture[Any]) -> None:
         """A command was issued."""
@@ -50,6 +52,7 @@ class Outstanding:
             self._outside[future.index] = future
             if isinstance(future, SleepFuture):
                 heapq.heappush(self._due, (future.due_ms, future.index))
+                self._unnoted.append(future)
         self.look(future.index)
 
     def look(self, index: int) -> None:
@@ -77,7 +80,7 @@ class Outstanding:
         future = self._all[index]
         result = self.outcome(future)
         if result is None and isinstance(future, SleepFuture) and future.due_ms <= self._now_ms():
-            self._journal.finish(future.slot, SleptSlot(max(0, self._now_ms() - self._start_ms)))
+            self._journal.finish(future.slot, SleptSlot(max(0, self._now_ms() - self.start_ms)))
             result = Success()
         if result is None:
             raise KeyError(index)
@@ -101,13 +104,21 @@ class Outstanding:
     def _completed_ms(self, future: DurableFuture[Any]) -> int:
         match self._journal.slot(future.slot):
             case RunSlot(after_ms=after_ms):
-                return self._start_ms + after_ms
+                return self.start_ms + after_ms
             case AwakeableSlot(at_ms=at_ms):
                 return at_ms
             case SleptSlot(after_ms) if isinstance(future, SleepFuture):
-                return max(self._start_ms + after_ms, future.due_ms)
+                return max(self.start_ms + after_ms, future.due_ms)
             case _:
                 return 0
+
+    def note_ends(self) -> None:
+        """Have the ends of sleeps journaled with the next write."""
+        for future in self._unnoted:
+            due = due_name(future.index)
+            if not future.done() and self._journal.slot(due) is None:
+                self._journal.finish(due, DueSlot(future.due_ms))
+        self._unnoted.clear()
 
     # --- who waits --------------------------------------------------------------------------------------------------
 
@@ -120,7 +131,7 @@ class Outstanding:
         starting = [future for future in self._unstarted.values() if not future.lost]
         for future in starting:
             del self._unstarted[future.index]
-        return [future for future in starting if self.outcome(future) is None]
+        return [future for future in starting if self._journal.slot(future.slot) is None]
 
     def start_again(self, future: RunFuture[Any]) -> None:
         """A step that failed while nobody waited for it runs again should somebody wait for it later."""
@@ -132,8 +143,12 @@ class Outstanding:
 
     def nearest_ms(self) -> int | None:
         """The first end of a sleep that is awaited."""
+        if not self._outside:
+            return None
         return min((f.due_ms for f in self._outside.values() if isinstance(f, SleepFuture) and f.awaited), default=None)
 
     def asks(self) -> bool:
         """Whether an answer is awaited."""
+        if not self._outside:
+            return False
         return any(isinstance(future, AwakeableFuture) and future.awaited for future in self._outside.values())

@@ -52,13 +52,9 @@ class StateView:
         """Names that have a value, sorted."""
         return sorted(n for n in {*self.initial, *self.changed} if self.get(n) is not None)
 
-    def current(self) -> dict[str, bytes]:
-        """All values as they are now."""
-        return {n: v for n in self.names() if (v := self.get(n)) is not None}
-
-    def base(self, known: Mapping[str, bytes | None]) -> dict[str, bytes | None]:
-        """What the first attempt saw of each changed name that `known` does not cover yet."""
-        return {n: self.initial.get(n) for n in self.changed if n not in known}
+    def initial_of_changed(self) -> dict[str, bytes | None]:
+        """What the first attempt found of each changed name."""
+        return {name: self.initial.get(name) for name in self.changed}
 
 
 def _size_of_name(name: str) -> int:

@@ -1,7 +1,7 @@
 """Steps: running user code whose result is journaled, trying it again, and what its failures mean.
 
 Owns the tries of one step within one attempt, and what user code may raise. Does not own the journal, nor when a step
-starts (`attempt`).
+starts (`step_tasks`).
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ import inspect
 import logging
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, Generic, TypeVar
+
+from msgspec import Struct
 
 from tenuto import logs, tracing
 from tenuto.errors import FencedError, RetryableError, StateTooLargeError, TerminalError, UnserialisableError
-from tenuto.machine.journal import Journal, tried_name
 from tenuto.protocol.backoff import asked_pause_ms, pause_ms
 from tenuto.protocol.durations import milliseconds
 from tenuto.protocol.failures import describe, failure_of
 from tenuto.protocol.ids import digest
 from tenuto.protocol.limits import VALUE_BYTES_MAX
 from tenuto.protocol.messages import RetryPolicy
-from tenuto.protocol.records import Event, Failed, Failure, Result, Success, TriedSlot
+from tenuto.protocol.records import Failed, Failure, Result, Success, TriedSlot
 from tenuto.protocol.texts import text_of
 from tenuto.runtime.environment import Environment, ProcessEnded
 from tenuto.runtime.signals import is_interrupt
@@ -44,8 +44,7 @@ step_key: contextvars.ContextVar[str] = contextvars.ContextVar("tenuto_step_key"
 """The idempotency key of the step that is running in this context."""
 
 
-@dataclass(frozen=True, slots=True)
-class RunLimits:
+class RunLimits(Struct, frozen=True):
     """How often a failing step is tried before it gives up; None leaves it to the invocation's policy."""
 
     policy: RetryPolicy | None = None
@@ -53,77 +52,78 @@ class RunLimits:
 
 
 class StepWaitsError(RetryableError):
-    """A step with limits of its own has to wait longer than the function can: the invocation's policy has no say."""
+    """A step with limits of its own has to wait longer than the function can: the invocation's policy has no say.
+
+    `tries` is what its journal keeps of it.
+    """
+
+    tries: TriedSlot
 
 
 class UserCodeError(Exception):
     """What user code raised that is no Exception, such as SystemExit: a failure like any other, by its name."""
 
 
-class Tried(Protocol):
-    """What a step needs of the attempt it belongs to."""
+class Step(Struct, Generic[T], frozen=True):
+    """What `ctx.run` was asked for: a call, how its result is written, and the context it runs in."""
 
-    event: Event
-    env: Environment
-
-    @property
-    def journal(self) -> Journal:
-        """The journal of the invocation."""
-        ...
-
-    def log_fields(self) -> dict[str, str | int]:
-        """What names the invocation and the attempt."""
-        ...
-
-    def can_hold(self, wait_ms: int) -> bool:
-        """Whether a pause is short enough to stay inside the function."""
-        ...
+    index: int
+    name: str
+    call: Callable[[], Any]
+    serde: Serde[T]
+    limits: RunLimits
+    context: contextvars.Context
 
 
 async def tried(
-    attempt: Tried, index: int, name: str, call: Callable[[], Any], serde: Serde[T], limits: RunLimits
+    step: Step[Any],
+    before: TriedSlot | None,
+    invocation: str,
+    env: Environment,
+    log_fields: Callable[[], dict[str, str | int]],
 ) -> Result:
-    """The result of a step, after as many tries as its limits allow here.
+    """The result of a step, after as many tries as its limits allow here; `before` are those of earlier attempts.
 
     Raises what fails the attempt: StepWaitsError when the next try has to wait outside the function, and whatever a
     step without limits of its own raises.
     """
-    step_key.set(digest(attempt.event.id, str(index)))
+    step_key.set(digest(invocation, str(step.index)))
     logs.in_step.set(True)
-    with tracing.step(attempt.env.trace, name) as traced:
-        result = await _tried(attempt, index, name, call, serde, limits)
+    if env.trace is None:
+        return await _tried(step, before, env, log_fields)
+    with tracing.step(env.trace, step.name) as traced:
+        result = await _tried(step, before, env, log_fields)
         if isinstance(result, Failed):
             traced.failed = TerminalError.__name__
     return result
 
 
 async def _tried(
-    attempt: Tried, index: int, name: str, call: Callable[[], Any], serde: Serde[T], limits: RunLimits
+    step: Step[Any], before: TriedSlot | None, env: Environment, log_fields: Callable[[], dict[str, str | int]]
 ) -> Result:
-    before = attempt.journal.tried(index)
     tries = before.tries if before else 0
-    since_ms = before.since_ms if before else attempt.env.now_ms()
+    since_ms = before.since_ms if before else env.now_ms()
+    limits = step.limits
     while True:
-        value, error = await _called(call, attempt.env)
+        value, error = await _called(step.call, env)
         if error is None:
             # The step did its work: no further try would bring a result that can be kept.
-            return Success(_fitting(serde.serialize(value), name))
+            return Success(_fitting(step.serde.serialize(value), step.name))
         terminal = terminal_in(error)
         if terminal is not None:
-            log.warning("step %r failed for good", name, exc_info=error, extra=attempt.log_fields())
+            log.warning("step %r failed for good", step.name, exc_info=error, extra=log_fields())
             return Failed(failure_of(terminal))
         tries += 1
         if limits.policy is None:
             raise error
-        wait_ms = _next_try(attempt.env, limits, limits.policy, tries, since_ms, error)
+        wait_ms = _next_try(env, limits, limits.policy, tries, since_ms, error)
         if wait_ms is None:
-            log.warning(
-                "step %r failed %d times, and for good", name, tries, exc_info=error, extra=attempt.log_fields()
-            )
-            return Failed(Failure(f"run {name!r} failed {tries} times: {describe(error)}", 500))
-        if not attempt.can_hold(wait_ms):
-            attempt.journal.finish(tried_name(index, tries), TriedSlot(name, tries, since_ms))
-            raise StepWaitsError(describe(error), timedelta(milliseconds=wait_ms)) from error
+            log.warning("step %r failed %d times, and for good", step.name, tries, exc_info=error, extra=log_fields())
+            return Failed(Failure(f"run {step.name!r} failed {tries} times: {describe(error)}", 500))
+        if not env.can_hold(wait_ms):
+            waits = StepWaitsError(describe(error), timedelta(milliseconds=wait_ms))
+            waits.tries = TriedSlot(step.name, tries, since_ms)
+            raise waits from error
         await asyncio.sleep(wait_ms / 1000)
 
 

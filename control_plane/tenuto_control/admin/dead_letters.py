@@ -1,7 +1,7 @@
 """The table's dead letters: listed, read, run again, thrown away.
 
-Owns these four and their idempotence. Does not own how letters come into being (`dispatcher.dead_letters`), records in
-dead-letter topics, nor an operator's commands.
+Owns these four and their idempotence. Does not own how letters come into being nor how they are stored
+(`dispatcher.dead_letters`), records in dead-letter topics, nor an operator's commands.
 
 A message that is run again gets a new invocation, which its letter's name decides: its former position is taken by a
 tombstone, and steps and messages of the former invocation must not pass for those of the new one. It goes to the end of
@@ -12,28 +12,16 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
-from functools import partial
 
-from msgspec.structs import replace
-
-from tenuto.lane.dead_letters import (
-    LETTERS_HIGH,
-    LETTERS_LOW,
-    Letter,
-    letter_done,
-    letter_key,
-    letter_part_key,
-    letter_partitions,
-    letter_redriving,
-    parse_letter,
-)
-from tenuto.lane.writes import Delete
+from tenuto.lane.dead_letters import Letter
 from tenuto.protocol.ids import InvocationId, digest
 from tenuto.protocol.limits import TOMBSTONE_TTL_S
-from tenuto.protocol.records import CallSource, Event, PublishOut, unpack_event, unpack_out
+from tenuto.protocol.records import CallSource, Event, PublishOut
 from tenuto.store.port import Table
 from tenuto_control.core.metrics import Metrics, Uncounted
 from tenuto_control.dispatcher.delivery import Delivery
+from tenuto_control.dispatcher.hints import NoHints
+from tenuto_control.dispatcher.outages import watched
 from tenuto_control.dispatcher.writer import Writer
 from tenuto_control.limits import Limits
 from tenuto_control.ports import Clock, RecordSink
@@ -63,38 +51,16 @@ class DeadLetterOffice:
     limits: Limits
     token: Callable[[], str]
     metrics: Metrics = field(default_factory=Uncounted)
-    _writer: Writer = field(init=False)
     _delivery: Delivery = field(init=False)
 
     def __post_init__(self) -> None:
         """Wire what moves a message. No lane runs here: a guard has one of the control planes look at it."""
-        self._writer = Writer(self.table, self.limits, self.metrics)
-        self._delivery = Delivery(
-            self._writer,
-            self.sink,
-            self.clock,
-            self.limits,
-            self.token,
-            look=lambda _lane: None,
-            told=lambda _invocation, _result: None,
-            arm=lambda _timer: None,
-            metrics=self.metrics,
-        )
+        writer = Writer(watched(self.table, self.metrics), self.limits, self.metrics)
+        self._delivery = Delivery(writer, self.sink, self.clock, self.limits, self.token, self.metrics, NoHints())
 
-    async def letters(self, lane: str | None = None) -> AsyncIterator[Letter]:
+    def letters(self, lane: str | None = None) -> AsyncIterator[Letter]:
         """All dead letters, or those of a lane (its partition key), without their payloads; in no order."""
-        for partition in letter_partitions():
-            after: str | None = None
-            while True:
-                ask = partial(self._writer.table.query, partition, LETTERS_LOW, LETTERS_HIGH, after=after)
-                page = await self._writer.patiently(ask)
-                for item in page.items:
-                    letter = parse_letter(item)
-                    if letter is not None and lane in (None, letter.lane):
-                        yield replace(letter, data=None)
-                after = page.last
-                if after is None:
-                    break
+        return self._delivery.letters.all(lane)
 
     async def listed(self, lane: str | None = None) -> list[Letter]:
         """The same, oldest first."""
@@ -102,17 +68,10 @@ class DeadLetterOffice:
 
     async def read(self, name: str) -> tuple[Letter, Event | PublishOut]:
         """A letter and what it holds: the event with its input and headers, or the record. Raises NoSuchLetterError."""
-        key = letter_key(name)
-        item = await self._writer.patiently(lambda: self._writer.table.get(key))
-        letter = None if item is None else parse_letter(item)
-        if letter is None:
+        found = await self._delivery.letters.read(name)
+        if found is None:
             raise NoSuchLetterError(f"there is no dead letter {name!r} (any more)")
-        data = letter.data if letter.data is not None else await self._parts(letter)
-        if letter.kind == "message":
-            return letter, unpack_event(data)
-        entry = unpack_out(data)
-        assert isinstance(entry, PublishOut), "a letter is of a message or of a record"
-        return letter, entry
+        return found
 
     async def redrive(self, name: str) -> str:
         """Run a message again, or produce a record; what it is called from now on.
@@ -128,46 +87,28 @@ class DeadLetterOffice:
                 f"a redrive of {name} began {(now_ms - letter.redriven_ms) // 60_000} minutes ago and did not end; see "
                 "whether its message ran, then discard it"
             )
-        await self._writer.write(letter_redriving(name, now_ms))
+        await self._delivery.letters.redriving(letter, now_ms)
         if isinstance(held, PublishOut):
             identity = f"redrive#{name}"
             await self.sink.produce(held.topic, held.value, held.key, (*held.headers, ("tenuto-id", identity.encode())))
         else:
             event = redriven(held)
-            await self._delivery.accept(InvocationId.parse(event.id).lane, [event])
+            await self._delivery.accept(event.invocation.lane, [event])
             identity = event.id
-        await self._finish(letter)
+        await self._delivery.letters.end(letter)
         return identity
 
     async def discard(self, name: str) -> None:
         """Throw a letter away. Raises NoSuchLetterError."""
         letter, _ = await self.read(name)
-        await self._finish(letter)
-
-    async def _finish(self, letter: Letter) -> None:
-        """The letter first: parts that nobody names only cost storage, and a letter without them would be useless."""
-        await self._writer.write(letter_done(letter.id, self.clock.now_ms()))
-        if letter.parts:
-            deletes = [Delete(letter_part_key(letter.id, number)) for number in range(letter.parts)]
-            await self._writer.patiently(lambda: self._writer.table.delete_all(deletes))
-
-    async def _parts(self, letter: Letter) -> bytes:
-        parts: list[bytes] = []
-        for number in range(letter.parts):
-            key = letter_part_key(letter.id, number)
-            item = await self._writer.patiently(partial(self._writer.table.get, key)) or {}
-            data = item.get("input")
-            if not isinstance(data, bytes):
-                raise NoSuchLetterError(f"the dead letter {letter.id!r} was dealt with just now")
-            parts.append(data)
-        return b"".join(parts)
+        await self._delivery.letters.end(letter)
 
 
 def redriven(event: Event) -> Event:
     """The event that a dead message becomes when it is run again; always the same one."""
-    lane = InvocationId.parse(event.id).lane
+    lane, former = event.invocation
     nonce = f"r{digest(event.id)}"
-    keyed = lane.key != InvocationId.parse(event.id).nonce
+    keyed = lane.key != former
     # An invocation of a service without keys is a lane of its own.
     own = lane if keyed else lane._replace(key=nonce)
     return Event(str(InvocationId(own, nonce)), event.handler, CallSource(one_way=True), event.input, event.headers)

@@ -1,7 +1,7 @@
-"""What to do next for a lane: one pure decision over what is known of it.
+"""What to do next for a lane: one pure decision over what is remembered of it.
 
-Owns the order of precedence between taking over, shipping, releasing, draining and invoking. Does not own doing any of
-it (`tenuto_control.dispatcher`).
+Owns the order of precedence between taking over, shipping, releasing, draining and invoking. Does not own what is
+remembered (`lane_memory`), nor doing any of it (`tenuto_control.dispatcher`).
 
 The order is the protocol's: a lane that is taken is left alone but for waking it and taking it over; what it has in its
 outbox leaves before offsets are released or new work starts; the inbox goes before the queue.
@@ -10,48 +10,29 @@ outbox leaves before offsets are released or new work starts; the inbox goes bef
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TypeAlias, assert_never
 
 from tenuto.lane.transitions import ANY_ANSWER
 from tenuto.protocol.limits import FINISHED_CALL_MS
 from tenuto.protocol.messages import Head, Run
-from tenuto.protocol.records import CallSource, DueSlot, Event, KafkaSource, unpack_slot
-
-
-@dataclass(frozen=True, slots=True)
-class View:
-    """What is known of a lane in this process, at `now_ms`.
-
-    `head` is None when it has to be read. `first` is the first queued event, `queued` how many there are. `shipped` are
-    outbox entries that have been delivered and not cleared yet. `look` asks for an inbox query although no mark was
-    seen. `ended` are holders whose invocation has certainly ended. `not_before_ms` is the end of a pause between
-    attempts, `failing` whether it is the handler's failure that caused it. `blocked_ms` is how long the lane has been
-    taken, or failing, while events waited. `trimmable` counts entries a write could remove. `pressed`: events have
-    waited here for long, while their partition can take no more.
-    """
-
-    head: Head | None
-    now_ms: int
-    first: Event | None = None
-    queued: int = 0
-    shipped: frozenset[str] = frozenset()
-    look: bool = False
-    ended: frozenset[str] = frozenset()
-    not_before_ms: int = 0
-    ship_again_ms: int = 0
-    failing: bool = False
-    blocked_ms: int = 0
-    trimmable: int = 0
-    pressed: bool = False
+from tenuto.protocol.records import CallSource, DueSlot, Event, KafkaSource, ResultOut, unpack_slot
+from tenuto_control.core.lane_memory import Holder, LaneMemory, Turn, named_by
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """The limits that decide about lanes."""
+    """The limits that decide about lanes, and the name of the process that they are for.
+
+    `tenuto_control.limits` says what each limit is for.
+    """
 
     spill_after_ms: int
     spill_records_max: int
     lease_margin_ms: int
+    call_look_ms: int
+    event_look_ms: int
+    owner_ms: int
+    process: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +68,11 @@ class Spill:
 
 
 @dataclass(frozen=True, slots=True)
+class HandOver:
+    """Move all queued work to the inbox of a lane that another process uses, and look there for results."""
+
+
+@dataclass(frozen=True, slots=True)
 class Drain:
     """Look into the inbox and run what waits there."""
 
@@ -115,63 +101,123 @@ class Idle:
     wake_ms: int | None = None
 
 
-Action: TypeAlias = ReadHead | Resume | TakeOver | Ship | Release | Spill | Drain | Invoke | TrimHead | Wait | Idle
+Action: TypeAlias = (
+    ReadHead | Resume | TakeOver | Ship | Release | Spill | HandOver | Drain | Invoke | TrimHead | Wait | Idle
+)
+
+OUTRUN_MAX = 3
+"""So often in a row another process is quicker until work goes to where that process finds it."""
 
 
-def decide(view: View, bounds: Bounds) -> Action:
+def decide(memory: LaneMemory, turn: Turn, bounds: Bounds) -> Action:
     """The next action for a lane."""
-    head = view.head
+    head = memory.head
     if head is None:
-        return _pause(view, bounds) or ReadHead()
+        return _pause(memory, turn, bounds) or ReadHead()
     if head.run is not None and not head.run.suspended:
-        return _running(view, head, head.run, bounds)
-    if head.out.keys() - view.shipped:
-        return _ship(view, bounds)
+        return _running(memory, turn, bounds, head, head.run)
+    if turn.handed and not memory.look and _used_lately(memory, turn, bounds):
+        # Somebody else has just used it, and goes on with what was handed over.
+        owner_until_ms = memory.sighting.changed_ms + bounds.owner_ms
+        return HandOver() if turn.first is not None else _watch(memory, turn, bounds, owner_until_ms)
+    if to_ship(memory, turn, bounds, head):
+        return _ship(memory, turn, bounds)
     if head.run is not None:
-        return _suspended(view, head, head.run, bounds)
-    if view.first is not None and passed(head, view.first):
+        return _suspended(memory, turn, bounds, head, head.run)
+    first = turn.first
+    if first is not None and passed(head, first):
         # What has been delivered leaves the outbox first: without the offset, nothing would lead back to it.
-        return TrimHead() if view.trimmable else Release()
-    pause = _pause(view, bounds)
-    if pause is not None:
-        return pause
-    if view.pressed and view.first is not None and isinstance(view.first.source, KafkaSource):
+        return TrimHead() if trimmable(memory, head) else Release()
+    return _pause(memory, turn, bounds) or _free(memory, turn, bounds, head)
+
+
+def _free(memory: LaneMemory, turn: Turn, bounds: Bounds, head: Head) -> Action:
+    """The next action for a lane that no run has, and whose outbox is delivered."""
+    first = turn.first
+    if memory.pressed and first is not None and isinstance(first.source, KafkaSource):
         # The lane is slow, not stuck. Its backlog goes on from the inbox, and other keys get their turn.
         return Spill()
-    if head.pend is not None or view.look:
+    outrun = memory.outrun >= OUTRUN_MAX and not named_by(bounds.process, head.tok)
+    if outrun and first is not None and _used_lately(memory, turn, bounds):
+        return HandOver()
+    if head.pend is not None or memory.look:
         return Drain()
-    if view.first is not None:
+    if first is not None:
         return Invoke()
-    return TrimHead() if view.trimmable else Idle()
+    if turn.handed:
+        return _watch(memory, turn, bounds, turn.now_ms + bounds.call_look_ms)
+    return TrimHead() if trimmable(memory, head) else Idle()
 
 
-def _ship(view: View, bounds: Bounds) -> Action:
+def _used_lately(memory: LaneMemory, turn: Turn, bounds: Bounds) -> bool:
+    """Whether the head has changed so lately that whoever changed it is taken to be at work on the lane."""
+    return memory.changed_since(turn.now_ms - bounds.owner_ms)
+
+
+def _watch(memory: LaneMemory, turn: Turn, bounds: Bounds, until_ms: int) -> Action:
+    """Wait. While somebody waits here for what other processes may change, the head is believed for so long only."""
+    if turn.first is None and not turn.handed:
+        return Wait(until_ms)
+    look_ms = memory.sighting.read_ms + (bounds.call_look_ms if turn.calls or turn.handed else bounds.event_look_ms)
+    return ReadHead() if look_ms <= turn.now_ms else Wait(min(until_ms, look_ms))
+
+
+def unshipped(memory: LaneMemory, head: Head) -> bool:
+    """Whether the outbox holds anything that has not been delivered."""
+    return not head.out.keys() <= memory.shipped
+
+
+def to_ship(memory: LaneMemory, turn: Turn, bounds: Bounds, head: Head) -> bool:
+    """Whether the outbox holds what is to be delivered from here.
+
+    Another process delivers the results of what it has just committed. Nothing is ordered behind a result; behind a
+    message or a record everything is.
+    """
+    if not unshipped(memory, head):
+        return False
+    if named_by(bounds.process, head.tok) or not _used_lately(memory, turn, bounds):
+        return True
+    return any(not isinstance(head.out[sequence], ResultOut) for sequence in head.out.keys() - memory.shipped)
+
+
+def trimmable(memory: LaneMemory, head: Head) -> bool:
+    """Whether the outbox holds anything that has been delivered."""
+    return not memory.shipped.isdisjoint(head.out)
+
+
+def _ship(memory: LaneMemory, turn: Turn, bounds: Bounds) -> Action:
     """Ship, or wait for a topic that took no records; what queues meanwhile may not fill its partition's window."""
-    if view.ship_again_ms <= view.now_ms:
+    if memory.ship_again_ms <= turn.now_ms:
         return Ship()
-    if view.first is not None and isinstance(view.first.source, KafkaSource) and _overdue(view, bounds):
+    if turn.first is not None and isinstance(turn.first.source, KafkaSource) and _overdue(memory, turn, bounds):
         return Spill()
-    return Wait(view.ship_again_ms)
+    return Wait(memory.ship_again_ms)
 
 
-def _pause(view: View, bounds: Bounds) -> Action | None:
+def _pause(memory: LaneMemory, turn: Turn, bounds: Bounds) -> Action | None:
     """What to do in a pause between attempts; None when there is none.
 
     What queues behind a failing event is moved to the inbox: it would fill its partition's window, and so hold up keys
     that do not fail. That asks for no head, as nothing in it forbids an inbox item.
     """
-    if view.not_before_ms <= view.now_ms:
+    until_ms = memory.paused_until_ms
+    if until_ms <= turn.now_ms:
         return None
-    if not view.failing or view.first is None or not isinstance(view.first.source, KafkaSource):
-        return Wait(view.not_before_ms)
-    if _overdue(view, bounds):
+    if memory.failing is None or turn.first is None or not isinstance(turn.first.source, KafkaSource):
+        return _watch(memory, turn, bounds, until_ms) if turn.handed else Wait(until_ms)
+    if _overdue(memory, turn, bounds):
         return Spill()
-    return Wait(min(view.not_before_ms, view.now_ms + max(1, bounds.spill_after_ms - view.blocked_ms)))
+    return Wait(min(until_ms, _spill_ms(memory, turn, bounds)))
 
 
-def _overdue(view: View, bounds: Bounds) -> bool:
+def _overdue(memory: LaneMemory, turn: Turn, bounds: Bounds) -> bool:
     """Whether events have waited in this process long enough, or are enough, to move them to the inbox."""
-    return view.blocked_ms >= bounds.spill_after_ms or view.queued >= bounds.spill_records_max
+    return memory.blocked_ms(turn.now_ms) >= bounds.spill_after_ms or turn.queued >= bounds.spill_records_max
+
+
+def _spill_ms(memory: LaneMemory, turn: Turn, bounds: Bounds) -> int:
+    """When events that wait in this process will have waited long enough."""
+    return turn.now_ms + max(1, bounds.spill_after_ms - memory.blocked_ms(turn.now_ms))
 
 
 def passed(head: Head, event: Event) -> bool:
@@ -203,42 +249,59 @@ def _there(head: Head, slot: str) -> bool:
     return slot in head.slots or (slot.startswith(ANY_ANSWER) and slot != ANY_ANSWER + (head.ans or ""))
 
 
-def _running(view: View, head: Head, run: Run, bounds: Bounds) -> Action:
-    if run.holder in view.ended:
-        over = view.not_before_ms
-    else:
-        over = max(run.lease_ms + bounds.lease_margin_ms, view.not_before_ms)
-    if over <= view.now_ms:
+def _running(memory: LaneMemory, turn: Turn, bounds: Bounds, head: Head, run: Run) -> Action:
+    holder = memory.holder(run, bounds.process)
+    match holder:
+        case Holder.ENDED:
+            over_ms = memory.paused_until_ms
+        case Holder.OWN | Holder.FOREIGN:
+            over_ms = max(run.lease_ms + bounds.lease_margin_ms, memory.paused_until_ms)
+        case unforeseen:
+            assert_never(unforeseen)
+    if over_ms <= turn.now_ms:
         return TakeOver()
-    return _blocked(view, head, bounds) or Wait(over)
+    first, foreign = turn.first, holder is Holder.FOREIGN
+    if foreign and first is not None and first.id != run.event.id and not passed(head, first):
+        return HandOver() if memory.read_since(turn.first_ms) else ReadHead()
+    waits = _watch(memory, turn, bounds, over_ms) if foreign else Wait(over_ms)
+    return _blocked(memory, turn, bounds, head) or waits
 
 
-def _suspended(view: View, head: Head, run: Run, bounds: Bounds) -> Action:
-    if can_wake(head, run, view.now_ms):
-        if view.not_before_ms > view.now_ms:
-            return Wait(view.not_before_ms)
-        return Resume(ended_sleeps(head, run, view.now_ms))
-    first = view.first
+def _suspended(memory: LaneMemory, turn: Turn, bounds: Bounds, head: Head, run: Run) -> Action:
+    if can_wake(head, run, turn.now_ms):
+        if memory.paused_until_ms > turn.now_ms:
+            return Wait(memory.paused_until_ms)
+        return Resume(ended_sleeps(head, run, turn.now_ms))
+    first = turn.first
     if first is not None and first.id == run.event.id and isinstance(first.source, KafkaSource):
         # As for a finished event: without the offset, nothing would lead back to what has been delivered.
-        return TrimHead() if view.trimmable else Release()
-    blocked = _blocked(view, head, bounds)
+        return TrimHead() if trimmable(memory, head) else Release()
+    blocked = _blocked(memory, turn, bounds, head)
     if blocked is not None:
         return blocked
-    if view.trimmable:
+    if trimmable(memory, head):
         return TrimHead()
     if first is None:
-        return Idle(run.wake_ms)
-    spill_ms = view.now_ms + max(1, bounds.spill_after_ms - view.blocked_ms)
-    return Wait(min(spill_ms, run.wake_ms) if run.wake_ms is not None else spill_ms)
+        look_ms = turn.now_ms + bounds.event_look_ms
+        return _watch(memory, turn, bounds, run.wake_ms or look_ms) if turn.handed else Idle(run.wake_ms)
+    spill_ms = _spill_ms(memory, turn, bounds)
+    until_ms = min(spill_ms, run.wake_ms) if run.wake_ms is not None else spill_ms
+    # A sleep ends in every process at the same time; an answer, in the one that was asked to give it.
+    return _watch(memory, turn, bounds, until_ms) if _awaits_answers(head, run) else Wait(until_ms)
 
 
-def _blocked(view: View, head: Head, bounds: Bounds) -> Action | None:
-    if view.first is None:
+def _awaits_answers(head: Head, run: Run) -> bool:
+    """Whether a suspended run waits for more than sleeps."""
+    return any(f"{slot}d" not in head.slots for slot in run.awaits or ())
+
+
+def _blocked(memory: LaneMemory, turn: Turn, bounds: Bounds, head: Head) -> Action | None:
+    """What can be done for queued events while the lane is taken; None when they have to wait."""
+    if turn.first is None:
         return None
-    if passed(head, view.first):
-        return _ship(view, bounds) if head.out.keys() - view.shipped else Release()
-    return Spill() if _overdue(view, bounds) else None
+    if passed(head, turn.first):
+        return _ship(memory, turn, bounds) if to_ship(memory, turn, bounds, head) else Release()
+    return Spill() if _overdue(memory, turn, bounds) else None
 
 
 def ended_sleeps(head: Head, run: Run, now_ms: int) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """What an outcome has to be before anything of it is committed.
 
 Owns that check: functions are deployed by others, and one that answers nonsense must not stop its own lane, let alone
-another's. Does not own decoding (`tenuto.protocol.messages`), nor what follows a refusal (`dispatcher.activations`).
+another's. Does not own decoding (`tenuto.protocol.messages`), nor what follows a refusal (`verdicts`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Acceptance of what comes over HTTP: of all requests with one idempotency key, one is what runs.
+"""Acceptance of what comes over HTTP or was delayed: of all requests with one idempotency key, one is what runs.
 
 Owns where an invocation is looked for before it is accepted, and what a later request joins instead. Does not own
 running it, nor how inbox items and timers are written (`delivery`).
@@ -11,15 +11,17 @@ item joins the invocation. A result that a call had meanwhile is kept until a de
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tenuto.lane.head import head_key, parse_head
+from tenuto.lane.timers import HTTP_SENDER, SendTimer, timer_delete
 from tenuto.lane.transitions import inbox_again, result_expected, result_key
 from tenuto.lane.writes import Item
-from tenuto.protocol.ids import InvocationId, Lane
-from tenuto.protocol.records import CallSource, Event, ResultOut, SendOut
+from tenuto.protocol.ids import Lane
+from tenuto.protocol.records import CallSource, Event, ResolveOut, ResultOut, SendOut, unpack_out
 from tenuto_control.core.lane_policy import finished
-from tenuto_control.dispatcher.delivery import HTTP_SENDER, Delivery
+from tenuto_control.dispatcher.delivery import Delivery, message
 from tenuto_control.dispatcher.writer import Writer
 from tenuto_control.ports import Clock
 
@@ -34,7 +36,7 @@ class Acceptance:
 
     async def accept(self, event: Event, delay_ms: int = 0) -> None:
         """Make sure that the invocation of an event runs, once: this event, or the one accepted before it."""
-        lane, nonce = InvocationId.parse(event.id)
+        lane, nonce = event.invocation
         due_ms = self.clock.now_ms() + delay_ms
         if not _kept(event):
             # Its id was made for this request, so there is nothing to look for.
@@ -52,26 +54,50 @@ class Acceptance:
         elif "res" not in found and isinstance(due := found.get("begins"), int):
             await self.join(event, due)
 
+    async def take_in(self, lane: Lane, events: Sequence[Event]) -> None:
+        """Make events of one lane durable in its inbox, calls with what is looked for before and after."""
+        new = [event for event in events if not (_kept(event) and await self._result_item(event) is not None)]
+        buried = await self.delivery.accept(lane, new)
+        for event in new:
+            if event.nonce in buried:
+                await self._again(lane, event, buried[event.nonce])
+
     async def join(self, event: Event, due_ms: int) -> None:
         """Make sure that a delayed invocation, whose acceptance was found, has what carries it.
 
         Its timer is missing if the process that accepted it died. A timer that is due is not put again: in a bucket
         that has been swept nobody would find it.
         """
-        lane, nonce = InvocationId.parse(event.id)
+        lane, nonce = event.invocation
         if due_ms > self.clock.now_ms():
             await self.delivery.postpone(HTTP_SENDER, nonce, _delayed(lane, event, due_ms), again=True)
         else:
             await self._into_inbox(lane, event)
 
-    async def deliver(self, event: Event) -> None:
-        """The time of a delayed message has come. It may have been run by a call that came before it."""
-        if not _kept(event) or not await self._has_result(event):
-            await self._into_inbox(InvocationId.parse(event.id).lane, event)
+    async def deliver_delayed(self, timer: SendTimer) -> None:
+        """The time of a delayed message has come: move it to where it goes, then forget its timer.
+
+        It may have been run by a call that came before it. Raises TypeError for a timer that carries no message.
+        """
+        match unpack_out(timer.message):
+            case SendOut() as entry:
+                event = message(timer.sender, timer.sequence, entry)
+                if not _kept(event) or not await self._has_result(event):
+                    await self._into_inbox(event.invocation.lane, event)
+            case ResolveOut() as entry:
+                await self.delivery.answer(timer.sender, timer.sequence, entry)
+            case entry:
+                raise TypeError(f"a send timer carries a message, not {type(entry).__name__}")
+        await self.writer.write(timer_delete(timer))
 
     async def _into_inbox(self, lane: Lane, event: Event) -> None:
         ttl = (await self.delivery.accept(lane, [event])).get(event.nonce)
-        if ttl is None or not _kept(event) or not await self._is_over(lane, event):
+        if ttl is not None:
+            await self._again(lane, event, ttl)
+
+    async def _again(self, lane: Lane, event: Event, ttl: int) -> None:
+        """Run an event anew whose tombstone was found, if that has outlived the result it stands for."""
+        if not _kept(event) or not await self._is_over(lane, event):
             return
         # The table removes a tombstone and a result whose time is over when it likes, and the result went first.
         await self.writer.write(inbox_again(lane, event, ttl))

@@ -1,7 +1,7 @@
 """Answers to awakeables, on their way into the heads of the runs that wait for them.
 
 Owns write 8: which answers go into one write, whether a head has room for them, and what an answer finds that came
-before. Does not own who answers, nor waking the lane (`delivery`).
+before. Does not own who answers.
 
 Every answer changes the same item, the head of its lane, and each write expects to come next. So the answers that one
 process has for a lane go one write after the other, as many in each as there are.
@@ -13,7 +13,7 @@ import asyncio
 import functools
 import hmac
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from tenuto.lane.head import ANS, head_key, parse_head
@@ -29,7 +29,10 @@ from tenuto.protocol.limits import (
 )
 from tenuto.protocol.messages import Head
 from tenuto.protocol.records import AwakeableSlot, ElsewhereSlot, Result, pack, unpack_slot
+from tenuto_control.dispatcher.guards import Guards
+from tenuto_control.dispatcher.hints import Hints
 from tenuto_control.dispatcher.writer import Writer
+from tenuto_control.limits import Limits
 from tenuto_control.ports import Clock, OverloadedError, Resolution
 
 
@@ -51,21 +54,23 @@ class _Line:
 
 
 class Answers:
-    """Gives answers. `guard` puts a guard for a lane and an invocation, `look` has the lane looked at."""
+    """Gives answers. `token` gives a name that nobody else uses."""
 
     def __init__(
         self,
         writer: Writer,
         clock: Clock,
+        limits: Limits,
         token: Callable[[], str],
-        guard: Callable[[Lane, str], Awaitable[None]],
-        look: Callable[[Lane], None],
+        guards: Guards,
+        hints: Hints,
     ) -> None:
         self._writer = writer
         self._clock = clock
+        self._limits = limits
         self._token = token
-        self._guard = guard
-        self._look = look
+        self._guards = guards
+        self._hints = hints
         self._lines: dict[Lane, _Line] = {}
 
     async def give(self, awakeable: str, result: Result) -> Resolution:
@@ -104,10 +109,10 @@ class Answers:
                 break
             nonce = open_[0].name.invocation.nonce
             if nonce not in guarded:
-                await self._guard(lane, nonce)
+                await self._guards.put(lane, nonce, self._limits.guard_delay_ms)
                 guarded.add(nonce)
             if await self._put(lane, head, open_):
-                self._look(lane)
+                self._hints.look(lane)
         for answer in batch:
             if answer.resolution is None:
                 answer.resolution = OverloadedError("too many results come in for this invocation; try again later")

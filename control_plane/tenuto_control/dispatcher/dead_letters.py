@@ -1,26 +1,36 @@
-"""Dead letters on their last way: to a topic in the largest form that it takes, or into the table.
+"""Dead letters on their last way: to a topic in the largest form that it takes, or into the table, and out of it again.
 
-Owns the order of tries, the writes of the table's letters and their lines. Does not own the forms (`core.routing`), the
-items (`tenuto.lane.dead_letters`), nor which event or record is given up.
+Owns the order of tries, all requests about the table's letters, and the lines about them. Does not own the forms
+(`core.routing`), the items (`tenuto.lane.dead_letters`), which event or record is given up, nor when a letter is run
+again (`admin.dead_letters`).
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from functools import partial
 
 from msgspec.structs import replace
 
 from tenuto.lane.dead_letters import (
+    LETTERS_HIGH,
+    LETTERS_LOW,
     Letter,
+    cut,
+    letter_done,
+    letter_key,
+    letter_part_key,
+    letter_partitions,
     letter_parts,
     letter_put,
+    letter_redriving,
     message_letter_id,
+    parse_letter,
     record_letter_id,
 )
-from tenuto.lane.writes import Applied, Delete, Key
-from tenuto.protocol.dead_letters import cut
-from tenuto.protocol.ids import InvocationId, Lane
+from tenuto.lane.writes import Applied, Delete, Item, Key
+from tenuto.protocol.ids import Lane
 from tenuto.protocol.limits import INLINE_BYTES_MAX
 from tenuto.protocol.records import (
     BuriedOut,
@@ -32,6 +42,8 @@ from tenuto.protocol.records import (
     event_bytes,
     pack,
     unpack_carried,
+    unpack_event,
+    unpack_out,
 )
 from tenuto_control.core import log_fields
 from tenuto_control.core.log_fields import shown, shown_reason
@@ -59,8 +71,8 @@ async def produce_largest(sink: RecordSink, topic: str, forms: Sequence[DeadLett
     return smallest
 
 
-class KeptLetters:
-    """Puts dead letters into the table. What is put twice is one letter."""
+class Letters:
+    """The dead letters of a table. What is put twice is one letter."""
 
     def __init__(self, writer: Writer, clock: Clock, metrics: Metrics) -> None:
         self._writer = writer
@@ -83,7 +95,7 @@ class KeptLetters:
         event, name = entry.event, message_letter_id(entry.event.id)
         at = None if entry.value_item is None else Key(sender.pk, entry.value_item)
         if at is not None:
-            item = await self._writer.patiently(lambda: self._writer.table.get(at))
+            item = await self._get(at)
             if item is None:
                 # It goes when its letter has been put: this entry was shipped before, and is only not cleared yet.
                 return
@@ -94,7 +106,7 @@ class KeptLetters:
                 event = replace(event, headers=unpack_carried(carried).headers)
         data = pack(event)
         parts = entry.parts or await self._put_parts(name, data)
-        lane = InvocationId.parse(event.id).lane
+        lane = event.invocation.lane
         letter = Letter(
             id=name,
             kind="message",
@@ -139,6 +151,63 @@ class KeptLetters:
             kind = "a dead letter" if entry.dead else "a published record"
             text = 'topic "%s": %s (%s) was not produced and is kept as dead letter %s: %s'
             log.error(text, shown(entry.topic), kind, shown(letter.origin), name, shown(reason))
+
+    async def all(self, lane: str | None = None) -> AsyncIterator[Letter]:
+        """All of them, or those of a lane (its partition key), without their payloads; in no order."""
+        for partition in letter_partitions():
+            after: str | None = None
+            while True:
+                ask = partial(self._writer.table.query, partition, LETTERS_LOW, LETTERS_HIGH, after=after)
+                page = await self._writer.patiently(ask)
+                for item in page.items:
+                    letter = parse_letter(item)
+                    if letter is not None and lane in (None, letter.lane):
+                        yield replace(letter, data=None)
+                after = page.last
+                if after is None:
+                    break
+
+    async def read(self, name: str) -> tuple[Letter, Event | PublishOut] | None:
+        """A letter with its event, or its record; None when there is none, or it was dealt with."""
+        item = await self._get(letter_key(name))
+        letter = None if item is None else parse_letter(item)
+        data = None if letter is None else await self._data(letter)
+        if letter is None or data is None:
+            return None
+        if letter.kind == "message":
+            return letter, unpack_event(data)
+        entry = unpack_out(data)
+        assert isinstance(entry, PublishOut), "a letter is of a message or of a record"
+        return letter, entry
+
+    async def redriving(self, letter: Letter, now_ms: int) -> None:
+        """Say that a letter begins to be run again, unless that was said before."""
+        await self._writer.write(letter_redriving(letter.id, now_ms))
+
+    async def end(self, letter: Letter) -> None:
+        """Forget a letter that was dealt with.
+
+        The letter first: parts that nobody names only cost storage, and a letter without them would be useless.
+        """
+        await self._writer.write(letter_done(letter.id, self._clock.now_ms()))
+        if letter.parts:
+            deletes = [Delete(letter_part_key(letter.id, number)) for number in range(letter.parts)]
+            await self._writer.patiently(lambda: self._writer.table.delete_all(deletes))
+
+    async def _data(self, letter: Letter) -> bytes | None:
+        """A letter's payload, should that be in parts; None when one of them is gone."""
+        if letter.data is not None:
+            return letter.data
+        parts: list[bytes] = []
+        for number in range(letter.parts):
+            data = (await self._get(letter_part_key(letter.id, number)) or {}).get("input")
+            if not isinstance(data, bytes):
+                return None
+            parts.append(data)
+        return b"".join(parts)
+
+    async def _get(self, key: Key) -> Item | None:
+        return await self._writer.patiently(partial(self._writer.table.get, key))
 
     async def _put_parts(self, name: str, data: bytes) -> int:
         puts = letter_parts(name, data)

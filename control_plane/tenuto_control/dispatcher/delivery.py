@@ -8,25 +8,17 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import assert_never
 
 from msgspec.structs import replace
 
+from tenuto.lane.dead_letters import REASON_HEADERS
 from tenuto.lane.items import unbundled
-from tenuto.lane.transitions import (
-    Timer,
-    inbox_put,
-    mark_pend,
-    parse_timer,
-    part_puts,
-    result_put,
-    timer_put,
-    timer_put_again,
-)
+from tenuto.lane.timers import HTTP_SENDER, GuardTimer, SendTimer, parse_timer, timer_put, timer_put_again
+from tenuto.lane.transitions import inbox_put, mark_pend, part_puts, result_put
 from tenuto.lane.writes import Delete, Item, Key, Refused
-from tenuto.protocol.dead_letters import REASON_HEADERS
 from tenuto.protocol.ids import AwakeableId, InvocationId, Lane, digest
 from tenuto.protocol.limits import (
     VALUE_BYTES_MAX,
@@ -55,9 +47,11 @@ from tenuto_control.core.log_fields import shown
 from tenuto_control.core.metrics import Metrics
 from tenuto_control.core.routing import smaller_forms
 from tenuto_control.dispatcher.answers import Answers
-from tenuto_control.dispatcher.dead_letters import KeptLetters, produce_largest
+from tenuto_control.dispatcher.dead_letters import Letters, produce_largest
+from tenuto_control.dispatcher.guards import Guards
+from tenuto_control.dispatcher.hints import Hints
 from tenuto_control.dispatcher.patience import TopicPatience
-from tenuto_control.dispatcher.writer import Writer
+from tenuto_control.dispatcher.writer import Writer, Written, at_once
 from tenuto_control.limits import Limits
 from tenuto_control.ports import (
     Clock,
@@ -71,10 +65,6 @@ from tenuto_control.ports import (
 )
 
 log = logging.getLogger("tenuto.delivery")
-
-HTTP_SENDER = "http"
-"""Stands in a timer for the sender of a message that came over HTTP; no partition key looks like it."""
-
 
 PARTLY_DELIVERED_MAX = 1_000
 """Bundles of which it is remembered what has been delivered, while the rest waits for its topic."""
@@ -93,11 +83,7 @@ class _Opened:
 
 
 class Delivery:
-    """Puts things where they are durable, then tells the lanes concerned.
-
-    `look` is called with a lane whose inbox or slots have something new; `told` with an invocation whose result is
-    stored; `arm` with a timer that was put.
-    """
+    """Puts things where they are durable, then tells who is concerned. `token` gives a name that nobody else uses."""
 
     def __init__(
         self,
@@ -106,24 +92,21 @@ class Delivery:
         clock: Clock,
         limits: Limits,
         token: Callable[[], str],
-        look: Callable[[Lane], None],
-        told: Callable[[str, Result], None],
-        arm: Callable[[Timer], None],
         metrics: Metrics,
+        hints: Hints,
     ) -> None:
         self._writer = writer
         self._sink = sink
         self._clock = clock
         self._limits = limits
         self._token = token
-        self._look = look
-        self._told = told
-        self._arm = arm
         self._metrics = metrics
+        self._hints = hints
         self._delivered: dict[tuple[Lane, str], frozenset[str]] = {}
-        self._answers = Answers(writer, clock, token, self._guard_answer, look)
+        self._guards = Guards(writer, clock, token)
+        self._answers = Answers(writer, clock, limits, token, self._guards, hints)
         self._patience = TopicPatience(clock, limits.topic_patience_ms, metrics)
-        self.letters = KeptLetters(writer, clock, metrics)
+        self.letters = Letters(writer, clock, metrics)
 
     async def accept(self, lane: Lane, events: Iterable[Event]) -> dict[str, int]:
         """Make events durable in a lane's inbox. When this returns, they will be run, whatever process dies.
@@ -131,25 +114,37 @@ class Delivery:
         An event that is there as a tombstone has run already: its nonce is returned, with the tombstone's time to live.
         One that is there alive may lack its mark, whose writer may have died, so guard and mark are repeated for it.
         """
-        nonce = None
+        last: Event | None = None
         buried: dict[str, int] = {}
-        for event in events:
-            for part in part_puts(lane, event):
-                await self._writer.write(part)
-            written = await self._writer.write(inbox_put(lane, event))
-            answer = written.answer
+        for event, put in await self._put(lane, list(events)):
+            answer = put.answer
             if isinstance(answer, Refused) and answer.item is not None and "done" in answer.item:
                 ttl = answer.item.get("ttl")
                 buried[event.nonce] = ttl if isinstance(ttl, int) else 0
                 continue
-            nonce = event.nonce
-        if nonce is None:
+            last = event
+        if last is None:
             return buried
         due_ms = self._clock.now_ms() + self._limits.guard_delay_ms
-        await self._writer.write(timer_put(Timer(lane, "guard", nonce, due_ms, self._token())))
+        await self._writer.write(timer_put(GuardTimer(lane, last.nonce, due_ms, self._token())))
         await self._writer.write(mark_pend(lane, self._token()))
-        self._look(lane)
+        self._hints.look(lane)
         return buried
+
+    async def _put(self, lane: Lane, events: Sequence[Event]) -> list[tuple[Event, Written]]:
+        """Put events into an inbox: those of one source one after the other, calls beside each other.
+
+        Whoever drains the lane may look in between, and takes the lowest position of a source that is there: what came
+        before it, and is put later, would be taken for passed.
+        """
+        calls = [event for event in events if isinstance(event.source, CallSource)]
+        written = list(zip(calls, await self._writer.write_all([inbox_put(lane, c) for c in calls]), strict=True))
+        for event in events:
+            if not isinstance(event.source, CallSource):
+                for part in part_puts(lane, event):
+                    await self._writer.write(part)
+                written.append((event, await self._writer.write(inbox_put(lane, event))))
+        return written
 
     async def accept_running(self, lane: Lane, event: Event, guard_ms: int) -> None:
         """Make a call durable while an attempt at it runs in this process: 9 and 10, without 11.
@@ -161,10 +156,8 @@ class Delivery:
         await self.guard(lane, event.nonce, guard_ms)
 
     async def guard(self, lane: Lane, invocation: str, delay_ms: int, ver: int | None = None) -> None:
-        """Make sure that someone looks at a lane after this delay; `ver` is what a write that follows expects."""
-        now_ms = self._clock.now_ms()
-        guard = Timer(lane, "guard", invocation, now_ms + delay_ms, self._token(), ver=ver, since_ms=now_ms)
-        await self._writer.write(timer_put(guard))
+        """See `Guards.put`."""
+        await self._guards.put(lane, invocation, delay_ms, ver)
 
     async def ship(self, sender: Lane, entries: Mapping[str, Out], shipped: set[str]) -> None:
         """Deliver outbox entries, in order, adding each that is to `shipped`.
@@ -178,8 +171,13 @@ class Delivery:
         bundles = await self._open(sender, entries)
         loose = {seq: entry for seq, entry in entries.items() if not isinstance(entry, BundleOut)}
         loose |= {seq: entry for bundle in bundles.values() for seq, entry in bundle.waiting.items()}
+        results = [(sequence, entry) for sequence, entry in loose.items() if isinstance(entry, ResultOut)]
+        await at_once([functools.partial(self._ship_result, entry) for _, entry in results])
+        shipped.update(sequence for sequence, _ in results)
         for sequence, entry in loose.items():
             match entry:
+                case ResultOut():
+                    continue
                 case SendOut() if entry.due_ms is None or entry.due_ms <= self._clock.now_ms():
                     inboxes.setdefault(entry.lane, []).append((sequence, entry))
                     continue
@@ -226,19 +224,20 @@ class Delivery:
                 while len(self._delivered) > PARTLY_DELIVERED_MAX:
                     self._delivered.pop(next(iter(self._delivered)))
 
-    async def _ship_one(self, sender: Lane, sequence: str, entry: SendOut | ResultOut | ResolveOut | BuriedOut) -> None:
+    async def _ship_one(self, sender: Lane, sequence: str, entry: SendOut | ResolveOut | BuriedOut) -> None:
         match entry:
             case SendOut():
                 await self.postpone(sender.pk, sequence, entry)
-            case ResultOut(invocation, result):
-                await self._store(invocation, result)
-                self._told(invocation, result)
             case ResolveOut():
                 await self.answer(sender.pk, sequence, entry)
             case BuriedOut():
                 await self.letters.keep_message(sender, entry)
             case _:
                 assert_never(entry)
+
+    async def _ship_result(self, entry: ResultOut) -> None:
+        await self._store(entry.invocation, entry.result)
+        self._hints.told(entry.invocation, entry.result)
 
     async def _store(self, invocation: str, result: Result) -> None:
         """15. A delayed message with this id, which a call came before, must find the result when it is due."""
@@ -307,16 +306,14 @@ class Delivery:
     async def postpone(self, sender: str, sequence: str, entry: SendOut, *, again: bool = False) -> None:
         """Make a delayed message durable as a timer; `again` leaves one that is there, and its message, as it is."""
         nonce = InvocationId.parse(entry.event_id).nonce
-        timer = Timer(entry.lane, "send", nonce, entry.due_ms or 0, nonce, pack(entry), sender, sequence)
+        timer = SendTimer(entry.lane, nonce, entry.due_ms or 0, nonce, pack(entry), sender, sequence)
         written = await self._writer.write(timer_put_again(timer) if again else timer_put(timer))
-        self._arm(parse_timer(written.answer.item) if again and written.answer.item else timer)
+        there = parse_timer(written.answer.item) if again and written.answer.item else timer
+        self._hints.remind(there if isinstance(there, SendTimer) else timer)
 
     async def resolve(self, awakeable: str, result: Result) -> Resolution:
         """Put a result into a waiting slot. Raises OverloadedError while even its name does not fit the head."""
         return await self._answers.give(awakeable, result)
-
-    async def _guard_answer(self, lane: Lane, invocation: str) -> None:
-        await self.guard(lane, invocation, self._limits.guard_delay_ms)
 
     async def answer(self, sender: str, sequence: str, entry: ResolveOut) -> None:
         """Deliver a handler's answer to an awakeable. One that its receiver has no room for now is put off."""
@@ -325,9 +322,9 @@ class Delivery:
         except OverloadedError:
             lane, nonce = AwakeableId.parse(entry.awakeable).invocation
             due_ms = self._clock.now_ms() + ANSWER_RETRY_MS
-            timer = Timer(lane, "send", nonce, due_ms, digest(sender, sequence), pack(entry), sender, sequence)
+            timer = SendTimer(lane, nonce, due_ms, digest(sender, sequence), pack(entry), sender, sequence)
             await self._writer.write(timer_put(timer))
-            self._arm(timer)
+            self._hints.remind(timer)
             return
         if resolution is Resolution.UNKNOWN:
             _unawaited(entry.awakeable)

@@ -1,7 +1,7 @@
 """How events of a lane end in failure: the dead letter each leaves, its history, and the line that tells of it.
 
 Owns which ends are told, and what goes past the outbox because no head could hold it. Does not own when an event is
-given up (`activations`), nor where letters go (`dead_letters`).
+given up (`core.verdicts`), nor where letters go (`dead_letters`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from msgspec.structs import replace
 
-from tenuto.protocol.dead_letters import buries, dead_letter, ends_unseen, is_dead_letter, unseen
+from tenuto.lane.dead_letters import buries, dead_letter, ends_unseen, is_dead_letter, unseen
 from tenuto.protocol.ids import Lane
 from tenuto.protocol.limits import INLINE_BYTES_MAX
 from tenuto.protocol.messages import EventResult, Speculated
@@ -28,9 +28,10 @@ from tenuto.protocol.records import (
     pack,
 )
 from tenuto_control.core import log_fields
+from tenuto_control.core.flights import Tried
 from tenuto_control.core.log_fields import shown, shown_reason
 from tenuto_control.dispatcher.dead_letters import origin_of
-from tenuto_control.dispatcher.services import Services
+from tenuto_control.dispatcher.parts import Parts
 
 log = logging.getLogger("tenuto.lane")
 
@@ -43,19 +44,10 @@ class Ends:
     """The ends of one lane's events, as far as this process has tried them."""
 
     lane: Lane
-    services: Services
-    _first: str = ""
-    _first_ms: int = 0
-    _attempt: int = 1
-
-    def tries(self, event: Event, attempt: int) -> None:
-        """An activation begins with this event."""
-        if event.id != self._first:
-            self._first, self._first_ms = event.id, self.services.clock.now_ms()
-        self._attempt = attempt
+    services: Parts
 
     def with_letters(
-        self, out: dict[int, Out], events: Sequence[Event], results: Sequence[EventResult]
+        self, tried: Tried, out: dict[int, Out], events: Sequence[Event], results: Sequence[EventResult]
     ) -> dict[int, Out]:
         """Outgoing entries with the dead letters that are due and not among them, all with their history."""
         out = dict(out)
@@ -64,7 +56,7 @@ class Ends:
                 letter = ends_unseen(event, result.result)
                 if letter is not None:
                     out[max(out, default=-1) + 1] = letter
-        return {at: self._dated(entry) if isinstance(entry, BuriedOut) else entry for at, entry in out.items()}
+        return {at: self._dated(tried, entry) if isinstance(entry, BuriedOut) else entry for at, entry in out.items()}
 
     async def past_the_outbox(self, out: dict[int, Out]) -> dict[int, Out]:
         """Produce large dead letters now: no head could hold them, their offsets are held, and twice does no harm.
@@ -82,30 +74,29 @@ class Ends:
                     kept[at] = entry
         return kept
 
-    def _dated(self, entry: BuriedOut) -> BuriedOut:
+    def _dated(self, tried: Tried, entry: BuriedOut) -> BuriedOut:
         """A dead letter with what this side knows of its history: the function sees one attempt alone."""
-        first = entry.event.id == self._first
         return replace(
             entry,
             at_ms=entry.at_ms or self.services.clock.now_ms(),
-            first_ms=entry.first_ms or (self._first_ms if first else 0),
-            attempts=max(entry.attempts, self._attempt_at(entry.event)),
+            first_ms=entry.first_ms or tried.first_ms_of(entry.event),
+            attempts=max(entry.attempts, tried.attempt_at(entry.event)),
         )
 
-    def given_up(self, event: Event, reason: str, status_code: int = 500) -> Speculated:
+    def given_up(self, tried: Tried, event: Event, reason: str, status_code: int) -> Speculated:
         """The outcome of an event that is given up here."""
         dead = dead_letter(event, reason, status_code=status_code)
         result = Failed(Failure(reason, status_code))
         out: list[Out] = [dead] if dead else []
         if dead is None:
             # A dead letter tells of itself.
-            fields = log_fields.of_event(self.lane, event, self._attempt_at(event))
+            fields = log_fields.of_event(self.lane, event, tried.attempt_at(event))
             log.error("%s: %s ends as failed: %s", self.lane.pk, event.handler, shown(reason), extra=fields)
         if isinstance(event.source, CallSource) and event.source.keep_result:
             out.append(ResultOut(event.id, result))
         return Speculated((EventResult(event.id, result),), {}, tuple(out))
 
-    def tell(self, events: Sequence[Event], results: Sequence[EventResult], out: Iterable[Out]) -> None:
+    def tell(self, tried: Tried, events: Sequence[Event], results: Sequence[EventResult], out: Iterable[Out]) -> None:
         """A line and a count for each event that its handler ended by a terminal error, and of which nobody else hears.
 
         A dead letter tells it itself, when it is where it belongs.
@@ -125,9 +116,5 @@ class Ends:
             log.warning(
                 text,
                 *(self.lane.pk, event.handler, origin_of(event.source), status, reason),
-                extra=log_fields.of_event(self.lane, event, self._attempt_at(event)),
+                extra=log_fields.of_event(self.lane, event, tried.attempt_at(event)),
             )
-
-    def _attempt_at(self, event: Event) -> int:
-        """Behind others of its batch, an event is at its first attempt."""
-        return self._attempt if event.id == self._first else 1

@@ -16,11 +16,9 @@ from tenuto.lane.writes import Delete
 from tenuto.protocol.ids import Lane
 from tenuto.protocol.messages import Head
 from tenuto.protocol.records import CallSource, Event, unpack_event
+from tenuto_control.core.lane_memory import DRAIN_EVENTS_MAX
 from tenuto_control.core.lane_policy import finished, passed
 from tenuto_control.dispatcher.writer import Writer
-
-DRAIN_EVENTS_MAX = 50
-"""Inbox items that one look takes up; the rest waits for the next."""
 
 DRAIN_BYTES_MAX = 1_000_000
 """What they may weigh together: they go into one invocation."""
@@ -32,8 +30,11 @@ PAGES_MAX = 1_000
 
 
 @dataclass(frozen=True, slots=True)
-class Waiting:
-    """Live items: to run in this order, finished already, or below the watermark. `more`: not all were looked at."""
+class InboxView:
+    """What a look found: live items to run in this order, finished already, or below the watermark.
+
+    `more`: not all were looked at.
+    """
 
     events: tuple[Event, ...]
     done: tuple[Event, ...]
@@ -49,8 +50,8 @@ class Inbox:
         self._writer = writer
         self._parts: dict[str, int] = {}
 
-    async def live(self, head: Head, now_ms: int = 0) -> Waiting:
-        """What waits, judged by a head that was read before this query. Sources are each in order."""
+    async def live(self, head: Head, now_ms: int = 0, most: int = DRAIN_EVENTS_MAX) -> InboxView:
+        """What waits, judged by a head that was read before this query: `most` events. Sources are each in order."""
         events: list[Event] = []
         done: list[Event] = []
         below: list[Event] = []
@@ -77,15 +78,16 @@ class Inbox:
                     whole = await self._whole(event)
                     if whole is None:
                         # Its end has just been seen elsewhere: what is known of the head is out of date.
-                        return Waiting(tuple(events), tuple(done), tuple(below), more=True)
+                        return InboxView(tuple(events), tuple(done), tuple(below), more=True)
                     size += len(whole.input or b"")
                     events.append(whole)
-                if len(events) + len(done) + len(below) >= DRAIN_EVENTS_MAX or size > DRAIN_BYTES_MAX:
-                    return Waiting(tuple(events), tuple(done), tuple(below), more=True)
+                full = len(events) >= most or len(events) + len(done) + len(below) >= DRAIN_EVENTS_MAX
+                if full or size > DRAIN_BYTES_MAX:
+                    return InboxView(tuple(events), tuple(done), tuple(below), more=True)
             after = page.last
             if after is None:
                 break
-        return Waiting(tuple(events), tuple(done), tuple(below), more=after is not None)
+        return InboxView(tuple(events), tuple(done), tuple(below), more=after is not None)
 
     async def any_live(self) -> bool:
         """Whether anything waits."""

@@ -134,6 +134,11 @@ class Outages:
             self._arm(loop, max(self._next_s, now_s + FIRST_LINE_S / 10))
 
 
+def watched(table: Table, metrics: Metrics) -> WatchedTable:
+    """A table with somebody who hears of its outages: its own, if there is one already."""
+    return table if isinstance(table, WatchedTable) else WatchedTable(table, Outages(), metrics)
+
+
 class WatchedTable:
     """A table whose silence and refusals are noticed (the Table port)."""
 

@@ -8,14 +8,15 @@ would begin with short ones again in another process. So what goes well costs no
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from tenuto.lane.head import parse_head
 from tenuto.lane.tries import attempt_counted
 from tenuto.protocol.backoff import pause_ms
 from tenuto.protocol.ids import Lane
 from tenuto.protocol.records import Event
-from tenuto_control.dispatcher.services import Services
+from tenuto_control.dispatcher.parts import Parts
 from tenuto_control.dispatcher.work import Attempted
 
 PAUSE_COUNTED_MS = 5_000
@@ -23,7 +24,7 @@ PAUSE_COUNTED_MS = 5_000
 
 
 async def counted(
-    services: Services, lane: Lane, attempted: Attempted, tries: Callable[[Event], int], shipped: Sequence[str]
+    services: Parts, lane: Lane, attempted: Attempted, tries: Callable[[Event], int], shipped: Sequence[str]
 ) -> Attempted:
     """What came of an activation, once a failure of it is written down.
 

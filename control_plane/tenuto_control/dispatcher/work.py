@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from msgspec import Struct
+
 from tenuto.protocol.messages import Head
 from tenuto.protocol.records import CallSource, Event, Result
 
@@ -22,6 +24,10 @@ class KafkaWork:
     released: Callable[[], None]
     since_ms: int
     withdrawn: bool = False
+
+    def to_keep(self) -> Event:
+        """The event as it goes to the inbox."""
+        return self.event
 
     def renew(self, again: KafkaWork) -> None:
         """The event was delivered again, after its partition had gone and come back."""
@@ -48,10 +54,12 @@ class CallWork:
     `keep` says that the caller goes away with the id: no further attempt begins here, and one that runs stores its
     result with its commit. `unkept` is set while a commit is under way that was made without the result. `tentative` is
     a result whose commit may or may not have taken place. `checked` is the head for which the absence of a stored
-    result was made sure; an `attempted` call may have one although none was asked for.
+    result was made sure; an `attempted` call may have one although none was asked for. Of a call that was handed over,
+    the result was looked for last at `looked_ms`, beside a head of `looked_ver`.
     """
 
     event: Event
+    since_ms: int = 0
     answer: asyncio.Future[Result | Elsewhere] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
@@ -60,6 +68,13 @@ class CallWork:
     tentative: Result | None = None
     checked: Head | None = None
     attempted: bool = False
+    looked_ms: int = 0
+    looked_ver: int | None = None
+
+    def to_keep(self) -> Event:
+        """The event as it goes to the inbox: its result is kept, for whoever looks for it."""
+        event = self.event
+        return Event(event.id, event.handler, CallSource(keep_result=True), event.input, event.headers)
 
     @property
     def stores(self) -> bool:
@@ -75,15 +90,7 @@ class CallWork:
 Work: TypeAlias = KafkaWork | CallWork
 
 
-@dataclass(frozen=True, slots=True)
-class Drained:
-    """An inbox item in the place of queued work: nobody in this process waits for it."""
-
-    event: Event
-
-
-@dataclass(frozen=True, slots=True)
-class Attempted:
+class Attempted(Struct, frozen=True):
     """What came of an activation: the head it left (None: read again), the work that is finished, and what failed.
 
     `failed` is the event whose attempt failed; then there is a pause: `pause_ms`, or by its handler's policy. A

@@ -7,17 +7,21 @@ Owns patience with a table that does not answer. Does not own what is written, n
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import functools
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from tenuto.lane.writes import Answer, Applied, Refused, Write
-from tenuto.store.port import Table, TableUnavailableError
+from tenuto.lane.writes import Answer, Applied, Item, Key, Refused, Write
+from tenuto.store.port import TableUnavailableError
 from tenuto_control.core.metrics import Metrics
-from tenuto_control.dispatcher.outages import Outages, WatchedTable
+from tenuto_control.dispatcher.outages import WatchedTable
 from tenuto_control.limits import Limits
 
 T = TypeVar("T")
+
+REQUESTS_AT_ONCE = 16
+"""Requests of one lane under way at the same time: enough to hide their latency, too few to crowd others out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +35,8 @@ class Written:
 class Writer:
     """Applies writes until the table answers. A lane waits meanwhile: its events stay in Kafka."""
 
-    def __init__(self, table: Table, limits: Limits, metrics: Metrics) -> None:
-        self.table = table if isinstance(table, WatchedTable) else WatchedTable(table, Outages(), metrics)
+    def __init__(self, table: WatchedTable, limits: Limits, metrics: Metrics) -> None:
+        self.table = table
         self._limits = limits
         self._metrics = metrics
 
@@ -57,6 +61,14 @@ class Writer:
             return Written(Applied(answer.item), lost=True)
         return Written(answer, lost=lost > 0)
 
+    async def write_all(self, writes: Sequence[Write]) -> list[Written]:
+        """Apply writes that do not depend on each other, several at a time. Their answers, in the same order."""
+        return await at_once([functools.partial(self.write, write) for write in writes])
+
+    async def read_all(self, keys: Sequence[Key]) -> list[Item | None]:
+        """Read items, several at a time, in the same order."""
+        return await at_once([functools.partial(self.patiently, functools.partial(self.table.get, k)) for k in keys])
+
     async def patiently(self, ask: Callable[[], Awaitable[T]], patience_ms: int | None = None) -> T:
         """Repeat until the table answers, with growing pauses. Raises TableRefusedError at once."""
         pause_ms = self._limits.table_retry_initial_ms
@@ -74,3 +86,15 @@ class Writer:
                     outages.kept_waiting(loop.time() - begun, e)
                     await asyncio.sleep(pause_ms / 1000)
                     pause_ms = min(pause_ms * 2, self._limits.table_retry_max_ms)
+
+
+async def at_once(requests: Sequence[Callable[[], Awaitable[T]]]) -> list[T]:
+    """Make requests, so many at a time; their answers in the same order. Raises the first error of those under way."""
+    answers: list[T] = []
+    for begin in range(0, len(requests), REQUESTS_AT_ONCE):
+        some = [request() for request in requests[begin : begin + REQUESTS_AT_ONCE]]
+        for answer in await asyncio.gather(*some, return_exceptions=True):
+            if isinstance(answer, BaseException):
+                raise answer
+            answers.append(answer)
+    return answers

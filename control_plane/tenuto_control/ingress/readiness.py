@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
-from tenuto.lane.transitions import SWEEP_CURSOR
+from tenuto.lane.timers import SWEEP_CURSOR
 from tenuto.store.port import Table, TableRefusedError, TableUnavailableError
 from tenuto_control.ports import Unreadable
 

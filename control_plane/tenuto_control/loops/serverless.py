@@ -18,17 +18,17 @@ from typing import Any, TypeAlias, TypeVar
 
 from tenuto.hosts.event_scheduler import Continue, HandedOn, SweepTick, WakeUp
 from tenuto.hosts.kafka_event_source import SourceRecord
-from tenuto.lane.transitions import SWEEP_CURSOR
+from tenuto.lane.timers import SWEEP_CURSOR
 from tenuto.protocol.ids import Lane
 from tenuto_control.core.routing import Quarantine, Subscription, life_of, route
-from tenuto_control.dispatcher import Dispatcher, Errand
+from tenuto_control.dispatcher.outages import WatchedTable
 from tenuto_control.dispatcher.writer import Writer
 from tenuto_control.limits import Limits
 from tenuto_control.loops.continuations import Continuations
 from tenuto_control.loops.failures import FailureLog
 from tenuto_control.loops.quarantine import DeadLetters
 from tenuto_control.loops.sweep import Sweeper
-from tenuto_control.ports import Clock, RecordSink, TopicLives, TopicPartition
+from tenuto_control.ports import Clock, Errand, Interruptible, RecordSink, TopicLives, TopicPartition
 
 log = logging.getLogger("tenuto.serverless")
 
@@ -88,8 +88,9 @@ class Serverless:
 
     def __init__(
         self,
-        dispatcher: Dispatcher,
+        dispatcher: Interruptible,
         sweeper: Sweeper,
+        table: WatchedTable,
         sink: RecordSink,
         lives: TopicLives,
         subscriptions: Iterable[Subscription],
@@ -104,7 +105,7 @@ class Serverless:
         self._clock = clock
         self._limits = limits
         self._hand_on = hand_on
-        self._writer = Writer(dispatcher.table, limits, dispatcher.metrics)
+        self._writer = Writer(table, limits, dispatcher.metrics)
         failures = FailureLog(clock, limits.failure_log_interval_ms)
         self._dead_letters = DeadLetters(sink, dispatcher.set_aside, failures, clock, limits, dispatcher.metrics)
 

@@ -8,15 +8,17 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import random
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import TypeAlias
+from typing import TypeAlias, assert_never
 
 from tenuto.lane.head import head_key, parse_head
-from tenuto.lane.transitions import (
+from tenuto.lane.timers import (
     SWEEP_CURSOR,
+    GuardTimer,
+    SendTimer,
+    SleepTimer,
     Timer,
     cursor_put,
     parse_timer,
@@ -27,15 +29,14 @@ from tenuto.lane.transitions import (
 from tenuto.lane.writes import Delete, Item, Key, Put
 from tenuto.protocol.ids import InvocationId, Lane
 from tenuto.protocol.limits import TIMER_BUCKET_MS, TIMER_SHARDS
-from tenuto.store.port import Table, TableUnavailableError
+from tenuto.store.port import TableUnavailableError
 from tenuto_control.core import log_fields
 from tenuto_control.core.log_fields import shown
-from tenuto_control.dispatcher.dispatcher import Dispatcher
 from tenuto_control.dispatcher.inbox import Inbox
-from tenuto_control.dispatcher.outages import WatchedTable
+from tenuto_control.dispatcher.parts import Wiring
 from tenuto_control.dispatcher.writer import Writer
-from tenuto_control.limits import SWEEP_CURSOR_LAG_MINUTES, Limits, near_lookback_ms
-from tenuto_control.ports import Clock
+from tenuto_control.limits import SWEEP_CURSOR_LAG_MINUTES, near_lookback_ms
+from tenuto_control.ports import Waking
 
 log = logging.getLogger("tenuto.sweep")
 
@@ -54,8 +55,11 @@ GUARDED_WRITE_MS_MAX = 3_600_000
 GoingOn: TypeAlias = Callable[[], Awaitable[bool]]
 """Whether a walk may go on. It may take its time to answer, until there is room for more lanes at work."""
 
-Question: TypeAlias = tuple[Lane, str, str, int | None]
-"""What decides whether a timer is unneeded: lane, invocation, kind, expected `ver`.
+LaneTimer: TypeAlias = SleepTimer | GuardTimer
+"""A timer that is for a lane, whose head says whether it is unneeded."""
+
+Question: TypeAlias = tuple[type[LaneTimer], Lane, str, int | None]
+"""What decides whether a timer is unneeded: kind, lane, invocation, the `ver` that a guarded write expects.
 
 The kind as well: an ended sleep says nothing about the inbox, which the guard of the same invocation is for.
 """
@@ -74,13 +78,13 @@ class Sweeper:
     - *Deep*, each `sweep_deep_interval_ms`: from the stored cursor on, for timers that nobody was there for.
     """
 
-    def __init__(self, table: Table, dispatcher: Dispatcher, clock: Clock, rng: random.Random, limits: Limits) -> None:
-        self._table = watched = WatchedTable(table, dispatcher.outages, dispatcher.metrics)
-        self._dispatcher = dispatcher
-        self._clock = clock
-        self._rng = rng
-        self._limits = limits
-        self._writer = Writer(watched, limits, dispatcher.metrics)
+    def __init__(self, wiring: Wiring, waking: Waking) -> None:
+        self._table = wiring.table
+        self._waking = waking
+        self._clock = wiring.clock
+        self._rng = wiring.rng
+        self._limits = wiring.limits
+        self._writer = Writer(wiring.table, wiring.limits, wiring.metrics)
         # When the last walk over recent buckets began that came to its end.
         self._walked_ms = 0
         self._going_on: GoingOn = _always
@@ -195,18 +199,26 @@ class Sweeper:
         return found
 
     async def _treat(self, timers: Iterable[Timer]) -> None:
-        due: list[Timer] = []
-        sends: list[Timer] = []
+        due: list[LaneTimer] = []
+        sends: list[SendTimer] = []
         for timer in timers:
             if timer.due_ms > self._clock.now_ms():
-                self._dispatcher.arm(timer)
-            elif timer.kind == "send":
-                sends.append(timer)
-            else:
-                due.append(timer)
+                self._waking.arm(timer)
+                continue
+            match timer:
+                case SendTimer():
+                    sends.append(timer)
+                case SleepTimer() | GuardTimer():
+                    due.append(timer)
+                case _:
+                    assert_never(timer)
         await self._deliver_all(sends)
+        await self._judge(due)
+
+    async def _judge(self, due: Sequence[LaneTimer]) -> None:
+        """Delete the timers that are unneeded, and have the lanes of the others looked at."""
         unneeded = await self._verdicts(due)
-        over: list[Timer] = []
+        over: list[LaneTimer] = []
         looked: set[Lane] = set()
         for timer in due:
             verdict = unneeded[_question(timer)]
@@ -221,12 +233,12 @@ class Sweeper:
             # Once for all timers of a lane: each look makes it read its head anew.
             if timer.lane not in looked:
                 looked.add(timer.lane)
-                self._dispatcher.look(timer.lane)
+                self._waking.look(timer.lane)
             await self._keep(timer)
         if over:
             await self._writer.patiently(lambda: self._table.delete_all([timer_delete(t) for t in over]))
 
-    async def _verdicts(self, timers: Iterable[Timer]) -> dict[Question, bool | None]:
+    async def _verdicts(self, timers: Iterable[LaneTimer]) -> dict[Question, bool | None]:
         """Which timers are unneeded, several asked about at a time: one by one, a busy table outpaces a sweep.
 
         None for one that cannot be judged, because what its lane holds cannot be read.
@@ -246,12 +258,12 @@ class Sweeper:
                     raise answer
         return verdicts
 
-    async def _deliver_all(self, timers: Sequence[Timer]) -> None:
+    async def _deliver_all(self, timers: Sequence[SendTimer]) -> None:
         """Several at a time, in the order of their times; those of one lane one after the other."""
         for at in range(0, len(timers), ASKED_AT_ONCE):
             if not await self._going_on():
                 return
-            lanes: dict[Lane, list[Timer]] = {}
+            lanes: dict[Lane, list[SendTimer]] = {}
             for timer in timers[at : at + ASKED_AT_ONCE]:
                 lanes.setdefault(timer.lane, []).append(timer)
             # All of them end before an error is raised: nothing may be under way after a sweep.
@@ -264,13 +276,13 @@ class Sweeper:
                 if isinstance(end, BaseException):
                     raise end
 
-    async def _deliver_in_order(self, timers: Sequence[Timer]) -> None:
+    async def _deliver_in_order(self, timers: Sequence[SendTimer]) -> None:
         for timer in timers:
             await self._deliver(timer)
 
-    async def _deliver(self, timer: Timer) -> None:
+    async def _deliver(self, timer: SendTimer) -> None:
         try:
-            await self._dispatcher.deliver_delayed(timer)
+            await self._waking.deliver_delayed(timer)
         except TableUnavailableError:
             raise
         except Exception:
@@ -279,7 +291,7 @@ class Sweeper:
             log.exception("a delayed message for %s cannot be delivered", shown(timer.lane.pk), extra=fields)
             await self._move(timer, POSTPONE_MS_MAX)
 
-    async def _unneeded(self, timer: Timer) -> bool:
+    async def _unneeded(self, timer: LaneTimer) -> bool:
         """Whether nothing is left for a timer to drive.
 
         That is: its due time had passed before the head was read, no live item waits, its invocation is over, the
@@ -288,16 +300,20 @@ class Sweeper:
         before = parse_head(await self._table.get(head_key(timer.lane)))
         if before.out or (before.run is not None and before.run.event.nonce == timer.invocation):
             return False
-        if timer.ver == before.ver and self._clock.now_ms() - (timer.since_ms or 0) < GUARDED_WRITE_MS_MAX:
-            # The write it was put for is late, or this clock is ahead of its writer's. No clock may decide that.
-            return False
-        if timer.kind == "sleep":
-            # It was put after its invocation's claim, so an invocation that is not there any more is over.
-            return True
-        if await Inbox(timer.lane, self._writer).any_live():
-            return False
-        after = parse_head(await self._table.get(head_key(timer.lane)))
-        return after.ver == before.ver and not after.out
+        match timer:
+            case SleepTimer():
+                # It was put after its invocation's claim, so an invocation that is not there any more is over.
+                return True
+            case GuardTimer(ver=ver, since_ms=since_ms):
+                # The write it was put for is late, or this clock is ahead of its writer's. No clock may decide that.
+                if ver == before.ver and self._clock.now_ms() - (since_ms or 0) < GUARDED_WRITE_MS_MAX:
+                    return False
+                if await Inbox(timer.lane, self._writer).any_live():
+                    return False
+                after = parse_head(await self._table.get(head_key(timer.lane)))
+                return after.ver == before.ver and not after.out
+            case _:
+                assert_never(timer)
 
     async def _set_aside(self, item: Item) -> None:
         """Move an item that is no timer an hour or two on: it is kept, and old buckets become empty all the same."""
@@ -347,5 +363,5 @@ def _described(error: BaseException) -> str:
     return shown(f"{type(error).__name__}: {error}")
 
 
-def _question(timer: Timer) -> Question:
-    return timer.lane, timer.invocation, timer.kind, timer.ver
+def _question(timer: LaneTimer) -> Question:
+    return type(timer), timer.lane, timer.invocation, timer.ver if isinstance(timer, GuardTimer) else None

@@ -1,0 +1,49 @@
+"""A declared handler: what stands in the place of the function that a user decorated.
+
+Owns how it is called in a unit test, and how the input of a message to it is encoded. Does not own declaring one
+(`tenuto.service`), nor sending to it (`tenuto.context`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from tenuto import checks
+from tenuto.errors import TenutoError, UnserialisableError
+from tenuto.runtime.handlers import HandlerSpec, Kind
+from tenuto.serde import BytesSerde
+
+I = TypeVar("I")  # noqa: E741 - the handler's input
+O = TypeVar("O")  # noqa: E741 - the handler's output
+
+
+@dataclass(frozen=True, slots=True)
+class Handler(Generic[I, O]):
+    """A declared handler. Call it like the function it wraps (in unit tests), or name it in a send."""
+
+    service: str
+    name: str
+    kind: Kind
+    function: Callable[..., Awaitable[O]]
+    spec: HandlerSpec
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Awaitable[O]:
+        """Call the function itself, with a context of the caller's making."""
+        return self.function(*args, **kwargs)
+
+    def encode(self, argument: Any) -> bytes | None:
+        """The input's bytes for a message to this handler; none for None. Raises UnserialisableError, TenutoError."""
+        if not self.spec.takes_input:
+            if argument is None:
+                return None
+            raise TenutoError(f"{checks.where()}{self.spec.target} takes no input: send None")
+        if argument is None and isinstance(self.spec.input, BytesSerde):
+            return None
+        try:
+            data = self.spec.input.serialize(argument)
+        except UnserialisableError as e:
+            raise e.naming(f"{checks.where()}the message to {self.spec.target}") from None
+        # None is sent as no input at all, once its type has admitted it.
+        return None if argument is None else data

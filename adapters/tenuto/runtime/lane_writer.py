@@ -1,0 +1,517 @@
+"""The writes of one activation to its lane: claim, checkpoint, suspend, commit, each under the fencing token.
+
+Owns what is stored of the lane as this process knows it (head, phase, backlog), the order of writes, their repetition
+after a lost response, and the flush that follows a finished step within `FLUSH_DELAY_MS_MAX`. Everything here runs on
+the write loop, which may be a thread of its own. It shares two queues with the handler's side (`lease`) and no more:
+slots that have finished come in, news of what is stored goes out. Arguments and results are values. Does not own what
+a write looks like (`tenuto.lane`), nor when a handler needs one (`lease`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections import deque
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Final, TypeAlias
+
+from msgspec import Struct
+
+from tenuto.errors import FencedError, StateTooLargeError
+from tenuto.lane.dead_letters import item_of
+from tenuto.lane.head import OWN, head_key, parse_head
+from tenuto.lane.items import (
+    bundle_name,
+    bundle_put,
+    bundles,
+    carried_of,
+    input_name,
+    input_put,
+    parts,
+    segment_name,
+    segment_put,
+    with_item,
+    without,
+)
+from tenuto.lane.timers import GuardTimer, SleepTimer, timer_put
+from tenuto.lane.transitions import (
+    NO_TRIM,
+    Effects,
+    Progress,
+    WakeCondition,
+    checkpoint,
+    claim,
+    final_commit,
+    spec_commit,
+    suspend,
+)
+from tenuto.lane.writes import Answer, Applied, Delete, Item, Key, Refused, Write
+from tenuto.machine.backlog import Backlog
+from tenuto.machine.journal import Finished, completion_order
+from tenuto.machine.phases import Phase, PhaseChange, advance
+from tenuto.protocol.ids import Lane
+from tenuto.protocol.limits import (
+    FLUSH_DELAY_MS_MAX,
+    GUARD_MARGIN_MS,
+    INLINE_BYTES_MAX,
+    OUT_BYTES_MAX,
+    OUT_PER_WRITE_MAX,
+    VALUE_BYTES_MAX,
+)
+from tenuto.protocol.messages import Activation, Head, Run
+from tenuto.protocol.records import (
+    BundleOut,
+    CallSource,
+    ElsewhereSlot,
+    Entry,
+    Event,
+    Out,
+    Slot,
+    pack,
+    unpack_slot,
+)
+from tenuto.runtime.environment import Environment
+from tenuto.store.port import TableRefusedError, TableUnavailableError
+
+Messages: TypeAlias = Mapping[int, tuple[int, str, Entry]]
+"""Messages of a handler: position in the outbox → command, target, entry."""
+
+NO_MESSAGES: Final[Messages] = MappingProxyType({})
+
+WRITE_PAUSES_MS = (20, 50, 100, 200, 400, 800, 1_600)
+"""Pauses between repetitions of a write whose response was lost; after the last one the attempt gives up."""
+
+
+class Found(Struct, frozen=True):
+    """A slot that somebody else has put, or a write whose response was lost."""
+
+    name: str
+    slot: Slot
+
+
+class Stored(Struct, frozen=True):
+    """So many of the slots that came in are stored."""
+
+    count: int
+
+
+class FlushBegun(Struct, frozen=True):
+    """The flush that was asked for begins; what finishes from here on has to ask again."""
+
+
+News: TypeAlias = Found | Stored | FlushBegun
+"""What the handler's side is told."""
+
+
+class NewRun(Struct, frozen=True):
+    """A run that is to be claimed. `secret` is what no other run knows, `first_out` its first place in the outbox."""
+
+    event: Event
+    start_ms: int
+    first_out: int
+    secret: bytes
+
+
+class Loaded(Struct, frozen=True):
+    """What was stored of a resumed run: its event and its journal."""
+
+    event: Event
+    slots: Mapping[str, Slot]
+
+
+class Left(Struct, frozen=True):
+    """What an activation leaves of the lane: the head after its last write, and how many requests to write it made."""
+
+    head: Head
+    writes: int
+
+
+class LaneWriter:
+    """One activation's writes to its lane: at first it owns nothing, after a claim it writes under a fencing token.
+
+    Made by the handler's side; from then on only the write loop touches it.
+    """
+
+    def __init__(self, request: Activation, env: Environment, news: deque[News]) -> None:
+        self._lane = Lane(request.service, request.key)
+        self._head = request.head
+        self._phase = Phase.OWNING if request.mode == "resume" else Phase.SPECULATING
+        self._drains = request.mode == "drain"
+        self._holder = request.holder
+        self._trim = request.trim
+        self._env = env
+        self._news = news
+        self._found = 0
+        self._backlog = Backlog()
+        self._answers: set[str] = set()
+        self._puts = 0
+        self._writes = 0
+        self._writing = asyncio.Lock()
+        self._flush_due: asyncio.TimerHandle | None = None
+        self._flushing: asyncio.Task[None] | None = None
+
+    # --- the writes -------------------------------------------------------------------------------------------------
+
+    async def load(self, finished: Finished) -> Loaded:
+        """Read what of a resumed run did not come with the request: segments, results, a large event.
+
+        What finishes from now on comes through `finished`. Raises FencedError when something is gone, because the run
+        is over.
+        """
+        rolled: dict[str, bytes] = {}
+        for name in self._head.segments:
+            item = await self._env.table.get(Key(self._lane.pk, name))
+            if item is None:
+                raise FencedError("a journal segment is gone: the run is over")
+            rolled |= {slot: data for slot, data in item.items() if isinstance(data, bytes)}
+        # A rolled slot wins over one put again later.
+        packed = {name: unpack_slot(data) for name, data in {**self._head.slots, **rolled}.items()}
+        slots = {name: await self._whole(slot) for name, slot in packed.items()}
+        self._backlog = Backlog.load(
+            finished,
+            self._head.slots,
+            rolled,
+            len(completion_order(slots)),
+            segments=self._head.segments,
+            took=self._head.took,
+        )
+        run = self._run
+        if run.input_item is None:
+            return Loaded(run.event, slots)
+        item = await self._env.table.get(Key(self._lane.pk, run.input_item))
+        if item is None:
+            # Only the end of a run deletes its input, so another attempt has ended it.
+            raise FencedError("the run's input is gone: the run is over")
+        return Loaded(with_item(run.event, item), slots)
+
+    async def claim(self, new: NewRun, before: Effects, finished: Finished) -> Run:
+        """Take the lane for a run, together with the effects of the events before it. Raises FencedError.
+
+        What has finished of it, and what will, comes through `finished`.
+        """
+        async with self._writing:
+            if self._phase is Phase.OWNING:
+                return self._run
+            self._begin()
+            event = new.event
+            if isinstance(event.source, CallSource) and not self._drains:
+                await self._put_guard(event)
+            stored, input_item = await self._put_input(event)
+            run = Run(
+                event=stored,
+                ver=self._head.ver + 1,
+                start_ms=new.start_ms,
+                first_out=new.first_out,
+                input_item=input_item,
+                attempt=1,
+                holder=self._holder,
+                lease_ms=self._env.deadline_ms,
+                secret=new.secret,
+            )
+            self._backlog = Backlog(finished)
+            self._backlog.arrive()
+            unstored = self._backlog.unstored(NO_MESSAGES)
+            progress = Progress(unstored.slots) if not unstored.apart else Progress()
+            tok = self._tok("claim")
+            write = claim(
+                self._lane,
+                self._head,
+                before,
+                run,
+                tok,
+                drain=self._drains,
+                trim=self._trim,
+                slots=progress.slots,
+            )
+            self._settle(await self._write(write, tok), PhaseChange.CLAIMED, "claim")
+            self._trim = NO_TRIM
+            self._backlog.written(progress)
+            self._news.append(Stored(self._backlog.durable))
+            return self._run
+
+    async def flush(self, out: Messages = NO_MESSAGES) -> None:
+        """Make every finished step, and these messages, durable.
+
+        Raises FencedError when another attempt owns the lane.
+        """
+        async with self._writing:
+            await self._checkpoint(out)
+
+    def flush_soon(self) -> None:
+        """Flush within FLUSH_DELAY_MS_MAX, whatever the handler does meanwhile."""
+        if self._flush_due is None and self._phase is Phase.OWNING:
+            loop = asyncio.get_running_loop()
+            self._flush_due = loop.call_later(FLUSH_DELAY_MS_MAX / 1000, self._start_flush)
+
+    async def look(self) -> None:
+        """Look whether results of awakeables have come. Raises FencedError when another attempt owns the lane."""
+        async with self._writing:
+            head = parse_head(await self._env.table.get(head_key(self._lane)))
+            if head.run is None or head.ver != self._head.ver:
+                self._phase = advance(self._phase, PhaseChange.REFUSED)
+                raise FencedError("the lane has moved on")
+            await self._learn(head)
+
+    async def suspend(
+        self,
+        state: Mapping[str, bytes | None],
+        initial: Mapping[str, bytes | None],
+        wakes: WakeCondition,
+        out: Messages,
+        heard: int,
+    ) -> Left | None:
+        """Let the invocation wait. None when a result has come that it has not heard of: then it goes on with that.
+
+        `initial` is what the run's first attempt found of each name in `state`; `heard` is how many slots the handler's
+        side has heard of. Raises FencedError when another attempt owns the lane.
+        """
+        async with self._writing:
+            self._require(Phase.OWNING)
+            if heard < self._found and wakes.slots:
+                # The flush that this has waited for has met them. With them unheard, they would leave the head for a
+                # segment while the run waits for them there.
+                return None
+            run = self._run
+            if wakes.wake_ms is not None:
+                nonce = f"{run.event.nonce}.{run.attempt}.{wakes.failures}"
+                timer = SleepTimer(self._lane, run.event.nonce, wakes.wake_ms, nonce)
+                await self._write(timer_put(timer))
+            progress = await self._prepared(out)
+            base = {name: value for name, value in initial.items() if name not in self._head.base}
+            wakes = dataclasses.replace(wakes, seen=self._head.ans)
+            own = self._env.nonce
+            answer = await self._write(suspend(self._lane, self._head.ver, run, progress, state, base, wakes, own))
+            if isinstance(answer, Refused):
+                seen = parse_head(answer.item)
+                if seen.ver == self._head.ver and seen.run is not None and _present(answer.item).get(OWN, own) == own:
+                    if not seen.run.suspended:
+                        # No try of it was applied, so nothing names what was put for it.
+                        await self._forget(self._put_for(progress))
+                        await self._learn(seen)
+                        return None
+                    # An earlier try of this write was applied and its response lost: the invocation waits.
+                    answer = Applied(answer.item)
+            self._settle(answer, PhaseChange.SUSPENDED, "suspend")
+        return await self.close()
+
+    async def commit(self, effects: Effects) -> Left:
+        """End the invocation. Raises FencedError when another attempt owns the lane."""
+        async with self._writing:
+            self._require(Phase.OWNING)
+            run = self._run
+            out = await self._bundled(effects.out, run.ver)
+            effects = dataclasses.replace(effects, out=out)
+            tok = self._tok("commit")
+            known = {**self._head.slots, **self._backlog.in_head}
+            shipped_from = {item_of(entry) for entry in effects.out.values()}
+            over = (*self._backlog.segments, *self._answers, run.input_item)
+            items = [name for name in over if name and name not in shipped_from]
+            owned = _with_slots(self._head, known)
+            write = final_commit(self._lane, owned, effects, tok, self._env.nonce, trim=self._trim)
+            self._settle(await self._write(write, tok), PhaseChange.COMMITTED, "commit")
+            await self._forget(items)
+        return await self.close()
+
+    async def commit_speculation(self, effects: Effects) -> Left:
+        """Write 1, by a function that has written already. Raises FencedError when the lane has moved on."""
+        async with self._writing:
+            self._begin()
+            tok = self._tok("spec")
+            write = spec_commit(self._lane, self._head, effects, tok, drain=self._drains)
+            self._settle(await self._write(write, tok), PhaseChange.COMMITTED, "commit")
+        return await self.close()
+
+    async def close(self) -> Left:
+        """Wait for a flush that is under way; none starts afterwards."""
+        if self._flush_due is not None:
+            self._flush_due.cancel()
+            self._flush_due = None
+        if self._flushing is not None:
+            await asyncio.wait([self._flushing])
+            self._flushing = None
+        return Left(self._head, self._writes)
+
+    # --- parts of writes --------------------------------------------------------------------------------------------
+
+    @property
+    def _run(self) -> Run:
+        """The invocation that the lane is held for."""
+        if self._head.run is None:
+            raise FencedError("no run is owned")
+        return self._head.run
+
+    def _begin(self) -> None:
+        """Turn to the next event of the activation, should one have been committed. Raises FencedError."""
+        if self._phase is Phase.COMMITTED:
+            self._phase = advance(self._phase, PhaseChange.CONTINUED)
+            self._answers.clear()
+        self._require(Phase.SPECULATING)
+
+    def _start_flush(self) -> None:
+        self._flush_due = None
+        self._news.append(FlushBegun())
+        self._flushing = asyncio.ensure_future(self._flush_quietly())
+
+    async def _flush_quietly(self) -> None:
+        # Whoever waits for durability next meets the same trouble and reports it; here nobody is listening.
+        try:
+            async with self._writing:
+                if self._phase is Phase.OWNING:
+                    await self._checkpoint(NO_MESSAGES)
+        except (FencedError, TableUnavailableError, TableRefusedError):
+            return
+
+    async def _checkpoint(self, out: Messages) -> None:
+        self._require(Phase.OWNING)
+        self._backlog.arrive()
+        if self._backlog.empty and not out:
+            return
+        progress = await self._prepared(out)
+        write = checkpoint(self._lane, self._head.ver, self._run, progress, self._env.nonce)
+        self._settle(await self._write(write), PhaseChange.CHECKPOINTED, "checkpoint")
+        self._backlog.written(progress)
+        await self._learn(self._head)
+
+    async def _prepared(self, out: Messages) -> Progress:
+        """What the next write of the head makes durable, with what goes into items of its own put there already."""
+        self._backlog.arrive()
+        unstored = self._backlog.unstored(out)
+        names: list[str] = []
+        for part in (unstored.rolls, *parts(unstored.apart)):
+            if part:
+                name = segment_name(self._run, self._head.ver, self._number(), self._env.nonce)
+                await self._write(segment_put(self._lane, name, part))
+                names.append(name)
+        segments = (*self._backlog.segments, *names) if names else None
+        entries = await self._bundled(unstored.out, self._run.ver)
+        return Progress(unstored.slots, entries, tuple(unstored.rolls), segments, unstored.apart, unstored.took)
+
+    def _put_for(self, progress: Progress) -> list[str]:
+        """The items that were put for a write of the head."""
+        segments = set(progress.segments or ()) - set(self._backlog.segments)
+        return [*segments, *(entry.item for entry in progress.out.values() if isinstance(entry, BundleOut))]
+
+    async def _bundled(self, out: Mapping[int, Out], ver: int) -> dict[int, Out]:
+        """Outgoing entries as the head takes them: as they are, or in items of their own."""
+        if not out:
+            return {}
+        waiting = sum(len(pack(entry)) for entry in self._head.out.values())
+        if len(out) <= OUT_PER_WRITE_MAX and waiting + sum(len(pack(e)) for e in out.values()) <= OUT_BYTES_MAX:
+            return dict(out)
+        bundled: dict[int, Out] = {}
+        for part in bundles(out):
+            name = bundle_name(ver, self._number(), self._env.nonce)
+            await self._write(bundle_put(self._lane, name, part))
+            bundled[part.entries[0][0]] = BundleOut(name)
+        return bundled
+
+    def _number(self) -> int:
+        """Counts items that this activation puts, so that each has a name of its own."""
+        self._puts += 1
+        return self._puts
+
+    async def _learn(self, head: Head) -> None:
+        """Take over what a head says that this side did not write."""
+        self._head = head
+        for name, slot in self._backlog.learn(head.slots, head.segments):
+            self._news.append(Found(name, await self._whole(slot)))
+            self._found += 1
+        self._news.append(Stored(self._backlog.durable))
+
+    async def _whole(self, slot: Slot) -> Slot:
+        """A slot with its content, should that be in an item of its own."""
+        if not isinstance(slot, ElsewhereSlot):
+            return slot
+        item = await self._env.table.get(Key(self._lane.pk, slot.item)) or {}
+        data = item.get("slot")
+        if not isinstance(data, bytes):
+            raise FencedError("the result of an awakeable is gone: the run is over")
+        self._answers.add(slot.item)
+        return unpack_slot(data)
+
+    async def _put_guard(self, event: Event) -> None:
+        due_ms, now_ms = self._env.deadline_ms + GUARD_MARGIN_MS, self._env.now_ms()
+        holder = self._holder
+        guard = GuardTimer(self._lane, event.nonce, due_ms, holder, ver=self._head.ver, since_ms=now_ms)
+        await self._write(timer_put(guard))
+
+    async def _put_input(self, event: Event) -> tuple[Event, str | None]:
+        """The event as a run holds it; what of it is large goes into an item, whose name is the other part.
+
+        Raises StateTooLargeError.
+        """
+        large, carried = event.input, carried_of(event)
+        if len(large or b"") <= INLINE_BYTES_MAX:
+            large = None
+        if large is None and carried is None:
+            return event, None
+        size = len(large or b"") + (0 if carried is None else len(pack(carried)))
+        if size > VALUE_BYTES_MAX:
+            what = "what comes with an event (input, headers, key) whose handler takes durable steps"
+            raise StateTooLargeError(what, size, VALUE_BYTES_MAX)
+        name = input_name(event.nonce, self._holder)
+        await self._write(input_put(self._lane, name, large, carried))
+        return without(event, input_too=large is not None, carried=carried is not None), name
+
+    async def _forget(self, items: Sequence[str]) -> None:
+        if not items:
+            return
+        # An item that stays because this fails is never read again: its name left the head with the commit.
+        try:
+            await self._env.table.delete_all([Delete(Key(self._lane.pk, name)) for name in items])
+        except TableUnavailableError:
+            return
+
+    async def _write(self, write: Write, tok: str | None = None) -> Answer:
+        """Apply a write, again after a lost response.
+
+        An item that bears `tok` then tells that it was applied. Writes without one may be applied twice: they set what
+        they set before, under the same conditions.
+        """
+        lost: TableUnavailableError | None = None
+        for pause_ms in (*WRITE_PAUSES_MS, None):
+            self._writes += 1
+            try:
+                answer = await self._env.table.write(write)
+            except TableUnavailableError as e:
+                lost = e
+                if pause_ms is None or self._env.remaining_ms() <= pause_ms:
+                    raise
+                await asyncio.sleep(pause_ms / 1000)
+                continue
+            if lost is not None and tok is not None and _bears(answer, tok):
+                return Applied(answer.item)
+            return answer
+        raise AssertionError("unreachable: the last pause is None")
+
+    def _settle(self, answer: Answer, change: PhaseChange, what: str) -> None:
+        if isinstance(answer, Refused):
+            self._phase = advance(self._phase, PhaseChange.REFUSED)
+            raise FencedError(f"{what} refused: the lane has moved on")
+        self._phase = advance(self._phase, change)
+        self._head = parse_head(_present(answer.item))
+
+    def _tok(self, what: str) -> str:
+        """A name that no other write has, not even a twin's of this one."""
+        return f"{self._holder}.{self._env.nonce}.{what}.{self._head.ver}"
+
+    def _require(self, phase: Phase) -> None:
+        if self._phase is not phase:
+            raise FencedError(f"the lease is {self._phase.value}")
+
+
+def _bears(answer: Answer, tok: str) -> bool:
+    return isinstance(answer, Refused) and answer.item is not None and answer.item.get("tok") == tok
+
+
+def _present(item: Item | None) -> Item:
+    if item is None:
+        raise AssertionError("an update always leaves an item")
+    return item
+
+
+def _with_slots(head: Head, slots: Mapping[str, bytes]) -> Head:
+    return Head(
+        ver=head.ver, tok=head.tok, pend=head.pend, base=head.base, run=head.run, slots=dict(slots), stray=head.stray
+    )

@@ -1,0 +1,118 @@
+"""An activation under way, and what earlier ones of its lane have shown: values that judgements go by.
+
+Owns what an activation is about, and which attempt at which event it is. Does not own what its answer means
+(`verdicts`), nor the call of the function (`dispatcher.activations`).
+
+They are structs, as messages are: some are made for every event, and a frozen dataclass takes far longer to make.
+"""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+from msgspec import Struct
+
+from tenuto.lane.tries import with_tries
+from tenuto.protocol.ids import Lane
+from tenuto.protocol.messages import Head, RetryPolicy, ServiceManifest, Trim
+from tenuto.protocol.modes import Drain, Mode, Resume, Shared, Speculate
+from tenuto.protocol.records import Event
+
+
+class Tried(Struct, frozen=True):
+    """The event that the last batch began with: when this process first tried it, and the number of the attempt."""
+
+    event_id: str = ""
+    first_ms: int = 0
+    attempt: int = 1
+
+    def attempt_at(self, event: Event) -> int:
+        """The number of this attempt at an event. Behind others of its batch, an event is at its first."""
+        return self.attempt if event.id == self.event_id else 1
+
+    def first_ms_of(self, event: Event) -> int:
+        """When this process first tried an event; 0 when it does not know."""
+        return self.first_ms if event.id == self.event_id else 0
+
+
+class Repeated(Struct, frozen=True):
+    """How often in a row the same thing has happened: a text was logged, or an event refused."""
+
+    what: str = ""
+    times: int = 0
+
+    def again(self, what: str) -> Repeated:
+        """It has happened once more, or something else has."""
+        return Repeated(what, self.times + 1 if what == self.what else 1)
+
+
+class Lessons(Struct, frozen=True):
+    """What earlier activations of a lane have shown, as far as the next one goes by it.
+
+    `claim_first`: speculation was overtaken, so the lease is to be taken before the handler starts. `one_by_one`: one
+    event of a batch may be what fails all of it. `late`: a resumed run was handed back, its lease being over. `fenced`
+    counts answers in a row that say the lane was lost, and `fenced_at` is the `ver` that the last of them was about.
+    `refused` counts commits of an event that the table did not take.
+    """
+
+    claim_first: bool = False
+    one_by_one: bool = False
+    late: bool = False
+    fenced: int = 0
+    fenced_at: int | None = None
+    refused: Repeated = Repeated()
+    warned: Repeated = Repeated()
+    tried: Tried = Tried()
+
+
+class Flight(Struct, frozen=True):
+    """One activation of a lane: from which head, in which mode, under which name, and what its commit may trim.
+
+    `events` are those that it is about, at least one, and `attempt` the number of its attempt at the first of them.
+    `holder` is the name that its lease would bear.
+    """
+
+    lane: Lane
+    head: Head
+    mode: Mode
+    events: tuple[Event, ...]
+    attempt: int
+    holder: str
+    trim: Trim
+    tried: Tried
+    manifest: ServiceManifest
+
+    @property
+    def policy(self) -> RetryPolicy:
+        """The retry policy of its first event's handler, as discovery told it."""
+        name = self.events[0].handler
+        found = next((handler for handler in self.manifest.handlers if handler.name == name), None)
+        return found.retry if found else RetryPolicy()
+
+
+def departing(
+    lane: Lane,
+    head: Head,
+    mode: Mode,
+    holder: str,
+    trim: Trim,
+    lessons: Lessons,
+    manifest: ServiceManifest,
+    now_ms: int,
+) -> Flight:
+    """An activation that begins at `now_ms`, in the light of those before it."""
+    tried = lessons.tried
+    match mode:
+        case Speculate(events, attempt) | Drain(events, attempt):
+            # What ends or claims the first event also ends the count of its attempts in the head.
+            trim = with_tries(head, events[0], trim)
+            first = events[0].id
+            tried = Tried(first, tried.first_ms if first == tried.event_id else now_ms, attempt)
+        case Resume(run):
+            # What is known of a batch stays known while the run that one of its events began goes on.
+            events, attempt = (run.event,), run.attempt
+        case Shared(event):
+            events, attempt = (event,), 1
+        case _:
+            assert_never(mode)
+    return Flight(lane, head, mode, events, attempt, holder, trim, tried, manifest)

@@ -1,0 +1,523 @@
+"""What one process remembers of one lane, and how each fact that it learns changes that.
+
+Owns the memory and its transitions, as data. Does not own what to do next (`lane_policy`), the work that is queued, or
+carrying anything out (`tenuto_control.dispatcher`).
+
+Nothing of it is needed for correctness: a process that has forgotten a lane reads its head. What `seen` holds may be
+out of date at any time, since others write to the lane too; a conditional write finds that out.
+
+These are msgspec structs rather than dataclasses: several are built for each event, and a struct is built in a tenth of
+the time.
+"""
+
+from __future__ import annotations
+
+from enum import Enum, auto
+from typing import Final, TypeAlias, assert_never
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from tenuto.lane.tries import failures_of
+from tenuto.protocol.limits import FINISHED_TTL_MS
+from tenuto.protocol.messages import Head, Run, Trim
+from tenuto.protocol.records import Event
+
+DRAIN_EVENTS_MAX: Final = 50
+"""Inbox items that one look takes up; the rest waits for the next."""
+
+TRIMMED_MAX: Final = 50
+"""Entries of each kind that one write removes on the side: they share its expression with what the write is about."""
+
+VAIN_PAUSE_MS: Final = 100
+"""Half of the first pause after a record could not be produced; each further one doubles it."""
+VAIN_PAUSE_MS_MAX: Final = 5_000
+VAIN_DOUBLINGS_MAX: Final = 6
+TROUBLE_DOUBLINGS_MAX: Final = 10
+
+EMPTY: Final[frozenset[str]] = frozenset()
+
+# --- what is remembered ----------------------------------------------------------------------------------------------
+
+
+class Unread(Struct, frozen=True):
+    """The head is not known. What a request that is under way answers will be."""
+
+
+class Stale(Struct, frozen=True):
+    """Somebody else has written to the lane since: whatever a request under way answers may be older than that."""
+
+
+class Known(Struct, frozen=True):
+    """The head as it was read last, or as the last write left it."""
+
+    head: Head
+
+
+Seen: TypeAlias = Unread | Stale | Known
+
+UNREAD: Final = Unread()
+STALE: Final = Stale()
+
+
+class HandlerPause(Struct, frozen=True):
+    """No attempt begins before `until_ms`: the last one failed, or its function did not take it."""
+
+    until_ms: int
+
+
+class OutboxPause(Struct, frozen=True):
+    """A record could not be produced: nothing leaves the outbox before `until_ms`, and no attempt begins."""
+
+    until_ms: int
+
+
+class TablePause(Struct, frozen=True):
+    """The table was away, refused a write, or something unforeseen happened: the lane starts over at `until_ms`."""
+
+    until_ms: int
+
+
+Pause: TypeAlias = HandlerPause | OutboxPause | TablePause
+"""Why the lane waits though it has something to do. One that is over counts as none; a new one replaces the old."""
+
+
+class Failing(Struct, frozen=True):
+    """Attempts at one event, by its id, that have failed in a row and count, wherever they were: at least one."""
+
+    event: str
+    times: int
+
+
+class Trouble(Struct, frozen=True):
+    """How often in a row the lane has met what it cannot get past, and in which kind of action."""
+
+    times: int
+    during: type[object]
+
+
+class Sighting(Struct, frozen=True):
+    """When this process learned of the head: last (`read_ms`), and of the head as it is (`changed_ms`).
+
+    `mark` tells one head from the next: its `ver`, and how many slots its run has.
+    """
+
+    read_ms: int = 0
+    changed_ms: int = 0
+    mark: tuple[int, int] | None = None
+
+    def again(self, head: Head, now_ms: int) -> Sighting:
+        """The head was seen once more."""
+        mark = (head.ver, len(head.slots))
+        return Sighting(now_ms, self.changed_ms if mark == self.mark else now_ms, mark)
+
+
+class Holder(Enum):
+    """Whose a run that is not suspended is."""
+
+    ENDED = auto()
+    """An invocation's of this process that has certainly ended."""
+    OWN = auto()
+    """An invocation's of this process that may still run."""
+    FOREIGN = auto()
+    """Another process's."""
+
+
+# --- what happens ----------------------------------------------------------------------------------------------------
+
+
+class Turn(Struct, frozen=True):
+    """A decision is due at `now_ms`, with `queued` works in the queue, the first of which is about `first`.
+
+    That one came at `first_ms`. `calls`: there are calls in the queue. `handed` counts calls that were handed over and
+    whose callers wait here.
+    """
+
+    now_ms: int
+    first: Event | None = None
+    queued: int = 0
+    first_ms: int = 0
+    calls: bool = False
+    handed: int = 0
+
+
+class Nudged(Struct, frozen=True):
+    """Something may have changed; with `look`, the head certainly, or the inbox."""
+
+    look: bool = False
+
+
+class Pressed(Struct, frozen=True):
+    """Events have waited here for long, while their partition can take no more."""
+
+
+class ReadBegun(Struct, frozen=True):
+    """The head is asked for: the answer knows of everything until now."""
+
+
+class HeadSeen(Struct, frozen=True):
+    """The head was read, or a write answered with it. `answered` are nonces of calls whose results it held."""
+
+    head: Head
+    now_ms: int
+    answered: frozenset[str] = EMPTY
+
+
+class HeadDropped(Struct, frozen=True):
+    """What this process did changes the head in a way that it has not seen."""
+
+
+class FailedAttempt(Struct, frozen=True):
+    """The attempt at an event, by its id, that failed; the next is due at `until_ms`. `harmless`: it does not count.
+
+    `attempt` is its number, those of other processes included.
+    """
+
+    event: str
+    until_ms: int
+    harmless: bool = False
+    attempt: int = 1
+
+
+class ActivationEnded(Struct, frozen=True):
+    """An activation's end: the head it left (None: not known), and which nonces it finished.
+
+    `ended` are holders that certainly run no more. `answered` is as in `HeadSeen`. `outrun` counts how often in a row
+    another process was quicker.
+    """
+
+    head: Head | None
+    now_ms: int
+    finished: frozenset[str] = EMPTY
+    ended: frozenset[str] = EMPTY
+    failed: FailedAttempt | None = None
+    answered: frozenset[str] = EMPTY
+    outrun: int = 0
+
+
+class Unserved(Struct, frozen=True):
+    """No function serves the lane; that is looked at again at `until_ms`."""
+
+    until_ms: int
+
+
+class TakeoverBegun(Struct, frozen=True):
+    """The run is about to be taken over, its failures counted."""
+
+
+class Delivered(Struct, frozen=True):
+    """These outbox entries have left for good; `whole`: and everything else that was to leave."""
+
+    entries: frozenset[str]
+    whole: bool
+
+
+class ProducedInVain(Struct, frozen=True):
+    """A record could not be produced."""
+
+    now_ms: int
+
+
+class SpillBegun(Struct, frozen=True):
+    """Queued events move to the inbox, so their partition has room."""
+
+
+class LookBegun(Struct, frozen=True):
+    """The inbox is queried: what comes from now on asks for another look."""
+
+
+class LookWanted(Struct, frozen=True):
+    """The inbox holds something, whether or not the head is marked."""
+
+
+class InboxSeen(Struct, frozen=True):
+    """All of the inbox was seen, after `head` was read: it holds live items for these nonces and no others."""
+
+    head: Head
+    live: frozenset[str]
+    now_ms: int
+
+
+class Buried(Struct, frozen=True):
+    """These nonces have tombstones: of `asked` inbox items that were to run, they are those that have."""
+
+    nonces: frozenset[str]
+    asked: int
+
+
+class Troubled(Struct, frozen=True):
+    """An action of a kind met what it will only meet again. The pause after it doubles each time, up to its maximum."""
+
+    during: type[object]
+    now_ms: int
+    pause_ms: int
+    pause_ms_max: int
+
+
+class TableAway(Struct, frozen=True):
+    """The table did not answer in time. It is tried again at `until_ms`."""
+
+    until_ms: int
+
+
+class Succeeded(Struct, frozen=True):
+    """An action of this kind was carried out."""
+
+    kind: type[object]
+
+
+Fact: TypeAlias = (
+    Turn
+    | Nudged
+    | Pressed
+    | ReadBegun
+    | HeadSeen
+    | HeadDropped
+    | ActivationEnded
+    | Unserved
+    | TakeoverBegun
+    | Delivered
+    | ProducedInVain
+    | SpillBegun
+    | LookBegun
+    | LookWanted
+    | InboxSeen
+    | Buried
+    | Troubled
+    | TableAway
+    | Succeeded
+)
+
+
+# --- the memory ------------------------------------------------------------------------------------------------------
+
+
+class LaneMemory(Struct, frozen=True):
+    """What is remembered of one lane.
+
+    `shipped` are outbox entries that have been delivered, `finished` ids of finished messages and calls that nothing
+    needs any more: the next write of the head may remove them. `look` asks for an inbox query although no mark was
+    seen. `ended` are holders whose invocation has certainly ended; `crashed`: one of them gave no answer, and that is
+    not counted in its run yet. `vain_ships` counts in a row how often records could not be produced. `blocked_since_ms`
+    is since when the lane has been taken, failing or unable to ship while events waited. `pressed` is as in `Pressed`,
+    `outrun` as in `ActivationEnded`. `drain_max` is how many inbox items the next look takes up.
+    """
+
+    seen: Seen = UNREAD
+    shipped: frozenset[str] = EMPTY
+    finished: frozenset[str] = EMPTY
+    look: bool = False
+    pause: Pause | None = None
+    failing: Failing | None = None
+    ended: frozenset[str] = EMPTY
+    crashed: bool = False
+    vain_ships: int = 0
+    trouble: Trouble | None = None
+    blocked_since_ms: int | None = None
+    pressed: bool = False
+    sighting: Sighting = Sighting()
+    outrun: int = 0
+    drain_max: int = DRAIN_EVENTS_MAX
+
+    # --- questions ----------------------------------------------------------------------------------------------------
+
+    @property
+    def head(self) -> Head | None:
+        """The head, unless it has to be read."""
+        return self.seen.head if isinstance(self.seen, Known) else None
+
+    @property
+    def paused_until_ms(self) -> int:
+        """The end of the last pause, which may be over."""
+        return 0 if self.pause is None else self.pause.until_ms
+
+    @property
+    def ship_again_ms(self) -> int:
+        """When the outbox is shipped again, at the earliest."""
+        return self.pause.until_ms if isinstance(self.pause, OutboxPause) else 0
+
+    @property
+    def troubles(self) -> int:
+        """How often in a row the lane has met what it cannot get past."""
+        return 0 if self.trouble is None else self.trouble.times
+
+    def blocked_ms(self, now_ms: int) -> int:
+        """How long the lane has been held up while events waited."""
+        return 0 if self.blocked_since_ms is None else now_ms - self.blocked_since_ms
+
+    def tries(self, head: Head, event: Event) -> int:
+        """Which attempt at this event the next one is, from 1, as far as this process knows and the head tells."""
+        return max(self._times(event.id), failures_of(head, event)) + 1
+
+    def holder(self, run: Run, process: str) -> Holder:
+        """Whose the run is. `process` is this process's name, which the names of its holders begin with."""
+        if run.holder in self.ended:
+            return Holder.ENDED
+        return Holder.OWN if run.holder.rpartition(".")[0] == process else Holder.FOREIGN
+
+    def read_since(self, time_ms: int) -> bool:
+        """Whether the head is known as it was after a time."""
+        return self.sighting.read_ms > time_ms
+
+    def changed_since(self, time_ms: int) -> bool:
+        """Whether the head has changed after a time, as far as this process has seen."""
+        return self.sighting.changed_ms > time_ms
+
+    def crashes(self, run: Run) -> int | None:
+        """The run's new count of failures if its function is known to have failed, else None."""
+        return run.failures + 1 if self.crashed else None
+
+    def trim(self, head: Head) -> Trim:
+        """What the next write of this head may remove."""
+        return Trim(
+            out=tuple(seq for seq in head.out if seq in self.shipped)[:TRIMMED_MAX],
+            fin=tuple(nonce for nonce in head.fin if nonce in self.finished)[:TRIMMED_MAX],
+            stray=head.stray[:TRIMMED_MAX],
+        )
+
+    def at_rest(self) -> LaneMemory:
+        """What to keep while the lane is idle: its head, and what its next write may remove."""
+        return LaneMemory(self.seen, self.shipped, self.finished, sighting=self.sighting)
+
+    def _times(self, event: str) -> int:
+        return self.failing.times if self.failing is not None and self.failing.event == event else 0
+
+    # --- transitions --------------------------------------------------------------------------------------------------
+
+    def on(self, fact: Fact) -> LaneMemory:
+        """The memory after something happened. Facts that change nothing give this very memory."""
+        match fact:
+            case Turn():
+                return self._turned(fact)
+            case ActivationEnded():
+                return self._activated(fact)
+            case HeadSeen():
+                return self._learned(fact)
+            case Delivered(entries, whole):
+                return replace(self, shipped=self.shipped | entries, vain_ships=0 if whole else self.vain_ships)
+            case Nudged(look):
+                asked = self.look and isinstance(self.seen, Stale)
+                return replace(self, look=True, seen=STALE) if look and not asked else self
+            case ReadBegun() | HeadDropped():
+                return self if isinstance(self.seen, Unread) else replace(self, seen=UNREAD)
+            case LookBegun() | LookWanted() | InboxSeen() | Buried():
+                return self._looked(fact)
+            case Pressed() | SpillBegun():
+                pressed = isinstance(fact, Pressed)
+                return self if self.pressed == pressed else replace(self, pressed=pressed)
+            case TakeoverBegun():
+                return replace(self, crashed=False) if self.crashed else self
+            case Unserved() | ProducedInVain() | TableAway() | Troubled():
+                return self._set_back(fact)
+            case Succeeded(kind):
+                over = self.trouble is not None and self.trouble.during is kind
+                return replace(self, trouble=None) if over else self
+            case _:
+                assert_never(fact)
+
+    def _turned(self, turn: Turn) -> LaneMemory:
+        head = self.head
+        held_up = self.failing is not None or self.vain_ships > 0 or (head is not None and head.run is not None)
+        since = self.blocked_since_ms
+        # A head that was dropped tells nothing: each sweep drops it, and would begin the wait anew.
+        if turn.first is None or (head is not None and not held_up):
+            since = None
+        elif held_up and since is None:
+            since = turn.now_ms
+        return self if since == self.blocked_since_ms else replace(self, blocked_since_ms=since)
+
+    def _activated(self, fact: ActivationEnded) -> LaneMemory:
+        pause, failing, crashed = None, None, self.crashed
+        if fact.failed is not None:
+            # Failures are one event's: another that fails behind it has all its attempts before it.
+            counts = not fact.failed.harmless
+            times = max(self._times(fact.failed.event), fact.failed.attempt - 1) + counts
+            pause = HandlerPause(fact.failed.until_ms)
+            failing = Failing(fact.failed.event, times) if times else None
+            crashed = crashed or (counts and bool(fact.ended))
+        seen: Seen = UNREAD
+        sighting = self.sighting
+        shipped, finished, ended = self.shipped, self.finished | fact.finished, self.ended | fact.ended
+        if fact.head is not None:
+            seen, sighting = self._seen(fact.head), sighting.again(fact.head, fact.now_ms)
+            shipped, finished, ended = self._kept(fact.head, fact.now_ms, finished, ended)
+            finished |= fact.answered
+        return replace(
+            self,
+            seen=seen,
+            shipped=shipped,
+            finished=finished,
+            pause=pause,
+            failing=failing,
+            ended=ended,
+            crashed=crashed,
+            sighting=sighting,
+            outrun=fact.outrun,
+        )
+
+    def _learned(self, fact: HeadSeen) -> LaneMemory:
+        shipped, finished, ended = self._kept(fact.head, fact.now_ms, self.finished, self.ended)
+        seen, finished = self._seen(fact.head), finished | fact.answered
+        sighting = self.sighting.again(fact.head, fact.now_ms)
+        return replace(self, seen=seen, shipped=shipped, finished=finished, ended=ended, sighting=sighting)
+
+    def _seen(self, head: Head) -> Seen:
+        """A head that was asked for before a nudge came is not believed."""
+        return STALE if isinstance(self.seen, Stale) else Known(head)
+
+    def _kept(
+        self, head: Head, now_ms: int, finished: frozenset[str], ended: frozenset[str]
+    ) -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
+        """The shipped entries, finished ids and ended holders that are still of use beside this head."""
+        shipped = self.shipped & head.out.keys() if self.shipped else EMPTY
+        finished = finished & head.fin.keys() if finished else EMPTY
+        if head.pend is None and head.fin:
+            # Nothing waits that could bear an old id, and whoever once lost the answer to a call has long given up.
+            old = now_ms - FINISHED_TTL_MS
+            finished |= {nonce for nonce, at in head.fin.items() if at < old}
+        if ended and (head.run is None or head.run.suspended):
+            ended = EMPTY
+        return shipped, finished, ended
+
+    def _looked(self, fact: LookBegun | LookWanted | InboxSeen | Buried) -> LaneMemory:
+        if isinstance(fact, LookBegun | LookWanted):
+            look = isinstance(fact, LookWanted)
+            return self if self.look == look else replace(self, look=look)
+        if isinstance(fact, InboxSeen):
+            nonces = _settled(fact)
+            return replace(self, finished=self.finished | nonces) if nonces else self
+        # What then does not run is looked up in vain, and a handler that claims takes few events at a time.
+        ran = len(fact.nonces)
+        drain_max = min(DRAIN_EVENTS_MAX, 2 * self.drain_max) if ran == fact.asked else max(1, ran)
+        return replace(self, finished=self.finished | fact.nonces, drain_max=drain_max)
+
+    def _set_back(self, fact: Unserved | ProducedInVain | TableAway | Troubled) -> LaneMemory:
+        """A pause that no attempt has asked for."""
+        match fact:
+            case Unserved(until_ms):
+                return replace(self, seen=UNREAD, pause=HandlerPause(until_ms))
+            case ProducedInVain(now_ms):
+                times = self.vain_ships + 1
+                pause_ms = min(VAIN_PAUSE_MS_MAX, VAIN_PAUSE_MS * 2 ** min(times, VAIN_DOUBLINGS_MAX))
+                return replace(self, vain_ships=times, pause=OutboxPause(now_ms + pause_ms))
+            case TableAway(until_ms):
+                return replace(self, seen=UNREAD, pause=TablePause(until_ms))
+            case Troubled(during, now_ms, initial_ms, pause_ms_max):
+                times = self.troubles + 1
+                pause_ms = min(initial_ms * 2 ** min(times - 1, TROUBLE_DOUBLINGS_MAX), pause_ms_max)
+                trouble = Trouble(times, during)
+                return replace(self, seen=UNREAD, pause=TablePause(now_ms + pause_ms), trouble=trouble)
+
+
+def named_by(process: str, name: str | None) -> bool:
+    """Whether a holder, or the `tok` of a write, was named by this process, or by a function that it called."""
+    return name is not None and name.startswith(f"{process}.")
+
+
+def _settled(inbox: InboxSeen) -> frozenset[str]:
+    """Finished ids that nothing needs any more: no live item bears them, so their items are tombstones by now.
+
+    A call's may still be looked for by a process that lost the response to its commit, so it stays for a while.
+    """
+    old, fin = inbox.now_ms - FINISHED_TTL_MS, inbox.head.fin
+    return frozenset(n for n, at in fin.items() if n not in inbox.live and (not n.startswith("c") or at < old))

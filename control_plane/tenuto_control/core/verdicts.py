@@ -1,0 +1,377 @@
+"""What follows from the answer to an activation, and from the table's answer to its commit: two pure judgements.
+
+Owns the meaning of outcomes and of invocations without one: what is committed, tried again, split or given up, and what
+of it the next activations go by. Does not own carrying it out (`dispatcher.activations`), nor how a commit is written
+(`dispatcher.commits`). Structs for the reason that `flights` gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeAlias, assert_never
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from tenuto.protocol.messages import (
+    Committed,
+    EventResult,
+    Fenced,
+    Head,
+    Late,
+    Manifest,
+    Outcome,
+    Rejected,
+    Speculated,
+    Stopped,
+    Suspended,
+)
+from tenuto.protocol.modes import Drain, Speculate
+from tenuto.protocol.records import Event
+from tenuto_control.core.flights import Flight, Lessons
+from tenuto_control.core.log_fields import shown
+from tenuto_control.limits import Limits
+
+COMMITS_REFUSED_MAX = 3
+"""So often the commit of an event alone is tried that the table finds too large: a handler may do less next time."""
+
+FENCED_DOUBLINGS_MAX = 10
+
+TOO_LARGE = 413
+
+
+# --- what is judged: an outcome, or why there is none ---------------------------------------------------------------
+
+
+class Oversized(Struct, frozen=True):
+    """The request is beyond what a function can be given: it did not run."""
+
+    reason: str
+
+
+class Throttled(Struct, frozen=True):
+    """Refused for concurrency: it did not run."""
+
+
+class Unreachable(Struct, frozen=True):
+    """No answer: it may or may not have run, and may be running still."""
+
+    reason: str
+
+
+class Missing(Struct, frozen=True):
+    """There is no such function, or it may not be invoked."""
+
+    reason: str
+
+
+class Crashed(Struct, frozen=True):
+    """It ran and ended without an outcome that can be used: it runs no more."""
+
+    reason: str
+
+
+NoOutcome: TypeAlias = Oversized | Throttled | Unreachable | Missing | Crashed
+
+
+class Stored(Struct, frozen=True):
+    """The commit took place and left this head."""
+
+    head: Head
+
+
+class Traceless(Struct, frozen=True):
+    """There was nothing to write."""
+
+
+class Overtaken(Struct, frozen=True):
+    """The commit was refused: another write came before it, and the head is this one now."""
+
+    head: Head
+
+
+class Unstorable(Struct, frozen=True):
+    """The table never takes this commit: something in it is too large."""
+
+    reason: str
+
+
+Written: TypeAlias = Stored | Traceless | Overtaken | Unstorable
+
+
+# --- verdicts -------------------------------------------------------------------------------------------------------
+
+
+class Warned(Struct, frozen=True):
+    """A line about an event, or about an attempt at it, and how often in a row there was cause for it."""
+
+    text: str
+    times: int
+    event: Event
+    attempt: int | None
+
+    @property
+    def due(self) -> bool:
+        """Whether it is logged: at the first, second, fourth, eighth … time in a row."""
+        return self.times & (self.times - 1) == 0
+
+
+class Commit(Struct, frozen=True):
+    """Write what speculated events changed. `last_resort`: they were given up since the table takes nothing more."""
+
+    outcome: Speculated
+    last_resort: bool = False
+
+
+class GivenUp(Struct, frozen=True):
+    """The event ends as failed, by a commit that says why: no further attempt is allowed, or could do better."""
+
+    event: Event
+    reason: str
+    status_code: int = 500
+    last_resort: bool = False
+
+
+class TryAgain(Struct, frozen=True):
+    """An attempt at `failed` failed. `head` is None when it has to be read again.
+
+    Then there is a pause: of `pause_ms`, or by the handler's policy. A `harmless` failure does not count as an attempt.
+    `over`: the function certainly runs no more.
+    """
+
+    head: Head | None
+    failed: Event
+    pause_ms: int | None = None
+    harmless: bool = False
+    over: bool = False
+    warned: Warned | None = None
+
+
+class WaitTurn(Struct, frozen=True):
+    """The function did not run for want of concurrency: the same goes again from the same head, at a random moment.
+
+    The pause is one to four times `unit_ms`.
+    """
+
+    failed: Event
+    unit_ms: int
+
+
+class Durable(Struct, frozen=True):
+    """The commit of these results took place; `then` is what becomes of the event behind them, if that failed."""
+
+    head: Head
+    results: Sequence[EventResult]
+    then: TryAgain | None = None
+
+
+class Discarded(Struct, frozen=True):
+    """The commit was refused. What ran is thrown away, and the lane goes on from the head that was met."""
+
+    head: Head
+
+
+class Ended(Struct, frozen=True):
+    """The function claimed and ended by itself, with `writes` requests: these results are durable."""
+
+    head: Head
+    results: Sequence[EventResult]
+    writes: int
+    suspended: bool
+    warned: Warned | None = None
+
+
+class HandedBack(Struct, frozen=True):
+    """The run has not begun, so nothing of it ran twice: the next lease is longer, and then it runs anyhow."""
+
+    warned: Warned
+
+
+class FencedOff(Struct, frozen=True):
+    """Another owns the lane. `again` makes for a pause, should functions say so again when they are asked at once."""
+
+    again: TryAgain | None = None
+
+
+Settled: TypeAlias = TryAgain | WaitTurn | Durable | Discarded | Ended | HandedBack | FencedOff
+"""The activation is over."""
+
+Verdict: TypeAlias = Commit | GivenUp | Settled
+
+
+# --- judgements -----------------------------------------------------------------------------------------------------
+
+
+def judge(
+    flight: Flight, answer: Outcome | NoOutcome, lessons: Lessons, limits: Limits, now_ms: int
+) -> tuple[Verdict, Lessons]:
+    """What follows from the answer to an activation, and what the lane has learned by it."""
+    fenced, fenced_at = lessons.fenced, lessons.fenced_at
+    lessons = replace(lessons, tried=flight.tried, late=False, fenced=0, fenced_at=None)
+    match answer:
+        case Speculated() if answer.results:
+            return Commit(answer), lessons
+        case Speculated(stopped=Stopped() as stopped):
+            return _stopped(flight, flight.head, flight.events[0], stopped, lessons)
+        case Speculated():
+            raise AssertionError("an outcome that neither ended an event nor says which one failed is no outcome")
+        case Committed() | Suspended():
+            return _ended(flight, answer, lessons, now_ms)
+        case Late():
+            text = "a resumed run came too late for its lease, it is taken over anew"
+            warned, lessons = _warned(flight, text, replace(lessons, late=True))
+            return HandedBack(warned), lessons
+        case Fenced():
+            moved = fenced_at != flight.head.ver
+            return _fenced(flight, replace(lessons, fenced=fenced + 1, fenced_at=flight.head.ver), limits, moved=moved)
+        case Rejected(failure):
+            warned, lessons = _warned(flight, shown(failure.message), lessons)
+            pause = limits.invoke_retry_max_ms
+            return TryAgain(None, flight.events[0], pause, harmless=True, over=True, warned=warned), lessons
+        case Oversized() | Throttled() | Unreachable() | Missing() | Crashed():
+            return _unanswered(flight, answer, lessons, limits)
+        case Manifest():
+            raise AssertionError("an activation is not answered with a manifest")
+        case _:
+            assert_never(answer)
+
+
+def judge_commit(
+    flight: Flight, commit: Commit, written: Written, lessons: Lessons, limits: Limits
+) -> tuple[Verdict, Lessons]:
+    """What follows from the table's answer to a commit, and what the lane has learned by it."""
+    match written:
+        case Stored(head):
+            if lessons.claim_first:
+                lessons = replace(lessons, claim_first=False)
+            return _durable(flight, commit, head, lessons)
+        case Traceless():
+            return _durable(flight, commit, flight.head, lessons)
+        case Overtaken(head):
+            return Discarded(head), replace(lessons, claim_first=head.run is None and head.ver != flight.head.ver)
+        case Unstorable(reason):
+            return _unstorable(flight, commit, reason, lessons, limits)
+        case _:
+            assert_never(written)
+
+
+def unserved(service: str, event: Event, lessons: Lessons, limits: Limits) -> tuple[TryAgain, Lessons]:
+    """What follows when there is no function to activate."""
+    said = lessons.warned.again(f"no function serves {service}, its work waits")
+    warned = Warned(said.what, said.times, event, attempt=None)
+    again = TryAgain(None, event, limits.invoke_retry_max_ms, harmless=True, warned=warned)
+    return again, replace(lessons, warned=said)
+
+
+def _durable(flight: Flight, commit: Commit, head: Head, lessons: Lessons) -> tuple[Verdict, Lessons]:
+    results, stopped = commit.outcome.results, commit.outcome.stopped
+    if stopped is not None:
+        then, lessons = _stopped(flight, head, flight.events[len(results)], stopped, lessons)
+        return Durable(head, results, then), lessons
+    if lessons.one_by_one and not commit.last_resort:
+        lessons = replace(lessons, one_by_one=False)
+    return Durable(head, results), lessons
+
+
+def _stopped(flight: Flight, head: Head, failed: Event, stopped: Stopped, lessons: Lessons) -> tuple[TryAgain, Lessons]:
+    """The handler of an event failed before it owned anything; the commit of those before it has left `head`."""
+    text = f"attempt at {failed.handler} failed: {shown(stopped.failure.message)}"
+    warned, lessons = _warned(flight, text, lessons, failed, flight.tried.attempt_at(failed))
+    return TryAgain(head, failed, stopped.retry_after_ms, warned=warned), lessons
+
+
+def _ended(flight: Flight, outcome: Committed | Suspended, lessons: Lessons, now_ms: int) -> tuple[Ended, Lessons]:
+    lessons = replace(lessons, claim_first=False, one_by_one=False)
+    run, warned = outcome.head.run, None
+    if run is not None and run.suspended and run.error and run.wake_ms is not None:
+        again_s = max(0.0, (run.wake_ms - now_ms) / 1000)
+        text = f"attempt at {run.event.handler} failed, next in {again_s:.1f} s: {shown(run.error)}"
+        warned, lessons = _warned(flight, text, lessons, run.event, run.attempt)
+    suspended = isinstance(outcome, Suspended)
+    return Ended(outcome.head, outcome.results, outcome.writes, suspended, warned), lessons
+
+
+def _fenced(flight: Flight, lessons: Lessons, limits: Limits, *, moved: bool) -> tuple[FencedOff, Lessons]:
+    again = None
+    if lessons.fenced > 1 and not moved:
+        doubled = limits.invoke_retry_initial_ms * 2 ** min(lessons.fenced, FENCED_DOUBLINGS_MAX)
+        pause = min(doubled, limits.invoke_retry_max_ms)
+        again = TryAgain(None, flight.events[0], pause, harmless=True, over=True)
+    return FencedOff(again), replace(lessons, claim_first=True)
+
+
+def _unanswered(flight: Flight, answer: NoOutcome, lessons: Lessons, limits: Limits) -> tuple[Verdict, Lessons]:
+    failed = flight.events[0]
+    match answer:
+        case Oversized(reason):
+            if _alone(flight):
+                # No later attempt is at a smaller event.
+                return GivenUp(failed, f"no function can be given this event: {reason}", TOO_LARGE), lessons
+            again = TryAgain(flight.head, failed, limits.invoke_retry_initial_ms, harmless=True, over=True)
+            return again, replace(lessons, one_by_one=True)
+        case Throttled():
+            return WaitTurn(failed, limits.invoke_retry_initial_ms), lessons
+        case Unreachable(reason):
+            warned, lessons = _warned(flight, reason, lessons)
+            return TryAgain(None, failed, limits.invoke_retry_max_ms // 10, harmless=True, warned=warned), lessons
+        case Missing(reason):
+            warned, lessons = _warned(flight, reason, lessons)
+            pause = limits.invoke_retry_max_ms
+            return TryAgain(None, failed, pause, harmless=True, over=True, warned=warned), lessons
+        case Crashed(reason):
+            return _crashed(flight, reason, lessons)
+        case _:
+            assert_never(answer)
+
+
+def _crashed(flight: Flight, reason: str, lessons: Lessons) -> tuple[Verdict, Lessons]:
+    """One event of a batch may be what kills the function: the next attempts are at one event each.
+
+    Alone in its batch, so that no other is taken for it, it ends when its policy allows no further attempt. Had it
+    claimed, the commit of that end would be refused, and the takeover counts.
+    """
+    failed, limit = flight.events[0], flight.policy.max_attempts
+    if _alone(flight) and limit is not None and flight.attempt >= limit:
+        text = f"{flight.attempt} attempts failed, the last without an answer: {reason}"
+        return GivenUp(failed, text), lessons
+    text = f"attempt at {failed.handler} failed: {shown(reason)}"
+    warned, lessons = _warned(flight, text, replace(lessons, one_by_one=True))
+    return TryAgain(None, failed, over=True, warned=warned), lessons
+
+
+def _unstorable(flight: Flight, commit: Commit, why: str, lessons: Lessons, limits: Limits) -> tuple[Verdict, Lessons]:
+    """A failed attempt, and after a few the end of the event.
+
+    One event of a batch may be the culprit: then the next attempts are at one event each.
+    """
+    event, done = flight.events[0], len(commit.outcome.results)
+    if done > 1:
+        text = f"{done} events are tried again one by one: {shown(why)}"
+        warned, lessons = _warned(flight, text, replace(lessons, one_by_one=True))
+        pause = limits.invoke_retry_initial_ms
+        return TryAgain(flight.head, event, pause, harmless=True, warned=warned), lessons
+    reason = f"the table does not take what the handler changed: {why}"
+    lessons = replace(lessons, refused=lessons.refused.again(event.id))
+    if lessons.refused.times < COMMITS_REFUSED_MAX:
+        warned, lessons = _warned(flight, f"attempt at {event.handler} failed: {shown(reason)}", lessons)
+        return TryAgain(flight.head, event, warned=warned), lessons
+    return GivenUp(event, reason, TOO_LARGE, last_resort=True), lessons
+
+
+def _alone(flight: Flight) -> bool:
+    """Whether an activation was about one event, which no run owned when it began."""
+    match flight.mode:
+        case Speculate((_,)) | Drain((_,)):
+            return True
+        case _:
+            return False
+
+
+def _warned(
+    flight: Flight, text: str, lessons: Lessons, event: Event | None = None, attempt: int | None = None
+) -> tuple[Warned, Lessons]:
+    """A line to be said about an event, the flight's first one unless another is named."""
+    said = lessons.warned.again(text)
+    about = flight.events[0] if event is None else event
+    warned = Warned(text, said.times, about, flight.attempt if attempt is None else attempt)
+    return warned, replace(lessons, warned=said)

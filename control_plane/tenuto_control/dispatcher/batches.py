@@ -1,0 +1,76 @@
+"""Which waiting events of a lane go into one activation.
+
+Owns the choice: order, size, and that nothing runs which has taken effect already. Does not own the queue
+(`lane_worker`), nor how inbox items are chosen (`inbox`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from tenuto.lane.transitions import result_key
+from tenuto.protocol.messages import Head
+from tenuto.protocol.records import Failed, Failure, KafkaSource, event_bytes, unpack_result
+from tenuto_control.core.lane_policy import finished, passed
+from tenuto_control.dispatcher.parts import Parts
+from tenuto_control.dispatcher.work import CallWork, Elsewhere, Work
+
+LOST_WITH_ITS_PROCESS = "the call took effect, and its result was lost with the process that ran it"
+
+
+async def choose(services: Parts, head: Head, queue: Iterable[Work], *, one_by_one: bool) -> tuple[Work, ...]:
+    """The work that the next activation is about; calls that a stored result answers are answered instead.
+
+    The head was read before what is looked up here, as it must be.
+    """
+    limits = services.limits
+    events_max = 1 if one_by_one else limits.batch_events_max
+    batch: list[Work] = []
+    last: dict[str, int] = {}
+    size = 0
+    for work in list(queue):
+        if isinstance(work, CallWork) and (work.keep or await _answered(services, work, head)):
+            continue
+        source = work.event.source
+        if passed(head, work.event):
+            # Delivered again behind an event of another partition: it is let go of when its turn comes. In a
+            # batch it would take effect twice, so storage would refuse the commit, for ever.
+            continue
+        if isinstance(source, KafkaSource):
+            # What was delivered again waits for the next head, whose watermark tells what of it is finished.
+            if source.offset <= last.get(source.watermark, -1):
+                continue
+            last[source.watermark] = source.offset
+        size += event_bytes(work.event)
+        if batch and (size > limits.batch_bytes_max or len(batch) >= events_max):
+            break
+        batch.append(work)
+        if isinstance(work, CallWork):
+            # Were it committed by the claim of an event behind it, its result would be lost with the function.
+            break
+    # Callers may have gone away while results were looked up.
+    waiting = [w for w in batch if not (isinstance(w, CallWork) and (w.keep or w.answer.done()))]
+    return tuple(waiting)
+
+
+async def _answered(services: Parts, work: CallWork, head: Head) -> bool:
+    """Whether a stored result answers a call, or a delayed message will."""
+    if work.checked is head:
+        return False
+    if work.stores or work.attempted:
+        key = result_key(work.event.id)
+        item = await services.writer.patiently(lambda: services.writer.table.get(key))
+        packed = item.get("res") if item else None
+        if isinstance(packed, bytes):
+            work.finish(unpack_result(packed))
+            return True
+        if item is not None:
+            due_ms = item.get("begins")
+            work.finish(Elsewhere(due_ms if isinstance(due_ms, int) else None))
+            return True
+    if finished(head, work.event, services.clock.now_ms()):
+        work.finish(work.tentative or Failed(Failure(LOST_WITH_ITS_PROCESS, 500)))
+        return True
+    work.checked = head
+    work.unkept = False
+    return work.answer.cancelled()

@@ -1,0 +1,116 @@
+"""Calls whose callers wait in this process, and what becomes of one whose caller stops waiting.
+
+Owns a call's way from its lane's queue to its answer, and its handing over when it takes longer than its wait. Does not
+own running it (`lanes`), nor finding a result that others bring (`results`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import assert_never
+
+from tenuto.lane.head import head_key, parse_head
+from tenuto.protocol.limits import GUARD_MARGIN_MS, VALUE_BYTES_MAX
+from tenuto.protocol.records import CallSource, Event, Failed, Success
+from tenuto_control.dispatcher.acceptance import Acceptance
+from tenuto_control.dispatcher.delivery import fits
+from tenuto_control.dispatcher.lane_worker import LaneWorker
+from tenuto_control.dispatcher.lanes import Lanes
+from tenuto_control.dispatcher.parts import Parts
+from tenuto_control.dispatcher.results import Results
+from tenuto_control.dispatcher.work import CallWork, Elsewhere
+from tenuto_control.ports import Answer, OverloadedError, Pending, TooLargeError, UndecidedError, Unknown
+
+COMMIT_LOOK_S = 0.02
+"""How often a call whose caller stops waiting looks whether a commit under way has been answered."""
+
+
+class Calls:
+    """The calls of one process."""
+
+    def __init__(self, parts: Parts, lanes: Lanes, results: Results, acceptance: Acceptance) -> None:
+        self._parts = parts
+        self._lanes = lanes
+        self._results = results
+        self._acceptance = acceptance
+
+    async def answer(self, event: Event, wait_ms: int) -> Answer:
+        """See `Execution.call`. Raises OverloadedError when too many calls wait for the key."""
+        clock, limits, background = self._parts.clock, self._parts.limits, self._parts.background
+        until_ms = clock.now_ms() + wait_ms
+        while True:
+            worker, work = self._queued(event)
+            await asyncio.wait([work.answer], timeout=max(0, until_ms - clock.now_ms()) / 1000)
+            if not work.answer.done():
+                # Not cut off when its time is over: half accepted, the call would wait for a chance visit.
+                await background.in_time(self._hand_over(worker, work), limits.hand_over_ms_max)
+                if not _has_result(work):
+                    return Pending()
+            match work.answer.result():
+                case Success() | Failed() as result:
+                    return result
+                case Elsewhere(due_ms):
+                    if due_ms is not None:
+                        await background.in_time(self._acceptance.join(event, due_ms), limits.accept_ms_max)
+                    found = await self._results.of(event.invocation, max(0, until_ms - clock.now_ms()))
+                    if not isinstance(found, Unknown):
+                        return found
+                    # Whoever was to make it durable has not, and tells its own caller so.
+                case unforeseen:
+                    assert_never(unforeseen)
+
+    def _queued(self, event: Event) -> tuple[LaneWorker, CallWork]:
+        """The work of a call in this process, queued now unless it is there already."""
+        worker = self._lanes.worker(event.invocation.lane)
+        work = worker.call_in_queue(event.id)
+        if work is None:
+            if worker.waiting >= self._parts.limits.lane_calls_max:
+                raise OverloadedError(f"{worker.waiting} calls and events wait for this key already; try again later")
+            work = CallWork(event, self._parts.clock.now_ms())
+            worker.add(work)
+            self._parts.metrics.count("EventsIn")
+        return worker, work
+
+    async def _hand_over(self, worker: LaneWorker, work: CallWork) -> None:
+        """The caller stops waiting: make the call durable, so that its id can be given out.
+
+        A run that was claimed is durable already, and its end stores a result. Any other attempt is not, so an inbox
+        item stands in for it; a commit that comes meanwhile stores the result, and the item is found to be done.
+        """
+        if worker.let_go(work):
+            return
+        work.keep = True
+        event = work.event
+        event = Event(event.id, event.handler, CallSource(keep_result=True), event.input, event.headers)
+        try:
+            head = parse_head(await self._parts.writer.table.get(head_key(worker.lane)))
+            if head.run is not None and head.run.event.id == event.id:
+                return
+            if worker.is_running(work) and await self._stand_in(worker, work, event):
+                return
+            if not fits(event):
+                raise TooLargeError(f"a call that takes longer than its wait may hold {VALUE_BYTES_MAX:,} bytes")
+            await self._acceptance.accept(event)
+        finally:
+            if work in worker.queue and not worker.is_running(work):
+                worker.queue.remove(work)
+                # Other callers with the same idempotency key look for the result elsewhere.
+                work.finish(Elsewhere())
+
+    async def _stand_in(self, worker: LaneWorker, work: CallWork, event: Event) -> bool:
+        """Make a call durable whose attempt runs. False when the attempt ended meanwhile, and left the call undone."""
+        if not fits(event):
+            raise UndecidedError(
+                f"the call takes longer than its wait, and only an input of up to {VALUE_BYTES_MAX:,} bytes can be "
+                "kept for longer: whether it takes effect is unknown"
+            )
+        target = self._parts.targets.find(worker.lane.service)
+        guard_ms = (0 if target is None else target.timeout_ms) + GUARD_MARGIN_MS
+        await self._parts.delivery.accept_running(worker.lane, event, guard_ms)
+        while work.unkept and not work.answer.done():
+            await asyncio.wait([work.answer], timeout=COMMIT_LOOK_S)
+        return worker.is_running(work) or _has_result(work)
+
+
+def _has_result(work: CallWork) -> bool:
+    return work.answer.done() and isinstance(work.answer.result(), Success | Failed)

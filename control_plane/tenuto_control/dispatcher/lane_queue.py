@@ -1,0 +1,240 @@
+"""The work of one lane in this process: what waits for its turn, and finished events whose offsets are still held.
+
+Owns their order, and what each of them is told by a new head. Does not own when any of them runs (`lane_worker`).
+Methods that take `running` are given the work of the current activation, which stays in the queue while it runs.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection, Iterator, Sequence
+
+from tenuto.protocol.messages import Head
+from tenuto.protocol.records import Event, KafkaSource, Result, ResultOut
+from tenuto_control.core.lane_memory import EMPTY, Turn
+from tenuto_control.core.lane_policy import finished
+from tenuto_control.dispatcher.delivery import fits
+from tenuto_control.dispatcher.work import CallWork, Elsewhere, KafkaWork, Work
+from tenuto_control.ports import TopicPartition
+
+RESULT_LOOK_MS = 200
+"""How often a result is looked for that the head says nothing of."""
+
+
+class LaneQueue:
+    """Work in the order of its arrival. Its length and its elements are those of what waits."""
+
+    def __init__(self) -> None:
+        self._works: deque[Work] = deque()
+        # Finished events, each with what the outbox held when it was; None before that is known.
+        self._held: dict[KafkaWork, frozenset[str] | None] = {}
+        self._cut_off = False
+        # Calls that are in the inbox, and whose callers wait here, by their id.
+        self._handed: dict[str, CallWork] = {}
+
+    def __len__(self) -> int:
+        """How many works wait."""
+        return len(self._works)
+
+    def __iter__(self) -> Iterator[Work]:
+        """What waits, first come first."""
+        return iter(self._works)
+
+    def __contains__(self, work: object) -> bool:
+        """Whether this work waits."""
+        return work in self._works
+
+    @property
+    def waiting(self) -> int:
+        """How many works wait, those included that were handed over."""
+        return len(self._works) + len(self._handed)
+
+    @property
+    def holds(self) -> bool:
+        """Whether the offset of a finished event is still held."""
+        return bool(self._held)
+
+    @property
+    def held(self) -> list[KafkaWork]:
+        """The finished events whose offsets are still held."""
+        return list(self._held)
+
+    def turn(self, now_ms: int) -> Turn:
+        """What the lane's memory learns of the queue."""
+        works, handed = self._works, len(self._handed)
+        if not works:
+            return Turn(now_ms, handed=handed) if handed else Turn(now_ms)
+        calls = any(isinstance(work, CallWork) for work in works)
+        return Turn(now_ms, works[0].event, len(works), works[0].since_ms, calls, handed)
+
+    # --- coming and going ---------------------------------------------------------------------------------------------
+
+    def add(self, work: Work, running: Collection[Work]) -> None:
+        """Queue work.
+
+        An event that is here already, from before a rebalance, only gets its new release: run twice in one batch it
+        would take effect twice.
+        """
+        twin = self._twin(work.event, running) if self._cut_off else None
+        if isinstance(twin, KafkaWork) and isinstance(work, KafkaWork):
+            twin.renew(work)
+        else:
+            self._works.append(work)
+
+    def _twin(self, event: Event, running: Collection[Work]) -> Work | None:
+        return next((w for w in (*running, *self._works, *self._held) if w.event.id == event.id), None)
+
+    def remove(self, work: Work) -> None:
+        """Take out this work, which waits."""
+        self._works.remove(work)
+
+    def pop(self) -> Work:
+        """Take out the first."""
+        return self._works.popleft()
+
+    def of_kafka(self) -> list[KafkaWork]:
+        """Queued Kafka events, in order."""
+        return [w for w in self._works if isinstance(w, KafkaWork)]
+
+    def call(self, event_id: str, running: Collection[Work]) -> CallWork | None:
+        """A queued or running call with this id."""
+        works = (*running, *self._works, *self._handed.values())
+        return next((w for w in works if isinstance(w, CallWork) and w.event.id == event_id), None)
+
+    def without_callers(self) -> list[CallWork]:
+        """Take out the calls whose callers have gone, or have their answers; tell the others where to look."""
+        gone = [w for w in self._works if isinstance(w, CallWork) and (w.keep or w.answer.done())]
+        for work in gone:
+            self._works.remove(work)
+            work.finish(Elsewhere())
+        return gone
+
+    # --- handed over --------------------------------------------------------------------------------------------------
+
+    def movable(self) -> list[Work]:
+        """What can wait in the inbox, in order: events, and calls that fit there and that somebody still waits for."""
+        return [w for w in self._works if isinstance(w, KafkaWork) or (fits(w.event) and not _over(w))]
+
+    def hand_over(self, works: Collection[Work], now_ms: int) -> None:
+        """These works are in the inbox. Offsets go; callers wait on."""
+        for work in works:
+            if work in self._works:
+                self._works.remove(work)
+            if isinstance(work, KafkaWork):
+                work.release()
+            else:
+                work.looked_ms = now_ms
+                self._handed[work.event.id] = work
+
+    def let_go(self, work: CallWork) -> bool:
+        """The caller of a call stops waiting. True when the call was handed over, and is durable."""
+        handed = self._handed.pop(work.event.id, None) is not None
+        if handed:
+            work.finish(Elsewhere())
+        return handed
+
+    def to_look_for(self, head: Head, now_ms: int) -> list[CallWork]:
+        """Handed calls that may have their results, now that this head has been read."""
+        idle = is_idle(head)
+        moved = [w for w in self._handed.values() if not w.answer.done() and (idle or w.looked_ver != head.ver)]
+        since_ms = now_ms - RESULT_LOOK_MS
+        return [w for w in moved if idle or w.event.nonce in head.fin or w.looked_ms <= since_ms]
+
+    def looked_for(self, works: Sequence[CallWork], results: Sequence[Result | None], head: Head, now_ms: int) -> None:
+        """Results, or None, were found for these calls after this head had been read."""
+        for work, result in zip(works, results, strict=True):
+            work.looked_ms, work.looked_ver = now_ms, head.ver
+            if result is not None:
+                work.finish(result)
+            elif is_idle(head):
+                # It is not here, or has been run since: whoever asks looks everywhere.
+                work.finish(Elsewhere())
+        self._handed = {i: work for i, work in self._handed.items() if not work.answer.done()}
+
+    # --- partitions ---------------------------------------------------------------------------------------------------
+
+    def withdraw(self, partitions: set[TopicPartition], running: Collection[Work]) -> bool:
+        """Forget the events of partitions. True when some of them are being worked on right now."""
+        busy = [w for w in (*running, *self._held) if _of(w, partitions)]
+        for work in [w for w in self._works if _of(w, partitions)]:
+            if work not in busy:
+                self._works.remove(work)
+                if isinstance(work, KafkaWork):
+                    work.withdrawn = True
+        return bool(busy)
+
+    def cut(self, partitions: set[TopicPartition], running: Collection[Work]) -> None:
+        """Nothing of these partitions is released any more."""
+        for work in (*running, *self._works, *self._held):
+            if isinstance(work, KafkaWork) and _of(work, partitions):
+                work.withdrawn = True
+                self._cut_off = True
+
+    def waits_since(self, since_ms: int, partitions: set[TopicPartition], running: Collection[Work]) -> bool:
+        """Whether events of these partitions have waited since a time or for longer."""
+        waiting = (w for w in self._works if w not in running and _of(w, partitions))
+        return any(isinstance(w, KafkaWork) and w.since_ms <= since_ms for w in waiting)
+
+    # --- what a head says ---------------------------------------------------------------------------------------------
+
+    def finish(self, work: Work) -> None:
+        """This work is finished: an event's offset is held until what it sent has left the outbox."""
+        if work in self._works:
+            self._works.remove(work)
+        if isinstance(work, KafkaWork):
+            self._held[work] = None
+
+    def answer(self, head: Head, now_ms: int) -> frozenset[str]:
+        """Give queued calls the results that a head holds or confirms. Returns the nonces of these calls."""
+        calls = [w for w in self._works if isinstance(w, CallWork)]
+        if not calls and not self._handed:
+            return EMPTY
+        nonces: set[str] = set()
+        results = {out.invocation: out.result for out in head.out.values() if isinstance(out, ResultOut)}
+        for work in calls:
+            known = results.get(work.event.id)
+            if known is None and work.tentative is not None:
+                known = work.tentative if finished(head, work.event, now_ms) else None
+            if known is not None:
+                nonces.add(work.event.nonce)
+                work.finish(known)
+                self._works.remove(work)
+        for event_id in self._handed.keys() & results.keys():
+            self._handed.pop(event_id).finish(results[event_id])
+        return frozenset(nonces)
+
+    def release(self, head: Head) -> None:
+        """Let go of events whose effects are committed, once everything they sent has left the outbox.
+
+        Delivered is not enough. An entry that stays, because its process ends there, is delivered again with the lane's
+        next event, and that may come when the receiver's tombstone is gone: the message would run twice. Until it is
+        trimmed, the offset leads somebody back to it.
+        """
+        if not self._held:
+            return
+        waiting = head.out.keys()
+        self._held = {work: frozenset(waiting) if sent is None else sent for work, sent in self._held.items()}
+        for work in [work for work, sent in self._held.items() if sent is not None and not sent & waiting]:
+            del self._held[work]
+            work.release()
+
+    def entrust(self, works: Collection[KafkaWork]) -> None:
+        """Let go of these finished events: a timer leads back to what they sent."""
+        for work in works:
+            if work in self._held:
+                del self._held[work]
+                work.release()
+
+
+def is_idle(head: Head) -> bool:
+    """Whether nothing is under way on a lane, and nothing waits there."""
+    return head.run is None and head.pend is None and not head.out
+
+
+def _over(work: CallWork) -> bool:
+    return work.keep or work.answer.done()
+
+
+def _of(work: Work, partitions: set[TopicPartition]) -> bool:
+    source = work.event.source
+    return isinstance(source, KafkaSource) and TopicPartition(source.topic, source.partition) in partitions

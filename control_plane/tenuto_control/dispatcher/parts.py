@@ -1,0 +1,111 @@
+"""The parts of one dispatcher: what it is given from outside, and what all its lanes share.
+
+Owns both bundles and the order in which parts are made. Does not own what a part does, nor its lifecycle.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from tenuto.lane.timers import Timer
+from tenuto.protocol.messages import RetryPolicy
+from tenuto_control.core.metrics import Metrics, Uncounted
+from tenuto_control.core.traces import Tracer, Untraced
+from tenuto_control.dispatcher.background import Background
+from tenuto_control.dispatcher.capacity import Capacity
+from tenuto_control.dispatcher.delivery import Delivery
+from tenuto_control.dispatcher.hints import Hints
+from tenuto_control.dispatcher.outages import WatchedTable
+from tenuto_control.dispatcher.wheel import Wheel
+from tenuto_control.dispatcher.writer import Writer
+from tenuto_control.limits import Limits
+from tenuto_control.ports import Clock, FunctionInvoker, RecordSink, Targets, WakeScheduler
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wiring:
+    """What a control plane process is wired to.
+
+    `process` is a name that no other process has, and that this one never had before. `encrypted` says whether
+    functions encrypt what they write into the table of this name.
+    """
+
+    table: WatchedTable
+    invoker: FunctionInvoker
+    sink: RecordSink
+    targets: Targets
+    scheduler: WakeScheduler
+    clock: Clock
+    rng: random.Random
+    limits: Limits
+    process: str
+    table_name: str
+    encrypted: bool = False
+    metrics: Metrics = field(default_factory=Uncounted)
+    tracer: Tracer = field(default_factory=Untraced)
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Shared by the lanes of one process. `token` gives a name that nobody else uses; it begins with `process`."""
+
+    writer: Writer
+    delivery: Delivery
+    wheel: Wheel
+    background: Background
+    invoker: FunctionInvoker
+    capacity: Capacity
+    targets: Targets
+    clock: Clock
+    rng: random.Random
+    limits: Limits
+    token: Callable[[], str]
+    process: str
+    table_name: str
+    encrypted: bool
+    metrics: Metrics
+    tracer: Tracer
+
+    def policy(self, service: str, handler: str) -> RetryPolicy:
+        """The retry policy of a handler, as discovery told it."""
+        target = self.targets.find(service)
+        found = next((h for h in target.manifest.handlers if h.name == handler), None) if target else None
+        return found.retry if found else RetryPolicy()
+
+    def keyed(self, service: str) -> bool:
+        """Whether a service is a virtual object."""
+        target = self.targets.find(service)
+        return target is None or target.manifest.keyed
+
+
+def parts_of(wiring: Wiring, hints: Hints, due: Callable[[Timer], None]) -> Parts:
+    """The parts of one process. `hints` hears of what its deliveries have put, `due` of timers whose time has come."""
+    clock, limits = wiring.clock, wiring.limits
+    numbers = itertools.count(1)
+
+    def token() -> str:
+        return f"{wiring.process}.{next(numbers)}"
+
+    writer = Writer(wiring.table, limits, wiring.metrics)
+    background = Background()
+    return Parts(
+        writer,
+        Delivery(writer, wiring.sink, clock, limits, token, wiring.metrics, hints),
+        Wheel(wiring.scheduler, clock, limits, background, due),
+        background,
+        wiring.invoker,
+        Capacity(limits.invoke_concurrency_max),
+        wiring.targets,
+        clock,
+        wiring.rng,
+        limits,
+        token,
+        wiring.process,
+        wiring.table_name,
+        wiring.encrypted,
+        wiring.metrics,
+        wiring.tracer,
+    )

@@ -1,0 +1,86 @@
+"""Results of invocations: where they are looked up, and who waits for one in this process.
+
+Owns the order of places to look, and the polling. Does not own how a result comes to be stored (`delivery`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from tenuto.lane.head import head_key, parse_head
+from tenuto.lane.transitions import inbox_key, result_key
+from tenuto.protocol.ids import InvocationId, Lane
+from tenuto.protocol.records import CallSource, Event, Result, ResultOut, unpack_result
+from tenuto.store.port import Table
+from tenuto_control.dispatcher.lanes import Lanes
+from tenuto_control.limits import Limits
+from tenuto_control.ports import Answer, Clock, Pending, Unknown
+
+
+class Results:
+    """Results, for whoever asks by an invocation's id."""
+
+    def __init__(self, table: Table, clock: Clock, limits: Limits, lanes: Lanes) -> None:
+        self._table = table
+        self._clock = clock
+        self._limits = limits
+        self._lanes = lanes
+        self._waiters: dict[str, set[asyncio.Future[Result]]] = {}
+
+    async def of(self, invocation: InvocationId, wait_ms: int) -> Answer:
+        """See `Execution.result`."""
+        name = str(invocation)
+        deadline = self._clock.now_ms() + wait_ms
+        pause_ms = self._limits.result_poll_initial_ms
+        told: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self._waiters.setdefault(name, set()).add(told)
+        try:
+            while True:
+                answer = await self._stored(invocation.lane, name)
+                left_ms = deadline - self._clock.now_ms()
+                if not isinstance(answer, Pending) or left_ms <= 0:
+                    return answer
+                done, _ = await asyncio.wait([told], timeout=min(pause_ms, left_ms) / 1000)
+                if done:
+                    return told.result()
+                pause_ms = min(pause_ms * 2, self._limits.result_poll_max_ms)
+        finally:
+            waiting = self._waiters[name]
+            waiting.discard(told)
+            if not waiting:
+                del self._waiters[name]
+
+    def told(self, invocation: str, result: Result) -> None:
+        """A result was stored: whoever waits for it here has it at once."""
+        for future in self._waiters.get(invocation, ()):
+            if not future.done():
+                future.set_result(result)
+
+    async def _stored(self, lane: Lane, invocation: str) -> Answer:
+        """What storage knows of an invocation."""
+        found = await self._looked_up(lane, invocation)
+        # Its item was buried between two reads, or its result is no longer kept: a second look tells.
+        return await self._looked_up(lane, invocation) or Unknown() if found is None else found
+
+    async def _looked_up(self, lane: Lane, invocation: str) -> Answer | None:
+        """The head first, then the result item, then the inbox. None when that has a tombstone alone."""
+        head = parse_head(await self._table.get(head_key(lane)))
+        for out in head.out.values():
+            if isinstance(out, ResultOut) and out.invocation == invocation:
+                return out.result
+        item = await self._table.get(result_key(invocation))
+        packed = item.get("res") if item else None
+        if isinstance(packed, bytes):
+            return unpack_result(packed)
+        if head.run is not None and head.run.event.id == invocation:
+            return Pending()
+        worker = self._lanes.find(lane)
+        if worker is not None and worker.call_in_queue(invocation) is not None:
+            return Pending()
+        if item is not None:
+            # Its message waits for its time.
+            return Pending()
+        waits = await self._table.get(inbox_key(lane, Event(invocation, "", CallSource())))
+        if waits is None:
+            return Unknown()
+        return Pending() if "ev" in waits else None

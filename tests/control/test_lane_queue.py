@@ -1,0 +1,153 @@
+"""The queue of a lane: what joins it, what leaves it, and when a finished event's offset is released.
+
+Owns the queue alone, with works that nobody runs. Does not own what its worker makes of it (`test_schedules`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from msgspec.structs import replace
+
+from tenuto.protocol.ids import InvocationId, Lane
+from tenuto.protocol.messages import Head
+from tenuto.protocol.records import CallSource, Event, KafkaSource, PublishOut, ResultOut, Success
+from tenuto_control.core.lane_memory import Turn
+from tenuto_control.dispatcher.lane_queue import LaneQueue
+from tenuto_control.dispatcher.work import CallWork, Elsewhere, KafkaWork
+from tenuto_control.ports import TopicPartition
+
+NOW = 10_000_000
+LANE = Lane("s", "k")
+MINE, OTHER = TopicPartition("t", 0), TopicPartition("t", 1)
+ENTRY = PublishOut("t", None)
+
+
+class Offsets:
+    """Which offsets were released, in order."""
+
+    def __init__(self) -> None:
+        self.released: list[int] = []
+
+    def work(self, offset: int, partition: int = 0, since_ms: int = NOW) -> KafkaWork:
+        """An event whose release is noted here."""
+        nonce = f"k{partition}.{offset}"
+        event = Event(str(InvocationId(LANE, nonce)), "h", KafkaSource("0", "t", partition, offset, 0))
+        return KafkaWork(event, lambda: self.released.append(offset), since_ms)
+
+
+def call(nonce: str) -> CallWork:
+    """A call; needs a running loop."""
+    return CallWork(Event(str(InvocationId(LANE, nonce)), "h", CallSource()))
+
+
+def queue_of(*works: KafkaWork | CallWork) -> LaneQueue:
+    """A queue that these works have joined."""
+    queue = LaneQueue()
+    for work in works:
+        queue.add(work, ())
+    return queue
+
+
+def test_the_memory_learns_of_the_first_and_how_many_there_are() -> None:
+    offsets = Offsets()
+    first = offsets.work(1)
+    assert queue_of(first, offsets.work(2)).turn(NOW) == Turn(NOW, first.event, 2, first.since_ms)
+    assert LaneQueue().turn(NOW) == Turn(NOW)
+
+
+def test_a_finished_event_is_released_when_what_it_sent_is_trimmed() -> None:
+    offsets = Offsets()
+    first, second = offsets.work(1), offsets.work(2)
+    queue = queue_of(first, second)
+    queue.finish(first)
+    assert list(queue) == [second]
+    assert queue.holds
+    queue.release(Head(out={"1.0": ENTRY}))
+    assert offsets.released == []
+    # What later events send does not hold it.
+    queue.finish(second)
+    queue.release(Head(out={"1.0": ENTRY, "2.0": ENTRY}))
+    queue.release(Head(out={"2.0": ENTRY}))
+    assert offsets.released == [1]
+    queue.release(Head())
+    assert offsets.released == [1, 2]
+    assert not queue.holds
+
+
+def test_a_partition_that_goes_takes_its_waiting_events_along() -> None:
+    offsets = Offsets()
+    mine, running, others = offsets.work(1), offsets.work(2), offsets.work(3, partition=1)
+    queue = queue_of(mine, running, others)
+    assert queue.withdraw({MINE}, (running,))
+    assert list(queue) == [running, others]
+    assert mine.withdrawn
+    assert not running.withdrawn
+    assert not queue.withdraw({MINE, OTHER}, ())
+    assert len(queue) == 0
+
+
+def test_an_event_that_is_held_keeps_its_partition_waiting() -> None:
+    offsets = Offsets()
+    queue = queue_of(work := offsets.work(1))
+    queue.finish(work)
+    assert queue.withdraw({MINE}, ())
+    queue.cut({MINE}, ())
+    queue.release(Head())
+    assert offsets.released == []
+
+
+def test_an_event_that_comes_again_after_its_partition_was_cut_off_gets_its_new_release() -> None:
+    before, after = Offsets(), Offsets()
+    held, running, waiting = before.work(1), before.work(2), before.work(3)
+    queue = queue_of(held, waiting)
+    queue.finish(held)
+    queue.cut({MINE}, (running,))
+    for offset in (1, 2, 3, 4):
+        queue.add(after.work(offset), (running,))
+    assert [w.event.nonce for w in queue] == ["k0.3", "k0.4"]
+    for work in (running, waiting):
+        queue.finish(work)
+    queue.release(Head())
+    assert (before.released, after.released) == ([], [1, 2, 3])
+
+
+def test_an_event_waits_when_it_is_not_running_and_of_the_partition() -> None:
+    offsets = Offsets()
+    early, late = offsets.work(1, since_ms=NOW), offsets.work(2, since_ms=NOW + 1)
+    queue = queue_of(early, late)
+    assert queue.waits_since(NOW, {MINE}, ())
+    assert not queue.waits_since(NOW - 1, {MINE}, ())
+    assert not queue.waits_since(NOW, {OTHER}, ())
+    assert not queue.waits_since(NOW, {MINE}, (early,))
+
+
+def test_calls_are_answered_by_a_head_that_holds_or_confirms_their_results() -> None:
+    async def scenario() -> None:
+        stored, confirmed, unknown = call("c1"), call("c2"), call("c3")
+        confirmed.tentative = unknown.tentative = Success(b"2")
+        queue = queue_of(stored, confirmed, unknown, event := Offsets().work(1))
+        head = Head(out={"1.0": ResultOut(stored.event.id, Success(b"1"))}, fin={"c2": NOW})
+        assert queue.answer(head, NOW) == {"c1", "c2"}
+        assert (stored.answer.result(), confirmed.answer.result()) == (Success(b"1"), Success(b"2"))
+        assert list(queue) == [unknown, event]
+        assert queue.answer(replace(head, fin={}), NOW) == set()
+
+    asyncio.run(scenario())
+
+
+def test_calls_leave_with_their_callers() -> None:
+    async def scenario() -> None:
+        kept, answered, waiting = call("c1"), call("c2"), call("c3")
+        queue = queue_of(kept, answered, waiting, event := Offsets().work(1))
+        kept.keep = True
+        answered.finish(Success(b"1"))
+        assert queue.without_callers() == [kept, answered]
+        assert kept.answer.result() == Elsewhere()
+        assert answered.answer.result() == Success(b"1")
+        assert list(queue) == [waiting, event]
+        assert queue.call(waiting.event.id, ()) is waiting
+        assert queue.call(kept.event.id, ()) is None
+        assert queue.call(kept.event.id, (kept,)) is kept
+
+    asyncio.run(scenario())

@@ -1,0 +1,96 @@
+"""One key, reached from several control planes: nobody waits in vain, and it costs about what one plane costs.
+
+Owns the time bounds, without faults and on virtual time: work waits for what is in front of it on its lane, and a
+little longer. Does not own what holds under faults (`test_simulation`), nor the rule itself (`lane_policy`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+import pytest
+
+from tests.simulation import faults
+from tests.simulation.programs import Program, Remember, Step
+from tests.simulation.world import Delivery, Report, Request, Scenario, run
+
+Kind = Literal["calls", "events", "mixed"]
+
+GAP_MS = 300
+"""What a lane may stand still while work for it waits, or a caller wait for a committed result, for one that claims."""
+
+GAP_OUTRUN_MS = 1_000
+"""The same for handlers without durable steps, where nothing but a lost commit tells of another process."""
+
+LATENCY_MS = 1.0
+"""Of a message. One in fifty takes twenty times as long, and would hide a wait that is too long."""
+
+SWEEP_INTERVAL_MS = 60_000
+"""Rare enough that no sweep comes to the rescue within the work of a run."""
+
+CALL_WAIT_MS = 25_000
+
+LEARNED_ANEW = 3
+"""Requests by which a plane learns that another one has used a lane since it did: a refused claim, a head, a guard."""
+
+
+def reached(kind: Kind, planes: int, count: int, apart_s: float, takes_ms: int | None, gap_ms: int) -> Report:
+    """`count` events and calls for one key, `apart_s` from each other, over several partitions and planes.
+
+    Each takes one step of `takes_ms`, or only changes state (None).
+    """
+    play: Program = (Remember("x"),) if takes_ms is None else (Step("s", takes_ms=takes_ms),)
+    called = [n for n in range(count) if kind == "calls" or (kind == "mixed" and n % 3 == 0)]
+    sent = [n for n in called if kind == "mixed" and n % 2 == 0]
+    produced = [n for n in range(count) if n not in called]
+    return run(
+        Scenario(
+            seed=1,
+            rates=replace(faults.NONE, latency_ms=LATENCY_MS),
+            programs=((Remember("told"),), play),
+            topics={"events": 2, "more": 2},
+            deliveries=tuple(Delivery(n * apart_s, "events" if n % 2 else "more", "a", 1) for n in produced),
+            requests=tuple(Request(n * apart_s, "a", f"i{n}", 1, 0 if n in sent else None) for n in called),
+            control_planes=planes,
+            faults_until_s=1.0,
+            sweep_interval_ms=SWEEP_INTERVAL_MS,
+            gap_ms=gap_ms,
+            call_wait_ms=CALL_WAIT_MS,
+        )
+    )
+
+
+def passed(report: Report) -> None:
+    assert report.passed, "\n".join([*report.trace[-60:], *map(str, report.violations)])
+
+
+@pytest.mark.parametrize("planes", [2, 4])
+@pytest.mark.parametrize("kind", ["calls", "events", "mixed"])
+@pytest.mark.parametrize(("count", "apart_s", "takes_ms"), [(2, 0.01, 500), (10, 0.1, 500), (4, 0.5, 3_000)])
+def test_work_behind_a_step_waits_for_that_step_alone(
+    kind: Kind, planes: int, count: int, apart_s: float, takes_ms: int
+) -> None:
+    passed(reached(kind, planes, count, apart_s, takes_ms, GAP_MS))
+
+
+@pytest.mark.parametrize("planes", [2, 4])
+@pytest.mark.parametrize("kind", ["calls", "events", "mixed"])
+@pytest.mark.parametrize(("count", "apart_s", "takes_ms"), [(100, 0.02, None), (60, 0.02, 0)])
+def test_a_key_under_load_never_stands_still(
+    kind: Kind, planes: int, count: int, apart_s: float, takes_ms: int | None
+) -> None:
+    passed(reached(kind, planes, count, apart_s, takes_ms, GAP_OUTRUN_MS))
+
+
+@pytest.mark.parametrize("kind", ["calls", "events", "mixed"])
+@pytest.mark.parametrize(("count", "apart_s", "takes_ms"), [(10, 0.1, 500), (60, 0.02, 0), (40, 0.3, 100)])
+def test_two_planes_cost_at_most_twice_what_one_costs(kind: Kind, count: int, apart_s: float, takes_ms: int) -> None:
+    alone = reached(kind, 1, count, apart_s, takes_ms, GAP_OUTRUN_MS).work_requests
+    assert reached(kind, 2, count, apart_s, takes_ms, GAP_OUTRUN_MS).work_requests <= 2 * alone
+
+
+def test_an_unused_lane_costs_no_more_in_several_planes() -> None:
+    """Handing over begins with a lane that is taken: one call after the other costs what it costs in one plane."""
+    alone = reached("calls", 1, 10, 2.0, 0, GAP_MS).work_requests
+    assert reached("calls", 2, 10, 2.0, 0, GAP_MS).work_requests <= alone + 10 * LEARNED_ANEW

@@ -1,0 +1,156 @@
+"""One key reached over two real control planes: how long calls and events wait for each other, and what that costs.
+
+    python -m tests.stack.hand_over
+
+Owns the load, the measurement and the judgement by one bound: no wait is as long as it would be if somebody waited for
+a lease. Does not own the tight bounds, which are proven on virtual time (`tests/simulation/test_hand_over.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import aiohttp
+
+from tenuto_local.lambda_service.function_spec import FunctionSpec
+from tenuto_local.system import System
+from tests.stack import app
+from tests.stack.world import World
+
+ROOT = Path(__file__).resolve().parents[2]
+FUNCTION_TIMEOUT_S = 20.0
+"""So long a lease is: who waits for one shows."""
+
+WAIT_S_MAX = 5.0
+"""Beyond what a busy machine explains, and far below a lease."""
+
+STEP_MS = 500
+ROUNDS = 5
+LOAD_CALLS = 200
+LOAD_APART_S = 0.02
+TOPICS = {"jobs": 4, "jobs.dead-letter": 1, app.ECHO_TOPIC: 1}
+CONFIG = """
+[functions.app]
+
+[[subscriptions]]
+topic = "jobs"
+target = "account/work"
+"""
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Waits:
+    """What was measured, in seconds: calls behind a step of half a second at the other plane, and calls under load.
+
+    `gap_s` is how long a key under load stood still, over one control plane and over two.
+    """
+
+    behind_a_step_s: Sequence[float]
+    one_plane_s: Sequence[float]
+    two_planes_s: Sequence[float]
+    gap_s: tuple[float, float]
+    wrong: Sequence[str]
+
+    def line(self) -> str:
+        """The numbers for a person."""
+        return (
+            f"a call behind a step of {STEP_MS} ms at the other control plane: {_range(self.behind_a_step_s)}; "
+            f"{LOAD_CALLS} calls for one key over one control plane: {_range(self.one_plane_s)}, "
+            f"standing still for {self.gap_s[0]:.2f} s; over two: {_range(self.two_planes_s)}, {self.gap_s[1]:.2f} s"
+        )
+
+    def problems(self) -> list[str]:
+        """What is wrong, besides waits that only a lease explains."""
+        longest = max([*self.behind_a_step_s, *self.gap_s])
+        return [*self.wrong, *([f"a wait of {longest:.1f} s"] if longest > WAIT_S_MAX else [])]
+
+
+async def measure(say: Say) -> Waits:
+    """Start a system with two control planes, reach one key over both, stop it."""
+    with tempfile.TemporaryDirectory(prefix="tenuto-hand-over-") as folder:
+        notes = Path(folder) / "notes"
+        function = FunctionSpec(
+            name="app",
+            handler="tests.stack.app.handler",
+            root=str(ROOT),
+            timeout_s=FUNCTION_TIMEOUT_S,
+            environment={app.NOTES_VARIABLE: str(notes)},
+            concurrency=4,
+            queue_limit=100,
+        )
+        async with System([function], topics=TOPICS, config_text=CONFIG, control_planes=2) as system:
+            waits = await _measured(World(system, notes))
+            say(waits.line())
+            return waits
+
+
+async def _measured(world: World) -> Waits:
+    first, second = (plane.ingress for plane in world.system.control_planes)
+    behind: list[float] = []
+    wrong: list[str] = []
+    async with aiohttp.ClientSession() as session:
+        for n in range(ROUNDS):
+            key = world.key("step")
+            slow = asyncio.create_task(_call(session, first, key, app.Job("dwell", str(STEP_MS))))
+            await world.eventually(lambda key=key: world.notes(key)[:1], ["dwelling"])  # type: ignore[misc]
+            if n % 2:
+                await world.produce("jobs", (key, app.Job("note", "between")))
+            behind.append(await _call(session, second, key, app.Job("note", "behind")))
+            await slow
+            await world.eventually(lambda key=key: "behind" in world.notes(key), True)  # type: ignore[misc]
+        alone_s, alone_gap_s = await _load(world, session, [first], wrong)
+        both_s, both_gap_s = await _load(world, session, [first, second], wrong)
+    return Waits(behind, alone_s, both_s, (alone_gap_s, both_gap_s), wrong)
+
+
+async def _load(
+    world: World, session: aiohttp.ClientSession, planes: Sequence[str], wrong: list[str]
+) -> tuple[list[float], float]:
+    """How long calls for one key took, in turns at these planes, and the longest time between two of their steps."""
+    key = world.key("load")
+    calls = []
+    for n in range(LOAD_CALLS):
+        where = planes[n % len(planes)]
+        calls.append(asyncio.create_task(_call(session, where, key, app.Job("note", f"n{n}"))))
+        await asyncio.sleep(LOAD_APART_S)
+    took_s = await asyncio.gather(*calls)
+    noted = [one for one in app.notes(world.notes_path) if one.key == key]
+    if sorted(one.what for one in noted) != sorted(f"n{n}" for n in range(LOAD_CALLS)):
+        wrong.append(f"{len(noted)} notes of {LOAD_CALLS} calls, {len({one.what for one in noted})} different")
+    return took_s, max(later.at_s - one.at_s for one, later in pairwise(noted))
+
+
+async def _call(session: aiohttp.ClientSession, ingress: str, key: str, job: app.Job) -> float:
+    """How long a call took. Raises AssertionError when it was not answered with its result."""
+    began = time.monotonic()
+    body = {"kind": job.kind, "text": job.text}
+    async with session.post(f"{ingress}/call/account/{key}/work", json=body) as answer:
+        text = await answer.text()
+        assert answer.status == 200, f"{answer.status} {text}"
+    return time.monotonic() - began
+
+
+def _range(seconds: Sequence[float]) -> str:
+    ordered = sorted(seconds)
+    return f"median {ordered[len(ordered) // 2]:.2f} s, longest {ordered[-1]:.2f} s"
+
+
+def main() -> int:
+    """The command line; 1 when somebody waited for a lease, or an event ran twice or not at all."""
+    problems = asyncio.run(measure(lambda line: print(line, flush=True))).problems()
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
