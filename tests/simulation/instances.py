@@ -66,13 +66,14 @@ class ScaleToZero:
 
     `partial_batches`: the mappings take partial answers. `partitions_apart`: each partition has a poller of its own,
     where otherwise a batch may hold records of all partitions of its topic. `instances_max`: the function's reserved
-    concurrency.
+    concurrency. `cold_start_s`: how long a new process takes to begin, at most.
     """
 
     partial_batches: bool = True
     partitions_apart: bool = True
     batch_records_max: int = 100
     instances_max: int = 16
+    cold_start_s: float = COLD_START_S
 
 
 Handed: TypeAlias = event_scheduler.Continue | event_scheduler.SweepTick
@@ -230,7 +231,7 @@ class ScaledToZero:
         began_ms = self._world.loop.now_ms()
         if instance.cold:
             instance.cold = False
-            await asyncio.sleep(self._rng.uniform(0, COLD_START_S))
+            await asyncio.sleep(self._rng.uniform(0, self._setup.cold_start_s))
         left_ms = timeout_ms - (self._world.loop.now_ms() - began_ms)
         deadline_ms = instance.process.now_ms() + left_ms - lambda_entry.LEAVE_MARGIN_MS
         try:

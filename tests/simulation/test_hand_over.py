@@ -12,6 +12,7 @@ from typing import Literal
 import pytest
 
 from tests.simulation import faults
+from tests.simulation.instances import ScaleToZero
 from tests.simulation.programs import Program, Remember, Step
 from tests.simulation.world import Delivery, Report, Request, Scenario, run
 
@@ -35,7 +36,16 @@ LEARNED_ANEW = 3
 """Requests by which a plane learns that another one has used a lane since it did: a refused claim, a head, a guard."""
 
 
-def reached(kind: Kind, planes: int, count: int, apart_s: float, takes_ms: int | None, gap_ms: int) -> Report:
+def reached(
+    kind: Kind,
+    planes: int,
+    count: int,
+    apart_s: float,
+    takes_ms: int | None,
+    gap_ms: int,
+    at_zero: ScaleToZero | None = None,
+    seed: int = 1,
+) -> Report:
     """`count` events and calls for one key, `apart_s` from each other, over several partitions and planes.
 
     Each takes one step of `takes_ms`, or only changes state (None).
@@ -46,7 +56,7 @@ def reached(kind: Kind, planes: int, count: int, apart_s: float, takes_ms: int |
     produced = [n for n in range(count) if n not in called]
     return run(
         Scenario(
-            seed=1,
+            seed=seed,
             rates=replace(faults.NONE, latency_ms=LATENCY_MS),
             programs=((Remember("told"),), play),
             topics={"events": 2, "more": 2},
@@ -57,6 +67,7 @@ def reached(kind: Kind, planes: int, count: int, apart_s: float, takes_ms: int |
             sweep_interval_ms=SWEEP_INTERVAL_MS,
             gap_ms=gap_ms,
             call_wait_ms=CALL_WAIT_MS,
+            scale_to_zero=at_zero,
         )
     )
 

@@ -123,6 +123,7 @@ class Dispatcher:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._lanes.clear()
+        self._parts.names.begin_anew()
 
     # --- Kafka ------------------------------------------------------------------------------------------------------
 

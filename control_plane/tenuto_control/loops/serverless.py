@@ -64,7 +64,7 @@ LOOK_S = 0.01
 """How often to look what lanes wait for: their ends are many, and no one event tells of all."""
 
 LOOK_AGAIN_MS_MIN = 250
-LOOK_AGAIN_MS_MAX = 2_000
+LOOK_AGAIN_MS_MAX = 800
 """How often to read the head of a lane in which a run of somebody else is active, at growing pauses."""
 
 TICK_LANES_MAX = 256
