@@ -32,6 +32,10 @@ SWEEP_INTERVAL_MS = 60_000
 
 CALL_WAIT_MS = 25_000
 
+AT_ZERO = ScaleToZero(batch_records_max=3, instances_max=100, cold_start_s=0.05)
+"""Each concurrent batch, call and wake-up has a process of its own. How long one takes to begin, and how long a caller
+waits that is refused for want of concurrency, is not what is looked at here."""
+
 LEARNED_ANEW = 3
 """Requests by which a plane learns that another one has used a lane since it did: a refused claim, a head, a guard."""
 
@@ -105,3 +109,19 @@ def test_an_unused_lane_costs_no_more_in_several_planes() -> None:
     """Handing over begins with a lane that is taken: one call after the other costs what it costs in one plane."""
     alone = reached("calls", 1, 10, 2.0, 0, GAP_MS).work_requests
     assert reached("calls", 2, 10, 2.0, 0, GAP_MS).work_requests <= alone + 10 * LEARNED_ANEW
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("kind", ["calls", "events", "mixed"])
+@pytest.mark.parametrize(
+    ("count", "apart_s", "takes_ms"),
+    [(2, 0.01, 500), (10, 0.1, 500), (4, 0.5, 3_000), (60, 0.02, 0), (100, 0.02, None)],
+)
+def test_scaled_to_zero_a_lane_goes_on_whatever_invocation_ends(
+    kind: Kind, count: int, apart_s: float, takes_ms: int | None, seed: int
+) -> None:
+    """A batch ends as soon as its records are finished, in the middle of what other invocations have handed over.
+
+    Then an invocation that is given the lane looks at it now and then until the run of the one before has ended.
+    """
+    passed(reached(kind, 1, count, apart_s, takes_ms, GAP_OUTRUN_MS, AT_ZERO, seed))

@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -93,6 +94,14 @@ async def measure(say: Say) -> Waits:
             return waits
 
 
+def _first_of(world: World, key: str) -> list[str]:
+    return world.notes(key)[:1]
+
+
+def _is_noted(world: World, key: str, note: str) -> bool:
+    return note in world.notes(key)
+
+
 async def _measured(world: World) -> Waits:
     first, second = (plane.ingress for plane in world.system.control_planes)
     behind: list[float] = []
@@ -101,12 +110,12 @@ async def _measured(world: World) -> Waits:
         for n in range(ROUNDS):
             key = world.key("step")
             slow = asyncio.create_task(_call(session, first, key, app.Job("dwell", str(STEP_MS))))
-            await world.eventually(lambda key=key: world.notes(key)[:1], ["dwelling"])  # type: ignore[misc]
+            await world.eventually(partial(_first_of, world, key), ["dwelling"])
             if n % 2:
                 await world.produce("jobs", (key, app.Job("note", "between")))
             behind.append(await _call(session, second, key, app.Job("note", "behind")))
             await slow
-            await world.eventually(lambda key=key: "behind" in world.notes(key), True)  # type: ignore[misc]
+            await world.eventually(partial(_is_noted, world, key, "behind"), True)
         alone_s, alone_gap_s = await _load(world, session, [first], wrong)
         both_s, both_gap_s = await _load(world, session, [first, second], wrong)
     return Waits(behind, alone_s, both_s, (alone_gap_s, both_gap_s), wrong)

@@ -356,8 +356,8 @@ class LaneMemory(Struct, frozen=True):
         return Holder.OWN if run.holder.rpartition(".")[0] == process else Holder.FOREIGN
 
     def read_since(self, time_ms: int) -> bool:
-        """Whether the head is known as it was after a time."""
-        return self.sighting.read_ms > time_ms
+        """Whether the head is known as it was at a time, or later."""
+        return self.sighting.read_ms >= time_ms
 
     def changed_since(self, time_ms: int) -> bool:
         """Whether the head has changed after a time, as far as this process has seen."""
