@@ -149,6 +149,11 @@ def test_failures_that_the_head_counts_are_of_one_event_too() -> None:
     assert after(fifth, failed(first)).tries(head, first) == 7
 
 
+def test_a_head_that_is_read_as_soon_as_work_comes_is_read_since() -> None:
+    memory = after(HeadSeen(Head(), NOW))
+    assert (memory.read_since(NOW), memory.read_since(NOW + 1)) == (True, False)
+
+
 def test_a_harmless_failure_pauses_and_does_not_count() -> None:
     event = record(1)
     memory = after(failed(event), failed(event, NOW + 70, harmless=True))
