@@ -5,7 +5,7 @@
     python tools/draw_protocol.py --check   # exit 1 when the page differs from the code
 
 Owns the form of the page, and what a writer does when a write is refused. The rest comes from `tenuto.machine.phases`,
-`tenuto.lane.transitions`, `tenuto.lane.timers`, `tenuto.lane.dead_letters` and the lists of the proofs (`tests.model`,
+`tenuto.lane` (its modules of writes) and the lists of the proofs (`tests.model`,
 `tests.simulation.mutants`): what changes there changes here, and a test compares the two.
 """
 
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, assert_never
 
-from tenuto.lane import dead_letters, items, timers, transitions
+from tenuto.lane import continuations, dead_letters, items, timers, transitions, tries
 from tenuto.lane.head import WATERMARK
 from tenuto.lane.writes import Absent, AbsentOrAtMost, AbsentOrEquals, Clause, Delete, Equals, Put, Update
 from tenuto.machine.phases import TRANSITIONS, Phase
@@ -191,6 +191,12 @@ ROWS: Final = (
         "no response: repeat",
     ),
     Row(
+        tries.attempt_counted,
+        "dispatcher",
+        tries.attempt_counted(LANE, "nonce", 1, ("1.0",)),
+        "no response: repeat",
+    ),
+    Row(
         items.segment_put,
         "function, before 3",
         items.segment_put(LANE, "J#1", {"0": b""}),
@@ -225,6 +231,18 @@ ROWS: Final = (
         "sweep",
         timers.timer_delete(TIMER),
         "no response: the sweep comes by again",
+    ),
+    Row(
+        continuations.continuation_begin,
+        "dispatcher scaled to zero, before it waits",
+        continuations.continuation_begin(LANE.pk, "unique", 0, 0),
+        "another invocation waits for the lane: leave it alone. No response: repeat; its own `owner`: applied",
+    ),
+    Row(
+        continuations.continuation_pass,
+        "dispatcher scaled to zero, when it begins or ends",
+        continuations.continuation_pass(LANE.pk, "unique", "another", 0),
+        "another invocation has begun since: leave the lane alone. No response: as above",
     ),
     Row(
         timers.cursor_put,
@@ -351,7 +369,11 @@ def clause_of(clause: Clause) -> str:
         case Absent():
             text = "no item" if clause.attribute == "pk" else f"no {attribute}"
         case AbsentOrAtMost():
-            text = f"{attribute} ≤ {'first offset' if clause.attribute.startswith(WATERMARK) else 'the new one'}"
+            if clause.attribute.startswith(WATERMARK):
+                bound = "first offset"
+            else:
+                bound = "now" if clause.attribute == "until" else "the new one"
+            text = f"{attribute} ≤ {bound}"
         case AbsentOrEquals():
             text = f"no {attribute}, or the writer's"
         case _:
@@ -385,6 +407,7 @@ def place(write: Write) -> str:
         "H": "head",
         "I": "inbox",
         "J": "segment",
+        "N": "continuation",
         "O": "bundle",
         "P": "part",
         "R": "result",

@@ -18,6 +18,6 @@ resolve dev.txt pyproject.toml requirements/dev.in --all-extras "$@"
 # What goes into an artefact is what was tested, so its versions are those of dev.txt.
 resolve function.txt pyproject.toml --constraint requirements/dev.txt "$@"
 resolve function_kms.txt pyproject.toml --extra kms --constraint requirements/dev.txt "$@"
-resolve control.txt pyproject.toml --extra control --extra kms --extra msk --extra otel --constraint requirements/dev.txt "$@"
+resolve control.txt pyproject.toml --extra control --extra kms --extra otel --constraint requirements/dev.txt "$@"
 resolve aws.txt requirements/aws.in "$@"
 resolve audit.txt requirements/audit.in "$@"

@@ -118,6 +118,7 @@ async def assembled(config: Config) -> AsyncIterator[Assembly]:
             ready=probe(wiring.table),
             wait_ms_max=limits.http_wait_ms_max,
             unreadable=lambda: unreadable.present,
+            unanswered=lambda: deployments.unanswered,
             cors_origins=config.http.cors_origins,
             now_ms=clock.now_ms,
         )

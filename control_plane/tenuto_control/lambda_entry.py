@@ -25,8 +25,6 @@ from tenuto.hosts import api_gateway, event_scheduler, kafka_event_source
 from tenuto.hosts.kafka_event_source import SourceRecord
 from tenuto_control.assembly import Assembly, assembled, quiet_libraries
 from tenuto_control.config import DEFAULT_FILE, ConfigError, load
-from tenuto_control.core import log_fields
-from tenuto_control.dispatcher import Errand
 from tenuto_control.drivers import log_lines
 from tenuto_control.drivers.topic_lives import KafkaTopicLives
 from tenuto_control.limits import SERVERLESS
@@ -43,6 +41,14 @@ commit the records it names."""
 
 DISCOVERY_AGE_MS_MAX = 300_000
 """How old what is known of the functions may be: a warm process outlives deployments."""
+
+UNANSWERED_AGE_MS_MIN = 5_000
+"""The same while a function has not answered; doubled each time that it does not."""
+
+DOUBLINGS_MAX = 10
+
+DISCOVERY_S_MAX = 5.0
+"""How long an invocation waits for functions to say what they serve; then only work for those that did not waits."""
 
 LEAVE_MARGIN_MS = 2_000
 """How long before the deadline an invocation begins to leave: halting and handing on take requests of their own."""
@@ -67,6 +73,7 @@ class _Parts:
     serverless: Serverless
     serve_http: Callable[[Any, Any], dict[str, Any]]
     discovered_ms: int
+    asked_in_vain: int = 0
 
 
 class DispatcherFunction:
@@ -110,8 +117,10 @@ class DispatcherFunction:
             match event_scheduler.read(event):
                 case event_scheduler.WakeUp() as wake:
                     return self._run(parts.serverless.woken(wake, deadline_ms))
-                case event_scheduler.SweepTick():
-                    return self._run(parts.serverless.tick(deadline_ms))
+                case event_scheduler.SweepTick() as tick:
+                    return self._run(parts.serverless.tick(tick, deadline_ms))
+                case event_scheduler.Continue() as handed:
+                    return self._run(parts.serverless.carried_on(handed, deadline_ms))
                 case payload:
                     assert_never(payload)
         if api_gateway.is_request(event):
@@ -147,7 +156,7 @@ class DispatcherFunction:
         self._stack = AsyncExitStack()
         try:
             assembly = await self._stack.enter_async_context(assembled(config))
-            await assembly.deployments.discover()
+            await assembly.deployments.discover_most(DISCOVERY_S_MAX)
         except BaseException:
             # The next invocation starts over: what was missing may be there by then.
             await self._stack.aclose()
@@ -157,6 +166,7 @@ class DispatcherFunction:
         serverless = Serverless(
             assembly.dispatcher,
             assembly.sweeper,
+            assembly.table,
             assembly.sink,
             lives,
             config.subscriptions,
@@ -169,27 +179,34 @@ class DispatcherFunction:
         return self._parts
 
     async def _discover_again(self, parts: _Parts) -> None:
-        """Ask the functions again when that was long ago; what is known stays when one does not answer."""
+        """Ask the functions again when that was long ago, and sooner when one has not answered.
+
+        What is known stays when one does not answer.
+        """
         now_ms = parts.assembly.clock.now_ms()
-        if now_ms - parts.discovered_ms < DISCOVERY_AGE_MS_MAX:
+        age_ms_max = DISCOVERY_AGE_MS_MAX
+        if parts.assembly.deployments.unanswered:
+            # At growing intervals: each time, an invocation waits for a function that may be broken for good.
+            age_ms_max = min(UNANSWERED_AGE_MS_MIN * 2 ** min(parts.asked_in_vain, DOUBLINGS_MAX), DISCOVERY_AGE_MS_MAX)
+        if now_ms - parts.discovered_ms < age_ms_max:
             return
         parts.discovered_ms = now_ms
         try:
-            await parts.assembly.deployments.discover()
+            await parts.assembly.deployments.discover_most(DISCOVERY_S_MAX)
         except ConfigError as e:
             log.warning("discovery keeps what it knew: %s", e)
+        parts.asked_in_vain = parts.asked_in_vain + 1 if parts.assembly.deployments.unanswered else 0
 
-    async def _hand_on(self, errand: Errand) -> None:
-        """Invoke this function for an errand, without waiting for it."""
-        assert self._parts is not None, "errands come of events"
-        payload = event_scheduler.wake_up(errand.lane, errand.timer)
+    async def _hand_on(self, payload: event_scheduler.Continue | event_scheduler.SweepTick) -> None:
+        """Invoke this function, without waiting for it."""
+        assert self._parts is not None, "what is handed on comes of events"
         try:
             await self._parts.assembly.clients.lambda_.invoke(
-                FunctionName=self._arn, InvocationType="Event", Payload=payload
+                FunctionName=self._arn, InvocationType="Event", Payload=event_scheduler.encode(payload)
             )
         except (ClientError, BotoCoreError, aiohttp.ClientError, OSError) as e:
-            fields = log_fields.of_lane(errand.lane)
-            log.warning("%s is left to the sweep, as it could not be handed on: %s", errand.lane.pk, e, extra=fields)
+            lanes = payload.lanes if isinstance(payload, event_scheduler.Continue) else ()
+            log.warning("%d lanes are left to the sweep, as they could not be handed on: %s", len(lanes), e)
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         return self._loop.run_until_complete(work)

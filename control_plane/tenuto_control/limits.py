@@ -155,8 +155,12 @@ SERVERLESS: Mapping[str, int] = {
     "scheduler_threshold_ms": 10_000,
     "scheduler_lead_ms": 1,
     "spill_after_ms": 2_000,
+    "topic_patience_ms": 10_000,
+    "http_wait_ms_max": 24_000,
 }
 """Defaults of a dispatcher that runs as a function. Nothing there is awake between its invocations: short sleeps stay
-in the handler's function, longer ones go to the outside scheduler, and a batch is not held up by one slow key. A larger
-`scheduler_lead_ms` makes wake-ups punctual, at the price of a dispatcher that waits; keep `linger_ms` above it.
+in the handler's function, longer ones go to the outside scheduler, and a batch is not held up by one slow key, nor for
+long by a topic that is not there: the records behind it wait for the whole batch. A call's wait counts from when the
+gateway took it, and the 202 has left by 25 s of the 29 s that the gateway has, making the call durable included. A
+larger `scheduler_lead_ms` makes wake-ups punctual, at the price of a dispatcher that waits; keep `linger_ms` above it.
 """

@@ -359,6 +359,14 @@ class Execution(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Resting:
+    """A lane waits until a time. `held`: a run of somebody else is active in it, whose end may come sooner."""
+
+    until_ms: int
+    held: bool
+
+
 class Interruptible(Execution, Protocol):
     """An `Execution` in a process that is frozen between two invocations, each of which ends with nothing under way."""
 
@@ -367,8 +375,44 @@ class Interruptible(Execution, Protocol):
         """Where it counts."""
         ...
 
+    def token(self) -> str:
+        """A name that nobody else uses."""
+        ...
+
     async def woken(self, errand: Errand) -> None:
         """A wake-up from outside."""
+        ...
+
+    def look(self, lane: Lane) -> None:
+        """See `Waking.look`."""
+        ...
+
+    @property
+    def at_work(self) -> Collection[Lane]:
+        """The lanes that are not idle."""
+        ...
+
+    def resting(self) -> Mapping[Lane, Resting]:
+        """The lanes that only wait."""
+        ...
+
+    def fires_before(self, time_ms: int) -> bool:
+        """Whether an armed timer is due before a time."""
+        ...
+
+    async def drop(self, lane: Lane) -> None:
+        """Stop a lane where it is, as a crash would: somebody else looks after it."""
+        ...
+
+    async def entrust(self) -> None:
+        """Release every event that is finished but for what it sent; timers lead back to that."""
+        ...
+
+    async def schedule(self, errand: Errand, at_ms: int, name: str, owner: str | None = None) -> None:
+        """Have somebody woken from outside at a time, and told under which name. It may fail.
+
+        Idempotent by `name`.
+        """
         ...
 
     async def settle(self, deadline_ms: int, linger_ms: int = 0) -> None:

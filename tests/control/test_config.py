@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -188,12 +187,6 @@ def test_connection_settings_follow_the_protocol() -> None:
         "p",
     )
     assert sasl["ssl_context"] is not None
-
-
-def test_iam_without_its_extra_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "aws_msk_iam_sasl_signer", None)
-    with pytest.raises(ConfigError, match=r"install tenuto\[control,msk\]"):
-        connection_settings(KafkaConfig(iam=True), Limits())
 
 
 def test_certificates_that_cannot_be_read_are_a_configuration_error() -> None:

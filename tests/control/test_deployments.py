@@ -21,7 +21,12 @@ from tenuto_control.admin import deployments as module
 from tenuto_control.admin.deployments import DISCOVERY_TRIES_MAX, Deployments, check_subscriptions
 from tenuto_control.config import Config, ConfigError, FunctionConfig
 from tenuto_control.core.routing import Ordering, Subscription
-from tenuto_control.ports import FunctionMissingError, FunctionUnreachableError, InvokeError
+from tenuto_control.ports import (
+    FunctionMissingError,
+    FunctionThrottledError,
+    FunctionUnreachableError,
+    InvokeError,
+)
 from tests.support.virtual_time import run_virtual
 
 Answers = Mapping[str, Sequence[bytes | InvokeError]]
@@ -202,6 +207,55 @@ def test_discovery_repeats_and_keeps_what_it_knew_when_that_fails(
 
     with caplog.at_level(logging.WARNING, "tenuto.deployments"):
         run_virtual(scenario())
+
+
+# --- a dispatcher that cannot wait for all of them -------------------------------------------------------------------
+
+
+def test_a_function_that_is_throttled_stops_no_other_functions_services(caplog: pytest.LogCaptureFixture) -> None:
+    """Found from outside: under load, exactly the environments that scaled out failed, by a configuration error."""
+    throttled = FunctionThrottledError("Rate Exceeded")
+    subscriptions = (Subscription("orders", "orders", "place"), Subscription("letters", "mail", "post"))
+
+    async def scenario() -> None:
+        found, functions = deployments(
+            {"shop": [manifest(ORDERS)], "post": [*[throttled] * 9, manifest(MAIL)]}, *subscriptions
+        )
+        began = asyncio.get_running_loop().time()
+        await found.discover_most(3.0)
+        assert asyncio.get_running_loop().time() - began <= 3.0
+        assert (found.listed(), found.unanswered) == ([ORDERS], ("post",))
+        assert functions.asked[:2] == ["shop", "post"], "all are asked at once"
+        assert "[functions.post] does not answer discovery in 3 s; its work waits" in caplog.text
+        await found.discover_most(100.0)
+        await found.discover_most(100.0)
+        assert (found.listed(), found.unanswered) == ([MAIL, ORDERS], ())
+
+    with caplog.at_level(logging.WARNING, "tenuto.deployments"):
+        run_virtual(scenario())
+
+
+@pytest.mark.parametrize("answer", [FunctionMissingError("404"), b"rubbish", encode(Rejected(Failure("no")))])
+def test_what_a_broken_function_served_before_is_kept(answer: bytes | InvokeError) -> None:
+    async def scenario() -> None:
+        found, _ = deployments({"shop": [manifest(ORDERS)], "post": [manifest(MAIL), answer]})
+        await found.discover_most(100.0)
+        await found.discover_most(100.0)
+        assert (found.listed(), found.unanswered) == ([MAIL, ORDERS], ("post",))
+
+    run_virtual(scenario())
+
+
+def test_what_the_functions_that_answer_contradict_is_still_an_error() -> None:
+    async def scenario() -> None:
+        found, _ = deployments(
+            {"shop": [manifest(ORDERS)], "post": [FunctionUnreachableError("away")]},
+            Subscription("t", "orders", "plaec"),
+        )
+        with pytest.raises(ConfigError, match="did you mean 'orders/place'"):
+            await found.discover_most(1.0)
+
+    run_virtual(scenario())
 
 
 # --- what `tenuto check` tells ---------------------------------------------------------------------------------------

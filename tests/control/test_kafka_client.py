@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import base64
+from datetime import datetime
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import uvloop
 from aiokafka.errors import KafkaConnectionError, KafkaError
+from botocore.credentials import Credentials
 
 from tenuto_control.config import ConfigError, KafkaConfig
 from tenuto_control.drivers.kafka_client import connection_settings, kafka_errors_only
+from tenuto_control.drivers.msk_tokens import MskTokens, NoCredentialsError, token_of
 from tenuto_control.limits import Limits
 
 
@@ -34,6 +37,23 @@ def test_a_token_is_a_request_to_connect_signed_for_the_region(monkeypatch: pyte
     assert url.netloc == "kafka.eu-west-1.amazonaws.com"
     assert query["Action"] == ["kafka-cluster:Connect"]
     assert query["X-Amz-Credential"][0].startswith("AKIDEXAMPLE/")
+
+
+def test_a_token_is_signed_as_brokers_check_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The signature is the one that AWS's own signer (aws-msk-iam-sasl-signer-python 1.0.2) makes of the same."""
+    now = datetime(2026, 3, 1)  # noqa: DTZ001 - botocore compares times without a zone
+    monkeypatch.setattr("botocore.auth.get_current_datetime", lambda *_: now)
+    token = token_of(Credentials("AKIDEXAMPLE", "secret", "tok/en+="), "eu-west-1")
+    query = parse_qs(urlsplit(base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)).decode()).query)
+    assert query["X-Amz-Expires"] == ["900"]
+    assert query["X-Amz-Security-Token"] == ["tok/en+="]
+    assert query["X-Amz-Signature"] == ["8d943105caf893c9507811a34d3e5570a4610a507658f5e8e37ff8cdc4fa28b2"]
+
+
+def test_without_credentials_a_token_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("botocore.session.Session.get_credentials", lambda _: None)
+    with pytest.raises(NoCredentialsError, match="give the process a role"):
+        asyncio.run(MskTokens("eu-west-1").token())
 
 
 def test_a_token_needs_a_region(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,27 +76,58 @@ def test_a_warm_process_asks_the_functions_again_now_and_then(
     asked: list[int] = []
     now_ms = 1_000
 
-    async def discover() -> None:
+    async def discover_most(_within_s: float) -> None:
         asked.append(now_ms)
         if not answers:
             raise ConfigError("it does not answer")
 
-    async def tick(_deadline_ms: int) -> None:
+    async def tick(_tick: object, _deadline_ms: int) -> None:
         """Nothing is due."""
 
     assembly = SimpleNamespace(
         clock=SimpleNamespace(now_ms=lambda: now_ms),
         report=lambda: None,
         flush=lambda: None,
-        deployments=SimpleNamespace(discover=discover),
+        deployments=SimpleNamespace(discover_most=discover_most, unanswered=()),
     )
     function = lambda_entry.DispatcherFunction()
-    parts = SimpleNamespace(assembly=assembly, serverless=SimpleNamespace(tick=tick), discovered_ms=0)
+    parts = SimpleNamespace(assembly=assembly, serverless=SimpleNamespace(tick=tick), discovered_ms=0, asked_in_vain=0)
     monkeypatch.setattr(function, "_parts", parts)
     try:
         for now_ms in (1_000, 301_000, 302_000, 700_000):  # noqa: B007 - read by the clock
             function({"tenuto": "sweep"}, context())
         assert asked == [301_000, 700_000]
+    finally:
+        monkeypatch.undo()
+        function.close()
+
+
+def test_a_function_that_did_not_answer_is_asked_again_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    now_ms = 1_000
+
+    async def discover_most(_within_s: float) -> None:
+        asked.append(now_ms)
+        if len(asked) == 3:
+            deployments.unanswered = ()
+
+    async def tick(_tick: object, _deadline_ms: int) -> None:
+        """Nothing is due."""
+
+    deployments = SimpleNamespace(discover_most=discover_most, unanswered=("shop",))
+    assembly = SimpleNamespace(
+        clock=SimpleNamespace(now_ms=lambda: now_ms),
+        report=lambda: None,
+        flush=lambda: None,
+        deployments=deployments,
+    )
+    function = lambda_entry.DispatcherFunction()
+    parts = SimpleNamespace(assembly=assembly, serverless=SimpleNamespace(tick=tick), discovered_ms=0, asked_in_vain=0)
+    monkeypatch.setattr(function, "_parts", parts)
+    try:
+        for now_ms in (1_000, 6_000, 12_000, 17_000, 28_000, 38_000, 60_000):  # noqa: B007 - read by the clock
+            function({"tenuto": "sweep"}, context())
+        assert asked == [6_000, 17_000, 38_000]
     finally:
         monkeypatch.undo()
         function.close()
@@ -138,8 +169,13 @@ def test_a_setting_of_the_log_that_is_none_is_named(monkeypatch: pytest.MonkeyPa
 
 def test_an_event_of_another_shape_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     function = lambda_entry.DispatcherFunction()
-    assembly = SimpleNamespace(clock=SimpleNamespace(now_ms=int), report=lambda: None, flush=lambda: None)
-    monkeypatch.setattr(function, "_parts", SimpleNamespace(assembly=assembly, discovered_ms=0))
+    assembly = SimpleNamespace(
+        clock=SimpleNamespace(now_ms=int),
+        report=lambda: None,
+        flush=lambda: None,
+        deployments=SimpleNamespace(unanswered=()),
+    )
+    monkeypatch.setattr(function, "_parts", SimpleNamespace(assembly=assembly, discovered_ms=0, asked_in_vain=0))
     try:
         with pytest.raises(ProtocolError, match="not \\['type'\\]"):
             function({"type": "activation"}, context())

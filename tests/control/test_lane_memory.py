@@ -132,16 +132,32 @@ def test_at_rest_the_head_and_what_its_next_write_may_remove_are_kept() -> None:
 def test_failures_are_counted_for_one_event_in_a_row() -> None:
     first, second = record(1), record(2)
     memory = after(failed(first), failed(first))
-    assert (memory.tries(first), memory.tries(second)) == (3, 1)
+    assert (memory.tries(Head(), first), memory.tries(Head(), second)) == (3, 1)
     memory = after(failed(second), memory=memory)
-    assert (memory.tries(first), memory.tries(second)) == (1, 2)
-    assert after(ActivationEnded(Head(), NOW), memory=memory).tries(second) == 1
+    assert (memory.tries(Head(), first), memory.tries(Head(), second)) == (1, 2)
+    assert after(ActivationEnded(Head(), NOW), memory=memory).tries(Head(), second) == 1
+
+
+def test_failures_that_the_head_counts_are_of_one_event_too() -> None:
+    first, second = record(1), record(2)
+    head = Head(tried=(first.nonce, 4))
+    assert (LaneMemory().tries(head, first), LaneMemory().tries(head, second)) == (5, 1)
+    # Of two counts, the higher one is the newer one: a failure is not always written down.
+    assert after(failed(first), memory=LaneMemory()).tries(head, first) == 5
+    fifth = ActivationEnded(None, NOW, failed=FailedAttempt(first.id, NOW, attempt=5))
+    assert after(fifth).tries(head, first) == 6
+    assert after(fifth, failed(first)).tries(head, first) == 7
+
+
+def test_a_head_that_is_read_as_soon_as_work_comes_is_read_since() -> None:
+    memory = after(HeadSeen(Head(), NOW))
+    assert (memory.read_since(NOW), memory.read_since(NOW + 1)) == (True, False)
 
 
 def test_a_harmless_failure_pauses_and_does_not_count() -> None:
     event = record(1)
     memory = after(failed(event), failed(event, NOW + 70, harmless=True))
-    assert memory.tries(event) == 2
+    assert memory.tries(Head(), event) == 2
     assert memory.pause == HandlerPause(NOW + 70)
     assert after(failed(event, harmless=True)).failing is None
 

@@ -110,6 +110,7 @@ class Meter:
     process: str = "meter"
     released: list[int] = field(default_factory=list)
     published: list[str] = field(default_factory=list)
+    wiring: Wiring = field(init=False)
     dispatcher: Dispatcher = field(init=False)
     sweeper: Sweeper = field(init=False)
     _offsets: dict[Lane, int] = field(default_factory=dict)
@@ -118,7 +119,7 @@ class Meter:
     def __post_init__(self) -> None:
         """Wire the parts: the meter itself plays targets, invoker, sink and scheduler."""
         metrics = self.metrics or Uncounted()
-        wiring = Wiring(
+        self.wiring = Wiring(
             table=watched(self.table, metrics),
             invoker=self,
             sink=self,
@@ -132,8 +133,8 @@ class Meter:
             metrics=metrics,
             tracer=self.tracer or Untraced(),
         )
-        self.dispatcher = Dispatcher(wiring)
-        self.sweeper = Sweeper(wiring, self.dispatcher)
+        self.dispatcher = Dispatcher(self.wiring)
+        self.sweeper = Sweeper(self.wiring, self.dispatcher)
 
     # --- ways in ----------------------------------------------------------------------------------------------------
 

@@ -311,7 +311,7 @@ def test_the_sweep_reads_what_the_formula_says_when_nothing_is_there() -> None:
     async def reads() -> tuple[int, int, int]:
         meter = meter_of(declare().sender)
 
-        async def of(sweep: Callable[[], Awaitable[None]]) -> int:
+        async def of(sweep: Callable[[], Awaitable[object]]) -> int:
             meter.count()
             await sweep()
             return sum(meter.table.requests.values())

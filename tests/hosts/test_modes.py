@@ -55,7 +55,8 @@ def message(mode: str, events: str = "", *, attempt: int = 1, claim: str = "fals
     return (
         f'{{"type":"activation","service":"box","key":"k","mode":"{mode}","head":{{"ver":3,"tok":"a","pend":"p",'
         '"state":{"n":"MQ=="},"base":{},"watermarks":{},"out":{},"fin":{},'
-        f'"run":{run if mode == "resume" else "null"},"slots":{{}},"segments":[],"stray":[],"ans":null,"took":[]}},'
+        f'"run":{run if mode == "resume" else "null"},"slots":{{}},"segments":[],"stray":[],'
+        '"ans":null,"took":[],"tried":null},'
         f'"holder":"h1","events":[{events}],"attempt":{attempt},"claim_first":{claim},'
         '"trim":{"out":["3.0"],"fin":["c1"],"stray":[]},"table":"t1","encrypted":true,"trace":null,"hold_ms":20000,'
         f'"late":{late},"version":1}}'

@@ -22,6 +22,7 @@ from tenuto.hosts.kafka_event_source import SourceRecord
 from tenuto.lane.writes import Key
 from tenuto.protocol.ids import Lane
 from tenuto.protocol.messages import Discover, encode
+from tenuto_control.loops.serverless import HANDED_ON_TOGETHER
 
 MSK_BATCH: dict[str, Any] = {
     "eventSource": "aws:kafka",
@@ -122,6 +123,9 @@ REST_API: dict[str, Any] = {
     "isBase64Encoded": False,
 }
 WAKE = {"tenuto": "wake", "lane": "profile/ann"}
+ASYNCHRONOUS_BYTES_MAX = 262_144
+"""What an asynchronous invocation carries (AWS Lambda quotas: 256 KB)."""
+
 TICK = {"tenuto": "sweep"}
 ACTIVATION = json.loads(encode(Discover()))
 SHAPES = {
@@ -201,7 +205,35 @@ def test_a_wake_up_survives_its_json() -> None:
     assert event_scheduler.read(TICK) == event_scheduler.SweepTick()
 
 
-@pytest.mark.parametrize("event", [{"tenuto": "dance"}, {"tenuto": "wake"}, {"tenuto": "wake", "lane": 7}])
+def test_what_is_handed_on_survives_its_json_and_fits_an_asynchronous_invocation() -> None:
+    longest = Lane("s" * 128, "\u20ac" * 300).pk
+    lanes = tuple(
+        event_scheduler.HandedOn(longest, "T#29833333#3", f"{n:015d}#{'x' * 100}", f"host.1.{'f' * 16}.{n}")
+        for n in range(HANDED_ON_TOGETHER)
+    )
+    for payload in (
+        event_scheduler.Continue(lanes, 3),
+        event_scheduler.SweepTick("owner", 2),
+        event_scheduler.WakeUp("pro%2Ffile/a", owner="owner"),
+    ):
+        data = event_scheduler.encode(payload)
+        assert event_scheduler.decode(data) == payload
+        assert event_scheduler.is_payload(json.loads(data))
+        assert len(data) < ASYNCHRONOUS_BYTES_MAX
+    assert lanes[0].timer == Key("T#29833333#3", f"{0:015d}#{'x' * 100}")
+    assert event_scheduler.HandedOn(longest).timer is None
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        {"tenuto": "dance"},
+        {"tenuto": "wake"},
+        {"tenuto": "wake", "lane": 7},
+        {"tenuto": "continue"},
+        {"tenuto": "continue", "lanes": [{"lane": 7}]},
+    ],
+)
 def test_another_payload_is_refused(event: Any) -> None:
     with pytest.raises(ProtocolError, match="no wake-up"):
         event_scheduler.read(event)

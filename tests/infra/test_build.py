@@ -50,6 +50,7 @@ TABLE: Final = "cold-starts"
 COLD_STARTS: Final = 5
 TARGET_MS: Final = {"discovery": 150, "a step and its checkpoints": 400}
 CHILD_SECONDS_MAX: Final = 60
+ARTEFACT_BYTES_MAX: Final = 75_000_000
 
 # `-I` and `-S` leave the standard library alone on the path. What the Lambda runtime brings, a function imports late.
 CLEAN_PROCESS: Final = """
@@ -137,6 +138,34 @@ def test_the_dispatcher_can_be_imported(built: Path) -> None:
     subprocess.run(
         [sys.executable, "-I", "-S", "-c", program, str(artefact)], check=True, cwd=artefact, timeout=CHILD_SECONDS_MAX
     )
+
+
+def test_the_artefact_of_the_dispatcher_is_slim_and_still_reaches_what_it_calls(built: Path) -> None:
+    artefact = built / "Dispatcher" / "Dispatcher"
+    assert not top_level(artefact) & {"boto3", "s3transfer", "uvicorn", "httptools", "aws_msk_iam_sasl_signer"}
+    services = {path.name for path in (artefact / "botocore" / "data").iterdir() if path.is_dir()}
+    assert {"dynamodb", "kms", "lambda", "scheduler", "sts"} <= services
+    assert len(services) < 10
+    sources = list(artefact.rglob("*.py"))
+    assert len(list(artefact.rglob("*.pyc"))) >= 0.99 * len(sources)
+    assert sum(path.stat().st_size for path in artefact.rglob("*") if path.is_file()) < ARTEFACT_BYTES_MAX
+    program = """
+import asyncio, sys
+sys.path.insert(0, sys.argv[1])
+from aiobotocore.session import get_session
+from tenuto_control.drivers import msk_tokens, otel
+async def main():
+    for name in ("dynamodb", "kms", "lambda", "scheduler", "sts"):
+        async with get_session().create_client(
+            name, region_name="eu-west-1", aws_access_key_id="x", aws_secret_access_key="x"
+        ):
+            pass
+    from botocore.credentials import Credentials
+    assert msk_tokens.token_of(Credentials("x", "x"), "eu-west-1")
+asyncio.run(main())
+"""
+    command = [sys.executable, "-I", "-S", "-c", program, str(artefact)]
+    subprocess.run(command, check=True, cwd=artefact, timeout=CHILD_SECONDS_MAX)
 
 
 def test_the_container_would_start_from_the_same_files(built: Path) -> None:

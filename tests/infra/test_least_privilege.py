@@ -253,11 +253,29 @@ def test_the_target_of_schedules_is_the_alias_that_exists(templates: Templates) 
     assert deployed[variables["TENUTO_SCHEDULER_GROUP"]].type == "AWS::Scheduler::ScheduleGroup"
 
 
-def test_msk_access_is_one_cluster_and_one_group(templates: Templates) -> None:
-    found = granted(deploy(templates, **VARIANTS["scaled, MSK"]), "kafka-cluster")
+@pytest.mark.parametrize(("variant", "group"), [("scaled, MSK", "tenuto.*"), ("always on, MSK", "tenuto")])
+def test_msk_access_is_one_cluster_and_one_deployments_groups(templates: Templates, variant: str, group: str) -> None:
+    found = granted(deploy(templates, **VARIANTS[variant]), "kafka-cluster")
     begin, _, cluster = CLUSTER.partition(":cluster/")
     assert [resources for _, _, resources in found] == [
-        {f"{begin}:group/{cluster}/tenuto"},
+        {f"{begin}:group/{cluster}/{group}"},
         {CLUSTER},
         {f"{begin}:topic/{cluster}/*"},
     ]
+
+
+def test_a_mapping_asks_msk_for_what_it_needs(templates: Templates) -> None:
+    assert [
+        (actions, resources) for _, actions, resources in granted(deploy(templates, **VARIANTS["scaled, MSK"]), "kafka")
+    ] == [({"kafka:DescribeClusterV2", "kafka:GetBootstrapBrokers"}, {CLUSTER})]
+
+
+def test_a_secret_under_a_key_of_ones_own_can_be_read(templates: Templates) -> None:
+    """MSK takes no other, and Lambda's poller reads it as the dispatcher's role."""
+    key = "arn:aws:kms:eu-west-1:111122223333:key/0b6f0a4c"
+    msk = {**VARIANTS["scaled, MSK"], "KafkaAuth": "Scram512", "KafkaSecretArn": "arn:secret"}
+    deployed = deploy(templates, **msk, KafkaSecretKeyArn=key)
+    ((_, statement),) = [one for one in grants(deployed) if one[1]["Action"] == "kms:Decrypt"]
+    assert statement["Resource"] == key
+    assert statement["Condition"] == {"StringEquals": {"kms:EncryptionContext:SecretARN": "arn:secret"}}
+    assert not granted(deploy(templates, **msk), "kms")

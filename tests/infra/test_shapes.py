@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import pytest
 
+from tenuto_control.core.metrics import CountName
+from tenuto_control.core.routing import DEAD_LETTER_SUFFIX, Start
+from tenuto_control.loops.serverless import HOPS_MAX
 from tests.infra.deployment import Resource, Templates, deploy
 
 CLUSTER: Final = "arn:aws:kafka:eu-west-1:111122223333:cluster/events/0b6f0a4c-1"
+LOOP_INVOCATIONS: Final = 16
+"""About so many invocations in a row end as a loop (AWS Lambda developer guide, "recursive loop detection")."""
+
+ACCOUNT_CONCURRENCY: Final = 1_000
+"""What an account has for all its functions, unless it is new (AWS Lambda quotas)."""
+
 NETWORK: Final = {"SubnetIds": "subnet-1,subnet-2", "SecurityGroupIds": "sg-1"}
 
 
@@ -133,10 +142,57 @@ def test_a_rest_api_asks_who_calls(templates: Templates, auth: str, expected: ob
     assert "HttpApi/Api" not in deployed
 
 
-def test_a_lane_that_goes_on_is_not_taken_for_a_loop(templates: Templates) -> None:
-    deployed = deploy(templates)
-    functions = [one.properties for one in deployed.values() if one.type == "AWS::Lambda::Function"]
-    assert [one["RecursiveLoop"] for one in functions] == ["Allow"] * 2
+def test_lambdas_own_brake_on_loops_is_on(templates: Templates) -> None:
+    """That no chain comes near it is tested in `tests/control/test_continuations.py`."""
+    functions = [one for one in deploy(templates).values() if one.type == "AWS::Lambda::Function"]
+    assert [one.properties["RecursiveLoop"] for one in functions] == ["Terminate"] * 2
+    assert 2 * HOPS_MAX <= LOOP_INVOCATIONS
+
+
+@pytest.mark.parametrize(("dispatchers", "handlers"), [("100", "0"), ("0", "0"), ("50", "200")])
+def test_dispatchers_leave_places_for_the_handlers_that_they_wait_for(
+    templates: Templates, dispatchers: str, handlers: str
+) -> None:
+    deployed = deploy(templates, DispatcherConcurrency=dispatchers, HandlerConcurrency=handlers)
+    for name, places in (("Dispatcher/Dispatcher", dispatchers), ("Functions/UserUpdates", handlers)):
+        assert deployed[name].properties.get("ReservedConcurrentExecutions", "0") == places
+
+
+def test_unless_told_otherwise_dispatchers_are_bounded(templates: Templates) -> None:
+    reserved = int(deploy(templates)["Dispatcher/Dispatcher"].properties["ReservedConcurrentExecutions"])
+    assert 0 < reserved <= ACCOUNT_CONCURRENCY // 2
+
+
+def test_each_mapping_has_a_consumer_group_of_its_own(templates: Templates) -> None:
+    """Two mappings of one group would be refused, or take each other's partitions."""
+    groups = set()
+    for topic in ("orders", "refunds"):
+        for config in ({}, {"MskClusterArn": CLUSTER}):
+            source = mapping(deploy(templates, BootstrapServers="b:9092", Topic=topic, **config, **NETWORK))
+            kind = "AmazonManaged" if config else "SelfManaged"
+            groups.add(source[f"{kind}KafkaEventSourceConfig"]["ConsumerGroupId"])
+    assert groups == {"tenuto.orders", "tenuto.refunds"}
+
+
+@pytest.mark.parametrize(("start", "position"), [("earliest", "TRIM_HORIZON"), ("latest", "LATEST")])
+def test_a_mapping_begins_where_its_subscription_says(templates: Templates, start: Start, position: str) -> None:
+    assert start in get_args(Start)
+    source = mapping(deploy(templates, BootstrapServers="b:9092", TopicStart=start))
+    assert source["StartingPosition"] == position
+
+
+def test_the_dead_letter_topic_is_named(templates: Templates) -> None:
+    output = templates["template.yaml"]["Outputs"]["DeadLetterTopic"]
+    assert output["Value"] == {"Fn::Sub": f"${{Topic}}{DEAD_LETTER_SUFFIX}"}
+
+
+def test_an_alarm_watches_invocations_for_each_record(templates: Templates) -> None:
+    metrics = deploy(templates)["Observability/InvocationsAlarm"].properties["Metrics"]
+    by_id = {metric["Id"]: metric for metric in metrics}
+    assert by_id["excess"]["Expression"] == "invocations - 10 * FILL(events, 0)"
+    events = by_id["events"]["MetricStat"]["Metric"]
+    assert (events["Namespace"], events["MetricName"]) == ("tenuto", "EventsIn")
+    assert events["MetricName"] in get_args(CountName)
 
 
 @pytest.mark.parametrize("shape", ["ScaleToZero", "AlwaysOn"])
@@ -144,6 +200,6 @@ def test_alarms(templates: Templates, shape: str) -> None:
     deployed = deploy(templates, Shape=shape, AlarmTopicArn="arn:topic", **NETWORK)
     alarms = {name.rpartition("/")[2]: one for name, one in deployed.items() if one.type == "AWS::CloudWatch::Alarm"}
     common = {"DeadLettersAlarm", "HandlerErrorsAlarm", "LagAlarm", "RecordsRefusedAlarm", "ThrottlesAlarm"}
-    scaled = {"DispatcherErrorsAlarm", "SweepAlarm", "WakeUpsAlarm"}
+    scaled = {"DispatcherErrorsAlarm", "InvocationsAlarm", "SweepAlarm", "WakeUpsAlarm"}
     assert alarms.keys() == common | (scaled if shape == "ScaleToZero" else {"UnreadablePartitionsAlarm"})
     assert all(alarm.properties["AlarmActions"] == ["arn:topic"] for alarm in alarms.values())

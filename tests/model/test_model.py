@@ -27,6 +27,8 @@ NOT_MODELLED = {
     "redrive.live": "a dead letter that is run again",
     "redrive.first": "a dead letter that is run again",
     "cursor.further": "the cursor of the sweep",
+    "continuation.over": "who waits for a lane: a matter of cost, which no law of the lane rests on",
+    "continuation.own": "who waits for a lane, as well",
 }
 """Clauses of writes that the model leaves to the simulation."""
 

@@ -31,6 +31,7 @@ from tenuto.store.port import Page, TableUnavailableError
 from tenuto_control.admin.dead_letters import REDRIVE_MS_MAX, DeadLetterOffice, RedriveUncertainError
 from tenuto_control.ports import Resolution
 from tests.costs.meter import CountingTable, Meter
+from tests.simulation.directed_continuations import begun_twice, handed_on_late
 from tests.support.virtual_time import VirtualClock, run_virtual
 
 chain = VirtualObject("chain")
@@ -530,6 +531,8 @@ DIRECTED: dict[str, Callable[[frozenset[str]], None]] = {
     "timer.absent": message_replaced,
     "checkpoint.own": twins("checkpoints", Twin(1, after_s=1), Twin(2, after_s=1)),
     "suspend.own": twins("suspends", Twin(1, after_s=1), Twin(2, step_s=0.5)),
+    "continuation.over": lambda without: begun_twice(Table(without)),
+    "continuation.own": lambda without: handed_on_late(Table(without)),
     "commit.own": twins("commits", Twin(1, after_s=1), Twin(2, step_s=0.5)),
 }
 """What each clause prevents, as a schedule that breaks without it and only then."""

@@ -14,7 +14,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections import Counter
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
 from contextvars import Context
 from dataclasses import dataclass
 from os import environ
@@ -25,7 +26,7 @@ import msgspec
 
 from tenuto.hosts import event_scheduler, kafka_event_source
 from tenuto_control import lambda_entry
-from tenuto_control.dispatcher import Dispatcher, Errand
+from tenuto_control.dispatcher import Dispatcher
 from tenuto_control.loops.serverless import Serverless
 from tenuto_control.loops.sweep import Sweeper
 from tenuto_control.ports import Life, LogUnavailableError, TopicPartition
@@ -54,6 +55,10 @@ THROTTLED_TRIES_MAX = 600
 COLD_START_S = 1.0
 LATE_S = 60.0
 
+CARRIED_ON_MAX = 4
+"""Invocations at a time to which the same lane was handed on by name: one that ends, the next, and their doubles, which
+find out that they are. However often batches, ticks and wake-ups come, there are no more."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScaleToZero:
@@ -61,14 +66,17 @@ class ScaleToZero:
 
     `partial_batches`: the mappings take partial answers. `partitions_apart`: each partition has a poller of its own,
     where otherwise a batch may hold records of all partitions of its topic. `instances_max`: the function's reserved
-    concurrency.
+    concurrency. `cold_start_s`: how long a new process takes to begin, at most.
     """
 
     partial_batches: bool = True
     partitions_apart: bool = True
     batch_records_max: int = 100
     instances_max: int = 16
+    cold_start_s: float = COLD_START_S
 
+
+Handed: TypeAlias = event_scheduler.Continue | event_scheduler.SweepTick
 
 Work: TypeAlias = "Callable[[Instance, int], Awaitable[Any]]"
 
@@ -81,7 +89,11 @@ class Instance:
     """One process of the function with its warm parts. Serves one invocation at a time."""
 
     def __init__(
-        self, world: Simulation, process: Process, rng: random.Random, hand_on: Callable[[Errand], Awaitable[None]]
+        self,
+        world: Simulation,
+        process: Process,
+        rng: random.Random,
+        hand_on: Callable[[Handed], Coroutine[Any, Any, None]],
     ) -> None:
         self.process = process
         self.busy = False
@@ -93,6 +105,7 @@ class Instance:
         self.serverless = Serverless(
             self.dispatcher,
             Sweeper(wiring, self.dispatcher),
+            wiring.table,
             sink,
             _Lives(MemoryTopicLives(world.kafka), world.gate),
             world.subscriptions,
@@ -111,8 +124,10 @@ class Instance:
         match event_scheduler.read(event):
             case event_scheduler.WakeUp() as wake:
                 return await self.serverless.woken(wake, deadline_ms)
-            case event_scheduler.SweepTick():
-                return await self.serverless.tick(deadline_ms)
+            case event_scheduler.SweepTick() as tick:
+                return await self.serverless.tick(tick, deadline_ms)
+            case event_scheduler.Continue() as handed:
+                return await self.serverless.carried_on(handed, deadline_ms)
             case payload:
                 assert_never(payload)
 
@@ -126,6 +141,7 @@ class ScaledToZero:
         self._rng = random.Random(world.rng.random())
         self._instances: list[Instance] = []
         self._made = 0
+        self._carried_on: Counter[str] = Counter()
 
     def start(self) -> None:
         """See `Shape.start`: the mappings begin to poll, and the rule to tick."""
@@ -171,6 +187,16 @@ class ScaledToZero:
 
     def serve(self, event: Any, what: str) -> asyncio.Future[Ended]:
         """See `Function.serve`."""
+        ended = self._serve(event, what)
+        lanes = [pk for pk in _carried_on(event) if not ended.done()]
+        self._carried_on.update(lanes)
+        ended.add_done_callback(lambda _: self._carried_on.subtract(lanes))
+        for pk in lanes:
+            if self._carried_on[pk] > CARRIED_ON_MAX:
+                self._world.oracles.report("runaway", f"{self._carried_on[pk]} invocations carry on with {pk}")
+        return ended
+
+    def _serve(self, event: Any, what: str) -> asyncio.Future[Ended]:
         return self.invoke(lambda instance, deadline_ms: instance.serve(event, deadline_ms), what)
 
     def invoke(self, work: Work, what: str) -> asyncio.Future[Ended]:
@@ -205,7 +231,7 @@ class ScaledToZero:
         began_ms = self._world.loop.now_ms()
         if instance.cold:
             instance.cold = False
-            await asyncio.sleep(self._rng.uniform(0, COLD_START_S))
+            await asyncio.sleep(self._rng.uniform(0, self._setup.cold_start_s))
         left_ms = timeout_ms - (self._world.loop.now_ms() - began_ms)
         deadline_ms = instance.process.now_ms() + left_ms - lambda_entry.LEAVE_MARGIN_MS
         try:
@@ -275,15 +301,14 @@ class ScaledToZero:
                 return
             await asyncio.sleep(pause_s)
 
-    async def _hand_on(self, errand: Errand) -> None:
+    async def _hand_on(self, payload: Handed) -> None:
         """The function invokes itself, without waiting; a failure is left to the sweep."""
-        payload = event_scheduler.wake_up(errand.lane, errand.timer)
 
         async def act() -> None:
-            self.post(payload, "errand")
+            self.post(event_scheduler.encode(payload), "continuation")
 
         with contextlib.suppress(HandOnFailedError):
-            await self._world.gate.cross(f"hand on {errand.lane.pk}", act, HandOnFailedError, write=True)
+            await self._world.gate.cross("hand on", act, HandOnFailedError, write=True)
 
     async def _tick(self) -> None:
         """The rule: about once a minute; now and then a tick comes late, twice or not at all."""
@@ -307,6 +332,19 @@ class _Lives:
     async def of(self, partitions: Collection[TopicPartition]) -> Mapping[TopicPartition, Life]:
         """See `TopicLives.of`."""
         return await self._gate.cross("lives", lambda: self._lives.of(partitions), LogUnavailableError, write=False)
+
+
+def _carried_on(event: Any) -> list[str]:
+    """The lanes that were handed on to an invocation by name."""
+    if not isinstance(event, dict) or event.get("tenuto") not in ("continue", "wake"):
+        return []
+    match event_scheduler.read(event):
+        case event_scheduler.Continue(lanes):
+            return [handed.lane for handed in lanes if handed.owner is not None]
+        case event_scheduler.WakeUp(lane, owner=str()):
+            return [lane]
+        case _:
+            return []
 
 
 def _short(how: Ended) -> str:

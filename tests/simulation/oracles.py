@@ -4,6 +4,7 @@ Owns the judgement. Does not own how the world is run. A violation is kept and t
 product code, which might swallow it.
 
     on every write    one-owner  immutable-journal  together  finished-once  early-sleep  driver  offset
+    on every invocation of a dispatcher that scales to zero (`instances`)    frozen  runaway
     at the end        order  messages  nothing-lost  liveness  leftovers
 """
 

@@ -12,6 +12,7 @@ from typing import Literal
 import pytest
 
 from tests.simulation import faults
+from tests.simulation.instances import ScaleToZero
 from tests.simulation.programs import Program, Remember, Step
 from tests.simulation.world import Delivery, Report, Request, Scenario, run
 
@@ -31,11 +32,24 @@ SWEEP_INTERVAL_MS = 60_000
 
 CALL_WAIT_MS = 25_000
 
+AT_ZERO = ScaleToZero(batch_records_max=3, instances_max=100, cold_start_s=0.05)
+"""Each concurrent batch, call and wake-up has a process of its own. How long one takes to begin, and how long a caller
+waits that is refused for want of concurrency, is not what is looked at here."""
+
 LEARNED_ANEW = 3
 """Requests by which a plane learns that another one has used a lane since it did: a refused claim, a head, a guard."""
 
 
-def reached(kind: Kind, planes: int, count: int, apart_s: float, takes_ms: int | None, gap_ms: int) -> Report:
+def reached(
+    kind: Kind,
+    planes: int,
+    count: int,
+    apart_s: float,
+    takes_ms: int | None,
+    gap_ms: int,
+    at_zero: ScaleToZero | None = None,
+    seed: int = 1,
+) -> Report:
     """`count` events and calls for one key, `apart_s` from each other, over several partitions and planes.
 
     Each takes one step of `takes_ms`, or only changes state (None).
@@ -46,7 +60,7 @@ def reached(kind: Kind, planes: int, count: int, apart_s: float, takes_ms: int |
     produced = [n for n in range(count) if n not in called]
     return run(
         Scenario(
-            seed=1,
+            seed=seed,
             rates=replace(faults.NONE, latency_ms=LATENCY_MS),
             programs=((Remember("told"),), play),
             topics={"events": 2, "more": 2},
@@ -57,6 +71,7 @@ def reached(kind: Kind, planes: int, count: int, apart_s: float, takes_ms: int |
             sweep_interval_ms=SWEEP_INTERVAL_MS,
             gap_ms=gap_ms,
             call_wait_ms=CALL_WAIT_MS,
+            scale_to_zero=at_zero,
         )
     )
 
@@ -94,3 +109,19 @@ def test_an_unused_lane_costs_no_more_in_several_planes() -> None:
     """Handing over begins with a lane that is taken: one call after the other costs what it costs in one plane."""
     alone = reached("calls", 1, 10, 2.0, 0, GAP_MS).work_requests
     assert reached("calls", 2, 10, 2.0, 0, GAP_MS).work_requests <= alone + 10 * LEARNED_ANEW
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("kind", ["calls", "events", "mixed"])
+@pytest.mark.parametrize(
+    ("count", "apart_s", "takes_ms"),
+    [(2, 0.01, 500), (10, 0.1, 500), (4, 0.5, 3_000), (60, 0.02, 0), (100, 0.02, None)],
+)
+def test_scaled_to_zero_a_lane_goes_on_whatever_invocation_ends(
+    kind: Kind, count: int, apart_s: float, takes_ms: int | None, seed: int
+) -> None:
+    """A batch ends as soon as its records are finished, in the middle of what other invocations have handed over.
+
+    Then an invocation that is given the lane looks at it now and then until the run of the one before has ended.
+    """
+    passed(reached(kind, 1, count, apart_s, takes_ms, GAP_OUTRUN_MS, AT_ZERO, seed))

@@ -7,9 +7,11 @@ Owns faults that a seed has shown in how an invocation ends. Does not own the ru
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
+from tenuto.hosts.event_scheduler import SweepTick
 from tenuto.lane.transitions import Effects, claim
 from tenuto.lane.writes import Applied
 from tenuto.protocol.ids import Lane
@@ -33,6 +35,16 @@ def test_every_law_holds_scaled_to_zero(seed: int, profile: str | None) -> None:
     verdict = judge_seed(seed, profile, shape=SHAPE)
     if verdict.problem is not None:
         pytest.fail(verdict.text(), pytrace=False)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_whatever_is_delivered_again_a_lane_is_carried_on_with_once(seed: int) -> None:
+    """The oracle *runaway*, where nearly everything comes twice and steps keep failing."""
+    drawn = scenarios.drawn(seed, "heavy", SHAPE)
+    rates = replace(drawn.rates, batch_doubled=0.8, event_doubled=0.8, tick_doubled=0.8, step_fails=0.5)
+    report = run(replace(drawn, rates=rates, faults_until_s=200.0))
+    assert report.passed, report.violations
+    assert report.faults["event_doubled"] > 5
 
 
 def test_a_seed_replays_to_the_same_history_scaled_to_zero() -> None:
@@ -61,7 +73,7 @@ def test_a_sweep_that_the_table_ends_leaves_nothing_under_way() -> None:
         await asyncio.sleep(1)
         _fail_queries_after_its_timer(f, errand.timer.pk if errand.timer else "")
         with pytest.raises(TableUnavailableError):
-            await f.serverless.tick(f.deadline())
+            await f.serverless.tick(SweepTick(), f.deadline())
         assert f.handed_on == [errand]
         assert asyncio.all_tasks() == {asyncio.current_task()}
 

@@ -21,6 +21,7 @@ from aiobotocore.session import get_session
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
 
+from tenuto.lane.dead_letters import letter_partitions, parse_letter
 from tenuto.lane.head import head_key, parse_head
 from tenuto.protocol.ids import Lane
 from tenuto.protocol.messages import Head
@@ -52,11 +53,17 @@ target = "account/work"
 topic = "reborn"
 target = "account/add"
 
+# No dead-letter topic is made for it.
+[[subscriptions]]
+topic = "bare"
+target = "account/work"
+
 # So that a sleep of a second suspends and goes to the Scheduler, as one of minutes does in earnest.
 [limits]
 hold_sleep_ms = 300
 scheduler_threshold_ms = 500
 linger_ms = 400
+topic_patience_ms = 1_000
 """
 EVENTUALLY_S = 30.0
 SCENARIO_S = 90.0
@@ -296,6 +303,20 @@ def test_a_dispatcher_that_is_killed_loses_nothing(world: ScaleToZero) -> None:
 
 
 @pytest.mark.stack
+def test_what_no_topic_takes_is_kept_and_the_records_behind_it_run(world: ScaleToZero) -> None:
+    """A null key, and a handler that publishes to a topic that is not there either."""
+
+    async def scenario() -> None:
+        async with world.mapping("bare"):
+            await world.producer.send_and_wait("bare", b'{"kind": "note"}', key=None)
+            await world.send("bare", ("bare-1", b"{"), ("bare-2", {"kind": "note", "text": "behind"}))
+            await world.eventually(lambda: world.noted("bare-2"), ["behind"])
+            await world.eventually(lambda: _kept(world), {"bare.dead-letter"})
+
+    world.run(scenario())
+
+
+@pytest.mark.stack
 def test_events_of_a_topic_that_was_created_again_run(world: ScaleToZero) -> None:
     async def scenario() -> None:
         for expected in (b"6", b"12"):
@@ -307,6 +328,12 @@ def test_events_of_a_topic_that_was_created_again_run(world: ScaleToZero) -> Non
         assert (first[1], second[1]) == (3, 3)
 
     world.run(scenario())
+
+
+async def _kept(world: ScaleToZero) -> set[str]:
+    """The topics of records that are among the table's dead letters."""
+    found = [item for pk in letter_partitions() for item in (await world.table.query(pk, "0", "g")).items]
+    return {letter.topic for letter in map(parse_letter, found) if letter is not None}
 
 
 async def _state(world: ScaleToZero, key: str, name: str) -> bytes | None:

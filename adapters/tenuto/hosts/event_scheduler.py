@@ -1,4 +1,4 @@
-"""Payloads of EventBridge: the wake-ups that EventBridge Scheduler delivers, and the tick of the sweeper's rule.
+"""Payloads that wake the dispatcher: of EventBridge Scheduler, of the sweep's rule, of one invocation to the next.
 
 Owns their shape, in both directions: whoever schedules a wake-up encodes it here. Does not own when a lane is woken.
 """
@@ -16,12 +16,16 @@ from tenuto.protocol.ids import Lane
 from tenuto.serde import problem_of
 
 
-class WakeUp(Struct, frozen=True, tag_field="tenuto", tag="wake"):
-    """Look at a lane, named by its partition key; a delayed message is also named by its timer's key."""
+class WakeUp(Struct, frozen=True, omit_defaults=True, tag_field="tenuto", tag="wake"):
+    """Look at a lane, named by its partition key; a delayed message is also named by its timer's key.
+
+    `owner` is the name under which the lane's continuation was left to this wake-up, if it was (`HandedOn`).
+    """
 
     lane: str
     pk: str | None = None
     sk: str | None = None
+    owner: str | None = None
 
     @property
     def timer(self) -> Key | None:
@@ -30,10 +34,37 @@ class WakeUp(Struct, frozen=True, tag_field="tenuto", tag="wake"):
 
 
 class SweepTick(Struct, frozen=True, tag_field="tenuto", tag="sweep"):
-    """Look at the timers that are due."""
+    """Look at the timers that are due. One that carries on an unfinished sweep has `owner` and `hops`."""
+
+    owner: str | None = None
+    hops: int = 0
 
 
-Payload: TypeAlias = WakeUp | SweepTick
+class HandedOn(Struct, frozen=True):
+    """A lane to carry on with, named by its partition key; a delayed message also by its timer's key.
+
+    `owner` is the name under which its continuation was handed on: who finds another one there leaves the lane alone.
+    """
+
+    lane: str
+    pk: str | None = None
+    sk: str | None = None
+    owner: str | None = None
+
+    @property
+    def timer(self) -> Key | None:
+        """The item of the delayed message, if it is one."""
+        return Key(self.pk, self.sk) if self.pk is not None and self.sk is not None else None
+
+
+class Continue(Struct, frozen=True, tag_field="tenuto", tag="continue"):
+    """Carry on with lanes that an invocation was in the middle of. `hops` counts the invocations before this one."""
+
+    lanes: tuple[HandedOn, ...]
+    hops: int = 1
+
+
+Payload: TypeAlias = WakeUp | SweepTick | Continue
 
 
 def is_payload(event: Any) -> bool:
@@ -45,8 +76,14 @@ def read(event: Any) -> Payload:
     """The payload as parsed from JSON. Raises ProtocolError."""
     try:
         payload: Payload = msgspec.convert(event, Payload)
-        if isinstance(payload, WakeUp):
-            Lane.from_pk(payload.lane)
+        match payload:
+            case WakeUp(lane):
+                Lane.from_pk(lane)
+            case Continue(lanes):
+                for handed in lanes:
+                    Lane.from_pk(handed.lane)
+            case SweepTick():
+                pass
     except msgspec.ValidationError as e:
         raise ProtocolError(f"this is no wake-up of tenuto: {problem_of(e)}") from None
     except ValueError as e:
@@ -62,6 +99,12 @@ def decode(data: bytes) -> Payload:
         raise ProtocolError(f"this is no wake-up of tenuto: {problem_of(e)}") from None
 
 
-def wake_up(lane: Lane, timer: Key | None = None) -> bytes:
+def wake_up(lane: Lane, timer: Key | None = None, owner: str | None = None) -> bytes:
     """The payload that wakes a lane; `timer` names the delayed message that is due for it."""
-    return msgspec.json.encode(WakeUp(lane.pk) if timer is None else WakeUp(lane.pk, timer.pk, timer.sk))
+    woken = WakeUp(lane.pk, owner=owner) if timer is None else WakeUp(lane.pk, timer.pk, timer.sk, owner)
+    return msgspec.json.encode(woken)
+
+
+def encode(payload: Payload) -> bytes:
+    """A payload in its JSON form."""
+    return msgspec.json.encode(payload)

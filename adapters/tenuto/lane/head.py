@@ -11,6 +11,7 @@ Every part of the head is a top-level attribute, so a write names just what it c
     rid run att holder lease    the active invocation: nonce, its fixed part, attempt, holder, lease end (ms)
     own                         the process that has written for this attempt, which shuts out its twin
     fails err awaits wake seg   failed attempts, last error, awaited slots and wake time, names of journal segments
+    tried                       an event that has not claimed, and how often it has failed
     ans took                    unique mark of the last result of an awakeable; those that have left the head
     j.<ver>.<slot>              journal slots of the invocation claimed at that ver
 """
@@ -47,6 +48,7 @@ class RunRecord(msgspec.Struct, frozen=True, array_like=True):
 OWN = "own"
 ANS = "ans"
 TOOK = "took"
+TRIED = "tried"
 RUN_ATTRIBUTES = ("rid", "run", "att", "holder", "lease", OWN, "fails", "err", "awaits", "wake", "seg", ANS, TOOK)
 
 _run_encoder = msgspec.msgpack.Encoder()
@@ -118,6 +120,7 @@ def parse_head(item: Item | None) -> Head:
         ans=_optional(str, ANS, item),
         took=_took(item),
         stray=tuple(stray),
+        tried=_tried(item),
     )
 
 
@@ -163,6 +166,14 @@ def pack_took(indexes: Iterable[int]) -> bytes:
 def _took(item: Item) -> tuple[int, ...]:
     packed = _optional(bytes, TOOK, item)
     return () if packed is None else _took_decoder.decode(packed)
+
+
+def _tried(item: Item) -> tuple[str, int] | None:
+    match item.get(TRIED):
+        case [str() as nonce, int() as failures]:
+            return nonce, failures
+        case _:
+            return None
 
 
 def _texts(name: str, item: Item) -> tuple[str, ...] | None:

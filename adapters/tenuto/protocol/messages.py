@@ -60,6 +60,7 @@ class Head(Struct, frozen=True):
     absent). `segments` names the items that hold the rolled part of its journal.
     `stray` lists attributes of journals that are over; the next write removes them. `ans` is a unique mark of the last
     result of an awakeable that was put, `took` lists the commands whose results have left the head for a segment.
+    `tried` names an event that has not claimed, and how often it has failed.
     """
 
     ver: int = 0
@@ -76,6 +77,7 @@ class Head(Struct, frozen=True):
     stray: tuple[str, ...] = ()
     ans: str | None = None
     took: tuple[int, ...] = ()
+    tried: tuple[str, int] | None = None
 
 
 class Trim(Struct, frozen=True):

@@ -45,6 +45,12 @@ class Deployments:
         self._config = config
         self._invoker = invoker
         self._targets: dict[str, Target] = {}
+        self._unanswered: tuple[str, ...] = ()
+
+    @property
+    def unanswered(self) -> tuple[str, ...]:
+        """The functions that have not answered `discover_most`: what they serve is not known, or was known before."""
+        return self._unanswered
 
     def find(self, service: str) -> Target | None:
         """See `Targets.find`."""
@@ -56,9 +62,41 @@ class Deployments:
 
     async def discover(self) -> None:
         """Ask every function. Raises ConfigError when one does not answer, or two serve the same service."""
+        manifests = {name: await self._ask(name) for name in self._config.functions}
+        found = self._served(manifests)
+        check_subscriptions(self._config.subscriptions, {n: t.manifest for n, t in found.items()})
+        self._targets, self._unanswered = found, ()
+
+    async def discover_most(self, within_s: float) -> None:
+        """Ask every function at once, and go on without those that do not answer in time, or that are gone.
+
+        What was known of them stays. Raises ConfigError when what the others answer contradicts the configuration.
+        """
+        names = tuple(self._config.functions)
+        answers = await asyncio.gather(*(self._ask_within(name, within_s) for name in names))
+        manifests = {name: one for name, one in zip(names, answers, strict=True) if one is not None}
+        unanswered = tuple(name for name in names if name not in manifests)
+        found = self._served(manifests)
+        known = {s: t for s, t in self._targets.items() if t.function in unanswered and s not in found} | found
+        seen = {service: target.manifest for service, target in known.items()}
+        sure = [s for s in self._config.subscriptions if not unanswered or s.service in seen]
+        check_subscriptions(sure, seen)
+        self._targets, self._unanswered = known, unanswered
+
+    async def _ask_within(self, name: str, within_s: float) -> Manifest | None:
+        try:
+            async with asyncio.timeout(within_s):
+                return await self._ask(name)
+        except TimeoutError:
+            log.warning("[functions.%s] does not answer discovery in %.0f s; its work waits", name, within_s)
+        except ConfigError as e:
+            log.warning("%s; its work waits", e)
+        return None
+
+    def _served(self, manifests: Mapping[str, Manifest]) -> dict[str, Target]:
+        """The services of functions. Raises ConfigError when two serve the same, or one has no time to."""
         found: dict[str, Target] = {}
-        for name in self._config.functions:
-            manifest = await self._ask(name)
+        for name, manifest in manifests.items():
             if manifest.timeout_ms < FUNCTION_TIMEOUT_MS_MIN:
                 raise ConfigError(
                     f"[functions.{name}]: its timeout leaves {manifest.timeout_ms} ms, too little to claim, step and "
@@ -72,8 +110,7 @@ class Deployments:
                     )
                 concurrency = self._config.functions[name].concurrency
                 found[service.name] = Target(name, service, manifest.timeout_ms, concurrency)
-        check_subscriptions(self._config.subscriptions, {n: t.manifest for n, t in found.items()})
-        self._targets = found
+        return found
 
     async def refresh(self) -> None:
         """Ask again at intervals, for ever; what is known stays when a function does not answer."""

@@ -12,6 +12,7 @@ from typing import assert_never
 
 from msgspec import Struct
 
+from tenuto.lane.tries import with_tries
 from tenuto.protocol.ids import Lane
 from tenuto.protocol.messages import Head, RetryPolicy, ServiceManifest, Trim
 from tenuto.protocol.modes import Drain, Mode, Resume, Shared, Speculate
@@ -103,6 +104,8 @@ def departing(
     tried = lessons.tried
     match mode:
         case Speculate(events, attempt) | Drain(events, attempt):
+            # What ends or claims the first event also ends the count of its attempts in the head.
+            trim = with_tries(head, events[0], trim)
             first = events[0].id
             tried = Tried(first, tried.first_ms if first == tried.event_id else now_ms, attempt)
         case Resume(run):

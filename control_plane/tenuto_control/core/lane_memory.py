@@ -18,6 +18,7 @@ from typing import Final, TypeAlias, assert_never
 from msgspec import Struct
 from msgspec.structs import replace
 
+from tenuto.lane.tries import failures_of
 from tenuto.protocol.limits import FINISHED_TTL_MS
 from tenuto.protocol.messages import Head, Run, Trim
 from tenuto.protocol.records import Event
@@ -82,7 +83,7 @@ Pause: TypeAlias = HandlerPause | OutboxPause | TablePause
 
 
 class Failing(Struct, frozen=True):
-    """Attempts at one event, by its id, that have failed in a row and count: at least one."""
+    """Attempts at one event, by its id, that have failed in a row and count, wherever they were: at least one."""
 
     event: str
     times: int
@@ -171,11 +172,15 @@ class HeadDropped(Struct, frozen=True):
 
 
 class FailedAttempt(Struct, frozen=True):
-    """The attempt at an event, by its id, that failed; the next is due at `until_ms`. `harmless`: it does not count."""
+    """The attempt at an event, by its id, that failed; the next is due at `until_ms`. `harmless`: it does not count.
+
+    `attempt` is its number, those of other processes included.
+    """
 
     event: str
     until_ms: int
     harmless: bool = False
+    attempt: int = 1
 
 
 class ActivationEnded(Struct, frozen=True):
@@ -347,9 +352,9 @@ class LaneMemory(Struct, frozen=True):
         """How long the lane has been held up while events waited."""
         return 0 if self.blocked_since_ms is None else now_ms - self.blocked_since_ms
 
-    def tries(self, event: Event) -> int:
-        """Which attempt at this event the next one is, from 1, as far as this process knows."""
-        return self._times(event.id) + 1
+    def tries(self, head: Head, event: Event) -> int:
+        """Which attempt at this event the next one is, from 1, as far as this process knows and the head tells."""
+        return max(self._times(event.id), failures_of(head, event)) + 1
 
     def holder(self, run: Run, process: str) -> Holder:
         """Whose the run is. `process` is this process's name, which the names of its holders begin with."""
@@ -435,7 +440,7 @@ class LaneMemory(Struct, frozen=True):
         if fact.failed is not None:
             # Failures are one event's: another that fails behind it has all its attempts before it.
             counts = not fact.failed.harmless
-            times = self._times(fact.failed.event) + counts
+            times = max(self._times(fact.failed.event), fact.failed.attempt - 1) + counts
             pause = HandlerPause(fact.failed.until_ms)
             failing = Failing(fact.failed.event, times) if times else None
             crashed = crashed or (counts and bool(fact.ended))

@@ -7,7 +7,7 @@ work (`lanes`), calls (`calls`), results (`results`), timers in memory (`wheel`)
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import assert_never
 
 from msgspec.structs import replace
@@ -25,7 +25,7 @@ from tenuto_control.dispatcher.delivery import fits
 from tenuto_control.dispatcher.lanes import Lanes
 from tenuto_control.dispatcher.parts import Wiring, parts_of
 from tenuto_control.dispatcher.results import Results
-from tenuto_control.ports import Answer, Errand, Resolution, TooLargeError, TopicPartition
+from tenuto_control.ports import Answer, Errand, Resolution, Resting, TooLargeError, TopicPartition
 
 HALT_GRACE_S = 1.0
 
@@ -65,6 +65,35 @@ class Dispatcher:
                 return
             await asyncio.sleep(SETTLE_LOOK_S)
 
+    @property
+    def at_work(self) -> Collection[Lane]:
+        """See `Interruptible.at_work`."""
+        return self._lanes.at_work
+
+    def resting(self) -> Mapping[Lane, Resting]:
+        """See `Interruptible.resting`."""
+        return self._lanes.resting()
+
+    def fires_before(self, time_ms: int) -> bool:
+        """See `Interruptible.fires_before`."""
+        return bool(self._wheel.due_before(time_ms))
+
+    async def drop(self, lane: Lane) -> None:
+        """See `Interruptible.drop`."""
+        await self._lanes.drop(lane)
+
+    async def entrust(self) -> None:
+        """See `Interruptible.entrust`."""
+        await self._lanes.entrust()
+
+    def token(self) -> str:
+        """See `Interruptible.token`."""
+        return self._parts.token()
+
+    async def schedule(self, errand: Errand, at_ms: int, name: str, owner: str | None = None) -> None:
+        """See `Interruptible.schedule`."""
+        await self._wheel.schedule(errand, at_ms, name, owner)
+
     async def halt(self, until_ms: int) -> list[Errand]:
         """See `Interruptible.halt`.
 
@@ -94,6 +123,7 @@ class Dispatcher:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._lanes.clear()
+        self._parts.names.begin_anew()
 
     # --- Kafka ------------------------------------------------------------------------------------------------------
 

@@ -54,6 +54,11 @@ class LaneQueue:
         """Whether the offset of a finished event is still held."""
         return bool(self._held)
 
+    @property
+    def held(self) -> list[KafkaWork]:
+        """The finished events whose offsets are still held."""
+        return list(self._held)
+
     def turn(self, now_ms: int) -> Turn:
         """What the lane's memory learns of the queue."""
         works, handed = self._works, len(self._handed)
@@ -223,6 +228,13 @@ class LaneQueue:
         for work in [work for work, sent in self._held.items() if sent is not None and not sent & waiting]:
             del self._held[work]
             work.release()
+
+    def entrust(self, works: Collection[KafkaWork]) -> None:
+        """Let go of these finished events: a timer leads back to what they sent."""
+        for work in works:
+            if work in self._held:
+                del self._held[work]
+                work.release()
 
 
 def is_idle(head: Head) -> bool:

@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeAlias, assert_never
 
 from tenuto.lane.head import head_key, parse_head
@@ -73,8 +74,9 @@ from tenuto_control.dispatcher.activations import Activations
 from tenuto_control.dispatcher.inbox import Inbox, InboxView
 from tenuto_control.dispatcher.lane_queue import LaneQueue
 from tenuto_control.dispatcher.parts import Parts
+from tenuto_control.dispatcher.tries import counted
 from tenuto_control.dispatcher.work import Attempted, CallWork, KafkaWork, Work
-from tenuto_control.ports import LogUnavailableError, Target, TopicPartition, TopicUnusableError
+from tenuto_control.ports import LogUnavailableError, Resting, Target, TopicPartition, TopicUnusableError
 
 log = logging.getLogger("tenuto.lane")
 
@@ -184,6 +186,22 @@ class LaneWorker:
     def busy_before(self, time_ms: int) -> bool:
         """Whether there is something to do before a time: it works, or a rest ends by then."""
         return self._resting_until_ms is None or self._resting_until_ms <= time_ms
+
+    @property
+    def resting(self) -> Resting | None:
+        """What the lane waits for; None while it works."""
+        if self._resting_until_ms is None:
+            return None
+        run = None if self.head is None else self.head.run
+        return Resting(self._resting_until_ms, held=run is not None and not run.suspended)
+
+    async def entrust(self) -> None:
+        """Release the events that are finished but for what they sent: from now on a timer leads back to it."""
+        held = self.queue.held
+        if held:
+            delay_ms = self._services.limits.guard_delay_ms
+            await self._services.delivery.guard(self.lane, held[0].event.nonce, delay_ms)
+            self.queue.entrust(held)
 
     def is_running(self, work: Work) -> bool:
         """Whether this work is part of the activation that runs right now."""
@@ -376,9 +394,9 @@ class LaneWorker:
             self._services.wheel.forget(SleepTimer(self.lane, head.run.event.nonce, head.run.wake_ms, "over"))
         trim = self._memory.trim(left)
         if spent is not None:
-            self._attempted(await self._activations.bury_run(left, spent, trim))
+            self._attempted(await self._activations.bury_run(left, spent, trim), left)
             return
-        self._attempted(await self._activations.resume(left, holder, trim))
+        self._attempted(await self._activations.resume(left, holder, trim), left)
 
     def _spent(self, head: Head, crashes: int | None) -> str | None:
         """Why a run whose function never answers is given up, if its policy says so."""
@@ -454,10 +472,11 @@ class LaneWorker:
 
     async def _run_items(self, head: Head, waiting: InboxView) -> None:
         """Run inbox items, and bury those that are finished then."""
+        tries = partial(self._memory.tries, head)
         attempted = await self._activations.drain(
-            head, waiting.events, self._memory.tries, self._memory.trim(head), clears=not waiting.more
+            head, waiting.events, tries, self._memory.trim(head), clears=not waiting.more
         )
-        self._attempted(attempted)
+        await self._end(attempted, head)
         left, now_ms = attempted.head, self._services.clock.now_ms()
         ran = [e for e in waiting.events if left is not None and finished(left, e, now_ms)]
         await self._inbox.bury(ran, now_ms)
@@ -467,12 +486,13 @@ class LaneWorker:
 
     async def _invoke(self) -> None:
         head = self._seen()
-        attempted = await self._activations.speculate(head, self.queue, self._memory.tries, self._memory.trim(head))
+        tries = partial(self._memory.tries, head)
+        attempted = await self._activations.speculate(head, self.queue, tries, self._memory.trim(head))
         if any(work.keep for work in self.queue.without_callers()):
             # A call that was handed over while it ran has an item in the inbox: to be run again, or to be buried.
             self._on(LookWanted())
         if attempted is not None:
-            self._attempted(attempted)
+            await self._end(attempted, head)
 
     async def _trim(self) -> None:
         head = self._seen()
@@ -484,30 +504,37 @@ class LaneWorker:
 
     # --- afterwards -------------------------------------------------------------------------------------------------
 
-    def _attempted(self, attempted: Attempted) -> None:
-        """Take in what came of an activation."""
+    async def _end(self, attempted: Attempted, head: Head) -> None:
+        """Take in what came of an activation that began from this head, once a failure of it is written down."""
+        tries = partial(self._memory.tries, head)
+        shipped = self._memory.trim(head).out
+        self._attempted(await counted(self._services, self.lane, attempted, tries, shipped), head)
+
+    def _attempted(self, attempted: Attempted, from_head: Head) -> None:
+        """Take in what came of an activation that began from this head."""
         metrics, now_ms, head = self._services.metrics, self._services.clock.now_ms(), attempted.head
         for work in attempted.finished:
             self.queue.finish(work)
             if isinstance(work, KafkaWork):
                 metrics.sample("AgeMs", _age_ms(work.event, now_ms))
         nonces = frozenset(work.event.nonce for work in attempted.finished)
-        failed = None if attempted.failed is None else self._failed(attempted.failed, attempted, now_ms)
+        failed = None if attempted.failed is None else self._failed(attempted.failed, attempted, from_head, now_ms)
         answered = EMPTY if head is None else self.queue.answer(head, now_ms)
         outrun = self._activations.outrun
         self._on(ActivationEnded(head, now_ms, nonces, attempted.ended, failed, answered, outrun))
         if head is not None:
             self.queue.release(head)
 
-    def _failed(self, event: Event, attempted: Attempted, now_ms: int) -> FailedAttempt:
+    def _failed(self, event: Event, attempted: Attempted, from_head: Head, now_ms: int) -> FailedAttempt:
         """The failure of an attempt at an event, with the pause that follows."""
         policy = self._services.policy(self.lane.service, event.handler)
-        pause = pause_ms(policy, self._memory.tries(event), self._services.rng.random())
+        attempt = self._memory.tries(from_head, event)
+        pause = pause_ms(policy, attempt, self._services.rng.random())
         if attempted.pause_ms is not None and attempted.pause_ms > 0:
             # Whatever a function asks for: without a pause, one key would be invoked as fast as it answers.
             pause = max(attempted.pause_ms, PAUSE_MS_MIN)
         self._services.metrics.count("Retries", 0 if attempted.harmless else 1)
-        return FailedAttempt(event.id, now_ms + pause, attempted.harmless)
+        return FailedAttempt(event.id, now_ms + pause, attempted.harmless, attempt)
 
     def _learn(self, head: Head) -> None:
         """Take in a head that was read, or that a write has left."""

@@ -19,7 +19,7 @@ from tenuto_control.core.lane_memory import UNREAD, Known, LaneMemory
 from tenuto_control.dispatcher.lane_worker import LaneWorker
 from tenuto_control.dispatcher.parts import Parts
 from tenuto_control.dispatcher.work import KafkaWork
-from tenuto_control.ports import TopicPartition
+from tenuto_control.ports import Resting, TopicPartition
 
 
 class Lanes:
@@ -88,6 +88,27 @@ class Lanes:
     def busy_before(self, time_ms: int) -> list[Lane]:
         """The lanes that have something to do before a time."""
         return [lane for lane, worker in self._workers.items() if worker.busy_before(time_ms)]
+
+    @property
+    def at_work(self) -> Collection[Lane]:
+        """The lanes that are not idle."""
+        return self._workers.keys()
+
+    def resting(self) -> dict[Lane, Resting]:
+        """The lanes that only wait."""
+        return {lane: rest for lane, worker in self._workers.items() if (rest := worker.resting) is not None}
+
+    async def drop(self, lane: Lane) -> None:
+        """Stop a lane where it is, as a crash would."""
+        worker = self._workers.pop(lane, None)
+        if worker is not None and worker.task is not None:
+            worker.task.cancel()
+            await asyncio.gather(worker.task, return_exceptions=True)
+
+    async def entrust(self) -> None:
+        """Release every event that is finished but for what it sent; timers lead back to that."""
+        for worker in list(self._workers.values()):
+            await worker.entrust()
 
     @property
     def tasks(self) -> tuple[asyncio.Task[Any], ...]:

@@ -49,9 +49,35 @@ class Wiring:
     tracer: Tracer = field(default_factory=Untraced)
 
 
+class Names:
+    """What one process calls itself, and what it calls that nobody else may call so.
+
+    Where all that it ran has been stopped, and it goes on, it takes another name: a function that it called before may
+    still run, and this process waits for that no more than any other does.
+    """
+
+    def __init__(self, process: str) -> None:
+        self._first = self._process = process
+        self._lives = itertools.count(2)
+        self._numbers = itertools.count(1)
+
+    @property
+    def process(self) -> str:
+        """The name of this process, since it last stopped."""
+        return self._process
+
+    def token(self) -> str:
+        """A name that nobody else uses. It begins with `process`."""
+        return f"{self._process}.{next(self._numbers)}"
+
+    def begin_anew(self) -> None:
+        """All that this process ran has been stopped."""
+        self._process = f"{self._first}-{next(self._lives)}"
+
+
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """Shared by the lanes of one process. `token` gives a name that nobody else uses; it begins with `process`."""
+    """Shared by the lanes of one process."""
 
     writer: Writer
     delivery: Delivery
@@ -64,12 +90,20 @@ class Parts:
     clock: Clock
     rng: random.Random
     limits: Limits
-    token: Callable[[], str]
-    process: str
+    names: Names
     table_name: str
     encrypted: bool
     metrics: Metrics
     tracer: Tracer
+
+    @property
+    def process(self) -> str:
+        """See `Names.process`."""
+        return self.names.process
+
+    def token(self) -> str:
+        """See `Names.token`."""
+        return self.names.token()
 
     def policy(self, service: str, handler: str) -> RetryPolicy:
         """The retry policy of a handler, as discovery told it."""
@@ -86,16 +120,12 @@ class Parts:
 def parts_of(wiring: Wiring, hints: Hints, due: Callable[[Timer], None]) -> Parts:
     """The parts of one process. `hints` hears of what its deliveries have put, `due` of timers whose time has come."""
     clock, limits = wiring.clock, wiring.limits
-    numbers = itertools.count(1)
-
-    def token() -> str:
-        return f"{wiring.process}.{next(numbers)}"
-
+    names = Names(wiring.process)
     writer = Writer(wiring.table, limits, wiring.metrics)
     background = Background()
     return Parts(
         writer,
-        Delivery(writer, wiring.sink, clock, limits, token, wiring.metrics, hints),
+        Delivery(writer, wiring.sink, clock, limits, names.token, wiring.metrics, hints),
         Wheel(wiring.scheduler, clock, limits, background, due),
         background,
         Recoveries(background, hints.retry),
@@ -105,8 +135,7 @@ def parts_of(wiring: Wiring, hints: Hints, due: Callable[[Timer], None]) -> Part
         clock,
         wiring.rng,
         limits,
-        token,
-        wiring.process,
+        names,
         wiring.table_name,
         wiring.encrypted,
         wiring.metrics,

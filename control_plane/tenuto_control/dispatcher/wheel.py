@@ -17,7 +17,7 @@ from tenuto.protocol.ids import digest
 from tenuto_control.core import log_fields
 from tenuto_control.dispatcher.background import Background
 from tenuto_control.limits import Limits
-from tenuto_control.ports import Clock, SchedulerUnavailableError, WakeScheduler
+from tenuto_control.ports import Clock, Errand, SchedulerUnavailableError, WakeScheduler
 
 log = logging.getLogger("tenuto.dispatcher")
 
@@ -80,16 +80,20 @@ class Wheel:
     def _is_far(self, timer: Reminder) -> bool:
         return timer.due_ms - self._clock.now_ms() >= self._limits.scheduler_threshold_ms
 
+    async def schedule(self, errand: Errand, at_ms: int, name: str, owner: str | None = None) -> None:
+        """Have somebody woken from outside at a time. It may fail: a timer item is behind every lane."""
+        payload = event_scheduler.wake_up(errand.lane, errand.timer, owner)
+        try:
+            await self._scheduler.schedule(name, at_ms, payload)
+        except SchedulerUnavailableError as e:
+            fields = log_fields.of_lane(errand.lane)
+            log.warning("%s: a wake-up could not be scheduled outside: %s", errand.lane.pk, e, extra=fields)
+
     async def _schedule(self, timer: Reminder) -> None:
         # The outside is only precise to a minute. Woken early, this process waits for the rest.
         at_ms = timer.due_ms - self._limits.scheduler_lead_ms
-        payload = event_scheduler.wake_up(timer.lane, timer.key if isinstance(timer, SendTimer) else None)
-        try:
-            await self._scheduler.schedule(_schedule_name(timer), at_ms, payload)
-        except SchedulerUnavailableError as e:
-            # The timer item is what the sleep rests on; the outside wake-up only makes it punctual without us.
-            fields = log_fields.of_lane(timer.lane)
-            log.warning("%s: a wake-up could not be scheduled outside: %s", timer.lane.pk, e, extra=fields)
+        errand = Errand(timer.lane, timer.key if isinstance(timer, SendTimer) else None)
+        await self.schedule(errand, at_ms, _schedule_name(timer))
 
     async def _unschedule(self, timer: SleepTimer) -> None:
         try:

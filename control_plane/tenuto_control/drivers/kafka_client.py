@@ -160,27 +160,10 @@ def _ssl_context(kafka: KafkaConfig) -> ssl.SSLContext:
 
 
 def _msk_tokens() -> AbstractTokenProvider:
-    try:
-        # Imported here, because only those who sign in by IAM have the extra.
-        from aws_msk_iam_sasl_signer import MSKAuthTokenProvider
-    except ImportError as e:
-        raise ConfigError("kafka.iam: signing in to MSK by IAM needs an extra; install tenuto[control,msk]") from e
+    # Imported here, because only those who sign in by IAM need it.
+    from tenuto_control.drivers.msk_tokens import MskTokens
+
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     if not region:
         raise ConfigError("kafka.iam: the token names a region; set AWS_REGION")
-    return _MskTokens(MSKAuthTokenProvider, region)
-
-
-class _MskTokens(AbstractTokenProvider):  # type: ignore[misc] # the base class carries no types
-    """IAM tokens for MSK.
-
-    Signing is local, but looking for credentials may block, so it happens in a thread.
-    """
-
-    def __init__(self, signer: Any, region: str) -> None:
-        self._signer = signer
-        self._region = region
-
-    async def token(self) -> str:
-        token, _expiry_ms = await asyncio.to_thread(self._signer.generate_auth_token, self._region)
-        return str(token)
+    return MskTokens(region)

@@ -60,15 +60,16 @@ def create_app(
     wait_ms_max: int = WAIT_MS_MAX,
     random_bytes: Callable[[int], bytes] = secrets.token_bytes,
     unreadable: Callable[[], Sequence[Unreadable]] = tuple,
+    unanswered: Callable[[], Sequence[str]] = tuple,
     cors_origins: Collection[str] = (),
     now_ms: Callable[[], int] = _now_ms,
 ) -> Starlette:
     """The ingress over a dispatcher. `random_bytes` makes the ids of calls that bring no idempotency key.
 
-    Pages of `cors_origins` may call from a browser. `now_ms` is the time (milliseconds since the epoch) that the
-    time of arrival at a gateway is compared to.
+    `unanswered` names functions of which it is not known what they serve. Pages of `cors_origins` may call from a
+    browser. `now_ms` is the time (milliseconds since the epoch) that the time of arrival at a gateway is compared to.
     """
-    ingress = _Ingress(execution, catalogue, ready, wait_ms_max, random_bytes, unreadable, now_ms)
+    ingress = _Ingress(execution, catalogue, ready, wait_ms_max, random_bytes, unreadable, unanswered, now_ms)
     app = Starlette(
         routes=[
             Route("/", ingress.index, methods=["GET"]),
@@ -97,6 +98,7 @@ class _Ingress:
     wait_ms_max: int
     random_bytes: Callable[[int], bytes]
     unreadable: Callable[[], Sequence[Unreadable]]
+    unanswered: Callable[[], Sequence[str]]
     now_ms: Callable[[], int]
 
     async def index(self, request: Request) -> Response:
@@ -214,7 +216,7 @@ class _Ingress:
     async def _event(self, request: Request, limit: int, what: str) -> tuple[HandlerManifest, Event]:
         """The event a call or send stands for; `what` may hold `limit` bytes. Raises RefusedError."""
         target = paths.parse_target(request.path_params["target"])
-        service, handler = listing.find_handler(self.catalogue, target)
+        service, handler = listing.find_handler(self.catalogue, target, self.unanswered())
         idempotency_key = requests.idempotency_key(request)
         if idempotency_key is None:
             nonce = "c" + self.random_bytes(NONCE_BYTES).hex()

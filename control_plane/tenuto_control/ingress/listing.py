@@ -30,9 +30,20 @@ class Catalogue(Targets, Protocol):
         ...
 
 
-def find_handler(catalogue: Catalogue, target: Target) -> tuple[ServiceManifest, HandlerManifest]:
-    """The service and handler a path means. Raises RefusedError: 404 naming what exists, 400 for the key."""
+def find_handler(
+    catalogue: Catalogue, target: Target, unanswered: Sequence[str] = ()
+) -> tuple[ServiceManifest, HandlerManifest]:
+    """The service and handler a path means. `unanswered` are functions of which it is not known what they serve.
+
+    Raises RefusedError: 404 naming what exists, 503 when it may be one of the others, 400 for the key.
+    """
     found = catalogue.find(target.service)
+    if found is None and unanswered:
+        raise RefusedError(
+            f"the service {target.service!r} is not known, but {', '.join(unanswered)} did not answer when asked what "
+            "they serve; nothing was accepted, try again",
+            HTTPStatus.SERVICE_UNAVAILABLE,
+        )
     if found is None:
         names = [service.name for service in catalogue.listed()]
         raise RefusedError(_no_such("service", target.service, names), HTTPStatus.NOT_FOUND)

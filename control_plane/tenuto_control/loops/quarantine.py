@@ -51,15 +51,17 @@ class DeadLetters:
         self._sink = sink
         self._set_aside = set_aside
         self._metrics = metrics
+        self._clock = clock
         self._failures = failures
         self._patience = TopicPatience(clock, limits.topic_patience_ms, metrics)
         self._retry = RetryPolicy(initial_ms=limits.log_retry_initial_ms, max_ms=limits.log_retry_max_ms)
         self._producing = asyncio.Semaphore(limits.quarantine_concurrency)
 
-    async def put(self, record: Record, topic: str, reason: str) -> None:
+    async def put(self, record: Record, topic: str, reason: str, until_ms: int | None = None) -> None:
         """Return when the record is in its dead-letter topic, or in the table because no waiting brings it there.
 
-        Tries on while the log does not take it, and waits for a topic that is not there for as long as others do.
+        Tries on while the log does not take it, and waits for a topic that is not there for as long as others do. After
+        `until_ms` it waits no longer, whatever the reason.
         """
         what = f'quarantine to "{topic}"'
         attempt = 1
@@ -69,11 +71,14 @@ class DeadLetters:
                     await self._produce(record, topic, reason)
             except (RecordTooLargeError, RecordRefusedError) as e:
                 return await self._keep(record, topic, reason, e)
-            except TopicUnusableError as e:
-                if self._patience.over(topic, e):
-                    return await self._keep(record, topic, reason, e)
             except LogUnavailableError as e:
-                self._failures.failed(what, e)
+                if isinstance(e, TopicUnusableError):
+                    over = self._patience.over(topic, e)
+                else:
+                    over = False
+                    self._failures.failed(what, e)
+                if over or (until_ms is not None and self._clock.now_ms() >= until_ms):
+                    return await self._keep(record, topic, reason, e)
             else:
                 self._failures.succeeded(what)
                 self._patience.succeeded(topic)

@@ -9,7 +9,7 @@ import asyncio
 import itertools
 import logging
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import TypeAlias, assert_never
 
@@ -52,6 +52,9 @@ GUARDED_WRITE_MS_MAX = 3_600_000
 """How long after its guard a write may still come: longer than a function lives (900 s) and clocks are apart."""
 
 
+GoingOn: TypeAlias = Callable[[], Awaitable[bool]]
+"""Whether a walk may go on. It may take its time to answer, until there is room for more lanes at work."""
+
 LaneTimer: TypeAlias = SleepTimer | GuardTimer
 """A timer that is for a lane, whose head says whether it is unneeded."""
 
@@ -84,6 +87,7 @@ class Sweeper:
         self._writer = Writer(wiring.table, wiring.limits, wiring.metrics)
         # When the last walk over recent buckets began that came to its end.
         self._walked_ms = 0
+        self._going_on: GoingOn = _always
         self._complaints: Counter[str] = Counter()
 
     async def run(self) -> None:
@@ -107,10 +111,14 @@ class Sweeper:
                 log.exception("the sweep failed, it starts again soon")
             await asyncio.sleep(self._limits.sweep_interval_ms * (0.5 + self._rng.random()) / 1000)
 
-    async def sweep(self) -> None:
-        """Look at the timers of recent buckets, and arm those that are due soon."""
+    async def sweep(self, going_on: GoingOn | None = None) -> bool:
+        """Look at the timers of recent buckets, and arm those that are due soon.
+
+        `going_on` is asked between some of them. False when the sweep ended before all were looked at.
+        """
         now_ms = self._clock.now_ms()
-        await self._walk(now_ms, now_ms - self._limits.sweep_lookback_ms)
+        self._going_on = going_on or _always
+        return await self._walk(now_ms, now_ms - self._limits.sweep_lookback_ms)
 
     async def sweep_near(self) -> None:
         """The same for the buckets in which timers can have come to lie since the last walk, but for wrong clocks."""
@@ -118,11 +126,17 @@ class Sweeper:
         since_ms = min(now_ms, self._walked_ms) - near_lookback_ms(self._limits)
         await self._walk(now_ms, max(since_ms, now_ms - self._limits.sweep_lookback_ms))
 
-    async def _walk(self, now_ms: int, from_ms: int) -> None:
+    async def _walk(self, now_ms: int, from_ms: int) -> bool:
         last = (now_ms + self._limits.sweep_interval_ms * 2) // TIMER_BUCKET_MS
         for minute in range(from_ms // TIMER_BUCKET_MS, last + 1):
+            if not await self._going_on():
+                return False
             await self._bucket_or_not(minute)
+        if not await self._going_on():
+            # The last bucket may have been left in the middle.
+            return False
         self._walked_ms = now_ms
+        return True
 
     async def sweep_deep(self) -> None:
         """Look at older buckets from the stored cursor on, and move the cursor past those that are empty."""
@@ -134,6 +148,9 @@ class Sweeper:
         empty = True
         for minute in range(cursor, min(recent, cursor + self._limits.sweep_deep_buckets_max)):
             found = await self._bucket_or_not(minute)
+            if not await self._going_on():
+                # This bucket may have been left in the middle.
+                break
             empty = empty and not found
             if empty and minute < now - SWEEP_CURSOR_LAG_MINUTES:
                 cursor = minute + 1
@@ -165,7 +182,7 @@ class Sweeper:
         found = False
         for shard in range(TIMER_SHARDS):
             after: str | None = None
-            while True:
+            while await self._going_on():
                 page = await self._table.query(timer_bucket(minute, shard), "0", "9~", after=after)
                 timers: list[Timer] = []
                 for item in page.items:
@@ -183,17 +200,19 @@ class Sweeper:
 
     async def _treat(self, timers: Iterable[Timer]) -> None:
         due: list[LaneTimer] = []
+        sends: list[SendTimer] = []
         for timer in timers:
             if timer.due_ms > self._clock.now_ms():
                 self._waking.arm(timer)
                 continue
             match timer:
                 case SendTimer():
-                    await self._deliver(timer)
+                    sends.append(timer)
                 case SleepTimer() | GuardTimer():
                     due.append(timer)
                 case _:
                     assert_never(timer)
+        await self._deliver_all(sends)
         await self._judge(due)
 
     async def _judge(self, due: Sequence[LaneTimer]) -> None:
@@ -238,6 +257,28 @@ class Sweeper:
                 else:
                     raise answer
         return verdicts
+
+    async def _deliver_all(self, timers: Sequence[SendTimer]) -> None:
+        """Several at a time, in the order of their times; those of one lane one after the other."""
+        for at in range(0, len(timers), ASKED_AT_ONCE):
+            if not await self._going_on():
+                return
+            lanes: dict[Lane, list[SendTimer]] = {}
+            for timer in timers[at : at + ASKED_AT_ONCE]:
+                lanes.setdefault(timer.lane, []).append(timer)
+            # All of them end before an error is raised: nothing may be under way after a sweep.
+            loop = asyncio.get_running_loop()
+            tasks = [
+                loop.create_task(self._deliver_in_order(some), name=f"deliver to {lane.pk}")
+                for lane, some in lanes.items()
+            ]
+            for end in await asyncio.gather(*tasks, return_exceptions=True):
+                if isinstance(end, BaseException):
+                    raise end
+
+    async def _deliver_in_order(self, timers: Sequence[SendTimer]) -> None:
+        for timer in timers:
+            await self._deliver(timer)
 
     async def _deliver(self, timer: SendTimer) -> None:
         try:
@@ -304,6 +345,10 @@ class Sweeper:
         moved = replace(timer, due_ms=due_ms)
         await self._writer.write(timer_put(moved))
         await self._writer.write(timer_delete(timer))
+
+
+async def _always() -> bool:
+    return True
 
 
 def _readable(item: Item) -> Timer | None:

@@ -1,0 +1,41 @@
+"""Failed attempts are counted where the next one is made, in whichever process: in the head, if that matters.
+
+Owns when a failure is written down: at once where a policy limits the attempts, else only before a long pause, which
+would begin with short ones again in another process. So what goes well costs nothing. Does not own the write
+(`tenuto.lane.tries`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from msgspec.structs import replace
+
+from tenuto.lane.head import parse_head
+from tenuto.lane.tries import attempt_counted
+from tenuto.protocol.backoff import pause_ms
+from tenuto.protocol.ids import Lane
+from tenuto.protocol.records import Event
+from tenuto_control.dispatcher.parts import Parts
+from tenuto_control.dispatcher.work import Attempted
+
+PAUSE_COUNTED_MS = 5_000
+"""Before a pause of at least this, a failure is written down although no policy limits the attempts."""
+
+
+async def counted(
+    services: Parts, lane: Lane, attempted: Attempted, tries: Callable[[Event], int], shipped: Sequence[str]
+) -> Attempted:
+    """What came of an activation, once a failure of it is written down.
+
+    `tries` numbers the attempt that it was; `shipped` are outbox entries that the write may remove.
+    """
+    event = attempted.failed
+    if event is None or attempted.harmless:
+        return attempted
+    policy = services.policy(lane.service, event.handler)
+    if policy.max_attempts is None and pause_ms(policy, tries(event), 0.0) < PAUSE_COUNTED_MS:
+        return attempted
+    expires_at_ms = None if services.keyed(lane.service) else services.clock.now_ms()
+    written = await services.writer.write(attempt_counted(lane, event.nonce, tries(event), shipped, expires_at_ms))
+    return attempted if attempted.head is None else replace(attempted, head=parse_head(written.answer.item))
