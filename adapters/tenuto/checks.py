@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from datetime import timedelta
 from typing import Any, Final, NoReturn
 
@@ -278,6 +278,12 @@ def futures(given: Iterable[Any], kind: type, waiter: object, method: str) -> No
             )
         if getattr(future, "waiter", None) is not waiter:
             wrong_type(f"{method} was given a future of another invocation or attempt: await each where it was made")
+
+
+def all_named(unnamed: Collection[Any], method: str) -> None:
+    """Futures that were given without a name, where the name tells which one was first. Raises TypeError."""
+    if unnamed:
+        wrong_type(f"{method} takes each future by a name, which it returns: {method}({_FUTURES_FORM[method]})")
 
 
 _FUTURES_FORM: Final = {"ctx.select": "answer=future, timeout=ctx.sleep(60)"}

@@ -12,7 +12,7 @@ import uuid as _uuid
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Generic, ParamSpec, TypeVar, overload
+from typing import Any, Generic, Never, ParamSpec, TypeVar, overload
 
 from tenuto import checks
 from tenuto.errors import BadInputError, TenutoError, UnserialisableError
@@ -310,7 +310,7 @@ class _Durable(_Shared):
         checks.futures(futures, DurableFuture, self._commands, "ctx.gather")
         return await self._commands.gather(futures)
 
-    async def select(self, **futures: DurableFuture[Any]) -> tuple[str, Any]:
+    async def select(self, *unnamed: Never, **futures: DurableFuture[Any]) -> tuple[str, Any]:
         """Wait for the first future to complete: its name and value. Replays get the same one.
 
             match await ctx.select(answer=answer, timeout=ctx.sleep(timedelta(minutes=5))):
@@ -319,6 +319,7 @@ class _Durable(_Shared):
 
         Raises TerminalError when the first one failed, TypeError for what is no future of this invocation.
         """
+        checks.all_named(unnamed, "ctx.select")
         checks.futures(futures.values(), DurableFuture, self._commands, "ctx.select")
         names = list(futures)
         winner = await self._commands.select(list(futures.values()))

@@ -494,6 +494,17 @@ def test_only_futures_of_the_invocation_are_waited_for(one: Any, other: Any) -> 
     asyncio.run(scenario())
 
 
+def test_select_takes_futures_by_name() -> None:
+    async def scenario() -> None:
+        async def unnamed(ctx: ObjectContext) -> None:
+            await operator.methodcaller("select", ctx.run("step", nothing))(ctx)
+
+        _, taken = await World().play(unnamed, "takes each future by a name")
+        assert not taken
+
+    asyncio.run(scenario())
+
+
 def test_the_same_future_may_come_twice() -> None:
     async def scenario() -> None:
         seen: list[Any] = []
