@@ -103,11 +103,17 @@ class Case:
         return decide(self.memory, self.turn, BOUNDS)
 
 
+def kinds(first: Event | None) -> tuple[bool, bool]:
+    """Whether there are calls, and records, in a queue of which all is like the first."""
+    return isinstance(first, Event) and first is CALL, isinstance(first, Event) and first is not CALL
+
+
 def case(head: Head | None, first: Event | None = None, queued: int = 0, *, blocked_ms: int = 0, **memory: Any) -> Case:
     """A lane at NOW that has been held up for `blocked_ms`, and whose head has just been read."""
     seen = UNREAD if head is None else Known(head)
     remembered = LaneMemory(seen, blocked_since_ms=NOW - blocked_ms, sighting=Sighting(NOW))
-    return Case(with_fields(remembered, **memory), Turn(NOW, first, queued))
+    calls, records = kinds(first)
+    return Case(with_fields(remembered, **memory), Turn(NOW, first, queued, calls=calls, records=records))
 
 
 def away(
@@ -115,8 +121,8 @@ def away(
 ) -> Case:
     """A lane that other processes use; the first event has come a moment ago."""
     remembered = LaneMemory(Known(head), sighting=Sighting(read_ms, changed_ms))
-    calls = first is CALL
-    return Case(with_fields(remembered, **memory), Turn(NOW, first, int(first is not None), NOW - 1, calls, handed))
+    queued, (calls, records) = int(first is not None), kinds(first)
+    return Case(with_fields(remembered, **memory), Turn(NOW, first, queued, NOW - 1, calls, records, handed))
 
 
 CALL = event("c1", CallSource())
@@ -258,6 +264,21 @@ TABLE: list[tuple[str, Case, Action]] = [
         away(None, TAKEN, handed=1, read_ms=NOW - BOUNDS.call_look_ms),
         ReadHead(),
     ),
+    (
+        "a call too long beside a run held elsewhere that is its own",
+        away(CALL, Head(run=with_fields(RUNNING, event=CALL, holder="there.1")), blocked_since_ms=NOW - BLOCKED),
+        Wait(NOW + BOUNDS.call_look_ms),
+    ),
+    (
+        "a call too long behind a run that waits for an answer",
+        away(CALL, Head(run=WAITING), blocked_since_ms=NOW - BLOCKED),
+        Wait(NOW + BOUNDS.call_look_ms),
+    ),
+    (
+        "a call too long behind a sleep",
+        away(CALL, Head(run=ASLEEP, slots=UNSLEPT), blocked_since_ms=NOW - BLOCKED),
+        Wait(NOW + BOUNDS.spill_after_ms),
+    ),
     ("a run held elsewhere whose lease is over", away(record(7), Head(run=EXPIRED)), TakeOver()),
     ("a pause, a call handed over", away(None, Head(), handed=1, pause=PAUSE), Wait(PAUSED)),
     (
@@ -360,7 +381,9 @@ def cases(draw: st.DrawFn) -> Case:
         outrun=draw(st.integers(0, 2 * OUTRUN_MAX)),
     )
     queued = 0 if first is None else draw(st.integers(1, 2 * MANY))
-    return Case(memory, Turn(NOW, first, queued, draw(past), draw(st.booleans()), draw(st.sampled_from([0, 0, 2]))))
+    records = isinstance(first, Event) and (isinstance(first.source, KafkaSource) or draw(st.booleans()))
+    calls = first is not None and (not records or draw(st.booleans()))
+    return Case(memory, Turn(NOW, first, queued, draw(past), calls, records, draw(st.sampled_from([0, 0, 2]))))
 
 
 @given(cases())
@@ -494,4 +517,6 @@ def carried_out(action: Action, memory: LaneMemory, turn: Turn, head: Head) -> t
     memory = memory.on(SpillBegun()).on(HeadDropped()) if isinstance(action, Spill) else memory
     # Results are found once nothing is under way, and callers do not wait for ever.
     over = (head.run is None and head.pend is None) or now_ms > NOW + CALLERS_GO_AFTER_MS
-    return Case(memory, Turn(now_ms, turn.first if left else None, left, handed=0 if over else handed)), head
+    left = left if turn.records or now_ms <= NOW + CALLERS_GO_AFTER_MS else 0
+    kept_turn = Turn(now_ms, turn.first, left, calls=turn.calls, records=turn.records) if left else Turn(now_ms)
+    return Case(memory, with_fields(kept_turn, handed=0 if over else handed)), head

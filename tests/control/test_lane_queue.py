@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from tenuto.protocol.ids import InvocationId, Lane
 from tenuto.protocol.limits import VALUE_BYTES_MAX
-from tenuto.protocol.messages import Head
+from tenuto.protocol.messages import Head, Run
 from tenuto.protocol.records import CallSource, Event, KafkaSource, PublishOut, ResultOut, Success
 from tenuto_control.core.lane_memory import Turn
 from tenuto_control.dispatcher.lane_queue import RESULT_LOOK_MS, LaneQueue
@@ -53,8 +53,26 @@ def queue_of(*works: KafkaWork | CallWork) -> LaneQueue:
 def test_the_memory_learns_of_the_first_and_how_many_there_are() -> None:
     offsets = Offsets()
     first = offsets.work(1)
-    assert queue_of(first, offsets.work(2)).turn(NOW) == Turn(NOW, first.event, 2, first.since_ms)
+    assert queue_of(first, offsets.work(2)).turn(NOW) == Turn(NOW, first.event, 2, first.since_ms, records=True)
     assert LaneQueue().turn(NOW) == Turn(NOW)
+
+
+def test_the_memory_learns_which_kinds_of_work_there_are() -> None:
+    async def scenario() -> None:
+        offsets = Offsets()
+        record, asked = offsets.work(1), call("c1")
+        queue = queue_of(record, asked)
+        assert (queue.turn(NOW).calls, queue.turn(NOW).records) == (True, True)
+        queue.remove(record)
+        assert (queue.turn(NOW).calls, queue.turn(NOW).records) == (True, False)
+        queue.add(offsets.work(2), ())
+        asked.keep = True
+        queue.without_callers()
+        assert (queue.turn(NOW).calls, queue.turn(NOW).records) == (False, True)
+        queue.pop()
+        assert queue.turn(NOW) == Turn(NOW)
+
+    asyncio.run(scenario())
 
 
 def test_a_finished_event_is_released_when_what_it_sent_is_trimmed() -> None:
@@ -203,6 +221,22 @@ def test_a_result_is_looked_for_when_the_head_names_the_call_or_has_moved_on_for
         queue.looked_for([two], [None], moved, NOW + RESULT_LOOK_MS)
         assert queue.to_look_for(moved, NOW + 9_000) == []
         assert queue.waiting == 1
+
+    asyncio.run(scenario())
+
+
+def test_a_queued_call_that_was_tried_here_may_have_been_ended_elsewhere() -> None:
+    async def scenario() -> None:
+        tried, new = call("c1"), call("c2")
+        tried.attempted = True
+        queue = queue_of(tried, new)
+        run = Run(tried.event, ver=1, start_ms=0, first_out=0, attempt=1, holder="there.1", lease_ms=NOW)
+        assert queue.to_look_for(Head(ver=1, run=run), NOW) == []
+        moved = Head(ver=3, run=replace(run, event=call("c9").event))
+        assert queue.to_look_for(moved, NOW) == [tried]
+        queue.looked_for([tried], [Success(b"1")], moved, NOW)
+        assert tried.answer.result() == Success(b"1")
+        assert list(queue) == [new]
 
     asyncio.run(scenario())
 

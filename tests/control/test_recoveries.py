@@ -87,6 +87,37 @@ def test_a_lane_whose_early_retry_fails_waits_out_its_pauses_until_it_succeeds()
     run_virtual(scenario())
 
 
+def test_a_lane_whose_event_was_given_up_is_as_good_as_any_other_in_the_next_outage() -> None:
+    async def scenario() -> None:
+        recoveries, hurried = recoveries_of()
+        one, two, three = lanes(3)
+        for lane in (one, two):
+            recoveries.failed(HANDLER, lane)
+        recoveries.succeeded(HANDLER, three)
+        assert await told(recoveries, hurried) == [one, two]
+        recoveries.gave_up(HANDLER, one)
+        recoveries.gave_up(HANDLER, two)
+        for lane in (one, two):
+            recoveries.failed(HANDLER, lane)
+        recoveries.succeeded(HANDLER, three)
+        assert await told(recoveries, hurried) == [one, two, one, two]
+
+    run_virtual(scenario())
+
+
+def test_what_was_given_up_makes_no_outage() -> None:
+    async def scenario() -> None:
+        recoveries, hurried = recoveries_of()
+        one, two, three = lanes(3)
+        for lane in (one, two):
+            recoveries.failed(HANDLER, lane)
+        recoveries.gave_up(HANDLER, one)
+        recoveries.succeeded(HANDLER, three)
+        assert await told(recoveries, hurried) == []
+
+    run_virtual(scenario())
+
+
 def test_a_bounded_number_of_lanes_is_remembered() -> None:
     async def scenario() -> None:
         recoveries, hurried = recoveries_of()

@@ -13,7 +13,7 @@ import pytest
 
 from tests.simulation import faults
 from tests.simulation.instances import ScaleToZero
-from tests.simulation.programs import Program, Remember, Step
+from tests.simulation.programs import Ask, Program, Remember, Step
 from tests.simulation.world import Delivery, Report, Request, Scenario, run
 
 Kind = Literal["calls", "events", "mixed"]
@@ -49,12 +49,14 @@ def reached(
     gap_ms: int,
     at_zero: ScaleToZero | None = None,
     seed: int = 1,
+    play: Program | None = None,
 ) -> Report:
     """`count` events and calls for one key, `apart_s` from each other, over several partitions and planes.
 
-    Each takes one step of `takes_ms`, or only changes state (None).
+    Each plays `play`: if None, one step of `takes_ms`, or only a change of state (None).
     """
-    play: Program = (Remember("x"),) if takes_ms is None else (Step("s", takes_ms=takes_ms),)
+    if play is None:
+        play = (Remember("x"),) if takes_ms is None else (Step("s", takes_ms=takes_ms),)
     called = [n for n in range(count) if kind == "calls" or (kind == "mixed" and n % 3 == 0)]
     sent = [n for n in called if kind == "mixed" and n % 2 == 0]
     produced = [n for n in range(count) if n not in called]
@@ -82,7 +84,9 @@ def passed(report: Report) -> None:
 
 @pytest.mark.parametrize("planes", [2, 4])
 @pytest.mark.parametrize("kind", ["calls", "events", "mixed"])
-@pytest.mark.parametrize(("count", "apart_s", "takes_ms"), [(2, 0.01, 500), (10, 0.1, 500), (4, 0.5, 3_000)])
+@pytest.mark.parametrize(
+    ("count", "apart_s", "takes_ms"), [(2, 0.01, 500), (10, 0.1, 500), (4, 0.5, 3_000), (3, 0.1, 6_500)]
+)
 def test_work_behind_a_step_waits_for_that_step_alone(
     kind: Kind, planes: int, count: int, apart_s: float, takes_ms: int
 ) -> None:
@@ -109,6 +113,15 @@ def test_an_unused_lane_costs_no_more_in_several_planes() -> None:
     """Handing over begins with a lane that is taken: one call after the other costs what it costs in one plane."""
     alone = reached("calls", 1, 10, 2.0, 0, GAP_MS).work_requests
     assert reached("calls", 2, 10, 2.0, 0, GAP_MS).work_requests <= alone + 10 * LEARNED_ANEW
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize(("planes", "at_zero"), [(2, None), (4, None), (1, AT_ZERO)])
+def test_calls_behind_a_run_that_waits_for_an_answer_go_on_when_it_has_come(
+    planes: int, at_zero: ScaleToZero | None, seed: int
+) -> None:
+    """The answer comes to any process, after up to 20 s: longer than what waits is kept in this one."""
+    passed(reached("calls", planes, 2, 0.5, None, GAP_OUTRUN_MS, at_zero, seed, (Ask(),)))
 
 
 @pytest.mark.parametrize("seed", [1, 2])

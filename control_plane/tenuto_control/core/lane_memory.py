@@ -129,8 +129,8 @@ class Holder(Enum):
 class Turn(Struct, frozen=True):
     """A decision is due at `now_ms`, with `queued` works in the queue, the first of which is about `first`.
 
-    That one came at `first_ms`. `calls`: there are calls in the queue. `handed` counts calls that were handed over and
-    whose callers wait here.
+    That one came at `first_ms`. `calls` and `records` say which kinds of work are in the queue. `handed` counts calls
+    that were handed over and whose callers wait here.
     """
 
     now_ms: int
@@ -138,6 +138,7 @@ class Turn(Struct, frozen=True):
     queued: int = 0
     first_ms: int = 0
     calls: bool = False
+    records: bool = False
     handed: int = 0
 
 

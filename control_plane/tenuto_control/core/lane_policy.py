@@ -284,8 +284,8 @@ def _suspended(memory: LaneMemory, turn: Turn, bounds: Bounds, head: Head, run: 
     if first is None:
         look_ms = turn.now_ms + bounds.event_look_ms
         return _watch(memory, turn, bounds, run.wake_ms or look_ms) if turn.handed else Idle(run.wake_ms)
-    spill_ms = _spill_ms(memory, turn, bounds)
-    until_ms = min(spill_ms, run.wake_ms) if run.wake_ms is not None else spill_ms
+    until_ms = _spill_ms(memory, turn, bounds) if turn.records else turn.now_ms + bounds.spill_after_ms
+    until_ms = until_ms if run.wake_ms is None else min(until_ms, run.wake_ms)
     # A sleep ends in every process at the same time; an answer, in the one that was asked to give it.
     return _watch(memory, turn, bounds, until_ms) if _awaits_answers(head, run) else Wait(until_ms)
 
@@ -306,7 +306,7 @@ def _blocked(memory: LaneMemory, turn: Turn, bounds: Bounds, head: Head) -> Acti
         return None
     if passed(head, turn.first):
         return _ship(memory, turn, bounds) if to_ship(memory, turn, bounds, head) else Release()
-    return Spill() if _overdue(memory, turn, bounds) else None
+    return Spill() if turn.records and _overdue(memory, turn, bounds) else None
 
 
 def ended_sleeps(head: Head, run: Run, now_ms: int) -> tuple[str, ...]:

@@ -298,8 +298,13 @@ class Activations:
                 assert_never(verdict)
 
     def _tell_recoveries(self, flight: Flight, results: Sequence[EventResult]) -> None:
-        if any(isinstance(result.result, Success) for result in results):
-            self.services.recoveries.succeeded((self.lane.service, flight.events[0].handler), self.lane)
+        handlers = {event.id: (self.lane.service, event.handler) for event in flight.events}
+        for result in results:
+            handler = handlers.get(result.event_id)
+            if handler is not None and isinstance(result.result, Success):
+                self.services.recoveries.succeeded(handler, self.lane)
+            elif handler is not None:
+                self.services.recoveries.gave_up(handler, self.lane)
 
     def _again(self, again: TryAgain, holder: str) -> Attempted:
         self._warn(again.warned)

@@ -26,6 +26,7 @@ class LaneQueue:
 
     def __init__(self) -> None:
         self._works: deque[Work] = deque()
+        self._calls = 0  # How many of them are calls.
         # Finished events, each with what the outbox held when it was; None before that is known.
         self._held: dict[KafkaWork, frozenset[str] | None] = {}
         self._cut_off = False
@@ -64,8 +65,8 @@ class LaneQueue:
         works, handed = self._works, len(self._handed)
         if not works:
             return Turn(now_ms, handed=handed) if handed else Turn(now_ms)
-        calls = any(isinstance(work, CallWork) for work in works)
-        return Turn(now_ms, works[0].event, len(works), works[0].since_ms, calls, handed)
+        calls, records = self._calls > 0, self._calls < len(works)
+        return Turn(now_ms, works[0].event, len(works), works[0].since_ms, calls, records, handed)
 
     # --- coming and going ---------------------------------------------------------------------------------------------
 
@@ -80,6 +81,7 @@ class LaneQueue:
             twin.renew(work)
         else:
             self._works.append(work)
+            self._calls += isinstance(work, CallWork)
 
     def _twin(self, event: Event, running: Collection[Work]) -> Work | None:
         return next((w for w in (*running, *self._works, *self._held) if w.event.id == event.id), None)
@@ -87,10 +89,13 @@ class LaneQueue:
     def remove(self, work: Work) -> None:
         """Take out this work, which waits."""
         self._works.remove(work)
+        self._calls -= isinstance(work, CallWork)
 
     def pop(self) -> Work:
         """Take out the first."""
-        return self._works.popleft()
+        work = self._works.popleft()
+        self._calls -= isinstance(work, CallWork)
+        return work
 
     def of_kafka(self) -> list[KafkaWork]:
         """Queued Kafka events, in order."""
@@ -105,7 +110,7 @@ class LaneQueue:
         """Take out the calls whose callers have gone, or have their answers; tell the others where to look."""
         gone = [w for w in self._works if isinstance(w, CallWork) and (w.keep or w.answer.done())]
         for work in gone:
-            self._works.remove(work)
+            self.remove(work)
             work.finish(Elsewhere())
         return gone
 
@@ -119,7 +124,7 @@ class LaneQueue:
         """These events are in the inbox."""
         for work in works:
             if work in self._works:
-                self._works.remove(work)
+                self.remove(work)
             work.release()
 
     def hand_over(self, works: Collection[Work], now_ms: int) -> None:
@@ -128,7 +133,7 @@ class LaneQueue:
         for work in works:
             if isinstance(work, CallWork):
                 if work in self._works:
-                    self._works.remove(work)
+                    self.remove(work)
                 work.looked_ms = now_ms
                 self._handed[work.event.id] = work
 
@@ -140,14 +145,17 @@ class LaneQueue:
         return handed
 
     def to_look_for(self, head: Head, now_ms: int) -> list[CallWork]:
-        """Handed calls that may have their results, now that this head has been read.
+        """Calls that may have their results, now that this head has been read.
 
-        Those that nobody waits for any more, as a client that has gone does not, are forgotten.
+        Handed ones that nobody waits for any more, as a client that has gone does not, are forgotten.
         """
         for work in [w for w in self._handed.values() if _over(w) or w.wanted_until_ms < now_ms]:
             self.let_go(work)
-        idle = is_idle(head)
+        idle, run = is_idle(head), None if head.run is None else head.run.event.id
+        # A queued call that was tried here may have been ended by another process, and the next run have begun.
+        tried = [w for w in self._works if isinstance(w, CallWork) and w.attempted and w.event.id != run]
         moved = [w for w in self._handed.values() if idle or w.looked_ver != head.ver]
+        moved += [w for w in tried if w.looked_ver != head.ver and not _over(w)]
         since_ms = now_ms - RESULT_LOOK_MS
         return [w for w in moved if idle or w.event.nonce in head.fin or w.looked_ms <= since_ms]
 
@@ -157,7 +165,9 @@ class LaneQueue:
             work.looked_ms, work.looked_ver = now_ms, head.ver
             if result is not None:
                 work.finish(result)
-            elif is_idle(head):
+                if work in self._works:
+                    self.remove(work)
+            elif is_idle(head) and work.event.id in self._handed:
                 # It is not here, or has been run since: whoever asks looks everywhere.
                 work.finish(Elsewhere())
         self._handed = {i: work for i, work in self._handed.items() if not work.answer.done()}
@@ -169,7 +179,7 @@ class LaneQueue:
         busy = [w for w in (*running, *self._held) if _of(w, partitions)]
         for work in [w for w in self._works if _of(w, partitions)]:
             if work not in busy:
-                self._works.remove(work)
+                self.remove(work)
                 if isinstance(work, KafkaWork):
                     work.withdrawn = True
         return bool(busy)
@@ -191,7 +201,7 @@ class LaneQueue:
     def finish(self, work: Work) -> None:
         """This work is finished: an event's offset is held until what it sent has left the outbox."""
         if work in self._works:
-            self._works.remove(work)
+            self.remove(work)
         if isinstance(work, KafkaWork):
             self._held[work] = None
 
@@ -209,7 +219,7 @@ class LaneQueue:
             if known is not None:
                 nonces.add(work.event.nonce)
                 work.finish(known)
-                self._works.remove(work)
+                self.remove(work)
         for event_id in self._handed.keys() & results.keys():
             self._handed.pop(event_id).finish(results[event_id])
         return frozenset(nonces)

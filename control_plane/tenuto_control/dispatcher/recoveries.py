@@ -4,8 +4,8 @@ Owns which lanes have failed since a handler last succeeded, and the pace at whi
 pauses, nor the attempts (`lane_worker`).
 
 An outage is told from a poisoned event by numbers: at least `OUTAGE_LANES_MIN` lanes of one handler have failed, and
-none has succeeded in between. A lane whose early retry fails as well waits out its pauses from then on, until it
-succeeds: what an outage did not cause must not be tried as often as others succeed.
+none has succeeded in between. A lane whose early retry fails as well waits out its pauses from then on, until its event
+has ended: what an outage did not cause must not be tried as often as others succeed.
 """
 
 from __future__ import annotations
@@ -47,20 +47,23 @@ class Recoveries:
         while len(lanes) > LANES_MAX:
             del lanes[next(iter(lanes))]
 
+    def gave_up(self, handler: HandlerName, lane: Lane) -> None:
+        """An event of the handler has ended as failed for good: its lane goes on with others."""
+        self._failing.get(handler, {}).pop(lane, None)
+        self._hurried.get(handler, set()).discard(lane)
+
     def succeeded(self, handler: HandlerName, lane: Lane) -> None:
         """An event of the handler has taken effect."""
-        hurried = self._hurried.get(handler)
-        if hurried is not None:
-            hurried.discard(lane)
-        lanes = self._failing.pop(handler, None)
-        if lanes is None or len(lanes) < OUTAGE_LANES_MIN:
+        failing = self._failing.pop(handler, {})
+        self.gave_up(handler, lane)
+        if len(failing) < OUTAGE_LANES_MIN:
             return
-        lanes.pop(lane, None)
         hurried = self._hurried.setdefault(handler, set())
+        failing.pop(lane, None)
+        # The others wait out their pauses: whoever is retried early is remembered until its event has ended.
+        lanes = tuple(failing)[: LANES_MAX - len(hurried)]
         hurried.update(lanes)
-        while len(hurried) > LANES_MAX:
-            hurried.pop()
-        self.background.spawn(self._retried(tuple(lanes)))
+        self.background.spawn(self._retried(lanes))
 
     async def _retried(self, lanes: Sequence[Lane]) -> None:
         for lane in lanes:
