@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 
 from tenuto import ObjectContext, VirtualObject
-from tenuto.lane.writes import Answer, Applied, Update, Write
+from tenuto.lane.writes import Answer, Applied, Item, Key, Update, Write
 from tenuto.protocol.records import Success
 from tenuto.service import Services
 from tenuto.store.port import TableUnavailableError
@@ -73,5 +73,49 @@ def test_an_item_that_a_segment_names_is_not_deleted() -> None:
         assert head.run is None, f"attempt {head.run.attempt} does not end"
         assert head.state["size"] == str(LARGE).encode()
         assert not [sk for _, sk in table.items if sk.startswith("A#")]
+
+    run_virtual(scenario())
+
+
+class LosingRead(CountingTable):
+    """The first read of a large answer fails, with which a flush that has met it ends."""
+
+    lost = False
+
+    async def get(self, key: Key) -> Item | None:
+        """See `Table.get`."""
+        if not self.lost and key.sk.startswith("A#"):
+            self.lost = True
+            raise TableUnavailableError("the response was lost")
+        return await super().get(key)
+
+
+def test_an_answer_whose_item_could_not_be_read_is_told_all_the_same() -> None:
+    """It is known to be in the head by then, and would leave for a segment while the run waits for it in the head."""
+    box = VirtualObject("box")
+    names: list[str] = []
+
+    @box.handler()
+    async def ask(ctx: ObjectContext, _n: int) -> None:
+        name, answered = ctx.awakeable(str)
+        names.append(name)
+        for n in range(4):
+            await ctx.run(f"step {n}", step)
+        ctx.set("size", len(await answered))
+
+    async def step() -> str:
+        await asyncio.sleep(0.5)
+        return "x" * ROLLS
+
+    async def scenario() -> None:
+        table = LosingRead()
+        meter = Meter(Services([box]), table=table)
+        meter.deliver(ask, "k")
+        await asyncio.sleep(0.7)
+        assert await meter.dispatcher.resolve(names[0], Success(f'"{"y" * LARGE}"'.encode())) is Resolution.ACCEPTED
+        await asyncio.sleep(20)
+        assert table.lost
+        assert meter.head("box", "k").state["size"] == str(LARGE).encode()
+        await meter.dispatcher.stop()
 
     run_virtual(scenario())

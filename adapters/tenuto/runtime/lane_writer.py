@@ -143,6 +143,8 @@ class LaneWriter:
         self._env = env
         self._news = news
         self._found = 0
+        # Found slots whose contents are still to be fetched.
+        self._untold: deque[tuple[str, Slot]] = deque()
         self._backlog = Backlog()
         self._answers: set[str] = set()
         self._puts = 0
@@ -209,6 +211,9 @@ class LaneWriter:
                 lease_ms=self._env.deadline_ms,
                 secret=new.secret,
             )
+            # Of the run before, whose handler has ended without them.
+            self._found -= len(self._untold)
+            self._untold.clear()
             self._backlog = Backlog(finished)
             self._backlog.arrive()
             unstored = self._backlog.unstored(NO_MESSAGES)
@@ -271,6 +276,7 @@ class LaneWriter:
             if heard < self._found and wakes.slots:
                 # The flush that this has waited for has met them. With them unheard, they would leave the head for a
                 # segment while the run waits for them there.
+                await self._tell_found()
                 return None
             run = self._run
             if wakes.wake_ms is not None:
@@ -414,10 +420,19 @@ class LaneWriter:
     async def _learn(self, head: Head) -> None:
         """Take over what a head says that this side did not write."""
         self._head = head
-        for name, slot in self._backlog.learn(head.slots, head.segments):
-            self._news.append(Found(name, await self._whole(slot)))
-            self._found += 1
+        learned = list(self._backlog.learn(head.slots, head.segments))
+        # Counted before their contents are fetched: should that fail, no suspension takes them for heard.
+        self._found += len(learned)
+        self._untold.extend(learned)
         self._news.append(Stored(self._backlog.durable))
+        await self._tell_found()
+
+    async def _tell_found(self) -> None:
+        """Tell the handler's side of slots that were found. What cannot be fetched now is told with the next write."""
+        while self._untold:
+            name, slot = self._untold[0]
+            self._news.append(Found(name, await self._whole(slot)))
+            self._untold.popleft()
 
     async def _whole(self, slot: Slot) -> Slot:
         """A slot with its content, should that be in an item of its own."""

@@ -103,6 +103,7 @@ class Lease:
         """Work on an invocation from here on. `before` makes the effects of the events that a claim commits along."""
         # What is told of the invocation before is none of this one's business.
         self._take_news()
+        self._heard_count += len(self._heard)
         self._heard.clear()
         self._stored = 0
         self._flush_asked = False
@@ -113,6 +114,8 @@ class Lease:
         """The names of slots that were found in storage since the last call; the journal knows them from here on."""
         self._take_news()
         heard, self._heard = self._heard, []
+        # Counted only now: news may be taken in for other reasons, and what the handler has not been told is unheard.
+        self._heard_count += len(heard)
         return heard
 
     def _take_news(self) -> None:
@@ -121,7 +124,6 @@ class Lease:
                 case Found(name, slot):
                     self.journal.hear(name, slot)
                     self._heard.append(name)
-                    self._heard_count += 1
                 case Stored(count):
                     self._stored = count
                 case FlushBegun():
