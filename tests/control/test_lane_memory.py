@@ -55,19 +55,11 @@ from tenuto_control.core.lane_memory import (
     Unserved,
     named_by,
 )
-from tenuto_control.core.lane_policy import Bounds, Drain, ReadHead, Ship, Spill, Wait, decide
+from tenuto_control.core.lane_policy import Drain, ReadHead, Ship, Spill, Wait, decide
+from tests.control.test_lane_policy import BOUNDS
 
 NOW = 10_000_000
 LANE = Lane("s", "k")
-BOUNDS = Bounds(
-    spill_after_ms=5_000,
-    spill_records_max=200,
-    lease_margin_ms=500,
-    call_look_ms=100,
-    event_look_ms=1_000,
-    owner_ms=200,
-    process="here",
-)
 OUT: Out = PublishOut("t", None)
 
 

@@ -141,7 +141,6 @@ class Report:
     invocations: int
     faults: Counter[str]
     trace: list[str]
-    longest_gap_ms: int
     work_requests: int
 
     @property
@@ -282,7 +281,6 @@ class Simulation:
             self.functions.invocations,
             self.plan.counts,
             list(self._trace),
-            self.gaps.longest_ms,
             sum(self.world.requests.values()) - self.world.sweep_queries,
         )
 
@@ -449,7 +447,7 @@ class Simulation:
     def _wrote(self, process: Process | None, write: Write, before: Item | None, after: Item | None) -> None:
         self.trace(_change(write, before, after))
         self.oracles.wrote(process, write, before, after)
-        if write.key.sk == HEAD_SK:
+        if self.scenario.gap_ms is not None and write.key.sk == HEAD_SK:
             self.gaps.wrote(write.key.pk, parse_head(before), parse_head(after))
 
     def _unsettled(self) -> list[str]:

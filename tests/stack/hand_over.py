@@ -20,12 +20,10 @@ from pathlib import Path
 
 import aiohttp
 
-from tenuto_local.lambda_service.function_spec import FunctionSpec
 from tenuto_local.system import System
 from tests.stack import app
-from tests.stack.world import World
+from tests.stack.world import World, app_function
 
-ROOT = Path(__file__).resolve().parents[2]
 FUNCTION_TIMEOUT_S = 20.0
 """So long a lease is: who waits for one shows."""
 
@@ -79,15 +77,7 @@ async def measure(say: Say) -> Waits:
     """Start a system with two control planes, reach one key over both, stop it."""
     with tempfile.TemporaryDirectory(prefix="tenuto-hand-over-") as folder:
         notes = Path(folder) / "notes"
-        function = FunctionSpec(
-            name="app",
-            handler="tests.stack.app.handler",
-            root=str(ROOT),
-            timeout_s=FUNCTION_TIMEOUT_S,
-            environment={app.NOTES_VARIABLE: str(notes)},
-            concurrency=4,
-            queue_limit=100,
-        )
+        function = app_function(notes, FUNCTION_TIMEOUT_S)
         async with System([function], topics=TOPICS, config_text=CONFIG, control_planes=2) as system:
             waits = await _measured(World(system, notes))
             say(waits.line())

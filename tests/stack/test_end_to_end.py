@@ -8,17 +8,14 @@ import signal
 import time
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 
 import pytest
 
-from tenuto_local.lambda_service.function_spec import FunctionSpec
 from tenuto_local.system import System
 from tests.stack import app, observe
-from tests.stack.world import World, on_the_stack
+from tests.stack.world import World, app_function, on_the_stack
 from tests.support.stack import run
 
-ROOT = Path(__file__).resolve().parents[2]
 FUNCTION_TIMEOUT_S = 3.0
 TOPICS = {
     "amounts": 4,
@@ -56,15 +53,7 @@ sweep_interval_ms = 2000
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     notes = tmp_path_factory.mktemp("notes") / "notes"
-    function = FunctionSpec(
-        name="app",
-        handler="tests.stack.app.handler",
-        root=str(ROOT),
-        timeout_s=FUNCTION_TIMEOUT_S,
-        environment={app.NOTES_VARIABLE: str(notes)},
-        concurrency=4,
-        queue_limit=100,
-    )
+    function = app_function(notes, FUNCTION_TIMEOUT_S)
     system = System([function], topics=TOPICS, config_text=CONFIG)
     run(system.start(), timeout_s=600.0)  # the first start on a machine fetches the jars
     try:

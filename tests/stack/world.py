@@ -19,10 +19,12 @@ import pytest
 from aiokafka import AIOKafkaProducer
 from aiokafka.structs import RecordMetadata
 
+from tenuto_local.lambda_service.function_spec import FunctionSpec
 from tenuto_local.system import System
 from tests.stack import app
 from tests.support.stack import run
 
+ROOT = Path(__file__).resolve().parents[2]
 EVENTUALLY_S = 20.0
 LOOK_AGAIN_S = 0.05
 
@@ -122,6 +124,19 @@ class World:
         ):
             data = await answer.read()
             return Reply(answer.status, msgspec.json.decode(data) if data else None, answer.headers)
+
+
+def app_function(notes: Path, timeout_s: float) -> FunctionSpec:
+    """The function of `app`, which leaves its notes in this file."""
+    return FunctionSpec(
+        name="app",
+        handler="tests.stack.app.handler",
+        root=str(ROOT),
+        timeout_s=timeout_s,
+        environment={app.NOTES_VARIABLE: str(notes)},
+        concurrency=4,
+        queue_limit=100,
+    )
 
 
 def on_the_stack(scenario: Callable[[World], Coroutine[Any, Any, None]]) -> Callable[[World], None]:

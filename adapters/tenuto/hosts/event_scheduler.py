@@ -16,30 +16,6 @@ from tenuto.protocol.ids import Lane
 from tenuto.serde import problem_of
 
 
-class WakeUp(Struct, frozen=True, omit_defaults=True, tag_field="tenuto", tag="wake"):
-    """Look at a lane, named by its partition key; a delayed message is also named by its timer's key.
-
-    `owner` is the name under which the lane's continuation was left to this wake-up, if it was (`HandedOn`).
-    """
-
-    lane: str
-    pk: str | None = None
-    sk: str | None = None
-    owner: str | None = None
-
-    @property
-    def timer(self) -> Key | None:
-        """The item of the delayed message, if it is one that is due."""
-        return Key(self.pk, self.sk) if self.pk is not None and self.sk is not None else None
-
-
-class SweepTick(Struct, frozen=True, tag_field="tenuto", tag="sweep"):
-    """Look at the timers that are due. One that carries on an unfinished sweep has `owner` and `hops`."""
-
-    owner: str | None = None
-    hops: int = 0
-
-
 class HandedOn(Struct, frozen=True):
     """A lane to carry on with, named by its partition key; a delayed message also by its timer's key.
 
@@ -55,6 +31,17 @@ class HandedOn(Struct, frozen=True):
     def timer(self) -> Key | None:
         """The item of the delayed message, if it is one."""
         return Key(self.pk, self.sk) if self.pk is not None and self.sk is not None else None
+
+
+class WakeUp(HandedOn, frozen=True, omit_defaults=True, tag_field="tenuto", tag="wake"):
+    """Look at a lane; `owner` is there if the lane's continuation was left to this wake-up."""
+
+
+class SweepTick(Struct, frozen=True, tag_field="tenuto", tag="sweep"):
+    """Look at the timers that are due. One that carries on an unfinished sweep has `owner` and `hops`."""
+
+    owner: str | None = None
+    hops: int = 0
 
 
 class Continue(Struct, frozen=True, tag_field="tenuto", tag="continue"):

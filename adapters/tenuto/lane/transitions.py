@@ -31,7 +31,7 @@ from tenuto.lane.head import (
     pack_took,
     slot_attribute,
 )
-from tenuto.lane.writes import Absent, AbsentOrAtMost, AbsentOrEquals, Clause, Equals, Key, Put, Update, Value
+from tenuto.lane.writes import Absent, AbsentOrAtMost, AbsentOrEquals, Clause, Equals, Item, Key, Put, Update, Value
 from tenuto.protocol.ids import Lane, digest, offset_position, out_sequence
 from tenuto.protocol.limits import (
     AWAITS_MAX,
@@ -50,6 +50,7 @@ from tenuto.protocol.records import (
     Result,
     event_bytes,
     pack,
+    unpack_result,
 )
 
 NO_TRIM = Trim()
@@ -436,6 +437,12 @@ def result_expected(invocation: str, due_ms: int) -> Put:
     """
     ttl = due_ms // 1000 + RESULT_TTL_S
     return Put(result_key(invocation), {"begins": due_ms, "ttl": ttl}, (Absent("result.absent", "pk"),))
+
+
+def stored_result(item: Item | None) -> Result | None:
+    """The result in a result item; None while there is none, as before a delayed message has run."""
+    packed = item.get("res") if item is not None else None
+    return unpack_result(packed) if isinstance(packed, bytes) else None
 
 
 def result_key(invocation: str) -> Key:

@@ -43,24 +43,23 @@ class Acceptance:
             if delay_ms > 0:
                 await self.delivery.postpone(HTTP_SENDER, nonce, _delayed(lane, event, due_ms))
             else:
-                await self._into_inbox(lane, event)
+                await self._into_inbox(lane, [event])
             return
         if delay_ms > 0:
             found = (await self.writer.write(result_expected(event.id, due_ms))).answer.item
         else:
             found = await self._result_item(event)
         if found is None:
-            await self._into_inbox(lane, event)
+            await self._into_inbox(lane, [event])
         elif "res" not in found and isinstance(due := found.get("begins"), int):
             await self.join(event, due)
 
     async def take_in(self, lane: Lane, events: Sequence[Event]) -> None:
-        """Make events of one lane durable in its inbox, calls with what is looked for before and after."""
-        new = [event for event in events if not (_kept(event) and await self._result_item(event) is not None)]
-        buried = await self.delivery.accept(lane, new)
-        for event in new:
-            if event.nonce in buried:
-                await self._again(lane, event, buried[event.nonce])
+        """Make events of one lane durable in its inbox, but for calls whose invocation was accepted before."""
+        kept = [event for event in events if _kept(event)]
+        found = await self.writer.read_all([result_key(event.id) for event in kept])
+        known = {event.id for event, item in zip(kept, found, strict=True) if item is not None}
+        await self._into_inbox(lane, [event for event in events if event.id not in known])
 
     async def join(self, event: Event, due_ms: int) -> None:
         """Make sure that a delayed invocation, whose acceptance was found, has what carries it.
@@ -72,7 +71,7 @@ class Acceptance:
         if due_ms > self.clock.now_ms():
             await self.delivery.postpone(HTTP_SENDER, nonce, _delayed(lane, event, due_ms), again=True)
         else:
-            await self._into_inbox(lane, event)
+            await self._into_inbox(lane, [event])
 
     async def deliver_delayed(self, timer: SendTimer) -> None:
         """The time of a delayed message has come: move it to where it goes, then forget its timer.
@@ -83,25 +82,22 @@ class Acceptance:
             case SendOut() as entry:
                 event = message(timer.sender, timer.sequence, entry)
                 if not _kept(event) or not await self._has_result(event):
-                    await self._into_inbox(event.invocation.lane, event)
+                    await self._into_inbox(event.invocation.lane, [event])
             case ResolveOut() as entry:
                 await self.delivery.answer(timer.sender, timer.sequence, entry)
             case entry:
                 raise TypeError(f"a send timer carries a message, not {type(entry).__name__}")
         await self.writer.write(timer_delete(timer))
 
-    async def _into_inbox(self, lane: Lane, event: Event) -> None:
-        ttl = (await self.delivery.accept(lane, [event])).get(event.nonce)
-        if ttl is not None:
-            await self._again(lane, event, ttl)
-
-    async def _again(self, lane: Lane, event: Event, ttl: int) -> None:
-        """Run an event anew whose tombstone was found, if that has outlived the result it stands for."""
-        if not _kept(event) or not await self._is_over(lane, event):
-            return
-        # The table removes a tombstone and a result whose time is over when it likes, and the result went first.
-        await self.writer.write(inbox_again(lane, event, ttl))
-        await self.delivery.accept(lane, [event])
+    async def _into_inbox(self, lane: Lane, events: Sequence[Event]) -> None:
+        """Put events into the inbox: once more where a tombstone has outlived the result that it stands for."""
+        buried = await self.delivery.accept(lane, events)
+        for event in events:
+            if event.nonce not in buried or not _kept(event) or not await self._is_over(lane, event):
+                continue
+            # The table removes a tombstone and a result whose time is over when it likes, and the result went first.
+            await self.writer.write(inbox_again(lane, event, buried[event.nonce]))
+            await self.delivery.accept(lane, [event])
 
     async def _is_over(self, lane: Lane, event: Event) -> bool:
         """Whether a tombstone is of an invocation whose result is no longer kept.

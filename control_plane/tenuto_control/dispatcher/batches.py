@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from tenuto.lane.transitions import result_key
+from tenuto.lane.transitions import result_key, stored_result
 from tenuto.protocol.messages import Head
-from tenuto.protocol.records import Failed, Failure, KafkaSource, event_bytes, unpack_result
+from tenuto.protocol.records import Failed, Failure, KafkaSource, event_bytes
 from tenuto_control.core.lane_policy import finished, passed
 from tenuto_control.dispatcher.parts import Parts
 from tenuto_control.dispatcher.work import CallWork, Elsewhere, Work
@@ -49,7 +49,7 @@ async def choose(services: Parts, head: Head, queue: Iterable[Work], *, one_by_o
             # Were it committed by the claim of an event behind it, its result would be lost with the function.
             break
     # Callers may have gone away while results were looked up.
-    waiting = [w for w in batch if not (isinstance(w, CallWork) and (w.keep or w.answer.done()))]
+    waiting = [w for w in batch if not (isinstance(w, CallWork) and w.over)]
     return tuple(waiting)
 
 
@@ -60,9 +60,9 @@ async def _answered(services: Parts, work: CallWork, head: Head) -> bool:
     if work.stores or work.attempted:
         key = result_key(work.event.id)
         item = await services.writer.patiently(lambda: services.writer.table.get(key))
-        packed = item.get("res") if item else None
-        if isinstance(packed, bytes):
-            work.finish(unpack_result(packed))
+        result = stored_result(item)
+        if result is not None:
+            work.finish(result)
             return True
         if item is not None:
             due_ms = item.get("begins")

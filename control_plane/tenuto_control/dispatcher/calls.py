@@ -12,7 +12,6 @@ from typing import assert_never
 from tenuto.lane.head import head_key, parse_head
 from tenuto.protocol.limits import GUARD_MARGIN_MS, VALUE_BYTES_MAX
 from tenuto.protocol.records import CallSource, Event, Failed, Success
-from tenuto_control.dispatcher.acceptance import Acceptance
 from tenuto_control.dispatcher.delivery import fits
 from tenuto_control.dispatcher.lane_worker import LaneWorker
 from tenuto_control.dispatcher.lanes import Lanes
@@ -28,11 +27,10 @@ COMMIT_LOOK_S = 0.02
 class Calls:
     """The calls of one process."""
 
-    def __init__(self, parts: Parts, lanes: Lanes, results: Results, acceptance: Acceptance) -> None:
+    def __init__(self, parts: Parts, lanes: Lanes, results: Results) -> None:
         self._parts = parts
         self._lanes = lanes
         self._results = results
-        self._acceptance = acceptance
 
     async def answer(self, event: Event, wait_ms: int) -> Answer:
         """See `Execution.call`. Raises OverloadedError when too many calls wait for the key."""
@@ -52,7 +50,7 @@ class Calls:
                     return result
                 case Elsewhere(due_ms):
                     if due_ms is not None:
-                        await background.in_time(self._acceptance.join(event, due_ms), limits.accept_ms_max)
+                        await background.in_time(self._parts.acceptance.join(event, due_ms), limits.accept_ms_max)
                     found = await self._results.of(event.invocation, max(0, until_ms - clock.now_ms()))
                     if not isinstance(found, Unknown):
                         return found
@@ -91,7 +89,7 @@ class Calls:
                 return
             if not fits(event):
                 raise TooLargeError(f"a call that takes longer than its wait may hold {VALUE_BYTES_MAX:,} bytes")
-            await self._acceptance.accept(event)
+            await self._parts.acceptance.accept(event)
         finally:
             if work in worker.queue and not worker.is_running(work):
                 worker.queue.remove(work)

@@ -18,7 +18,6 @@ from tenuto.protocol.ids import InvocationId, Lane
 from tenuto.protocol.limits import VALUE_BYTES_MAX
 from tenuto.protocol.records import CallSource, Event, PublishOut, Result
 from tenuto_control.core.metrics import Metrics
-from tenuto_control.dispatcher.acceptance import Acceptance
 from tenuto_control.dispatcher.activations import Activations
 from tenuto_control.dispatcher.calls import Calls
 from tenuto_control.dispatcher.delivery import fits
@@ -45,8 +44,7 @@ class Dispatcher:
         self._background = parts.background
         self._lanes = Lanes(parts)
         self._results = Results(wiring.table, wiring.clock, wiring.limits, self._lanes)
-        self._acceptance = Acceptance(parts.writer, parts.delivery, wiring.clock)
-        self._calls = Calls(parts, self._lanes, self._results, self._acceptance)
+        self._calls = Calls(parts, self._lanes, self._results)
 
     @property
     def metrics(self) -> Metrics:
@@ -167,7 +165,7 @@ class Dispatcher:
             event = replace(event, source=replace(event.source, one_way=True))
         if not fits(event):
             raise TooLargeError(f"a message may hold {VALUE_BYTES_MAX:,} bytes, headers included")
-        accepting = self._acceptance.accept(event, max(0, delay_ms))
+        accepting = self._parts.acceptance.accept(event, max(0, delay_ms))
         await self._background.in_time(accepting, self._limits.accept_ms_max)
 
     async def result(self, invocation: str, wait_ms: int) -> Answer:
@@ -186,7 +184,7 @@ class Dispatcher:
 
     async def deliver_delayed(self, timer: SendTimer) -> None:
         """See `Waking.deliver_delayed`."""
-        await self._acceptance.deliver_delayed(timer)
+        await self._parts.acceptance.deliver_delayed(timer)
 
     async def woken(self, errand: Errand) -> None:
         """See `Interruptible.woken`."""

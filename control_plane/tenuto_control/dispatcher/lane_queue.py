@@ -91,6 +91,11 @@ class LaneQueue:
         self._works.remove(work)
         self._calls -= isinstance(work, CallWork)
 
+    def _leave(self, work: Work) -> None:
+        """Take out this work, unless it has gone meanwhile."""
+        if work in self._works:
+            self.remove(work)
+
     def pop(self) -> Work:
         """Take out the first."""
         work = self._works.popleft()
@@ -108,7 +113,7 @@ class LaneQueue:
 
     def without_callers(self) -> list[CallWork]:
         """Take out the calls whose callers have gone, or have their answers; tell the others where to look."""
-        gone = [w for w in self._works if isinstance(w, CallWork) and (w.keep or w.answer.done())]
+        gone = [w for w in self._works if isinstance(w, CallWork) and w.over]
         for work in gone:
             self.remove(work)
             work.finish(Elsewhere())
@@ -118,13 +123,12 @@ class LaneQueue:
 
     def movable(self) -> list[Work]:
         """What can wait in the inbox, in order: events, and calls that fit there and that somebody still waits for."""
-        return [w for w in self._works if isinstance(w, KafkaWork) or (fits(w.event) and not _over(w))]
+        return [w for w in self._works if isinstance(w, KafkaWork) or (fits(w.event) and not w.over)]
 
     def let_go_of(self, works: Collection[KafkaWork]) -> None:
         """These events are in the inbox."""
         for work in works:
-            if work in self._works:
-                self.remove(work)
+            self._leave(work)
             work.release()
 
     def hand_over(self, works: Collection[Work], now_ms: int) -> None:
@@ -132,8 +136,7 @@ class LaneQueue:
         self.let_go_of([work for work in works if isinstance(work, KafkaWork)])
         for work in works:
             if isinstance(work, CallWork):
-                if work in self._works:
-                    self.remove(work)
+                self._leave(work)
                 work.looked_ms = now_ms
                 self._handed[work.event.id] = work
 
@@ -149,13 +152,13 @@ class LaneQueue:
 
         Handed ones that nobody waits for any more, as a client that has gone does not, are forgotten.
         """
-        for work in [w for w in self._handed.values() if _over(w) or w.wanted_until_ms < now_ms]:
+        for work in [w for w in self._handed.values() if w.over or w.wanted_until_ms < now_ms]:
             self.let_go(work)
         idle, run = is_idle(head), None if head.run is None else head.run.event.id
         # A queued call that was tried here may have been ended by another process, and the next run have begun.
         tried = [w for w in self._works if isinstance(w, CallWork) and w.attempted and w.event.id != run]
         moved = [w for w in self._handed.values() if idle or w.looked_ver != head.ver]
-        moved += [w for w in tried if w.looked_ver != head.ver and not _over(w)]
+        moved += [w for w in tried if w.looked_ver != head.ver and not w.over]
         since_ms = now_ms - RESULT_LOOK_MS
         return [w for w in moved if idle or w.event.nonce in head.fin or w.looked_ms <= since_ms]
 
@@ -165,8 +168,7 @@ class LaneQueue:
             work.looked_ms, work.looked_ver = now_ms, head.ver
             if result is not None:
                 work.finish(result)
-                if work in self._works:
-                    self.remove(work)
+                self._leave(work)
             elif is_idle(head) and work.event.id in self._handed:
                 # It is not here, or has been run since: whoever asks looks everywhere.
                 work.finish(Elsewhere())
@@ -200,8 +202,7 @@ class LaneQueue:
 
     def finish(self, work: Work) -> None:
         """This work is finished: an event's offset is held until what it sent has left the outbox."""
-        if work in self._works:
-            self.remove(work)
+        self._leave(work)
         if isinstance(work, KafkaWork):
             self._held[work] = None
 
@@ -250,10 +251,6 @@ class LaneQueue:
 def is_idle(head: Head) -> bool:
     """Whether nothing is under way on a lane, and nothing waits there."""
     return head.run is None and head.pend is None and not head.out
-
-
-def _over(work: CallWork) -> bool:
-    return work.keep or work.answer.done()
 
 
 def _of(work: Work, partitions: set[TopicPartition]) -> bool:

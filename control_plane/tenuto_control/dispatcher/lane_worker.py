@@ -16,12 +16,12 @@ from typing import TypeAlias, assert_never
 
 from tenuto.lane.head import head_key, parse_head
 from tenuto.lane.timers import SleepTimer
-from tenuto.lane.transitions import clear_pend, result_key, takeover, trim_head
+from tenuto.lane.transitions import clear_pend, result_key, stored_result, takeover, trim_head
 from tenuto.lane.writes import Applied
 from tenuto.protocol.backoff import pause_ms
 from tenuto.protocol.ids import Lane
 from tenuto.protocol.messages import Head
-from tenuto.protocol.records import Event, KafkaSource, SleptSlot, pack, unpack_result
+from tenuto.protocol.records import Event, KafkaSource, SleptSlot, pack
 from tenuto.store.port import TableRefusedError, TableUnavailableError
 from tenuto_control import cancellation
 from tenuto_control.core import log_fields
@@ -69,7 +69,6 @@ from tenuto_control.core.lane_policy import (
     finished,
 )
 from tenuto_control.core.log_fields import shown
-from tenuto_control.dispatcher.acceptance import Acceptance
 from tenuto_control.dispatcher.activations import Activations
 from tenuto_control.dispatcher.inbox import Inbox, InboxView
 from tenuto_control.dispatcher.lane_queue import LaneQueue
@@ -326,7 +325,7 @@ class LaneWorker:
             case Release():
                 self._release_first()
             case Spill():
-                return await self._spill()
+                await self._spill()
             case HandOver():
                 return await self._hand_over()
             case Drain():
@@ -353,9 +352,7 @@ class LaneWorker:
         calls = self.queue.to_look_for(head, self._services.clock.now_ms())
         if calls:
             items = await self._services.writer.read_all([result_key(call.event.id) for call in calls])
-            packed = [None if item is None else item.get("res") for item in items]
-            results = [unpack_result(data) if isinstance(data, bytes) else None for data in packed]
-            self.queue.looked_for(calls, results, head, self._services.clock.now_ms())
+            self.queue.looked_for(calls, [stored_result(item) for item in items], head, self._services.clock.now_ms())
 
     async def _take_over(self, over: Sequence[str], *, failed: bool) -> None:
         head = self._seen()
@@ -422,19 +419,16 @@ class LaneWorker:
         if isinstance(work, KafkaWork):
             work.release()
 
-    async def _spill(self) -> Onward:
+    async def _spill(self) -> None:
+        """Move Kafka events to the inbox. Calls are made durable by their callers, when these stop waiting."""
         self._on(SpillBegun())
         works = self.queue.of_kafka()
-        if not works:
-            # Calls are made durable by their callers, when these stop waiting.
-            return Rest(self._services.clock.now_ms() + self._services.limits.spill_after_ms)
         for first in range(0, len(works), SPILLED_AT_ONCE):
             # Offsets go as their events are durable: the partition has room for other keys while the rest follows.
             some = works[first : first + SPILLED_AT_ONCE]
             await self._services.delivery.accept(self.lane, [w.event for w in some])
             self.queue.let_go_of(some)
         self._on(HeadDropped())
-        return CONTINUE
 
     async def _hand_over(self) -> Onward:
         """Another process uses the lane: what is queued here goes to its inbox, which that process looks into next."""
@@ -443,8 +437,7 @@ class LaneWorker:
             # Calls that are too large for the inbox wait for the lane, and for no longer than their callers.
             self._on(HeadDropped())
             return Rest(self._services.clock.now_ms() + self._bounds.call_look_ms)
-        acceptance = Acceptance(self._services.writer, self._services.delivery, self._services.clock)
-        await acceptance.take_in(self.lane, [work.to_keep() for work in works])
+        await self._services.acceptance.take_in(self.lane, [work.to_keep() for work in works])
         self.queue.hand_over(works, self._services.clock.now_ms())
         # Whoever uses the lane sees the mark. Should it have finished just before, the lane stays as it is, and is
         # taken up from here.

@@ -14,6 +14,7 @@ from tenuto.lane.timers import Timer
 from tenuto.protocol.messages import RetryPolicy
 from tenuto_control.core.metrics import Metrics, Uncounted
 from tenuto_control.core.traces import Tracer, Untraced
+from tenuto_control.dispatcher.acceptance import Acceptance
 from tenuto_control.dispatcher.background import Background
 from tenuto_control.dispatcher.capacity import Capacity
 from tenuto_control.dispatcher.delivery import Delivery
@@ -81,6 +82,7 @@ class Parts:
 
     writer: Writer
     delivery: Delivery
+    acceptance: Acceptance
     wheel: Wheel
     background: Background
     recoveries: Recoveries
@@ -123,9 +125,11 @@ def parts_of(wiring: Wiring, hints: Hints, due: Callable[[Timer], None]) -> Part
     names = Names(wiring.process)
     writer = Writer(wiring.table, limits, wiring.metrics)
     background = Background()
+    delivery = Delivery(writer, wiring.sink, clock, limits, names.token, wiring.metrics, hints)
     return Parts(
         writer,
-        Delivery(writer, wiring.sink, clock, limits, names.token, wiring.metrics, hints),
+        delivery,
+        Acceptance(writer, delivery, clock),
         Wheel(wiring.scheduler, clock, limits, background, due),
         background,
         Recoveries(background, hints.retry),

@@ -8,9 +8,9 @@ from __future__ import annotations
 import asyncio
 
 from tenuto.lane.head import head_key, parse_head
-from tenuto.lane.transitions import inbox_key, result_key
+from tenuto.lane.transitions import inbox_key, result_key, stored_result
 from tenuto.protocol.ids import InvocationId, Lane
-from tenuto.protocol.records import CallSource, Event, Result, ResultOut, unpack_result
+from tenuto.protocol.records import CallSource, Event, Result, ResultOut
 from tenuto.store.port import Table
 from tenuto_control.dispatcher.lanes import Lanes
 from tenuto_control.limits import Limits
@@ -69,9 +69,9 @@ class Results:
             if isinstance(out, ResultOut) and out.invocation == invocation:
                 return out.result
         item = await self._table.get(result_key(invocation))
-        packed = item.get("res") if item else None
-        if isinstance(packed, bytes):
-            return unpack_result(packed)
+        result = stored_result(item)
+        if result is not None:
+            return result
         if head.run is not None and head.run.event.id == invocation:
             return Pending()
         worker = self._lanes.find(lane)

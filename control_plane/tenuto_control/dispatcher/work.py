@@ -73,6 +73,11 @@ class CallWork:
     looked_ms: int = 0
     looked_ver: int | None = None
 
+    @property
+    def over(self) -> bool:
+        """Whether nobody waits for it here any more: its caller goes away, or has been answered."""
+        return self.keep or self.answer.done()
+
     def to_keep(self) -> Event:
         """The event as it goes to the inbox: its result is kept, for whoever looks for it."""
         event = self.event

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tenuto.lane.writes import Answer, Applied, Item, Key, Refused, Write
 from tenuto.store.port import TableUnavailableError
 from tenuto_control.core.metrics import Metrics
 from tenuto_control.dispatcher.outages import WatchedTable
 from tenuto_control.limits import Limits
+from tenuto_control.tasks import all_of
 
 T = TypeVar("T")
 
@@ -88,13 +89,9 @@ class Writer:
                     pause_ms = min(pause_ms * 2, self._limits.table_retry_max_ms)
 
 
-async def at_once(requests: Sequence[Callable[[], Awaitable[T]]]) -> list[T]:
+async def at_once(requests: Sequence[Callable[[], Coroutine[Any, Any, T]]]) -> list[T]:
     """Make requests, so many at a time; their answers in the same order. Raises the first error of those under way."""
     answers: list[T] = []
     for begin in range(0, len(requests), REQUESTS_AT_ONCE):
-        some = [request() for request in requests[begin : begin + REQUESTS_AT_ONCE]]
-        for answer in await asyncio.gather(*some, return_exceptions=True):
-            if isinstance(answer, BaseException):
-                raise answer
-            answers.append(answer)
+        answers += await all_of((request() for request in requests[begin : begin + REQUESTS_AT_ONCE]), "request")
     return answers

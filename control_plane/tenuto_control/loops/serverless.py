@@ -29,6 +29,7 @@ from tenuto_control.loops.failures import FailureLog
 from tenuto_control.loops.quarantine import DeadLetters
 from tenuto_control.loops.sweep import Sweeper
 from tenuto_control.ports import Clock, Errand, Interruptible, RecordSink, TopicLives, TopicPartition
+from tenuto_control.tasks import all_of
 
 log = logging.getLogger("tenuto.serverless")
 
@@ -187,7 +188,7 @@ class Serverless:
         """Carry on with lanes. One that was handed on to this invocation by name is left alone if another has it."""
         mine = self._continuations(deadline_ms)
         try:
-            await _all(self._begin(handed, mine) for handed in payload.lanes)
+            await all_of((self._begin(handed, mine) for handed in payload.lanes), "serverless")
             await self._stay(mine, deadline_ms, for_others=True)
         finally:
             await self._pass_on(mine, payload.hops)
@@ -268,7 +269,7 @@ class Serverless:
         """
         at_work = {lane.pk for lane in self._dispatcher.at_work}
         over = [pk for pk in mine.owned if pk not in at_work and pk != SWEEP_PK]
-        await _all(mine.end(pk) for pk in over)
+        await all_of((mine.end(pk) for pk in over), "serverless")
         for pk in over:
             self._dispatcher.look(Lane.from_pk(pk))
         return bool(over)
@@ -296,14 +297,14 @@ class Serverless:
         errands = await self._dispatcher.halt(self._clock.now_ms() + self._limits.linger_ms)
         errands = [errand for errand in errands if errand.timer is not None or errand.lane not in resting]
         if hops < HOPS_MAX:
-            handed = await _all(self._named(errand, mine) for errand in errands)
+            handed = await all_of((self._named(errand, mine) for errand in errands), "serverless")
             await self._hand_on_all([one for one in handed if one is not None], hops + 1)
             if sweep and (owner := await mine.hand_on(SWEEP_PK)) is not None:
                 await self._hand_on(SweepTick(owner, hops + 1))
         else:
             later |= dict.fromkeys((errand.lane for errand in errands), self._clock.now_ms())
         await self._wake_later(later, mine)
-        await _all(mine.end(pk) for pk in list(mine.owned))
+        await all_of((mine.end(pk) for pk in list(mine.owned)), "serverless")
 
     async def _wake_later(self, lanes: Mapping[Lane, int], mine: Continuations) -> None:
         """Have lanes woken from outside at these times, unless somebody else looks after them."""
@@ -314,7 +315,7 @@ class Serverless:
             if owner is not None:
                 await self._dispatcher.schedule(Errand(lane), at_ms, owner, owner)
 
-        await _all(one(lane, at_ms) for lane, at_ms in lanes.items())
+        await all_of((one(lane, at_ms) for lane, at_ms in lanes.items()), "serverless")
 
     async def _named(self, errand: Errand, mine: Continuations) -> HandedOn | None:
         """An errand with the name under which it is handed on; None when another invocation looks after its lane."""
@@ -328,7 +329,7 @@ class Serverless:
         groups = [tuple(lanes[at : at + HANDED_ON_TOGETHER]) for at in range(0, len(lanes), HANDED_ON_TOGETHER)]
         if len(groups) > HANDED_ON_MAX:
             log.warning("%d lanes are left to the sweep", len(lanes) - HANDED_ON_MAX * HANDED_ON_TOGETHER)
-        await _all(self._hand_on(Continue(group, hops)) for group in groups[:HANDED_ON_MAX])
+        await all_of((self._hand_on(Continue(group, hops)) for group in groups[:HANDED_ON_MAX]), "serverless")
 
     async def _quarantine(
         self, record: SourceRecord, topic: str, reason: str, released: Callable[[], None], until_ms: int
@@ -367,19 +368,6 @@ class _Look:
         self._pause_ms = min(2 * self._pause_ms, LOOK_AGAIN_MS_MAX)
         self._next_ms = now_ms + self._pause_ms
         return True
-
-
-async def _all(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """The results of all. An error is raised when every one has ended: nothing may be left under way."""
-    results: list[T] = []
-    loop = asyncio.get_running_loop()
-    # Named alike in every run: the simulation's histories tell of tasks by their names.
-    tasks = [loop.create_task(one, name=f"serverless {number}") for number, one in enumerate(work)]
-    for end in await asyncio.gather(*tasks, return_exceptions=True):
-        if isinstance(end, BaseException):
-            raise end
-        results.append(end)
-    return results
 
 
 def _handed(errand: Errand, owner: str | None = None) -> HandedOn:

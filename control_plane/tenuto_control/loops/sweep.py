@@ -37,6 +37,7 @@ from tenuto_control.dispatcher.parts import Wiring
 from tenuto_control.dispatcher.writer import Writer
 from tenuto_control.limits import SWEEP_CURSOR_LAG_MINUTES, near_lookback_ms
 from tenuto_control.ports import Waking
+from tenuto_control.tasks import all_of
 
 log = logging.getLogger("tenuto.sweep")
 
@@ -266,15 +267,7 @@ class Sweeper:
             lanes: dict[Lane, list[SendTimer]] = {}
             for timer in timers[at : at + ASKED_AT_ONCE]:
                 lanes.setdefault(timer.lane, []).append(timer)
-            # All of them end before an error is raised: nothing may be under way after a sweep.
-            loop = asyncio.get_running_loop()
-            tasks = [
-                loop.create_task(self._deliver_in_order(some), name=f"deliver to {lane.pk}")
-                for lane, some in lanes.items()
-            ]
-            for end in await asyncio.gather(*tasks, return_exceptions=True):
-                if isinstance(end, BaseException):
-                    raise end
+            await all_of((self._deliver_in_order(some) for some in lanes.values()), "deliver")
 
     async def _deliver_in_order(self, timers: Sequence[SendTimer]) -> None:
         for timer in timers:
