@@ -28,6 +28,7 @@ from tenuto.protocol.messages import ServiceManifest
 from tenuto.protocol.records import CallSource, Event, Failed, Result, Success
 from tenuto_control.core.routing import Subscription
 from tenuto_control.dispatcher import Dispatcher
+from tenuto_control.dispatcher.batches import LOST_WITH_ITS_PROCESS
 from tenuto_control.limits import SERVERLESS, Limits
 from tenuto_control.ports import LogUnavailableError, Pending, Resolution, Target, TopicPartition, Unknown
 from tests.simulation import faults, programs
@@ -431,6 +432,8 @@ class Simulation:
 
     def _answered(self, invocation: str, answer: Result) -> None:
         self.gaps.answered(invocation)
+        if isinstance(answer, Failed) and answer.failure.message == LOST_WITH_ITS_PROCESS:
+            self.oracles.report("order", f"{invocation} has a key, and its result is said to be lost")
         known = self._answers.setdefault(invocation, answer)
         if known != answer:
             self.oracles.report("order", f"{invocation} was answered with {known} and with {answer}")

@@ -48,6 +48,7 @@ from tenuto.protocol.records import (
     MessageSource,
     Out,
     Result,
+    ResultOut,
     event_bytes,
     pack,
     unpack_result,
@@ -443,6 +444,11 @@ def stored_result(item: Item | None) -> Result | None:
     """The result in a result item; None while there is none, as before a delayed message has run."""
     packed = item.get("res") if item is not None else None
     return unpack_result(packed) if isinstance(packed, bytes) else None
+
+
+def outgoing_results(head: Head) -> dict[str, Result]:
+    """The results that wait in a head's outbox, by invocation: committed, and on their way to their items."""
+    return {out.invocation: out.result for out in head.out.values() if isinstance(out, ResultOut)}
 
 
 def result_key(invocation: str) -> Key:

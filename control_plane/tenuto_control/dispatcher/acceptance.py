@@ -16,10 +16,10 @@ from dataclasses import dataclass
 
 from tenuto.lane.head import head_key, parse_head
 from tenuto.lane.timers import HTTP_SENDER, SendTimer, timer_delete
-from tenuto.lane.transitions import inbox_again, result_expected, result_key
+from tenuto.lane.transitions import inbox_again, outgoing_results, result_expected, result_key
 from tenuto.lane.writes import Item
 from tenuto.protocol.ids import Lane
-from tenuto.protocol.records import CallSource, Event, ResolveOut, ResultOut, SendOut, unpack_out
+from tenuto.protocol.records import CallSource, Event, ResolveOut, SendOut, unpack_out
 from tenuto_control.core.lane_policy import finished
 from tenuto_control.dispatcher.delivery import Delivery, message
 from tenuto_control.dispatcher.writer import Writer
@@ -108,7 +108,7 @@ class Acceptance:
         head = parse_head(await self.writer.patiently(lambda: table.get(head_key(lane))))
         if finished(head, event, self.clock.now_ms()) or (head.run is not None and head.run.event.id == event.id):
             return False
-        if any(isinstance(out, ResultOut) and out.invocation == event.id for out in head.out.values()):
+        if event.id in outgoing_results(head):
             return False
         return not await self._has_result(event)
 

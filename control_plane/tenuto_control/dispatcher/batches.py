@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from tenuto.lane.transitions import result_key, stored_result
+from tenuto.lane.transitions import outgoing_results, result_key, stored_result
 from tenuto.protocol.messages import Head
 from tenuto.protocol.records import Failed, Failure, KafkaSource, event_bytes
 from tenuto_control.core.lane_policy import finished, passed
@@ -57,6 +57,11 @@ async def _answered(services: Parts, work: CallWork, head: Head) -> bool:
     """Whether a stored result answers a call, or a delayed message will."""
     if work.checked is head:
         return False
+    outgoing = outgoing_results(head).get(work.event.id)
+    if outgoing is not None:
+        # Committed elsewhere, and not delivered yet: whoever was to do that may be gone.
+        work.finish(outgoing)
+        return True
     if work.stores or work.attempted:
         key = result_key(work.event.id)
         item = await services.writer.patiently(lambda: services.writer.table.get(key))

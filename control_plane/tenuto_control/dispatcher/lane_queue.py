@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 
+from tenuto.lane.transitions import outgoing_results
 from tenuto.protocol.messages import Head
-from tenuto.protocol.records import Event, KafkaSource, Result, ResultOut
+from tenuto.protocol.records import Event, KafkaSource, Result
 from tenuto_control.core.lane_memory import EMPTY, Turn
 from tenuto_control.core.lane_policy import finished
 from tenuto_control.dispatcher.delivery import fits
@@ -212,7 +213,7 @@ class LaneQueue:
         if not calls and not self._handed:
             return EMPTY
         nonces: set[str] = set()
-        results = {out.invocation: out.result for out in head.out.values() if isinstance(out, ResultOut)}
+        results = outgoing_results(head)
         for work in calls:
             known = results.get(work.event.id)
             if known is None and work.tentative is not None:

@@ -8,9 +8,9 @@ from __future__ import annotations
 import asyncio
 
 from tenuto.lane.head import head_key, parse_head
-from tenuto.lane.transitions import inbox_key, result_key, stored_result
+from tenuto.lane.transitions import inbox_key, outgoing_results, result_key, stored_result
 from tenuto.protocol.ids import InvocationId, Lane
-from tenuto.protocol.records import CallSource, Event, Result, ResultOut
+from tenuto.protocol.records import CallSource, Event, Result
 from tenuto.store.port import Table
 from tenuto_control.dispatcher.lanes import Lanes
 from tenuto_control.limits import Limits
@@ -65,9 +65,9 @@ class Results:
     async def _looked_up(self, lane: Lane, invocation: str) -> Answer | None:
         """The head first, then the result item, then the inbox. None when that has a tombstone alone."""
         head = parse_head(await self._table.get(head_key(lane)))
-        for out in head.out.values():
-            if isinstance(out, ResultOut) and out.invocation == invocation:
-                return out.result
+        outgoing = outgoing_results(head).get(invocation)
+        if outgoing is not None:
+            return outgoing
         item = await self._table.get(result_key(invocation))
         result = stored_result(item)
         if result is not None:
