@@ -144,7 +144,7 @@ class Meter:
         nonce = kafka_nonce("0", "t", partition, offset)
         lane = Lane(handler.service, key or nonce)
         source = KafkaSource("0", "t", partition, offset, 0, dead_letter=self.dead_letter)
-        event = Event(str(InvocationId(lane, nonce)), handler.name, source, value)
+        event = Event.of(InvocationId(lane, nonce), handler.name, source, value)
         self.dispatcher.deliver(event, lambda: self.released.append(offset))
 
     def event_of_call(self, handler: Handler[Any, Any], key: str, nonce: str, *, keep: bool = False) -> Event:

@@ -88,6 +88,20 @@ class Event(Struct, frozen=True, dict=True):
     input: bytes | None = None
     headers: tuple[tuple[str, bytes], ...] = ()
 
+    @classmethod
+    def of(
+        cls,
+        invocation: InvocationId,
+        handler: str,
+        source: Source,
+        input: bytes | None = None,  # noqa: A002 - the field's name
+        headers: tuple[tuple[str, bytes], ...] = (),
+    ) -> Event:
+        """An event whose id is known as a value: it is not parsed again."""
+        event = cls(str(invocation), handler, source, input, headers)
+        event.__dict__["invocation"] = invocation
+        return event
+
     @cached_property
     def invocation(self) -> InvocationId:
         """The id as a value, parsed at the first use. Raises ValueError when `id` is none."""

@@ -213,7 +213,7 @@ class HandlerLoop(asyncio.AbstractEventLoop):
         **_options: Any,
     ) -> asyncio.Task[T]:
         """See `AbstractEventLoop.create_task`. Raises TypeError for an awaitable that is no coroutine."""
-        if hasattr(coro, "__await__") and not asyncio.iscoroutine(coro):
+        if not asyncio.iscoroutine(coro) and hasattr(coro, "__await__"):
             raise TypeError(
                 "a task runs a coroutine, and a durable future is none: its command needs no task. Await it, use "
                 "ctx.gather or ctx.select, or make a task of it with asyncio.ensure_future(future)"

@@ -184,8 +184,8 @@ def route(record: Record, subscription: Subscription) -> Event | Quarantine:
         raw_key=record.key,
         dead_letter=subscription.dead_letter_topic,
     )
-    return Event(
-        id=str(InvocationId(Lane(subscription.service, key), nonce)),
+    return Event.of(
+        InvocationId(Lane(subscription.service, key), nonce),
         handler=subscription.handler,
         source=source,
         input=record.value,

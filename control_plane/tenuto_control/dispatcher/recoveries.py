@@ -49,11 +49,16 @@ class Recoveries:
 
     def gave_up(self, handler: HandlerName, lane: Lane) -> None:
         """An event of the handler has ended as failed for good: its lane goes on with others."""
-        self._failing.get(handler, {}).pop(lane, None)
-        self._hurried.get(handler, set()).discard(lane)
+        failing, hurried = self._failing.get(handler), self._hurried.get(handler)
+        if failing is not None:
+            failing.pop(lane, None)
+        if hurried is not None:
+            hurried.discard(lane)
 
     def succeeded(self, handler: HandlerName, lane: Lane) -> None:
         """An event of the handler has taken effect."""
+        if not self._failing and not self._hurried:
+            return
         failing = self._failing.pop(handler, {})
         self.gave_up(handler, lane)
         if len(failing) < OUTAGE_LANES_MIN:

@@ -227,10 +227,10 @@ class _Ingress:
         headers = requests.event_headers(request)
         body = await requests.read_body(request, limit, what)
         listing.check_input(service, handler, body)
-        invocation = str(InvocationId(lane, nonce))
-        answers.remember(request, invocation, handler.name)
         source = CallSource(keep_result=idempotency_key is not None)
-        return handler, Event(invocation, handler.name, source, body, headers)
+        event = Event.of(InvocationId(lane, nonce), handler.name, source, body, headers)
+        answers.remember(request, event.id, handler.name)
+        return handler, event
 
 
 class _Wait:
