@@ -111,7 +111,7 @@ def test_an_activation_that_left_no_head_has_it_read() -> None:
 
 def test_at_rest_the_head_and_what_its_next_write_may_remove_are_kept() -> None:
     head = Head(out={"1.0": OUT}, fin={"m1": NOW})
-    memory = after(HeadSeen(head, NOW), Delivered(frozenset({"1.0"}), whole=True), Buried(frozenset({"m1"}), 1))
+    memory = after(HeadSeen(head, NOW), Delivered(frozenset({"1.0"}), whole=True), Buried(frozenset({"m1"}), 1, 1))
     busy = after(Pressed(), LookWanted(), Unserved(NOW + 1), memory=memory)
     kept = after(HeadSeen(head, NOW), memory=busy).at_rest()
     sighting = Sighting(NOW, NOW, (0, 0))
@@ -287,7 +287,9 @@ def test_a_look_that_is_wanted_during_one_is_taken_after_it() -> None:
 
 def test_the_next_write_removes_what_was_shipped_and_finished_and_what_is_stray() -> None:
     head = Head(out={"1.0": OUT, "2.0": OUT}, fin={"m1": NOW, "m2": NOW}, stray=("j.1.0",))
-    memory = after(HeadSeen(head, NOW), Delivered(frozenset({"2.0", "9.0"}), whole=True), Buried(frozenset({"m2"}), 1))
+    memory = after(
+        HeadSeen(head, NOW), Delivered(frozenset({"2.0", "9.0"}), whole=True), Buried(frozenset({"m2"}), 1, 1)
+    )
     assert memory.trim(head) == Trim(("2.0",), ("m2",), ("j.1.0",))
 
 
@@ -459,10 +461,10 @@ def test_a_head_is_unchanged_until_its_version_or_its_slots_change() -> None:
 
 
 def test_a_look_into_the_inbox_takes_up_what_the_last_one_ran() -> None:
-    few = after(Buried(frozenset({"m1"}), 50))
+    few = after(Buried(frozenset({"m1"}), 1, 50))
     assert few.drain_max == 1
-    assert after(Buried(frozenset({"m1"}), 1), memory=few).drain_max == 2
-    assert after(Buried(frozenset(), 9)).drain_max == 1
+    assert after(Buried(frozenset({"m1"}), 1, 1), memory=few).drain_max == 2
+    assert after(Buried(frozenset(), 0, 9)).drain_max == 1
 
 
 def test_names_are_told_by_their_process() -> None:

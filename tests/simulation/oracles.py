@@ -22,15 +22,16 @@ from tenuto.lane.dead_letters import letter_key, letter_partitions, message_lett
 from tenuto.lane.head import HEAD_SK, parse_head
 from tenuto.lane.items import unbundled
 from tenuto.lane.timers import SWEEP_CURSOR, SendTimer, Timer, parse_timer
-from tenuto.lane.transitions import inbox_key
+from tenuto.lane.transitions import inbox_events
 from tenuto.lane.writes import Delete, Item, Write
-from tenuto.protocol.ids import InvocationId, Lane, digest
+from tenuto.protocol.ids import InvocationId, digest
 from tenuto.protocol.messages import Head, Run
 from tenuto.protocol.records import (
     AwakeableSlot,
     BundleOut,
     BuriedOut,
     DueSlot,
+    Event,
     KafkaSource,
     Out,
     PublishOut,
@@ -111,7 +112,7 @@ class Oracles:
     executed: dict[str, int] = field(default_factory=dict)
     settled_events: set[str] = field(default_factory=set)
     timers: dict[str, dict[tuple[str, str], Timer]] = field(default_factory=lambda: defaultdict(dict))
-    inbox: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    inbox: dict[str, dict[str, tuple[Event, ...]]] = field(default_factory=lambda: defaultdict(dict))
     progress: int = 0
     unmarked: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     _origins: dict[tuple[str, str], dict[str, tuple[int, int]]] = field(default_factory=dict)
@@ -140,11 +141,11 @@ class Oracles:
     def _inbox(self, pk: str, sk: str, before: Item | None, after: Item | None) -> None:
         live = self.inbox[pk]
         if after is not None and "ev" in after:
-            live.add(sk)
+            live[sk] = inbox_events(after)
             # Until its guard and mark follow, whoever put it still has it: an offset, an outbox entry, a caller.
             self.unmarked[pk].add(sk)
         else:
-            live.discard(sk)
+            live.pop(sk, None)
             self.unmarked[pk].discard(sk)
         if after is None and before is not None and "done" in before:
             self.report("leftovers", f"the tombstone {pk} {sk} was deleted, a late duplicate would run")
@@ -271,14 +272,16 @@ class Oracles:
             return
         run = now.run
         source = None if run is None else run.event.source
-        accepted = run is not None and inbox_key(Lane.from_pk(pk), run.event).sk not in self.unmarked[pk]
+        items = self.inbox[pk]
+        unmarked = {event.id for sk in self.unmarked[pk] for event in items.get(sk, ())}
+        accepted = run is not None and run.event.id not in unmarked
         if run is not None and accepted and (not isinstance(source, KafkaSource) or self.let_go(source)):
             waits_for_others = run.suspended and run.wake_ms is None and not set(run.awaits or ()) & now.slots.keys()
             if not waits_for_others:
                 self.report("driver", f"{pk}: {run.event.id} is unfinished and no timer points at it")
         # An item beside the mark of an earlier one is still its sender's, until a guard and a mark of its own follow.
-        accepted_items = self.inbox[pk] - self.unmarked[pk]
-        if now.pend is not None and any(not _passed(now, sk) for sk in accepted_items):
+        waiting = (event for sk in items.keys() - self.unmarked[pk] for event in items[sk])
+        if now.pend is not None and any(not _passed(now, event) for event in waiting):
             self.report("driver", f"{pk}: its inbox is marked and no timer points at it")
 
     # --- outside -----------------------------------------------------------------------------------------------------
@@ -312,8 +315,12 @@ class Oracles:
                     self.report("offset", f"{pk}: offset {offset} was let go of while {waits} wait in the outbox")
                 continue
             suspended = any(e in self.settled_events for e in _ids(head.run, source, offset))
-            if not suspended and not _in_inbox(table, pk, source, offset):
+            if not suspended and not self._in_inbox(pk, source, offset):
                 self.report("offset", f"{pk}: offset {offset} of {source} was committed, unfinished and not spilled")
+
+    def _in_inbox(self, pk: str, source: str, offset: int) -> bool:
+        kafka = (e.source for events in self.inbox[pk].values() for e in events if isinstance(e.source, KafkaSource))
+        return any((k.watermark, k.offset) == (source, offset) for k in kafka)
 
     def _delivered(self, pk: str, sequence: str, entry: Out, table: Table) -> bool:
         """Whether an outbox entry has reached its target, though it may not be cleared yet."""
@@ -363,7 +370,8 @@ class Oracles:
             # A result that is shipped may stay: whoever asks for it finds it in its own item.
             waits += [f"{pk}: outbox {name}" for name, out in head.out.items() if not isinstance(out, ResultOut)]
         for pk, items in self.inbox.items():
-            waits += [f"{pk}: inbox {sk}" for sk in sorted(items) if not _passed(heads.get(pk, Head()), sk)]
+            head = heads.get(pk, Head())
+            waits += [f"{pk}: inbox {e.id}" for sk in sorted(items) for e in items[sk] if not _passed(head, e)]
         for pk, timers in self.timers.items():
             waits += [f"{pk}: {type(t).__name__} due {t.due_ms}" for t in timers.values()]
         waits += self._letters(heads)
@@ -434,13 +442,10 @@ def _number(data: bytes | None) -> int:
     return value
 
 
-def _passed(head: Head, sk: str) -> bool:
-    """Whether an inbox item is an event that is finished, and was put there again."""
-    kind, _, rest = sk.partition("|")
-    if kind != "I#k":
-        return False
-    source, _, offset = rest.rpartition("#")
-    return int(offset) < head.watermarks.get(source, 0)
+def _passed(head: Head, event: Event) -> bool:
+    """Whether an event in the inbox is finished, and was put there again."""
+    source = event.source
+    return isinstance(source, KafkaSource) and source.offset < head.watermarks.get(source.watermark, 0)
 
 
 def _ids(run: Run | None, source: str, offset: int) -> list[str]:
@@ -448,7 +453,3 @@ def _ids(run: Run | None, source: str, offset: int) -> list[str]:
         return []
     kafka = run.event.source
     return [run.event.id] if kafka.watermark == source and kafka.offset == offset else []
-
-
-def _in_inbox(table: Table, pk: str, source: str, offset: int) -> bool:
-    return (pk, f"I#k|{source}#{offset:019d}") in table

@@ -51,6 +51,9 @@ from tenuto.protocol.records import (
     ResultOut,
     event_bytes,
     pack,
+    pack_events,
+    unpack_event,
+    unpack_events,
     unpack_result,
 )
 
@@ -340,17 +343,41 @@ def slots_put(lane: Lane, head: Head, slots: Mapping[str, bytes], mark: str) -> 
     return Update(head_key(lane), {**sets, ANS: mark}, (), clauses)
 
 
-def inbox_put(lane: Lane, event: Event) -> Put:
+def inbox_put(lane: Lane, event: Event, more: Sequence[Event] = ()) -> Put:
     """9. Durable acceptance of an event by a lane that cannot take it now; its key is its duplicate guard.
 
-    An input that is too large for an item is in parts, which are put before; the item holds how many there are.
+    An input that is too large for an item is in parts, which are put before; the item holds how many there are. `more`
+    are events of the same Kafka source that come next on this lane: one item holds them all, so that whoever drains the
+    lane sees all of them or none, and `last` is the offset of the last one.
     """
     parts = len(part_puts(lane, event))
     if parts:
         kept: dict[str, Value] = {"ev": pack(structs.replace(event, input=None)), "parts": parts}
     else:
         kept = {"ev": pack(event)}
+    if more:
+        kept |= {"more": pack_events(more), "last": _offset(more[-1])}
     return Put(inbox_key(lane, event), kept, (Absent("inbox.absent", "pk"),))
+
+
+def inbox_events(item: Item) -> tuple[Event, ...]:
+    """The events of an inbox item, in their order; none for a tombstone. Raises msgspec.DecodeError."""
+    event, more = item.get("ev"), item.get("more")
+    if not isinstance(event, bytes):
+        return ()
+    return (unpack_event(event), *(unpack_events(more) if isinstance(more, bytes) else ()))
+
+
+def last_offset(item: Item) -> int:
+    """Up to which offset of their Kafka source an inbox item holds events."""
+    last = item.get("last")
+    return last if isinstance(last, int) else int(str(item["sk"]).rpartition("#")[2])
+
+
+def _offset(event: Event) -> int:
+    if not isinstance(event.source, KafkaSource):
+        raise TypeError("only events from Kafka have an offset")
+    return event.source.offset
 
 
 def part_puts(lane: Lane, event: Event) -> tuple[Put, ...]:

@@ -28,6 +28,10 @@ VALUE_BYTES_MAX = 350_000
 INLINE_BYTES_MAX = 2_048
 """Inputs and step results above this size go to items of their own: the head is billed whole on every write."""
 
+INBOX_ITEM_EVENTS_MAX = 200
+INBOX_ITEM_BYTES_MAX = 64_000
+"""What one inbox item holds of a Kafka source's events, with their ids: it is read whole for the first of them."""
+
 AWAKEABLE_BYTES_MAX = 32_768
 """What an awakeable may be resolved or rejected with: it goes into the waiting lane's head, beside its state."""
 

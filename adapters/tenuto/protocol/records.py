@@ -6,6 +6,7 @@ where they are stored (`tenuto.lane`) nor what they mean to a running handler (`
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import TypeAlias
 
@@ -277,6 +278,7 @@ _encoder = msgspec.msgpack.Encoder()
 _slot_decoder: msgspec.msgpack.Decoder[Slot] = msgspec.msgpack.Decoder(Slot)
 _out_decoder: msgspec.msgpack.Decoder[Out] = msgspec.msgpack.Decoder(Out)
 _event_decoder: msgspec.msgpack.Decoder[Event] = msgspec.msgpack.Decoder(Event)
+_events_decoder: msgspec.msgpack.Decoder[tuple[Event, ...]] = msgspec.msgpack.Decoder(tuple[Event, ...])
 _result_decoder: msgspec.msgpack.Decoder[Result] = msgspec.msgpack.Decoder(Result)
 _bundle_decoder: msgspec.msgpack.Decoder[Bundle] = msgspec.msgpack.Decoder(Bundle)
 _carried_decoder: msgspec.msgpack.Decoder[Carried] = msgspec.msgpack.Decoder(Carried)
@@ -315,6 +317,16 @@ def unpack_out(data: bytes) -> Out:
 def unpack_event(data: bytes) -> Event:
     """Raises msgspec.DecodeError when `data` is not an event."""
     return _event_decoder.decode(data)
+
+
+def pack_events(events: Sequence[Event]) -> bytes:
+    """The stored form of several events."""
+    return _encoder.encode(events)
+
+
+def unpack_events(data: bytes) -> tuple[Event, ...]:
+    """Raises msgspec.DecodeError when `data` is not a list of events."""
+    return _events_decoder.decode(data)
 
 
 def unpack_result(data: bytes) -> Result:

@@ -244,9 +244,10 @@ class InboxSeen(Struct, frozen=True):
 
 
 class Buried(Struct, frozen=True):
-    """These nonces have tombstones: of `asked` inbox items that were to run, they are those that have."""
+    """Of `asked` events from the inbox that were to run, `ran` have. Those that are no records have tombstones now."""
 
     nonces: frozenset[str]
+    ran: int
     asked: int
 
 
@@ -498,8 +499,7 @@ class LaneMemory(Struct, frozen=True):
             nonces = _settled(fact)
             return replace(self, finished=self.finished | nonces) if nonces else self
         # What then does not run is looked up in vain, and a handler that claims takes few events at a time.
-        ran = len(fact.nonces)
-        drain_max = min(DRAIN_EVENTS_MAX, 2 * self.drain_max) if ran == fact.asked else max(1, ran)
+        drain_max = min(DRAIN_EVENTS_MAX, 2 * self.drain_max) if fact.ran == fact.asked else max(1, fact.ran)
         return replace(self, finished=self.finished | fact.nonces, drain_max=drain_max)
 
     def _set_back(self, fact: Unserved | ProducedInVain | TableAway | Troubled) -> LaneMemory:

@@ -17,12 +17,10 @@ from msgspec.structs import replace
 from tenuto.lane.dead_letters import REASON_HEADERS
 from tenuto.lane.items import unbundled
 from tenuto.lane.timers import HTTP_SENDER, GuardTimer, SendTimer, parse_timer, timer_put, timer_put_again
-from tenuto.lane.transitions import inbox_put, mark_pend, part_puts, result_put
+from tenuto.lane.transitions import inbox_put, last_offset, mark_pend, part_puts, result_put
 from tenuto.lane.writes import Delete, Item, Key, Refused
 from tenuto.protocol.ids import AwakeableId, InvocationId, Lane, digest
-from tenuto.protocol.limits import (
-    VALUE_BYTES_MAX,
-)
+from tenuto.protocol.limits import INBOX_ITEM_BYTES_MAX, INBOX_ITEM_EVENTS_MAX, VALUE_BYTES_MAX
 from tenuto.protocol.records import (
     Bundle,
     BundleOut,
@@ -30,6 +28,7 @@ from tenuto.protocol.records import (
     CallSource,
     Entry,
     Event,
+    KafkaSource,
     MessageSource,
     Out,
     PublishOut,
@@ -137,13 +136,38 @@ class Delivery:
         Whoever drains the lane may look in between, and takes the lowest position of a source that is there: what came
         before it, and is put later, would be taken for passed.
         """
-        calls = [event for event in events if isinstance(event.source, CallSource)]
-        written = list(zip(calls, await self._writer.write_all([inbox_put(lane, c) for c in calls]), strict=True))
+        calls: list[Event] = []
+        records: dict[str, dict[int, Event]] = {}
+        written: list[tuple[Event, Written]] = []
         for event in events:
-            if not isinstance(event.source, CallSource):
-                for part in part_puts(lane, event):
-                    await self._writer.write(part)
-                written.append((event, await self._writer.write(inbox_put(lane, event))))
+            match event.source:
+                case CallSource():
+                    calls.append(event)
+                case MessageSource():
+                    written.append((event, await self._writer.write(inbox_put(lane, event))))
+                case KafkaSource() as source:
+                    records.setdefault(source.watermark, {})[source.offset] = event
+                case _:
+                    assert_never(event.source)
+        written += zip(calls, await self._writer.write_all([inbox_put(lane, c) for c in calls]), strict=True)
+        for by_offset in records.values():
+            written += await self._put_records(lane, sorted(by_offset.items()))
+        return written
+
+    async def _put_records(self, lane: Lane, rest: Sequence[tuple[int, Event]]) -> list[tuple[Event, Written]]:
+        """Put events of one Kafka source, in the order of their offsets and into as few items as hold them."""
+        written: list[tuple[Event, Written]] = []
+        while rest:
+            first, *more = (event for _, event in rest[: _fitting([event for _, event in rest])])
+            for part in part_puts(lane, first):
+                await self._writer.write(part)
+            put = inbox_put(lane, first, more)
+            written.append((first, answer := await self._writer.write(put)))
+            last = rest[len(more)][0]
+            if isinstance(answer.answer, Refused) and answer.answer.item is not None:
+                # Delivered before, and put then together with fewer events, or with more.
+                last = last_offset(answer.answer.item)
+            rest = [(offset, event) for offset, event in rest if offset > last]
         return written
 
     async def accept_running(self, lane: Lane, event: Event, guard_ms: int) -> None:
@@ -356,6 +380,16 @@ def _unawaited(awakeable: str) -> None:
 def fits(event: Event) -> bool:
     """Whether an event can be a message: only what came from Kafka may wait in parts."""
     return event_bytes(event) <= VALUE_BYTES_MAX
+
+
+def _fitting(events: Sequence[Event]) -> int:
+    """How many of the first events of a Kafka source share an inbox item. One that is large has it for itself."""
+    size = 0
+    for number, event in enumerate(events[:INBOX_ITEM_EVENTS_MAX]):
+        size += len(event.id) + event_bytes(event)
+        if size > INBOX_ITEM_BYTES_MAX:
+            return max(1, number)
+    return min(len(events), INBOX_ITEM_EVENTS_MAX)
 
 
 def message(sender: str, sequence: str, entry: SendOut) -> Event:

@@ -11,11 +11,20 @@ from dataclasses import dataclass
 
 from msgspec import structs
 
-from tenuto.lane.transitions import INBOX_HIGH, INBOX_LOW, inbox_key, part_key, result_key, tombstone
-from tenuto.lane.writes import Delete
+from tenuto.lane.transitions import (
+    INBOX_HIGH,
+    INBOX_LOW,
+    inbox_events,
+    inbox_key,
+    last_offset,
+    part_key,
+    result_key,
+    tombstone,
+)
+from tenuto.lane.writes import Delete, Item
 from tenuto.protocol.ids import Lane
 from tenuto.protocol.messages import Head
-from tenuto.protocol.records import CallSource, Event, unpack_event
+from tenuto.protocol.records import CallSource, Event, KafkaSource, MessageSource, event_bytes
 from tenuto_control.core.lane_memory import DRAIN_EVENTS_MAX
 from tenuto_control.core.lane_policy import finished, passed
 from tenuto_control.dispatcher.writer import Writer
@@ -23,23 +32,81 @@ from tenuto_control.dispatcher.writer import Writer
 DRAIN_BYTES_MAX = 1_000_000
 """What they may weigh together: they go into one invocation."""
 
-PAGE_ITEMS = 1_000
+PAGE_ITEMS_MIN = 64
+PAGE_ITEMS_MAX = 1_000
+"""Items of the first page of a look, and of a later one: an item may hold many events, or be a tombstone."""
 
 PAGES_MAX = 1_000
 """Pages of tombstones one look goes through before it gives up for this time."""
 
 
 @dataclass(frozen=True, slots=True)
-class InboxView:
-    """What a look found: live items to run in this order, finished already, or below the watermark.
+class Records:
+    """An inbox item with events from Kafka: the `first`, the offset of the last one, and parts of a large input."""
 
-    `more`: not all were looked at.
+    first: Event
+    last: int
+    parts: int = 0
+
+    def passed(self, head: Head) -> bool:
+        """Whether all its events are finished."""
+        source = self.first.source
+        return isinstance(source, KafkaSource) and self.last < head.watermarks.get(source.watermark, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class InboxView:
+    """What a look found: live events to run in this order, and what is finished already.
+
+    `records` are the items that hold the live events from Kafka, `passed` those whose events are all finished. `more`:
+    not all were looked at.
     """
 
     events: tuple[Event, ...]
     done: tuple[Event, ...]
-    passed: tuple[Event, ...]
+    records: tuple[Records, ...]
+    passed: tuple[Records, ...]
     more: bool
+
+
+class _Look:
+    """One look: what it has found so far, and when that is enough."""
+
+    def __init__(self, head: Head, now_ms: int, most: int) -> None:
+        self.head = head
+        self.now_ms = now_ms
+        self.events: list[Event] = []
+        self.done: list[Event] = []
+        self.records: list[Records] = []
+        self.passed: list[Records] = []
+        self.size = 0
+        self._most = most
+        self._offsets: dict[str, int] = {}
+
+    @property
+    def full(self) -> bool:
+        """Whether no more is to be taken up."""
+        found = len(self.events) + len(self.done) + len(self.passed)
+        return len(self.events) >= self._most or found >= DRAIN_EVENTS_MAX or self.size > DRAIN_BYTES_MAX
+
+    def add(self, event: Event) -> None:
+        """Take up an event that waits."""
+        self.events.append(event)
+        self.size += event_bytes(event)
+
+    def is_new(self, event: Event) -> bool:
+        """Whether an event from Kafka is neither finished nor found already, in an item that holds some of the same."""
+        source = event.source
+        if not isinstance(source, KafkaSource):
+            return True
+        if passed(self.head, event) or source.offset <= self._offsets.get(source.watermark, -1):
+            return False
+        self._offsets[source.watermark] = source.offset
+        return True
+
+    def view(self, *, more: bool) -> InboxView:
+        """What was found."""
+        return InboxView(tuple(self.events), tuple(self.done), tuple(self.records), tuple(self.passed), more)
 
 
 class Inbox:
@@ -48,72 +115,78 @@ class Inbox:
     def __init__(self, lane: Lane, writer: Writer) -> None:
         self._lane = lane
         self._writer = writer
-        self._parts: dict[str, int] = {}
+        self._first_page_items = PAGE_ITEMS_MIN
 
     async def live(self, head: Head, now_ms: int = 0, most: int = DRAIN_EVENTS_MAX) -> InboxView:
         """What waits, judged by a head that was read before this query: `most` events. Sources are each in order."""
-        events: list[Event] = []
-        done: list[Event] = []
-        below: list[Event] = []
-        size = 0
-        after: str | None = None
+        look = _Look(head, now_ms, most)
+        limit, after, used = self._first_page_items, None, 0
         table = self._writer.table
         for _ in range(PAGES_MAX):
-            ask = functools.partial(table.query, self._lane.pk, INBOX_LOW, INBOX_HIGH, limit=PAGE_ITEMS, after=after)
+            ask = functools.partial(table.query, self._lane.pk, INBOX_LOW, INBOX_HIGH, limit=limit, after=after)
             page = await self._writer.patiently(ask)
             for item in page.items:
-                packed = item.get("ev")
-                if not isinstance(packed, bytes):
-                    continue
-                size += len(packed)
-                event = unpack_event(packed)
-                parts = item.get("parts")
-                if isinstance(parts, int):
-                    self._parts[event.nonce] = parts
-                if passed(head, event):
-                    below.append(event)
-                elif finished(head, event, now_ms) or await self._has_result(event):
-                    done.append(event)
-                else:
-                    whole = await self._whole(event)
-                    if whole is None:
-                        # Its end has just been seen elsewhere: what is known of the head is out of date.
-                        return InboxView(tuple(events), tuple(done), tuple(below), more=True)
-                    size += len(whole.input or b"")
-                    events.append(whole)
-                full = len(events) >= most or len(events) + len(done) + len(below) >= DRAIN_EVENTS_MAX
-                if full or size > DRAIN_BYTES_MAX:
-                    return InboxView(tuple(events), tuple(done), tuple(below), more=True)
-            after = page.last
+                used += 1
+                if not await self._take_up(item, look):
+                    # As many again suffice for the next look, which begins where this one ends.
+                    self._first_page_items = min(PAGE_ITEMS_MAX, 2 * used)
+                    return look.view(more=True)
+            limit, after = PAGE_ITEMS_MAX, page.last
             if after is None:
                 break
-        return InboxView(tuple(events), tuple(done), tuple(below), more=after is not None)
+        return look.view(more=after is not None)
+
+    async def _take_up(self, item: Item, look: _Look) -> bool:
+        """Judge what is in an item. False when it is not to be gone through to its end, or no other is."""
+        events = inbox_events(item)
+        if not events:
+            return True  # A tombstone.
+        first, parts = events[0], item.get("parts")
+        parts = parts if isinstance(parts, int) else 0
+        if isinstance(first.source, KafkaSource):
+            records = Records(first, last_offset(item), parts)
+            if records.passed(look.head):
+                look.passed.append(records)
+                return not look.full
+            look.records.append(records)
+        for event in events:
+            if not look.is_new(event):
+                continue
+            if isinstance(event.source, CallSource | MessageSource) and await self._is_over(event, look):
+                look.done.append(event)
+            else:
+                whole = await self._whole(event, parts)
+                if whole is None:
+                    # Its end has just been seen elsewhere: what is known of the head is out of date.
+                    return False
+                look.add(whole)
+            if look.full:
+                return False
+        return True
 
     async def any_live(self) -> bool:
         """Whether anything waits."""
         waiting = await self.live(Head())
-        return bool(waiting.events or waiting.done or waiting.passed or waiting.more)
+        return bool(waiting.events or waiting.done or waiting.records or waiting.passed or waiting.more)
 
     async def bury(self, events: Sequence[Event], now_ms: int) -> None:
         """Leave tombstones, which refuse late duplicates."""
         for event in events:
             await self._writer.write(tombstone(self._lane, event, now_ms))
 
-    async def forget(self, events: Sequence[Event]) -> None:
-        """Delete spilled Kafka events; the watermark refuses their duplicates."""
+    async def forget(self, items: Sequence[Records]) -> None:
+        """Delete items of events from Kafka that are finished; the watermark refuses their duplicates."""
         # Parts first: an item whose parts are gone is below the watermark, while parts alone would never be found.
-        deletes = [
-            Delete(part_key(self._lane, event, n)) for event in events for n in range(self._parts.pop(event.nonce, 0))
-        ]
+        deletes = [Delete(part_key(self._lane, item.first, n)) for item in items for n in range(item.parts)]
         if deletes:
             await self._writer.patiently(lambda: self._writer.table.delete_all(deletes))
-        deletes = [Delete(inbox_key(self._lane, event)) for event in events]
+        deletes = [Delete(inbox_key(self._lane, item.first)) for item in items]
         await self._writer.patiently(lambda: self._writer.table.delete_all(deletes))
 
-    async def _whole(self, event: Event) -> Event | None:
+    async def _whole(self, event: Event, count: int) -> Event | None:
         """The event with its input, should that be in parts; None when one of them is gone."""
         parts: list[bytes] = []
-        for number in range(self._parts.get(event.nonce, 0)):
+        for number in range(count):
             key = part_key(self._lane, event, number)
             item = await self._writer.patiently(functools.partial(self._writer.table.get, key)) or {}
             data = item.get("input")
@@ -122,7 +195,10 @@ class Inbox:
             parts.append(data)
         return structs.replace(event, input=b"".join(parts)) if parts else event
 
-    async def _has_result(self, event: Event) -> bool:
+    async def _is_over(self, event: Event, look: _Look) -> bool:
+        """Whether a message or call has taken effect."""
+        if finished(look.head, event, look.now_ms):
+            return True
         if not (isinstance(event.source, CallSource) and event.source.keep_result):
             return False
         key = result_key(event.id)

@@ -20,6 +20,7 @@ from tenuto.lane.transitions import clear_pend, result_key, stored_result, takeo
 from tenuto.lane.writes import Applied
 from tenuto.protocol.backoff import pause_ms
 from tenuto.protocol.ids import Lane
+from tenuto.protocol.limits import INBOX_ITEM_EVENTS_MAX
 from tenuto.protocol.messages import Head
 from tenuto.protocol.records import Event, KafkaSource, SleptSlot, pack
 from tenuto.store.port import TableRefusedError, TableUnavailableError
@@ -67,6 +68,7 @@ from tenuto_control.core.lane_policy import (
     Wait,
     decide,
     finished,
+    passed,
 )
 from tenuto_control.core.log_fields import shown
 from tenuto_control.dispatcher.activations import Activations
@@ -82,7 +84,7 @@ log = logging.getLogger("tenuto.lane")
 LATE_LEASES = 3
 """Time-outs of its function that a lease lasts, after the last one was over before the function began."""
 
-SPILLED_AT_ONCE = 50
+SPILLED_AT_ONCE = INBOX_ITEM_EVENTS_MAX
 """Events that move to the inbox before their offsets are let go of. Each time costs a guard and a mark."""
 
 PAUSE_MS_MIN = 10
@@ -471,10 +473,15 @@ class LaneWorker:
         )
         await self._end(attempted, head)
         left, now_ms = attempted.head, self._services.clock.now_ms()
-        ran = [e for e in waiting.events if left is not None and finished(left, e, now_ms)]
-        await self._inbox.bury(ran, now_ms)
-        self._on(Buried(frozenset(event.nonce for event in ran), len(waiting.events)))
-        if len(ran) < len(waiting.events):
+        buried: list[Event] = []
+        ran = 0
+        if left is not None:
+            buried = [event for event in waiting.events if finished(left, event, now_ms)]
+            ran = len(buried) + sum(passed(left, event) for event in waiting.events)
+            await self._inbox.bury(buried, now_ms)
+            await self._inbox.forget([item for item in waiting.records if item.passed(left)])
+        self._on(Buried(frozenset(event.nonce for event in buried), ran, len(waiting.events)))
+        if ran < len(waiting.events):
             self._on(LookWanted())
 
     async def _invoke(self) -> None:
