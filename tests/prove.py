@@ -1,4 +1,4 @@
-"""The long proof: the model, crashes at every write, mutants, kills and two control planes on the real stack, seeds.
+"""The long proof: the model, crashes at every write, mutants, kills and several control planes on the real stack, seeds.
 
 Owns the order, the budgets (TENUTO_PROVE_SECONDS for the simulation, of which mutants take what they need, and
 TENUTO_PROVE_CHAOS_EVENTS for the real stack, TENUTO_PROVE_MODEL_STATES for each scenario of the model) and the last
@@ -99,12 +99,13 @@ def _chaos(tally: Tally, events: int) -> None:
 
 
 def _hand_over(tally: Tally) -> None:
-    """One key over two real control planes; left out with TENUTO_PROVE_CHAOS_EVENTS=0."""
+    """One key over several real control planes; left out with TENUTO_PROVE_CHAOS_EVENTS=0."""
     if os.environ.get("TENUTO_PROVE_CHAOS_EVENTS") == "0":
         return
-    print("one key over two control planes", flush=True)
-    wrong = asyncio.run(hand_over.measure(lambda line: print(f"  {line}", flush=True))).problems()
-    tally.take(1, [Verdict("hand-over", "python -m tests.stack.hand_over", "; ".join(wrong))] if wrong else [])
+    for planes in hand_over.PLANES:
+        print(f"one key over {planes} control planes", flush=True)
+        wrong = asyncio.run(hand_over.measure(lambda line: print(f"  {line}", flush=True), planes)).problems()
+        tally.take(1, [Verdict("hand-over", "python -m tests.stack.hand_over", "; ".join(wrong))] if wrong else [])
 
 
 def _mutants(tally: Tally) -> None:

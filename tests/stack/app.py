@@ -98,7 +98,7 @@ async def show(ctx: ObjectSharedContext) -> dict[str, Any]:
 
 
 @account.handler()
-async def work(ctx: ObjectContext, job: Job) -> str:  # noqa: C901 - one case for each kind of job
+async def work(ctx: ObjectContext, job: Job) -> str:  # noqa: C901, PLR0912 - one case for each kind of job
     key = ctx.key
     match job.kind:
         case "note":
@@ -128,6 +128,14 @@ async def work(ctx: ObjectContext, job: Job) -> str:  # noqa: C901 - one case fo
             note(key, "musing")
             time.sleep(MUSING_S)  # noqa: ASYNC251 - it works for long without a durable step
             ctx.set("mused", True)
+        case "doze":
+            await ctx.sleep(timedelta(seconds=float(job.text)))
+            ctx.set("order", [])
+        case "follow":
+            ctx.set("order", [*(await ctx.get("order", list[int]) or [])[-1:], int(job.text)])
+            ctx.set("followed", (await ctx.get("followed", int) or 0) + 1)
+        case "stamp":
+            note(key, job.text)
         case "dwell":
             await ctx.run("dwell", dwell, key, int(job.text))
         case "crash":

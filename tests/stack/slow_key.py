@@ -1,0 +1,148 @@
+"""One key asleep with thousands of records behind it: how long the other keys of its partition wait meanwhile.
+
+    python -m tests.stack.slow_key
+
+Owns the load on the embedded stack and the measurement. The followers come at an even pace, or all at once; then the
+records that come behind them in their partition wait until all have been read, which no consumer can help. Does not own
+that nothing is lost or out of order (`tests/control/test_spill.py`, `tests/simulation`), but looks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import aiohttp
+import msgspec
+from aiokafka import AIOKafkaProducer
+
+from tenuto_local.system import System
+from tests.stack import app
+from tests.stack.world import World, app_function
+
+FOLLOWERS = (2_000, 4_000, 20_000)
+OTHER_KEYS = 100
+OTHERS_PER_S = 100
+LASTS_S = 20.0
+"""So long the other keys' records come, and the followers among them."""
+
+SLEEP_S = LASTS_S + 5
+DRAINED_S_MAX = 120.0
+TOPICS = {"jobs": 1, "jobs.dead-letter": 1, app.ECHO_TOPIC: 1}
+CONFIG = """
+[functions.app]
+
+[[subscriptions]]
+topic = "jobs"
+target = "account/work"
+"""
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Latencies of the other keys' records, from their producing to their handler, in ms; and what was wrong."""
+
+    followers: int
+    at_once: bool
+    p50_ms: float
+    p99_ms: float
+    longest_ms: float
+    drained_s: float
+    wrong: str = ""
+
+    def line(self) -> str:
+        """The numbers for a person."""
+        how = "" if not self.followers else " at once" if self.at_once else f" over {LASTS_S:.0f} s"
+        return (
+            f"{self.followers:>6,} followers{how}: others p50 {self.p50_ms:.0f} ms, p99 {self.p99_ms:.0f} ms, longest "
+            f"{self.longest_ms:.0f} ms; {self.drained_s:.1f} s from its waking until the key was through{self.wrong}"
+        )
+
+
+async def measure(say: Say, followers: tuple[int, ...] = FOLLOWERS) -> list[Measured]:
+    """Start a system, load it without followers, then with, stop it."""
+    with tempfile.TemporaryDirectory(prefix="tenuto-slow-key-") as folder:
+        notes = Path(folder) / "notes"
+        async with System([app_function(notes, 20.0)], topics=TOPICS, config_text=CONFIG) as system:
+            world = World(system, notes)
+            await _measured(world, 0, at_once=False)  # The first events also start the functions.
+            found = []
+            for count, at_once in [(0, False), *((n, once) for once in (False, True) for n in followers)]:
+                found.append(await _measured(world, count, at_once=at_once))
+                say(found[-1].line())
+            return found
+
+
+async def _measured(world: World, followers: int, *, at_once: bool) -> Measured:
+    key, began_s = world.key("slow"), time.time()
+    async with world.producer() as producer:
+        if followers:
+            await _send(producer, key, app.Job("doze", str(SLEEP_S)))
+            await asyncio.sleep(1)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(_follow(producer, key, followers, at_once=at_once))
+            sending = group.create_task(_others(world, producer))
+    sent = sending.result()
+    await world.eventually(lambda: sent.keys() <= {one.what for one in app.notes(world.notes_path)}, expected=True)
+    at_s = {one.what: one.at_s for one in reversed(app.notes(world.notes_path)) if one.what in sent}
+    took_ms = sorted((at_s[name] - sent_s) * 1_000 for name, sent_s in sent.items())
+    drained_s, wrong = await _through(world, key, followers, began_s + 1 + SLEEP_S) if followers else (0.0, "")
+    p50, p99 = (took_ms[int(len(took_ms) * share)] for share in (0.5, 0.99))
+    return Measured(followers, at_once, p50, p99, took_ms[-1], drained_s, wrong)
+
+
+async def _send(producer: AIOKafkaProducer, key: str, job: app.Job) -> None:
+    await producer.send("jobs", msgspec.json.encode(job), key=key.encode())
+
+
+async def _follow(producer: AIOKafkaProducer, key: str, followers: int, *, at_once: bool) -> None:
+    """Produce what follows the event that sleeps."""
+    began_s = time.monotonic()
+    for n in range(followers):
+        due_s = began_s + (0 if at_once else n / followers * LASTS_S)
+        if due_s > time.monotonic():
+            await asyncio.sleep(due_s - time.monotonic())
+        await _send(producer, key, app.Job("follow", str(n)))
+
+
+async def _others(world: World, producer: AIOKafkaProducer) -> dict[str, float]:
+    """Produce records of other keys. Returns when each was."""
+    sent: dict[str, float] = {}
+    began_s = time.monotonic()
+    for n in range(int(LASTS_S * OTHERS_PER_S)):
+        await asyncio.sleep(max(0.0, began_s + n / OTHERS_PER_S - time.monotonic()))
+        name = world.key("stamp")
+        sent[name] = time.time()
+        await _send(producer, f"other-{n % OTHER_KEYS}", app.Job("stamp", name))
+    return sent
+
+
+async def _through(world: World, key: str, followers: int, wakes_s: float) -> tuple[float, str]:
+    """How long after its waking the key was through with its followers, and whether it missed one."""
+    until_s = wakes_s + DRAINED_S_MAX
+    async with aiohttp.ClientSession() as session:
+        while True:
+            async with session.post(f"{world.system.control_planes[0].ingress}/call/account/{key}/show") as answer:
+                state = await answer.json()
+            if state.get("followed", 0) >= followers or time.time() > until_s:
+                break
+            await asyncio.sleep(0.1)
+    wrong = "" if state == {"followed": followers, "order": [followers - 2, followers - 1]} else f"; WRONG: {state}"
+    return time.time() - wakes_s, wrong
+
+
+def main() -> int:
+    """The command line; 1 when the key missed an event, or saw one twice."""
+    found = asyncio.run(measure(lambda line: print(line, flush=True)))
+    return 1 if any(one.wrong for one in found) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
