@@ -1,4 +1,4 @@
-"""The long proof: the model, crashes at every write, mutants, kills and several control planes on the real stack, seeds.
+"""The long proof: the model, crashes at every write, mutants, kills, several control planes on the real stack, seeds.
 
 Owns the order, the budgets (TENUTO_PROVE_SECONDS for the simulation, of which mutants take what they need, and
 TENUTO_PROVE_CHAOS_EVENTS for the real stack, TENUTO_PROVE_MODEL_STATES for each scenario of the model) and the last

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from tenuto import ObjectContext, VirtualObject
 from tenuto.lane.transitions import inbox_events
-from tenuto.protocol.ids import InvocationId, Lane, kafka_nonce
+from tenuto.protocol.ids import InvocationId, Lane, digest, kafka_nonce
 from tenuto.protocol.limits import INBOX_ITEM_BYTES_MAX, INBOX_ITEM_EVENTS_MAX, VALUE_BYTES_MAX
-from tenuto.protocol.records import Event, KafkaSource
+from tenuto.protocol.records import CallSource, Event, KafkaSource
 from tests.costs.meter import Meter, meter_of
 from tests.support.virtual_time import run_virtual
 
@@ -34,6 +34,12 @@ async def note(ctx: ObjectContext, n: int) -> None:
     if n < 0:
         await ctx.sleep(timedelta(seconds=30))
     ctx.set("seen", [*seen, n])
+
+
+@log.handler()
+async def step(ctx: ObjectContext, n: int) -> None:
+    """The same, with a durable step."""
+    ctx.set("seen", [*(await ctx.get("seen", list[int]) or []), await ctx.run("step", abs, n)])
 
 
 def record(offset: int, value: bytes | None = None, partition: int = 0) -> Event:
@@ -108,6 +114,26 @@ def test_events_that_are_moved_again_in_other_company_run_once_and_in_order(
         assert seen(meter) == [-1, *range(end)]
         assert inbox(meter) == []
         assert meter.head("log", "k").pend is None
+
+    run_virtual(scenario())
+
+
+def test_calls_that_were_handed_over_go_in_the_order_in_which_they_came() -> None:
+    """By the order of their places, one with a high name would wait for as long as others come."""
+    names = [f"c{digest(str(n))}" for n in range(30)]
+
+    async def scenario() -> None:
+        meter = meter_of(log)
+        meter.deliver(note, "k", b"-1")
+        await asyncio.sleep(1)
+        for number, name in enumerate(names):
+            source = CallSource(keep_result=True)
+            event = Event.of(InvocationId(LANE, name), "step", source, str(number).encode())
+            await meter.dispatcher.send(event, 0)
+            await asyncio.sleep(0.1)
+        await asyncio.sleep(40)
+        await meter.quiet()
+        assert seen(meter) == [-1, *range(len(names))]
 
     run_virtual(scenario())
 

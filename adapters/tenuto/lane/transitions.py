@@ -343,18 +343,21 @@ def slots_put(lane: Lane, head: Head, slots: Mapping[str, bytes], mark: str) -> 
     return Update(head_key(lane), {**sets, ANS: mark}, (), clauses)
 
 
-def inbox_put(lane: Lane, event: Event, more: Sequence[Event] = ()) -> Put:
+def inbox_put(lane: Lane, event: Event, more: Sequence[Event] = (), at_ms: int = 0) -> Put:
     """9. Durable acceptance of an event by a lane that cannot take it now; its key is its duplicate guard.
 
     An input that is too large for an item is in parts, which are put before; the item holds how many there are. `more`
     are events of the same Kafka source that come next on this lane: one item holds them all, so that whoever drains the
-    lane sees all of them or none, and `last` is the offset of the last one.
+    lane sees all of them or none, and `last` is the offset of the last one. `at_ms` says when a call was put: its place
+    does not tell.
     """
     parts = len(part_puts(lane, event))
     if parts:
         kept: dict[str, Value] = {"ev": pack(structs.replace(event, input=None)), "parts": parts}
     else:
         kept = {"ev": pack(event)}
+    if isinstance(event.source, CallSource):
+        kept["at"] = at_ms
     if more:
         kept |= {"more": pack_events(more), "last": _offset(more[-1])}
     return Put(inbox_key(lane, event), kept, (Absent("inbox.absent", "pk"),))

@@ -149,7 +149,8 @@ class Delivery:
                     records.setdefault(source.watermark, {})[source.offset] = event
                 case _:
                     assert_never(event.source)
-        written += zip(calls, await self._writer.write_all([inbox_put(lane, c) for c in calls]), strict=True)
+        puts = [inbox_put(lane, call, at_ms=self._clock.now_ms()) for call in calls]
+        written += zip(calls, await self._writer.write_all(puts), strict=True)
         for by_offset in records.values():
             written += await self._put_records(lane, sorted(by_offset.items()))
         return written
@@ -176,7 +177,7 @@ class Delivery:
         A mark would refuse the attempt's commit, and have the call run a second time for nothing. The guard, due when
         the attempt must have ended, leads to the item; its commit meanwhile makes the item one that is done.
         """
-        await self._writer.write(inbox_put(lane, event))
+        await self._writer.write(inbox_put(lane, event, at_ms=self._clock.now_ms()))
         await self.guard(lane, event.nonce, guard_ms)
 
     async def guard(self, lane: Lane, invocation: str, delay_ms: int, ver: int | None = None) -> None:

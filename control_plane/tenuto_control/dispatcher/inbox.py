@@ -6,6 +6,7 @@ Owns the query and its reading (13) and the cleaning up (14). Does not own runni
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -34,7 +35,10 @@ DRAIN_BYTES_MAX = 1_000_000
 
 PAGE_ITEMS_MIN = 64
 PAGE_ITEMS_MAX = 1_000
-"""Items of the first page of a look, and of a later one: an item may hold many events, or be a tombstone."""
+"""Items of the first page of a look, and of a later one.
+
+An item may be a tombstone, or hold many events from Kafka: where few such items suffice, the next look reads few.
+"""
 
 PAGES_MAX = 1_000
 """Pages of tombstones one look goes through before it gives up for this time."""
@@ -109,6 +113,12 @@ class _Look:
         return InboxView(tuple(self.events), tuple(self.done), tuple(self.records), tuple(self.passed), more)
 
 
+def _since(item: Item) -> int:
+    """What sorts a page: calls go in the order in which they came, and stay in front of what the table sorts."""
+    at_ms = item.get("at")
+    return at_ms if isinstance(at_ms, int) else sys.maxsize
+
+
 class Inbox:
     """The inbox of one lane."""
 
@@ -125,11 +135,11 @@ class Inbox:
         for _ in range(PAGES_MAX):
             ask = functools.partial(table.query, self._lane.pk, INBOX_LOW, INBOX_HIGH, limit=limit, after=after)
             page = await self._writer.patiently(ask)
-            for item in page.items:
+            for item in sorted(page.items, key=_since):
                 used += 1
                 if not await self._take_up(item, look):
-                    # As many again suffice for the next look, which begins where this one ends.
-                    self._first_page_items = min(PAGE_ITEMS_MAX, 2 * used)
+                    only_records = used == len(look.records) + len(look.passed)
+                    self._first_page_items = 2 * used if only_records else PAGE_ITEMS_MIN
                     return look.view(more=True)
             limit, after = PAGE_ITEMS_MAX, page.last
             if after is None:
