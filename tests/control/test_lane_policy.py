@@ -312,6 +312,16 @@ TABLE: list[tuple[str, Case, Action]] = [
     ),
     ("a result that another process delivers", away(record(7), Head(out=RESULT), changed_ms=LATELY), Invoke()),
     ("a result that nobody delivers", away(record(7), Head(out=RESULT)), Ship()),
+    (
+        "a result that another process may have delivered since",
+        away(None, Head(out=RESULT), read_ms=NOW - 1, changed_ms=NOW - BOUNDS.owner_ms),
+        ReadHead(),
+    ),
+    (
+        "nothing to do, while another process delivers a result or has ended",
+        away(None, Head(out=RESULT), changed_ms=LATELY),
+        Wait(LATELY + BOUNDS.owner_ms),
+    ),
     ("a result of this process", away(record(7), Head(out=RESULT, tok="here.7.spec"), changed_ms=LATELY), Ship()),
     ("a message of another process", away(record(7), Head(out=OUT), changed_ms=LATELY), Ship()),
     ("a slow lane in a pause", case(Head(), record(7), 1, pressed=True, pause=PAUSE), Wait(PAUSED)),

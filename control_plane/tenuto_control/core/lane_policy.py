@@ -121,7 +121,7 @@ def decide(memory: LaneMemory, turn: Turn, bounds: Bounds) -> Action:
         owner_until_ms = memory.sighting.changed_ms + bounds.owner_ms
         return HandOver() if turn.first is not None else _watch(memory, turn, bounds, owner_until_ms)
     if to_ship(memory, turn, bounds, head):
-        return _ship(memory, turn, bounds)
+        return _ship(memory, turn, bounds, head)
     if head.run is not None:
         return _suspended(memory, turn, bounds, head, head.run)
     first = turn.first
@@ -146,7 +146,10 @@ def _free(memory: LaneMemory, turn: Turn, bounds: Bounds, head: Head) -> Action:
         return Invoke()
     if turn.handed:
         return _watch(memory, turn, bounds, turn.now_ms + bounds.call_look_ms)
-    return TrimHead() if trimmable(memory, head) else Idle()
+    if trimmable(memory, head):
+        return TrimHead()
+    # Whoever has committed results may have ended before it delivered them, and nobody else need come by.
+    return Wait(_delivered_ms(memory, bounds)) if unshipped(memory, head) else Idle()
 
 
 def _used_lately(memory: LaneMemory, turn: Turn, bounds: Bounds) -> bool:
@@ -173,11 +176,20 @@ def to_ship(memory: LaneMemory, turn: Turn, bounds: Bounds, head: Head) -> bool:
     Another process delivers the results of what it has just committed. Nothing is ordered behind a result; behind a
     message or a record everything is.
     """
-    if not unshipped(memory, head):
-        return False
-    if named_by(bounds.process, head.tok) or not _used_lately(memory, turn, bounds):
-        return True
-    return any(not isinstance(head.out[sequence], ResultOut) for sequence in head.out.keys() - memory.shipped)
+    return unshipped(memory, head) and not (
+        _results_of_others(memory, bounds, head) and _used_lately(memory, turn, bounds)
+    )
+
+
+def _results_of_others(memory: LaneMemory, bounds: Bounds, head: Head) -> bool:
+    """Whether nothing waits for delivery but results, and another process has written the head last."""
+    waiting = (head.out[sequence] for sequence in head.out.keys() - memory.shipped)
+    return not named_by(bounds.process, head.tok) and all(isinstance(entry, ResultOut) for entry in waiting)
+
+
+def _delivered_ms(memory: LaneMemory, bounds: Bounds) -> int:
+    """By when another process delivers the results that it has committed."""
+    return memory.sighting.changed_ms + bounds.owner_ms
 
 
 def trimmable(memory: LaneMemory, head: Head) -> bool:
@@ -185,8 +197,10 @@ def trimmable(memory: LaneMemory, head: Head) -> bool:
     return not memory.shipped.isdisjoint(head.out)
 
 
-def _ship(memory: LaneMemory, turn: Turn, bounds: Bounds) -> Action:
+def _ship(memory: LaneMemory, turn: Turn, bounds: Bounds, head: Head) -> Action:
     """Ship, or wait for a topic that took no records; what queues meanwhile may not fill its partition's window."""
+    if _results_of_others(memory, bounds, head) and not memory.read_since(_delivered_ms(memory, bounds)):
+        return ReadHead()  # They may have left already.
     if memory.ship_again_ms <= turn.now_ms:
         return Ship()
     if turn.first is not None and isinstance(turn.first.source, KafkaSource) and _overdue(memory, turn, bounds):
@@ -305,7 +319,7 @@ def _blocked(memory: LaneMemory, turn: Turn, bounds: Bounds, head: Head) -> Acti
     if turn.first is None:
         return None
     if passed(head, turn.first):
-        return _ship(memory, turn, bounds) if to_ship(memory, turn, bounds, head) else Release()
+        return _ship(memory, turn, bounds, head) if to_ship(memory, turn, bounds, head) else Release()
     return Spill() if turn.records and _overdue(memory, turn, bounds) else None
 
 
