@@ -1,6 +1,6 @@
 """Events of a busy key that move to its inbox: few items, in order, and each event once, whoever moved it before.
 
-Owns what several events in one inbox item may do to order and to exactly-once. Does not own when a lane spills
+Owns what several events in one inbox item may do to order and to exactly-once, and the order of calls there. Does not own when a lane spills
 (`test_lane_policy`), nor crashes in between (`tests/simulation`).
 """
 
@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tenuto import ObjectContext, VirtualObject
-from tenuto.lane.transitions import inbox_events
+from tenuto.lane.transitions import inbox_events, result_expected
 from tenuto.protocol.ids import InvocationId, Lane, digest, kafka_nonce
 from tenuto.protocol.limits import INBOX_ITEM_BYTES_MAX, INBOX_ITEM_EVENTS_MAX, VALUE_BYTES_MAX
 from tenuto.protocol.records import CallSource, Event, KafkaSource
@@ -185,5 +185,23 @@ def test_an_item_with_long_keys_fits_the_table() -> None:
         await meter.dispatcher._parts.delivery.accept(lane, events)
         await meter.quiet()
         assert len(meter.head("log", lane.key).state["seen"].split(b",")) == INBOX_ITEM_EVENTS_MAX
+
+    run_virtual(scenario())
+
+
+def test_a_call_that_is_handed_over_makes_sure_of_the_delayed_message_that_it_repeats() -> None:
+    """Whoever accepted the message died before its timer was there."""
+
+    async def scenario() -> None:
+        meter = meter_of(log)
+        event = Event.of(InvocationId(LANE, "c1"), "note", CallSource(keep_result=True), b"7")
+        due_ms = meter.clock.now_ms() + 60_000
+        meter.table.apply(result_expected(event.id, due_ms))
+        await meter.dispatcher._parts.acceptance.take_in(LANE, [event])
+        await asyncio.sleep(50)
+        assert seen(meter) == []
+        await asyncio.sleep(20)
+        await meter.quiet()
+        assert seen(meter) == [7]
 
     run_virtual(scenario())

@@ -51,15 +51,23 @@ class Acceptance:
             found = await self._result_item(event)
         if found is None:
             await self._into_inbox(lane, [event])
-        elif "res" not in found and isinstance(due := found.get("begins"), int):
-            await self.join(event, due)
+        else:
+            await self._join_found(event, found)
 
     async def take_in(self, lane: Lane, events: Sequence[Event]) -> None:
         """Make events of one lane durable in its inbox, but for calls whose invocation was accepted before."""
         kept = [event for event in events if _kept(event)]
         found = await self.writer.read_all([result_key(event.id) for event in kept])
-        known = {event.id for event, item in zip(kept, found, strict=True) if item is not None}
+        known = {event.id: item for event, item in zip(kept, found, strict=True) if item is not None}
         await self._into_inbox(lane, [event for event in events if event.id not in known])
+        for event in events:
+            if event.id in known:
+                await self._join_found(event, known[event.id])
+
+    async def _join_found(self, event: Event, result_item: Item) -> None:
+        due_ms = result_item.get("begins")
+        if "res" not in result_item and isinstance(due_ms, int):
+            await self.join(event, due_ms)
 
     async def join(self, event: Event, due_ms: int) -> None:
         """Make sure that a delayed invocation, whose acceptance was found, has what carries it.
