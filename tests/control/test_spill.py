@@ -1,7 +1,7 @@
 """Events of a busy key that move to its inbox: few items, in order, and each event once, whoever moved it before.
 
-Owns what several events in one inbox item may do to order and to exactly-once, and the order of calls there. Does not own when a lane spills
-(`test_lane_policy`), nor crashes in between (`tests/simulation`).
+Owns what several events in one inbox item may do to order and to exactly-once, and the order of calls there. Does not
+own when a lane spills (`test_lane_policy`), nor crashes in between (`tests/simulation`).
 """
 
 from __future__ import annotations
