@@ -1,20 +1,17 @@
-"""What the local AWS services share: the account, the routing by signature, and the shape of errors.
-
-Signatures are not verified, only read: the credential scope of a SigV4 header names the service a request is
-for.
-"""
+"""What the local AWS services share: the account, the credentials of this start, and the shape of errors."""
 
 from __future__ import annotations
 
 import os
-import re
+import secrets
 
-from tenuto_local.http_server import Request, Responder
+from tenuto_local.http_server import Responder
 
 ACCOUNT_ID = "000000000000"
 DEFAULT_REGION = "us-east-1"
-_CREDENTIAL_VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
-_SCOPE = re.compile(r"Credential=[^/]+/\d{8}/(?P<region>[^/]+)/(?P<service>[^/]+)/aws4_request")
+ACCESS_KEY_VARIABLE = "AWS_ACCESS_KEY_ID"
+SECRET_KEY_VARIABLE = "AWS_SECRET_ACCESS_KEY"  # noqa: S105 - a name
+_CREDENTIAL_VARIABLES = (ACCESS_KEY_VARIABLE, SECRET_KEY_VARIABLE, "AWS_SESSION_TOKEN")
 
 
 class AwsError(Exception):
@@ -38,17 +35,16 @@ def region() -> str:
 
 
 def credentials() -> dict[str, str]:
-    """The credentials of the environment, which a person's own table may need; dummy ones for want of any."""
+    """The credentials of the environment, which a person's own table may need; else a pair made up for this start.
+
+    The name of such a pair is always the same: a DynamoDB Local of a person's own keeps a database for each name.
+    """
     own = {name: os.environ[name] for name in _CREDENTIAL_VARIABLES if os.environ.get(name)}
-    return own or {"AWS_ACCESS_KEY_ID": "tenuto", "AWS_SECRET_ACCESS_KEY": "tenuto"}
+    if own.keys() >= {ACCESS_KEY_VARIABLE, SECRET_KEY_VARIABLE}:
+        return own
+    return {ACCESS_KEY_VARIABLE: "tenuto", SECRET_KEY_VARIABLE: secrets.token_hex(32)}
 
 
 def function_arn(name: str) -> str:
     """The ARN of a local function."""
     return f"arn:aws:lambda:{region()}:{ACCOUNT_ID}:function:{name}"
-
-
-def signed_service(request: Request) -> str | None:
-    """The service a request is signed for, such as `lambda`; None when it is not signed."""
-    match = _SCOPE.search(request.headers.get("authorization", ""))
-    return match["service"] if match else None

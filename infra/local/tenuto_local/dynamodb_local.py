@@ -16,6 +16,7 @@ from tenuto_local.processes import ManagedProcess
 READY_TIMEOUT_S = 40.0
 START_ATTEMPTS_MAX = 3
 READY_MARKER = "DynamoDB Local is listening"
+NO_ORIGIN = "https://nowhere.invalid"
 
 # No class archive here: the manifest of DynamoDB Local's jar names its own directory in its class path, and
 # the JVM refuses to write an archive over a directory that is not empty.
@@ -84,5 +85,6 @@ class DynamoDBLocal:
 def _java(home: Path, launcher: Path, workdir: Path, port: int) -> list[str]:
     # It unpacks a native library into the temporary directory, and a SIGKILL would leave it there.
     native = [f"-Dsqlite4java.library.path={home / 'lib'}", f"-Djava.io.tmpdir={workdir}"]
-    options = ["-port", str(port), "-inMemory", "-sharedDb", "-disableTelemetry"]
+    # By itself it lets every web page ask it and read the answers; no page comes from this origin.
+    options = ["-port", str(port), "-inMemory", "-sharedDb", "-disableTelemetry", "-cors", NO_ORIGIN]
     return ["java", *JVM_FLAGS, *native, "-cp", classpath(home, launcher), "LoopbackDynamoDB", *options]

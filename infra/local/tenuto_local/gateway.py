@@ -1,14 +1,16 @@
 """One endpoint for every AWS service of the stack: `AWS_ENDPOINT_URL` set to it is all a client needs.
 
-Owns the process that Lambda, Scheduler and the proxy to DynamoDB live in, and the routing of requests by the
-service they are signed for. Under `/_tenuto/` it answers unsigned requests about itself:
+Owns the process that Lambda, Scheduler and the proxy to DynamoDB live in, the check of signatures, and the routing of
+requests by the service they are signed for. Under `/_tenuto/` it answers the stack that started it, which knows the
+secret of this start:
 
     GET  /_tenuto/functions   functions, their workers (pid, state, request id), invocations, cold starts
     POST /_tenuto/functions   register one function or an array of them (`FunctionSpec` as JSON)
     GET  /_tenuto/dynamodb    requests that went to DynamoDB through this endpoint, by operation
 
-Run as `python -m tenuto_local.gateway --port 18080 --dynamodb http://127.0.0.1:8000 --functions
-functions.json`.
+Run as `python -m tenuto_local.gateway --port 18080 --dynamodb http://127.0.0.1:8000 --functions functions.json`, with
+AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY that clients have to sign with, and TENUTO_GATEWAY_SECRET, which opens
+`/_tenuto/`: a web page or another user of the machine knows neither. A function runs as whoever started the gateway.
 """
 
 from __future__ import annotations
@@ -16,34 +18,56 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import hmac
 import logging
+import os
 import signal
 import socket
 import sys
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tenuto_local.aws_api import ACCOUNT_ID, AwsError, credentials, region, signed_service
+from tenuto_local.aws_api import (
+    ACCESS_KEY_VARIABLE,
+    ACCOUNT_ID,
+    SECRET_KEY_VARIABLE,
+    AwsError,
+    credentials,
+    region,
+)
 from tenuto_local.dynamodb_proxy import DynamoDBProxy
 from tenuto_local.errors import ConfigurationError
-from tenuto_local.gateway_contract import ADMIN_DYNAMODB, ADMIN_FUNCTIONS, READY_MARKER
+from tenuto_local.gateway_contract import (
+    ADMIN_DYNAMODB,
+    ADMIN_FUNCTIONS,
+    ADMIN_HEADER,
+    ADMIN_VARIABLE,
+    READY_MARKER,
+)
 from tenuto_local.http_server import HttpServer, Request, Responder
 from tenuto_local.lambda_service import LambdaService
 from tenuto_local.lambda_service.function_spec import FunctionSpec, decode_function_specs
 from tenuto_local.ports import LOOPBACK
 from tenuto_local.scheduler_service import SchedulerService
+from tenuto_local.signatures import claim_of, proven
 
 
 @dataclass(frozen=True, slots=True)
 class GatewayOptions:
-    """How to run a gateway; `dynamodb_url` is handed to functions as their DynamoDB endpoint."""
+    """How to run a gateway; `dynamodb_url` is handed to functions as their DynamoDB endpoint.
+
+    `credentials` are what requests have to be signed with, as AWS's variables; functions get them. `secret` opens the
+    admin paths; functions do not get it.
+    """
 
     port: int
     dynamodb_url: str
     functions: tuple[FunctionSpec, ...]
     log_directory: Path
+    credentials: Mapping[str, str]
+    secret: str
 
 
 class Gateway:
@@ -51,7 +75,7 @@ class Gateway:
 
     def __init__(self, options: GatewayOptions) -> None:
         environment = {
-            **credentials(),
+            **options.credentials,
             "AWS_ENDPOINT_URL": f"http://{LOOPBACK}:{options.port}",
             "AWS_ENDPOINT_URL_DYNAMODB": options.dynamodb_url,
         }
@@ -88,23 +112,44 @@ class Gateway:
         await self._lambda.close()
 
     def _handle(self, request: Request, responder: Responder) -> None:
-        if request.path == ADMIN_FUNCTIONS:
-            self._handle_admin(request, responder)
-            return
+        try:
+            if request.path in (ADMIN_FUNCTIONS, ADMIN_DYNAMODB):
+                self._check_secret(request)
+                self._handle_admin(request, responder)
+            else:
+                self._routes[self._signed_service(request)](request, responder)
+        except AwsError as error:
+            error.send(responder)
+
+    def _check_secret(self, request: Request) -> None:
+        """Raises `AwsError` for whoever does not know the secret of this start."""
+        given = request.headers.get(ADMIN_HEADER, "").encode("latin-1", "replace")
+        if not hmac.compare_digest(given, self._options.secret.encode()):
+            text = f"The stack that started this gateway manages it, by the secret in the header {ADMIN_HEADER}."
+            raise AwsError(403, "AccessDenied", text)
+
+    def _signed_service(self, request: Request) -> str:
+        """The service a request is signed for, such as `lambda`. Raises `AwsError` when nobody serves or signed it."""
+        claim = claim_of(request)
+        if claim is None:
+            raise AwsError(403, "MissingAuthenticationToken", "The request is not signed for a service.")
+        own = self._options.credentials
+        if not proven(request, claim, own[ACCESS_KEY_VARIABLE], own[SECRET_KEY_VARIABLE]):
+            raise AwsError(
+                403,
+                "InvalidSignatureException",
+                "The request is not signed with the credentials of this stack, which are made anew at each start; "
+                "a stack tells them to what it starts, and writes them to the file aws.env in its directory.",
+            )
+        if claim.service not in self._routes:
+            text = f"The local stack has no service {claim.service!r}; it has {', '.join(sorted(self._routes))}."
+            raise AwsError(501, "NotImplemented", text)
+        return claim.service
+
+    def _handle_admin(self, request: Request, responder: Responder) -> None:
         if request.path == ADMIN_DYNAMODB:
             responder.send_json(200, {"requests": self._dynamodb.counts})
             return
-        service = signed_service(request)
-        route = self._routes.get(service) if service else None
-        if route is not None:
-            route(request, responder)
-        elif service is None:
-            AwsError(403, "MissingAuthenticationToken", "The request is not signed for a service.").send(responder)
-        else:
-            text = f"The local stack has no service {service!r}; it has {', '.join(sorted(self._routes))}."
-            AwsError(501, "NotImplemented", text).send(responder)
-
-    def _handle_admin(self, request: Request, responder: Responder) -> None:
         if request.method == "GET":
             responder.send_json(200, {"functions": self._lambda.describe()})
             return
@@ -143,7 +188,13 @@ def _parse_arguments(argv: Sequence[str] | None) -> GatewayOptions:
         functions = decode_function_specs(arguments.functions.read_bytes()) if arguments.functions else []
     except OSError as error:
         raise ConfigurationError(f"{arguments.functions} cannot be read: {error.strerror}") from error
-    return GatewayOptions(arguments.port, arguments.dynamodb, tuple(functions), arguments.logs)
+    own, secret = credentials(), os.environ.pop(ADMIN_VARIABLE, "")
+    if not secret or own[SECRET_KEY_VARIABLE] != os.environ.get(SECRET_KEY_VARIABLE):
+        raise ConfigurationError(
+            f"{ACCESS_KEY_VARIABLE}, {SECRET_KEY_VARIABLE} and {ADMIN_VARIABLE} have to be set: whoever does not know "
+            "them could run anything as you"
+        )
+    return GatewayOptions(arguments.port, arguments.dynamodb, tuple(functions), arguments.logs, own, secret)
 
 
 async def _serve(options: GatewayOptions) -> None:

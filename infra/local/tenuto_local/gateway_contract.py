@@ -1,4 +1,4 @@
-"""What the stack knows of the gateway, which is another process: its paths, and the line it logs when ready."""
+"""What the stack knows of the gateway, which is another process: its paths, its secret, and the line it logs when ready."""
 
 from __future__ import annotations
 
@@ -7,3 +7,8 @@ from typing import Final
 ADMIN_FUNCTIONS: Final = "/_tenuto/functions"
 ADMIN_DYNAMODB: Final = "/_tenuto/dynamodb"
 READY_MARKER: Final = "tenuto gateway is listening"
+ADMIN_HEADER: Final = "x-tenuto-secret"
+"""The header that a request to an admin path carries this start's secret in."""
+
+ADMIN_VARIABLE: Final = "TENUTO_GATEWAY_SECRET"
+"""The environment variable that the gateway takes the secret from; functions do not get it."""

@@ -3,7 +3,8 @@
 Owns parsing and framing, and nothing else: a handler gets a complete `Request` and a `Responder` to answer
 now or later, from any callback. It exists because every invocation crosses it three times (Invoke, next,
 response), where a general web framework costs more than the work. It serves programs on the same machine:
-HTTP/2, TLS, chunked requests and trailers are left out, and refused clearly.
+HTTP/2, TLS, chunked requests and trailers are left out, and refused clearly. What a web page may have caused is refused
+before its body is read (`own_requests`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import socket
 from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from typing import cast
+
+from tenuto_local.own_requests import foreign
 
 HEAD_BYTES_MAX = 64 * 1024
 # Above the largest body any of the services takes (DynamoDB: 16 MB), so that each can refuse in its own
@@ -78,13 +81,15 @@ class HttpConnection(asyncio.Protocol):
         "_handler",
         "_missing",
         "_on_lost",
+        "_port",
         "_request",
         "_transport",
         "closed",
     )
 
-    def __init__(self, handler: Handler, on_lost: Callable[[HttpConnection], None] | None = None) -> None:
+    def __init__(self, handler: Handler, port: int, on_lost: Callable[[HttpConnection], None] | None = None) -> None:
         self._handler = handler
+        self._port = port
         self._on_lost = on_lost
         self._transport: asyncio.Transport
         self._buffer = b""  # bytes not yet parsed
@@ -151,7 +156,13 @@ class HttpConnection(asyncio.Protocol):
         headers: dict[str, str] = {}
         for line in lines[1:]:
             name, _, value = line.partition(":")
-            headers[name.lower()] = value.strip()
+            name, value = name.lower(), value.strip()
+            # Several of one name are one list; so a second Host, length or signature spoils the first.
+            headers[name] = f"{headers[name]},{value}" if name in headers else value
+        refusal = foreign(headers, self._port)
+        if refusal is not None:
+            self._refuse(403, refusal)
+            return
         if "transfer-encoding" in headers:
             self._refuse(411, "bodies need a Content-Length here, chunked ones are not taken")
             return
@@ -199,11 +210,13 @@ class HttpServer:
     def __init__(self, handler: Handler) -> None:
         self._handler = handler
         self._server: asyncio.Server | None = None
+        self._port = 0
         self._connections: set[HttpConnection] = set()
 
     async def start(self, sock: socket.socket) -> None:
         """Listen on a bound socket, which the server owns from now on."""
         loop = asyncio.get_running_loop()
+        self._port = sock.getsockname()[1]
         self._server = await loop.create_server(self._connect, sock=sock, backlog=LISTEN_BACKLOG)
 
     def close(self) -> None:
@@ -214,6 +227,6 @@ class HttpServer:
             connection.close()
 
     def _connect(self) -> HttpConnection:
-        connection = HttpConnection(self._handler, self._connections.discard)
+        connection = HttpConnection(self._handler, self._port, self._connections.discard)
         self._connections.add(connection)
         return connection

@@ -23,6 +23,7 @@ from pathlib import Path
 
 from tenuto_local.errors import FetchFailed, PrerequisiteMissing
 from tenuto_local.processes import ManagedProcess
+from tenuto_local.workdir import open_lock, own_folder
 
 Progress = Callable[[str], None]
 
@@ -71,7 +72,7 @@ async def fetch(jar_set: JarSet, progress: Progress = silent) -> Path:
 
     Raises `FetchFailed` with Maven's own complaint when the download fails.
     """
-    home = cache_root() / jar_set.directory
+    home = own_folder(cache_root()) / jar_set.directory
     if home.is_dir():
         return home
     async with locked(jar_set.directory):
@@ -122,19 +123,21 @@ async def compile_java(source: Path, home: Path) -> Path:
 @asynccontextmanager
 async def locked(name: str) -> AsyncIterator[None]:
     """Hold the lock `name` of the cache among all processes; the system frees it when its holder dies."""
-    root = cache_root()
-    root.mkdir(parents=True, exist_ok=True)
+    path = own_folder(cache_root()) / f".{name}.lock"
     deadline = time.monotonic() + LOCK_WAIT_S
-    with (root / f".{name}.lock").open("w") as lock:
+    lock = open_lock(path)
+    try:
         while True:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
                 if time.monotonic() > deadline:
-                    raise FetchFailed(f"another process has held {lock.name} for {LOCK_WAIT_S:.0f} s") from None
+                    raise FetchFailed(f"another process has held {path} for {LOCK_WAIT_S:.0f} s") from None
                 await asyncio.sleep(LOCK_POLL_S)
         yield
+    finally:
+        os.close(lock)
 
 
 class _TemporarySibling:

@@ -118,7 +118,8 @@ class KafkaBroker:
             )
             self._process = ManagedProcess(
                 "the Kafka broker",
-                _java(home, "kafka.Kafka", str(properties), flags=flags),
+                # Codecs unpack a native library into the temporary directory, and a SIGKILL would leave it there.
+                _java(home, "kafka.Kafka", str(properties), flags=[*flags, f"-Djava.io.tmpdir={self._workdir}"]),
                 self._workdir / "kafka.log",
                 ready_marker=READY_MARKER,
                 ready_timeout_s=READY_TIMEOUT_S,

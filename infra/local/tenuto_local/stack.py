@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
+import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -26,14 +28,20 @@ import msgspec
 from tenuto_local.aws_api import credentials, region
 from tenuto_local.dynamodb_local import DynamoDBLocal
 from tenuto_local.errors import ConfigurationError, ProcessFailed
-from tenuto_local.gateway_contract import ADMIN_DYNAMODB, ADMIN_FUNCTIONS, READY_MARKER
+from tenuto_local.gateway_contract import (
+    ADMIN_DYNAMODB,
+    ADMIN_FUNCTIONS,
+    ADMIN_HEADER,
+    ADMIN_VARIABLE,
+    READY_MARKER,
+)
 from tenuto_local.jars import DYNAMODB_LOCAL, KAFKA_BROKER, Progress, fetched, silent
 from tenuto_local.kafka_broker import KafkaBroker
 from tenuto_local.lambda_service.function_spec import FunctionSpec
 from tenuto_local.ports import LOOPBACK, free_port
 from tenuto_local.prerequisites import check_prerequisites
 from tenuto_local.processes import ManagedProcess
-from tenuto_local.workdir import Workdir
+from tenuto_local.workdir import Workdir, write_private
 
 GATEWAY_READY_TIMEOUT_S = 20.0
 ADMIN_TIMEOUT_S = 10.0
@@ -72,6 +80,8 @@ class EmbeddedStack:
         self._requested_workdir = workdir
         self._progress = progress
         self._external = External.from_environment()
+        self._credentials = credentials()
+        self._secret = secrets.token_hex(32)
         self._workdir: Workdir | None = None
         self._broker: KafkaBroker | None = None
         self._dynamodb: DynamoDBLocal | None = None
@@ -112,6 +122,8 @@ class EmbeddedStack:
         except BaseException:
             await self.stop()
             raise
+        if self._gateway is not None:
+            write_private(self.aws_environment, _exports(self.environment()))
         self._progress(f"the stack is up after {time.monotonic() - started_s:.1f} s")
 
     async def stop(self) -> None:
@@ -164,10 +176,15 @@ class EmbeddedStack:
             raise ProcessFailed("the stack is not running")
         return self._workdir.path
 
+    @property
+    def aws_environment(self) -> Path:
+        """A file of `environment()` for a shell, which its owner alone may read: credentials are made at each start."""
+        return self.workdir / "aws.env"
+
     def environment(self) -> dict[str, str]:
         """The variables that point a child process, boto3 or a control plane at this stack."""
         return {
-            **credentials(),
+            **self._credentials,
             "AWS_REGION": region(),
             "AWS_DEFAULT_REGION": region(),
             "AWS_ENDPOINT_URL": self.aws_endpoint_url,
@@ -232,6 +249,7 @@ class EmbeddedStack:
             self.workdir / "gateway.log",
             ready_marker=READY_MARKER,
             ready_timeout_s=GATEWAY_READY_TIMEOUT_S,
+            env={**os.environ, **self._credentials, ADMIN_VARIABLE: self._secret},
         )
         await self._gateway.start()
         self._gateway_url = f"http://{LOOPBACK}:{port}"
@@ -242,12 +260,19 @@ class EmbeddedStack:
         timeout = aiohttp.ClientTimeout(total=ADMIN_TIMEOUT_S)
         async with (
             aiohttp.ClientSession(timeout=timeout) as session,
-            session.request(method, self._gateway_url + path, data=body) as answer,
+            session.request(
+                method, self._gateway_url + path, data=body, headers={ADMIN_HEADER: self._secret}
+            ) as answer,
         ):
             value = await answer.json()
             if not answer.ok:
                 raise ConfigurationError(value["message"])
             return value
+
+
+def _exports(environment: Mapping[str, str]) -> str:
+    """Lines for a shell to read."""
+    return "".join(f"export {name}={shlex.quote(value)}\n" for name, value in environment.items())
 
 
 def _subdirectory(parent: Path, name: str) -> Path:

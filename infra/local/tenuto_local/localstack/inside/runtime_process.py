@@ -174,6 +174,8 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
+        if self._refused():
+            return
         invocation, deadline_ms = self.server.owner.next()
         self._answer(
             200,
@@ -187,6 +189,8 @@ class _Handler(BaseHTTPRequestHandler):
         )
 
     def do_POST(self) -> None:
+        if self._refused():
+            return
         body = self._body()
         kind = self.path.removeprefix(RUNTIME)
         # The runtime first: it can already ask for more work while the caller reads the answer.
@@ -195,6 +199,15 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.owner.init_failed(body)
         else:
             self.server.owner.answered(Outcome(body, failed=kind.endswith("/error")))
+
+    def _refused(self) -> bool:
+        """Refuse what a browser sends for a web page, as `tenuto_local.own_requests` does, which is not here."""
+        page = any(name in self.headers for name in ("Origin", "Sec-Fetch-Site", "Sec-Fetch-Mode"))
+        if not page and self.headers.get_all("Host") == [f"{LOOPBACK}:{self.server.server_address[1]}"]:
+            return False
+        self.close_connection = True
+        self._answer(403, b"{}", {"Connection": "close"})
+        return True
 
     def log_message(self, *_: Any) -> None:
         """Say nothing: LocalStack logs invocations itself."""
