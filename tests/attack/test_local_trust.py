@@ -114,12 +114,19 @@ def tells(stack: EmbeddedStack, *names: str) -> dict[str, str | None]:
 
 def replacement(folder: Path) -> bytes:
     """A function that would run a command, in the place of the developer's."""
-    spec = {"name": "tells", "handler": "antigravity.x", "root": str(folder), "environment": {"BROWSER": "/bin/sh -c id"}}
+    spec = {
+        "name": "tells",
+        "handler": "antigravity.x",
+        "root": str(folder),
+        "environment": {"BROWSER": "/bin/sh -c id"},
+    }
     return json.dumps([spec]).encode()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=repr)
-@pytest.mark.parametrize("path", [ADMIN_FUNCTIONS, ADMIN_DYNAMODB, "/2015-03-31/functions/tells/invocations", "/", "/x"])
+@pytest.mark.parametrize(
+    "path", [ADMIN_FUNCTIONS, ADMIN_DYNAMODB, "/2015-03-31/functions/tells/invocations", "/", "/x"]
+)
 def test_no_page_is_answered_whatever_it_knows(
     stack: EmbeddedStack, page: dict[str, str], path: str, tmp_path: Path
 ) -> None:
@@ -158,7 +165,11 @@ def test_a_function_is_run_only_for_whoever_signs_with_this_starts_key(stack: Em
     false: list[tuple[str, dict[str, str], bytes]] = [
         (path, {}, body),
         (path, {"Authorization": true["Authorization"]}, body),
-        (path, {**true, "Authorization": f"{true['Authorization'][:-1]}{'01'[true['Authorization'][-1] == '0']}"}, body),
+        (
+            path,
+            {**true, "Authorization": f"{true['Authorization'][:-1]}{'01'[true['Authorization'][-1] == '0']}"},
+            body,
+        ),
         (path, signed(stack, path, body, secret_key="tenuto"), body),
         (path, signed(stack, path, body, key="AKIDEXAMPLE"), body),
         (path, signed(stack, path, body, service="scheduler"), b"[1]"),
@@ -220,7 +231,9 @@ def test_what_botocore_signs_is_recognised_and_nothing_else(
     url = f"http://127.0.0.1:1{path}" + (f"?{urlencode(query, quote_via=quote)}" if query else "")
     request = AWSRequest("PUT", url, data=body, headers={"Host": "127.0.0.1:1", "X-Amz-Thing": value})
     SigV4Auth(Credentials("id", "key"), "lambda", "eu-west-1").add_auth(request)
-    arrived = Request("PUT", url.removeprefix("http://127.0.0.1:1"), {k.lower(): v.strip() for k, v in request.headers.items()})
+    arrived = Request(
+        "PUT", url.removeprefix("http://127.0.0.1:1"), {k.lower(): v.strip() for k, v in request.headers.items()}
+    )
     arrived.body = body
     claim = claim_of(arrived)
     assert claim is not None

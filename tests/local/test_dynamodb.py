@@ -1,5 +1,6 @@
 """DynamoDB: the conditional write the whole protocol rests on, directly and through the one endpoint."""
 
+import http.client
 from pathlib import Path
 from typing import Any, cast
 
@@ -59,6 +60,36 @@ def test_the_one_endpoint_reaches_the_same_table(stack: EmbeddedStack, table: An
     with pytest.raises(through_gateway.exceptions.ConditionalCheckFailedException) as refused:
         advance(through_gateway, "b", "7")
     assert refused.value.response["Item"]["ver"] == {"N": "1"}
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"Host": "localhost"}, 200),
+        ({"Origin": "http://evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Host": "evil.example"}, 403),
+        ({"Host": "127.0.0.1.evil.example"}, 403),
+    ],
+    ids=repr,
+)
+def test_no_web_page_reaches_it(stack: EmbeddedStack, headers: dict[str, str], status: int) -> None:
+    connection = http.client.HTTPConnection(stack.dynamodb_endpoint_url.removeprefix("http://"), timeout=10)
+    signed = {"Authorization": "AWS4-HMAC-SHA256 Credential=x/20260101/us-east-1/dynamodb/aws4_request, Signature=0"}
+    asked = {"X-Amz-Target": "DynamoDB_20120810.ListTables", "Content-Type": "application/x-amz-json-1.0", **signed}
+    try:
+        connection.request("POST", "/", b"{}", {**asked, **headers})
+        assert connection.getresponse().status == status
+        connection.close()
+        if status == 403:
+            preflight = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "x-amz-target"}
+            connection.request("OPTIONS", "/", b"", {**preflight, **headers})
+            answer = connection.getresponse()
+            assert (answer.status, answer.getheader("Access-Control-Allow-Origin")) == (403, None)
+    finally:
+        connection.close()
 
 
 def test_it_listens_on_the_loopback_interface_only(stack: EmbeddedStack) -> None:

@@ -130,6 +130,7 @@ async def _introduce(app: App, system: System, directory: Path) -> None:
     print()
     print("\n".join(f"  {line}".rstrip() for line in handlers.splitlines()))
     print(f"\nDynamoDB {system.stack.dynamodb_endpoint_url}   Lambda {system.stack.aws_endpoint_url}")
+    print(f"For the AWS CLI and boto3, with this start's credentials: . {system.stack.aws_environment}")
     print(
         "Its log follows; a changed handler needs a new start. Ctrl-C ends everything and leaves nothing.\n", flush=True
     )

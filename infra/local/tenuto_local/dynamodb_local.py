@@ -1,6 +1,7 @@
 """A real DynamoDB Local: in memory, one database for all credentials, on the loopback interface only.
 
-Owns its process and its port. Its data live as long as it does. Creates no tables.
+Owns its process and its port. Its data live as long as it does. Creates no tables. It checks no signature; that web
+pages do not reach it is the launcher's part (`maven/LoopbackDynamoDB.java`).
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from tenuto_local.processes import ManagedProcess
 READY_TIMEOUT_S = 40.0
 START_ATTEMPTS_MAX = 3
 READY_MARKER = "DynamoDB Local is listening"
-NO_ORIGIN = "https://nowhere.invalid"
 
 # No class archive here: the manifest of DynamoDB Local's jar names its own directory in its class path, and
 # the JVM refuses to write an archive over a directory that is not empty.
@@ -85,6 +85,5 @@ class DynamoDBLocal:
 def _java(home: Path, launcher: Path, workdir: Path, port: int) -> list[str]:
     # It unpacks a native library into the temporary directory, and a SIGKILL would leave it there.
     native = [f"-Dsqlite4java.library.path={home / 'lib'}", f"-Djava.io.tmpdir={workdir}"]
-    # By itself it lets every web page ask it and read the answers; no page comes from this origin.
-    options = ["-port", str(port), "-inMemory", "-sharedDb", "-disableTelemetry", "-cors", NO_ORIGIN]
+    options = ["-port", str(port), "-inMemory", "-sharedDb", "-disableTelemetry"]
     return ["java", *JVM_FLAGS, *native, "-cp", classpath(home, launcher), "LoopbackDynamoDB", *options]

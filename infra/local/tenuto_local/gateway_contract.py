@@ -1,4 +1,4 @@
-"""What the stack knows of the gateway, which is another process: its paths, its secret, and the line it logs when ready."""
+"""What the stack knows of the gateway, which is another process: its paths, its secret, what it logs when ready."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ def _signature(request: Request, claim: Claim, secret_key: str) -> str | None:
         (
             request.method,
             quote(request.path or "/", safe="/~"),
-            "&".join(sorted(request.query.split("&"))) if request.query else "",
+            "&".join(sorted(request.query.split("&"), key=lambda pair: pair.partition("=")[::2])),
             *(f"{name}:{' '.join(headers[name].split())}" for name in claim.names),
             "",
             ";".join(claim.names),

@@ -68,7 +68,7 @@ def sweep_abandoned() -> None:
     with suppress(OSError):
         temporary = os.open(tempfile.gettempdir(), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            for name in os.listdir(temporary):
+            for name in os.listdir(temporary):  # noqa: PTH208 - of what is open, whatever its name leads to by now
                 if name.startswith(_PREFIX):
                     # In use, not ours, or gone meanwhile.
                     with suppress(OSError):
@@ -114,7 +114,7 @@ def write_private(path: Path, text: str) -> None:
     """Write a file that its owner alone may read, in the place of whatever has its name; a link is not followed."""
     path.unlink(missing_ok=True)
     made = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    with open(made, "w", encoding="utf-8") as file:
+    with os.fdopen(made, "w", encoding="utf-8") as file:
         file.write(text)
 
 
