@@ -34,6 +34,7 @@ from tenuto_control.drivers.kafka import KafkaSink
 from tenuto_control.drivers.lambda_invoke import LambdaInvoker
 from tenuto_control.drivers.otel import OtelTracer, hand_to_xray, tracer_of
 from tenuto_control.drivers.system import SystemClock
+from tenuto_control.drivers.table_clock import DynamoClock
 from tenuto_control.ingress import create_app
 from tenuto_control.ingress.readiness import probe
 from tenuto_control.loops.sweep import Sweeper
@@ -91,6 +92,8 @@ async def assembled(config: Config) -> AsyncIterator[Assembly]:
         )
         process = f"{os.uname().nodename[:HOST_NAME_CHARS_MAX]}.{os.getpid()}.{secrets.token_hex(4)}"
         tally = Tally()
+        table_clock = DynamoClock(clock, limits.lease_margin_ms, tally)
+        table_clock.watch(clients.dynamodb)
         tracer = tracer_of(os.environ)
         if tracer is not None:
             hand_to_xray(clients.lambda_)
@@ -108,6 +111,7 @@ async def assembled(config: Config) -> AsyncIterator[Assembly]:
             encrypted=data_keys is not None,
             metrics=tally,
             tracer=tracer or Untraced(),
+            table_clock=table_clock,
         )
         dispatcher = Dispatcher(wiring)
         sweeper = Sweeper(wiring, dispatcher)
@@ -119,6 +123,7 @@ async def assembled(config: Config) -> AsyncIterator[Assembly]:
             wait_ms_max=limits.http_wait_ms_max,
             unreadable=lambda: unreadable.present,
             unanswered=lambda: deployments.unanswered,
+            clock=lambda: table_clock.check,
             cors_origins=config.http.cors_origins,
             now_ms=clock.now_ms,
         )

@@ -37,6 +37,7 @@ from tenuto_control.core.lane_memory import (
     HandlerPause,
     HeadDropped,
     HeadSeen,
+    Holder,
     Known,
     LaneMemory,
     LookBegun,
@@ -422,6 +423,25 @@ def test_only_a_run_is_resumed_or_taken_over(case: Case) -> None:
         assert run is not None
         assert not run.suspended
         assert run.holder in case.memory.ended or run.lease_ms + BOUNDS.lease_margin_ms <= NOW
+
+
+@given(cases())
+def test_who_has_a_clock_that_differs_takes_over_nothing_of_others_and_does_not_spin(case: Case) -> None:
+    wrong = Case(case.memory, with_fields(case.turn, clock_differs=True))
+    run = case.memory.head.run if case.memory.head else None
+    foreign = run is not None and case.memory.holder(run, BOUNDS.process) is Holder.FOREIGN
+    if not (foreign and isinstance(case.decided(), TakeOver)):
+        assert wrong.decided() == case.decided()
+        return
+    match wrong.decided():
+        case Wait(until_ms):
+            assert until_ms > NOW
+        case ReadHead():
+            # What was read a moment ago is not read again: an action that changes nothing would be repeated at once.
+            sighting = Sighting(NOW, NOW)
+            assert not isinstance(Case(with_fields(case.memory, sighting=sighting), wrong.turn).decided(), ReadHead)
+        case action:
+            assert isinstance(action, HandOver | Release | Ship | Spill)
 
 
 @given(cases())

@@ -31,6 +31,8 @@ from tests.support.virtual_time import run_virtual
 class Client:
     """A DynamoDB client of which only reads are asked: it raises what it was given, then finds nothing."""
 
+    meta = SimpleNamespace(events=SimpleNamespace(register=lambda *_: None))
+
     def __init__(self, *errors: Exception) -> None:
         self.errors = list(errors)
         self.asked = 0

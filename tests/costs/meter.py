@@ -21,6 +21,7 @@ from tenuto.runtime.activation import activate
 from tenuto.runtime.environment import Environment, InlineWriteLoop
 from tenuto.service import Service, Services, VirtualObject
 from tenuto.store.memory import MemoryTable, item_bytes
+from tenuto_control.core.clocks import TableClock, UncheckedClock
 from tenuto_control.core.metrics import Metrics, Uncounted
 from tenuto_control.core.traces import Tracer, Untraced
 from tenuto_control.dispatcher import Dispatcher, Wiring
@@ -108,6 +109,7 @@ class Meter:
     metrics: Metrics | None = None
     tracer: Tracer | None = None
     process: str = "meter"
+    table_clock: TableClock = field(default_factory=UncheckedClock)
     released: list[int] = field(default_factory=list)
     published: list[str] = field(default_factory=list)
     wiring: Wiring = field(init=False)
@@ -132,6 +134,7 @@ class Meter:
             table_name="tenuto",
             metrics=metrics,
             tracer=self.tracer or Untraced(),
+            table_clock=self.table_clock,
         )
         self.dispatcher = Dispatcher(self.wiring)
         self.sweeper = Sweeper(self.wiring, self.dispatcher)

@@ -130,7 +130,8 @@ class Turn(Struct, frozen=True):
     """A decision is due at `now_ms`, with `queued` works in the queue, the first of which is about `first`.
 
     That one came at `first_ms`. `calls` and `records` say which kinds of work are in the queue. `handed` counts calls
-    that were handed over and whose callers wait here.
+    that were handed over and whose callers wait here. `clock_differs`: `now_ms` is known to be wrong by more than the
+    margin of leases.
     """
 
     now_ms: int
@@ -140,6 +141,7 @@ class Turn(Struct, frozen=True):
     calls: bool = False
     records: bool = False
     handed: int = 0
+    clock_differs: bool = False
 
 
 class Nudged(Struct, frozen=True):

@@ -3,6 +3,9 @@
 Owns the order of precedence between taking over, shipping, releasing, draining and invoking. Does not own what is
 remembered (`lane_memory`), nor doing any of it (`tenuto_control.dispatcher`).
 
+A run that another process has is taken over once its lease is over, which is a comparison of two machines' clocks: so a
+process whose clock is known to differ leaves that to the others, and looks again whether it is still needed.
+
 The order is the protocol's: a lane that is taken is left alone but for waking it and taking it over; what it has in its
 outbox leaves before offsets are released or new work starts; the inbox goes before the queue.
 """
@@ -107,6 +110,9 @@ Action: TypeAlias = (
 
 OUTRUN_MAX = 3
 """So often in a row another process is quicker until work goes to where that process finds it."""
+
+DIFFERING_LOOK_MS = 5_000
+"""How long a head is believed whose run would be taken over, were this machine's clock not known to differ."""
 
 
 def decide(memory: LaneMemory, turn: Turn, bounds: Bounds) -> Action:
@@ -272,9 +278,14 @@ def _running(memory: LaneMemory, turn: Turn, bounds: Bounds, head: Head, run: Ru
             over_ms = max(run.lease_ms + bounds.lease_margin_ms, memory.paused_until_ms)
         case unforeseen:
             assert_never(unforeseen)
-    if over_ms <= turn.now_ms:
-        return TakeOver()
     first, foreign = turn.first, holder is Holder.FOREIGN
+    if over_ms <= turn.now_ms:
+        if not (foreign and turn.clock_differs):
+            return TakeOver()
+        # Whether the lease is over is not known here. It is once the run goes on, or the clock has been put right.
+        over_ms = memory.sighting.read_ms + DIFFERING_LOOK_MS
+        if over_ms <= turn.now_ms:
+            return ReadHead()
     if foreign and first is not None and first.id != run.event.id and not passed(head, first):
         return HandOver() if memory.read_since(turn.first_ms) else ReadHead()
     waits = _watch(memory, turn, bounds, over_ms) if foreign else Wait(over_ms)

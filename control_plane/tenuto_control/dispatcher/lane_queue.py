@@ -61,13 +61,13 @@ class LaneQueue:
         """The finished events whose offsets are still held."""
         return list(self._held)
 
-    def turn(self, now_ms: int) -> Turn:
-        """What the lane's memory learns of the queue."""
+    def turn(self, now_ms: int, *, clock_differs: bool = False) -> Turn:
+        """What the lane's memory learns of the queue. `clock_differs` is as in `Turn`."""
         works, handed = self._works, len(self._handed)
         if not works:
-            return Turn(now_ms, handed=handed) if handed else Turn(now_ms)
+            return Turn(now_ms, handed=handed, clock_differs=clock_differs)
         calls, records = self._calls > 0, self._calls < len(works)
-        return Turn(now_ms, works[0].event, len(works), works[0].since_ms, calls, records, handed)
+        return Turn(now_ms, works[0].event, len(works), works[0].since_ms, calls, records, handed, clock_differs)
 
     # --- coming and going ---------------------------------------------------------------------------------------------
 

@@ -26,6 +26,7 @@ from tenuto.protocol.records import Event, KafkaSource, SleptSlot, pack
 from tenuto.store.port import TableRefusedError, TableUnavailableError
 from tenuto_control import cancellation
 from tenuto_control.core import log_fields
+from tenuto_control.core.clocks import differs, lease_from_ms
 from tenuto_control.core.lane_memory import (
     EMPTY,
     ActivationEnded,
@@ -305,7 +306,8 @@ class LaneWorker:
 
     async def _step(self) -> Onward:
         """Carry out one action."""
-        turn = self.queue.turn(self._services.clock.now_ms())
+        off = differs(self._services.table_clock.check, self._bounds.lease_margin_ms)
+        turn = self.queue.turn(self._services.clock.now_ms(), clock_differs=off)
         self._on(turn)
         action = decide(self._memory, turn, self._bounds)
         self._doing = type(action)
@@ -375,7 +377,8 @@ class LaneWorker:
         spent = self._spent(head, crashes)
         holder = self._services.token()
         now_ms = self._services.clock.now_ms()
-        lease_ms = now_ms + target.timeout_ms * (LATE_LEASES if self._activations.late else 1)
+        from_ms = lease_from_ms(self._services.table_clock.check, now_ms, self._bounds.lease_margin_ms)
+        lease_ms = from_ms + target.timeout_ms * (LATE_LEASES if self._activations.late else 1)
         slept = {
             slot: pack(SleptSlot(max(0, now_ms - head.run.start_ms if head.run is not None else 0))) for slot in over
         }

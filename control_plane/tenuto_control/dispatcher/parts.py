@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from tenuto.lane.timers import Timer
 from tenuto.protocol.messages import RetryPolicy
+from tenuto_control.core.clocks import TableClock, UncheckedClock
 from tenuto_control.core.metrics import Metrics, Uncounted
 from tenuto_control.core.traces import Tracer, Untraced
 from tenuto_control.dispatcher.acceptance import Acceptance
@@ -48,6 +49,7 @@ class Wiring:
     encrypted: bool = False
     metrics: Metrics = field(default_factory=Uncounted)
     tracer: Tracer = field(default_factory=Untraced)
+    table_clock: TableClock = field(default_factory=UncheckedClock)
 
 
 class Names:
@@ -97,6 +99,7 @@ class Parts:
     encrypted: bool
     metrics: Metrics
     tracer: Tracer
+    table_clock: TableClock
 
     @property
     def process(self) -> str:
@@ -144,4 +147,5 @@ def parts_of(wiring: Wiring, hints: Hints, due: Callable[[Timer], None]) -> Part
         wiring.encrypted,
         wiring.metrics,
         wiring.tracer,
+        wiring.table_clock,
     )

@@ -25,6 +25,7 @@ from tenuto.protocol.ids import AwakeableId, InvocationId, Lane, call_nonce
 from tenuto.protocol.limits import AWAKEABLE_BYTES_MAX, VALUE_BYTES_MAX
 from tenuto.protocol.messages import HandlerManifest
 from tenuto.protocol.records import CallSource, Event, Result, Success, answer_bytes
+from tenuto_control.core.clocks import ClockCheck
 from tenuto_control.ingress import answers, listing, paths, readiness, requests
 from tenuto_control.ingress.gate import Gate
 from tenuto_control.ingress.listing import Catalogue
@@ -61,15 +62,17 @@ def create_app(
     random_bytes: Callable[[int], bytes] = secrets.token_bytes,
     unreadable: Callable[[], Sequence[Unreadable]] = tuple,
     unanswered: Callable[[], Sequence[str]] = tuple,
+    clock: Callable[[], ClockCheck | None] = lambda: None,
     cors_origins: Collection[str] = (),
     now_ms: Callable[[], int] = _now_ms,
 ) -> Starlette:
     """The ingress over a dispatcher. `random_bytes` makes the ids of calls that bring no idempotency key.
 
-    `unanswered` names functions of which it is not known what they serve. Pages of `cors_origins` may call from a
+    `unanswered` names functions of which it is not known what they serve. `clock` tells how this machine's clock
+    compares with the table's. Pages of `cors_origins` may call from a
     browser. `now_ms` is the time (milliseconds since the epoch) that the time of arrival at a gateway is compared to.
     """
-    ingress = _Ingress(execution, catalogue, ready, wait_ms_max, random_bytes, unreadable, unanswered, now_ms)
+    ingress = _Ingress(execution, catalogue, ready, wait_ms_max, random_bytes, unreadable, unanswered, clock, now_ms)
     app = Starlette(
         routes=[
             Route("/", ingress.index, methods=["GET"]),
@@ -99,6 +102,7 @@ class _Ingress:
     random_bytes: Callable[[int], bytes]
     unreadable: Callable[[], Sequence[Unreadable]]
     unanswered: Callable[[], Sequence[str]]
+    clock: Callable[[], ClockCheck | None]
     now_ms: Callable[[], int]
 
     async def index(self, request: Request) -> Response:
@@ -120,7 +124,7 @@ class _Ingress:
         except TimeoutError:
             problem = f"the readiness probe took longer than {READY_MS_MAX} ms"
         if problem is None:
-            return JSONResponse(readiness.ready(self.unreadable()))
+            return JSONResponse(readiness.ready(self.unreadable(), self.clock()))
         return answers.error(request, HTTPStatus.SERVICE_UNAVAILABLE, f"not ready: {problem}")
 
     async def call(self, request: Request) -> Response:

@@ -11,6 +11,7 @@ from typing import Any
 
 from tenuto.lane.timers import SWEEP_CURSOR
 from tenuto.store.port import Table, TableRefusedError, TableUnavailableError
+from tenuto_control.core.clocks import ClockCheck
 from tenuto_control.ports import Unreadable
 
 
@@ -27,8 +28,10 @@ def probe(table: Table) -> Callable[[], Awaitable[str | None]]:
     return ask
 
 
-def ready(unreadable: Iterable[Unreadable]) -> dict[str, Any]:
-    """What a control plane says that can serve calls.
+def ready(unreadable: Iterable[Unreadable], clock: ClockCheck | None = None) -> dict[str, Any]:
+    """What a control plane says that can serve calls: `clock` is how its clock compares with the table's.
+
+    A clock that differs leaves it ready: it serves calls, and leaves taking over runs to others.
 
     A partition that cannot be read is told here and leaves it ready: another process would not read it either, and to
     take this one away would cost the calls, the sleeps and all other partitions.
@@ -42,4 +45,9 @@ def ready(unreadable: Iterable[Unreadable]) -> dict[str, Any]:
         }
         for one in unreadable
     ]
-    return {"status": "ready", "unreadable": notes} if notes else {"status": "ready"}
+    told: dict[str, Any] = {"status": "ready"}
+    if clock is not None:
+        told["clock"] = {"ahead_of_table_ms": clock.offset_ms, "within_ms": clock.within_ms}
+    if notes:
+        told["unreadable"] = notes
+    return told
