@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from tenuto.hosts import event_scheduler
 from tenuto.protocol.ids import Lane
+from tenuto_control.core.clocks import ClockCheck, joined, reading
 from tenuto_control.core.metrics import Uncounted
 from tenuto_control.dispatcher import Dispatcher, Errand, Wiring
 from tenuto_control.dispatcher.outages import watched
@@ -62,11 +63,29 @@ def wiring_of(world: Simulation, process: Process, rng: random.Random, sink: Rec
         targets=world,
         scheduler=world.scheduler,
         clock=process,
+        table_clock=DatedClock(process),
         rng=rng,
         limits=world.limits,
         process=process.name,
         table_name="tenuto",
     )
+
+
+class DatedClock:
+    """What the dates of the table's answers tell one process of its clock (the TableClock port)."""
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+        self._known: ClockCheck | None = None
+
+    @property
+    def check(self) -> ClockCheck | None:
+        """See `TableClock.check`."""
+        now_ms, true_ms = self._process.now_ms(), self._process.loop.now_ms()
+        told = reading(now_ms, now_ms, true_ms - true_ms % 1_000)
+        if told is not None:
+            self._known = joined(self._known, told)
+        return self._known
 
 
 class ControlPlane:
@@ -144,7 +163,7 @@ class AlwaysOn:
     def _start_plane(self) -> None:
         world = self._world
         self._made += 1
-        process = Process(f"cp-{self._made}", "control", world.loop, world.plan.skew_ms())
+        process = world.plane(f"cp-{self._made}")
         process.mourn = world.failed
         plane = ControlPlane(world, process, random.Random(world.rng.random()))
         self._planes.append(plane)

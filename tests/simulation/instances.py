@@ -264,7 +264,7 @@ class ScaledToZero:
         if warm and not plan.happens("instance_new"):
             return self._rng.choice(warm)
         self._made += 1
-        process = Process(f"df-{self._made}", "control", self._world.loop, plan.skew_ms())
+        process = self._world.plane(f"df-{self._made}")
         process.mourn = self._world.failed
         new = Instance(self._world, process, random.Random(self._rng.random()), self._hand_on)
         process.last_words.append(lambda: self._lost(new))

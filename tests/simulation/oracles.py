@@ -91,6 +91,10 @@ def kept_letters(table: Table) -> list[str]:
     return found
 
 
+WRONG_CLOCK_MS_MIN = 10_000
+"""A clock that is off by more is known to be, whatever dates leave open and however long a write is under way."""
+
+
 @dataclass(slots=True)
 class Oracles:
     """Watches one world. `skew_ms` is how far apart two clocks of it can be.
@@ -170,6 +174,7 @@ class Oracles:
         self._together(pk, was, now)
         self._outbox(pk, was, now)
         self._one_owner(pk, who, was, now)
+        self._clock(process, pk, was, now)
         self._journal(pk, who, was, now)
         self._sleeps(pk, was, now)
         self._steps(pk, was, now)
@@ -220,6 +225,14 @@ class Oracles:
             self.report("one-owner", f"{pk}: {owner} and {who} both wrote under ver {was.ver}")
         if now.ver == was.ver + 1 and now.run is not None:
             self.report("one-owner", f"{pk}: {who} replaced a run that was there")
+
+    def _clock(self, process: Process | None, pk: str, was: Head, now: Head) -> None:
+        """Nobody whose clock is off by far takes over what another process runs."""
+        if process is None or process.role != "control" or was.run is None or was.run.suspended or now.run is None:
+            return
+        foreign = now.run.holder != was.run.holder and not was.run.holder.startswith(process.name)
+        if foreign and abs(process.skew_ms) > WRONG_CLOCK_MS_MIN:
+            self.report("clock", f"{pk}: {process.name}, {process.skew_ms} ms off, took over a run of {was.run.holder}")
 
     def _journal(self, pk: str, who: str, was: Head, now: Head) -> None:
         """A slot, once there, never changes; a finished step is one whose slot is there."""

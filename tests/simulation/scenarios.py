@@ -58,6 +58,12 @@ LARGE_ANSWERS_OF = 5
 CROWD_OF = 9
 """One in so many seeds has a handler that sends more messages at once than one write of the head takes."""
 
+WRONG_CLOCK_OF = 8
+"""One in so many seeds has control planes whose clocks are off by far."""
+
+WRONG_CLOCK_MS = 90_000
+"""Several times what a function may take, so that every lease looks over, or has ended before it began."""
+
 CROWD = OUT_PER_WRITE_MAX + 5
 SHAPES = ("always on", "scaled to zero")
 
@@ -75,6 +81,8 @@ def drawn(seed: int, profile: str | None = None, shape: str | None = None) -> Sc
         scenario = replace(scenario, large_answers=0.5)
     if seed % HOPS_OF == 1:
         scenario = replace(scenario, hops=True)
+    if seed % WRONG_CLOCK_OF == WRONG_CLOCK_OF // 2:
+        scenario = replace(scenario, wrong_clock_ms=WRONG_CLOCK_MS)
     to_zero = seed % SCALED_TO_ZERO_OF == SCALED_TO_ZERO_OF - 1 if shape is None else shape == "scaled to zero"
     return _scaled_to_zero(scenario) if to_zero else scenario
 

@@ -60,6 +60,9 @@ RETRYABLE_SHARE = 0.3
 RETRY_AFTER_MS = (0, 300, 5_000, 30_000)
 """User code that fails says in so many cases when it may be tried again."""
 
+WRONG_CLOCKS_SHARE = 0.4
+"""How many of the control planes have a wrong clock, where any has."""
+
 TRACE_LINES = 400
 CALL_WAITS_MS = (50, 1_000, 20_000, 20_000)
 SLOW_STEP_S = 3.0
@@ -104,7 +107,8 @@ class Scenario:
 
     `hops`: functions write beside their handlers, as they do with a thread for it. `kept` finds the ids of messages
     that the table keeps as dead letters, for the law that none vanishes. `large_answers` is the share of answers to
-    awakeables that are too large for the head. `gap_ms` bounds how long work may wait for a lane that nobody uses, and
+    awakeables that are too large for the head. `wrong_clock_ms`: clocks of some control planes are off by so much,
+    until faults stop. `gap_ms` bounds how long work may wait for a lane that nobody uses, and
     a caller for a result that is committed (`gaps`); for scenarios without faults.
     """
 
@@ -121,6 +125,7 @@ class Scenario:
     hops: bool = False
     kept: Callable[[Mapping[tuple[str, str], Item]], Collection[str]] = kept_letters
     large_answers: float = 0.0
+    wrong_clock_ms: int = 0
     shuffle: bool = False
     spill_after_ms: int | None = None
     sweep_interval_ms: int | None = None
@@ -179,7 +184,7 @@ class Simulation:
         self.plan = faults.FaultPlan(random.Random(rng.random()), scenario.rates)
         self.plan.on_fault = lambda name: self.trace(f"FAULT {name}")
         self.gate = Gate(loop, self.plan, scenario.crash)
-        self.oracles = Oracles(loop, 2 * scenario.rates.skew_ms)
+        self.oracles = Oracles(loop, 2 * scenario.rates.skew_ms + scenario.wrong_clock_ms)
         self.world = World(self._wrote, scenario.without)
         self.oracles.table = self.world.items
         self.oracles.published = self._published
@@ -220,6 +225,8 @@ class Simulation:
         self._moods = random.Random(f"moods {scenario.seed}")
         self._sizes = random.Random(f"sizes {scenario.seed}")
         self._people: set[asyncio.Task[None]] = set()
+        self._clocks = random.Random(f"clocks {scenario.seed}")
+        self._planes: list[Process] = []
 
     # --- what control planes find (Targets) --------------------------------------------------------------------------
 
@@ -231,6 +238,25 @@ class Simulation:
     def listed(self) -> Sequence[ServiceManifest]:
         """See `Targets.listed`."""
         return self._manifest.services
+
+    # --- clocks ------------------------------------------------------------------------------------------------------
+
+    def plane(self, name: str) -> Process:
+        """A new process of the control plane, whose clock may be wrong as long as there are faults."""
+        process = Process(name, "control", self.loop, self.plan.skew_ms())
+        if self.scenario.wrong_clock_ms and self._clocks.random() < WRONG_CLOCKS_SHARE:
+            process.skew_ms += self._clocks.choice([-1, 1]) * self.scenario.wrong_clock_ms
+        self._planes.append(process)
+        if self.plan.quiet:
+            self._put_clocks_right()
+        return process
+
+    def _put_clocks_right(self) -> None:
+        """What an operator does about clocks that differ by more than the margin of leases."""
+        margin_ms = self.limits.lease_margin_ms
+        for process in self._planes:
+            process.skew_ms = max(-margin_ms, min(process.skew_ms, margin_ms))
+        self._planes.clear()
 
     # --- the run -----------------------------------------------------------------------------------------------------
 
@@ -257,6 +283,7 @@ class Simulation:
         last = max([0.0, *(d.at_s for d in self.scenario.deliveries), *(r.at_s for r in self.scenario.requests)])
         await asyncio.sleep(max(last, self.scenario.faults_until_s))
         self.plan.quiet = True
+        self._put_clocks_right()
         self.trace("quiet from here on")
         quiet_at = moved_at = self.loop.time()
         progress = -1
