@@ -15,7 +15,7 @@ AUDIT_STAMP := $(AUDIT_VENV)/.complete
 AUDITED := control function function_kms dev audit
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo dev test test-localstack audit validate prove bench lint format types contracts lock clean java plan
+.PHONY: help setup demo dev test test-localstack audit validate prove bench lint format types contracts lock lock-jars clean java plan
 .NOTPARALLEL:
 .SUFFIXES:
 MAKEFLAGS += --no-print-directory --no-builtin-rules
@@ -83,6 +83,9 @@ format: $(STAMP) ## rewrite what ruff can put right
 
 lock: ## resolve pyproject.toml and requirements/dev.in anew into requirements/dev.txt (needs uv)
 	@exec sh tools/lock.sh
+
+lock-jars: java $(STAMP) ## fetch Kafka and DynamoDB Local afresh and list the hashes of their jars
+	@exec $(RUN) tools/lock_jars.py
 
 clean: ## remove what these commands created
 	@rm -rf $(VENV) $(AWS_VENV) $(AUDIT_VENV) .venv-localstack .aws-sam .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist

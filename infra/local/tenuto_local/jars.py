@@ -1,7 +1,8 @@
 """The Java components: fetching them once with Maven, and the command lines that run them.
 
 Owns the cache directory (`$TENUTO_CACHE`, default `~/.cache/tenuto`), its locks and its layout. A finished
-component is complete or absent, never half there: everything is made in a temporary directory and renamed.
+component is complete or absent, never half there: everything is made in a temporary directory and renamed. What Maven
+has fetched is used only if it has the hashes that the repository lists (`jar_hashes`).
 Two processes may do it at the same time; the second waits for the first. Nothing touches the network once a
 component is there. Knows nothing of how a component is configured.
 """
@@ -21,6 +22,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tenuto_local import jar_hashes
 from tenuto_local.errors import FetchFailed, PrerequisiteMissing
 from tenuto_local.processes import ManagedProcess
 from tenuto_local.workdir import open_lock, own_folder
@@ -32,6 +34,11 @@ JAVAC_TIMEOUT_S = 60.0
 LOCK_WAIT_S = 900.0
 LOCK_POLL_S = 0.1
 RESOURCES = Path(__file__).parent / "maven"
+VERIFIED = "verified.sha256"
+"""In a component's directory: the list of hashes that it was compared with."""
+
+COPY_DEPENDENCIES = "org.apache.maven.plugins:maven-dependency-plugin:2.8:copy-dependencies"
+"""By its version: without one, each Maven has another. Maven before 3.9 cannot compare a plugin with a hash."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +49,11 @@ class JarSet:
     directory: str
     pom: str
     size_mb: int
+
+    @property
+    def hashes(self) -> Path:
+        """The list of its files' hashes."""
+        return RESOURCES / self.pom.replace(".pom.xml", ".sha256")
 
 
 KAFKA_BROKER = JarSet("the Kafka broker", "kafka_2.13-4.3.1", "kafka.pom.xml", 44)
@@ -70,24 +82,54 @@ def java_identity() -> str:
 async def fetch(jar_set: JarSet, progress: Progress = silent) -> Path:
     """Return the component's directory (jars in `lib/`), downloading it first when it is not in the cache.
 
-    Raises `FetchFailed` with Maven's own complaint when the download fails.
+    Raises `FetchFailed` with Maven's own complaint when the download fails, and for files that are not those listed.
     """
     home = own_folder(cache_root()) / jar_set.directory
-    if home.is_dir():
+    if _verified(jar_set, home):
         return home
     async with locked(jar_set.directory):
         if home.is_dir():
+            # Fetched for another list, or before there was one.
+            _verify(jar_set, home, f"remove {home}, and it is fetched anew")
             return home
         if shutil.which("mvn") is None:
             raise PrerequisiteMissing(f"Maven (mvn) is needed once, to fetch {jar_set.title}, and was not found")
         progress(f"fetching {jar_set.title} (about {jar_set.size_mb} MB, once)")
         with _TemporarySibling(home) as staging:
-            shutil.copy(RESOURCES / jar_set.pom, staging / "pom.xml")
             # Maven's own repository is not made for two downloads of the same artifact at once.
             async with locked("maven"):
-                await _run_maven(jar_set, staging)
+                await download(jar_set, staging)
+            _verify(jar_set, staging, "nothing of it was run; ask where Maven on this machine fetches from")
             staging.rename(home)
     return home
+
+
+async def download(jar_set: JarSet, folder: Path, *options: str) -> None:
+    """Have Maven put a component's jars into `folder/lib`, whatever their hashes. `options` go to Maven.
+
+    Raises `FetchFailed` with its complaint.
+    """
+    shutil.copy(RESOURCES / jar_set.pom, folder / "pom.xml")
+    argv = ["mvn", "-q", "-B", *options, COPY_DEPENDENCIES, "-DoutputDirectory=lib", "-DincludeScope=runtime"]
+    maven = ManagedProcess("mvn", argv, folder / "maven.log", cwd=folder)
+    await _run_to_end(maven, MAVEN_TIMEOUT_S, f"{jar_set.title} could not be fetched; check the network")
+
+
+def _verified(jar_set: JarSet, home: Path) -> bool:
+    """Whether a component is there, and was found to be what the present list says."""
+    try:
+        return (home / VERIFIED).read_text() == jar_set.hashes.read_text()
+    except OSError:
+        return False
+
+
+def _verify(jar_set: JarSet, home: Path, way_out: str) -> None:
+    """See that a component's files have the hashes that are listed. Raises `FetchFailed`."""
+    text = jar_set.hashes.read_text()
+    wrong = jar_hashes.difference(jar_hashes.read(text), jar_hashes.hashes_of(home / "lib"))
+    if wrong is not None:
+        raise FetchFailed(f"{jar_set.title} is not what {jar_set.hashes.name} lists: {wrong}; {way_out}")
+    (home / VERIFIED).write_text(text)
 
 
 def fetched(*jar_sets: JarSet) -> bool:
@@ -152,19 +194,6 @@ class _TemporarySibling:
 
     def __exit__(self, *_: object) -> None:
         shutil.rmtree(self._path, ignore_errors=True)
-
-
-async def _run_maven(jar_set: JarSet, staging: Path) -> None:
-    argv = [
-        "mvn",
-        "-q",
-        "-B",
-        "dependency:copy-dependencies",
-        "-DoutputDirectory=lib",
-        "-DincludeScope=runtime",
-    ]
-    maven = ManagedProcess("mvn", argv, staging / "maven.log", cwd=staging)
-    await _run_to_end(maven, MAVEN_TIMEOUT_S, f"{jar_set.title} could not be fetched; check the network")
 
 
 async def _run_to_end(process: ManagedProcess, timeout_s: float, complaint: str) -> None:
