@@ -139,7 +139,6 @@ def endpoint() -> Iterator[str]:
 
 def test_a_clock_is_compared_with_the_dates_of_answers(endpoint: str, caplog: pytest.LogCaptureFixture) -> None:
     clock, tally = Wrong(0), Tally()
-    table_clock = DynamoClock(clock, MARGIN_MS, tally)
 
     async def ask(client: Any, times: int = 1) -> None:
         for _ in range(times):
@@ -154,7 +153,7 @@ def test_a_clock_is_compared_with_the_dates_of_answers(endpoint: str, caplog: py
             aws_access_key_id="x",
             aws_secret_access_key="x",
         ) as client:
-            table_clock.watch(client)
+            table_clock = DynamoClock.watching(client, clock, MARGIN_MS, tally)
             for ahead_ms in (0, 600_000, 0, -600_000, 2_500, 0):
                 clock.ahead_ms = ahead_ms
                 # Once a second by the clock that is compared; after it was set, at once.

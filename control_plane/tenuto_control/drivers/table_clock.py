@@ -38,11 +38,13 @@ class DynamoClock:
         self._metrics = metrics
         self._next_ms = 0
 
-    def watch(self, client: Any) -> None:
-        """Read the dates of this client's answers from now on."""
-        events = client.meta.events
-        events.register("before-call.dynamodb", self._asked)
-        events.register("response-received.dynamodb", self._answered)
+    @classmethod
+    def watching(cls, client: Any, clock: Clock, margin_ms: int, metrics: Metrics) -> DynamoClock:
+        """One that reads the dates of this client's answers from now on."""
+        table_clock = cls(clock, margin_ms, metrics)
+        client.meta.events.register("before-call.dynamodb", table_clock._asked)
+        client.meta.events.register("response-received.dynamodb", table_clock._answered)
+        return table_clock
 
     def _asked(self, context: MutableMapping[str, Any], **_: Any) -> None:
         now_ms = self._clock.now_ms()
