@@ -92,7 +92,7 @@ async def assembled(config: Config) -> AsyncIterator[Assembly]:
         )
         process = f"{os.uname().nodename[:HOST_NAME_CHARS_MAX]}.{os.getpid()}.{secrets.token_hex(4)}"
         tally = Tally()
-        table_clock = DynamoClock.watching(clients.dynamodb, clock, limits.lease_margin_ms, tally)
+        table_clock = DynamoClock(clients.dynamodb, clock, limits.lease_margin_ms, tally)
         tracer = tracer_of(os.environ)
         if tracer is not None:
             hand_to_xray(clients.lambda_)

@@ -7,7 +7,9 @@ clock is the only one that this machine's is compared with.
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import re
 from collections.abc import Mapping, MutableMapping
 from email.utils import parsedate_to_datetime
 from typing import Any, Final
@@ -18,8 +20,11 @@ from tenuto_control.ports import Clock
 
 log = logging.getLogger("tenuto.clock")
 
-READING_INTERVAL_MS: Final = 1_000
-"""A date is read this often at most: that is what a request costs more, and not each one."""
+READING_INTERVAL_S: Final = 1.0
+"""The pause between two readings. Requests in between pass by without being looked at, and cost nothing more."""
+
+_DATE: Final = re.compile(r"[A-Z][a-z]{2}, \d{2} [A-Z][a-z]{2} 2\d{3} \d{2}:\d{2}:\d{2} GMT")
+"""The one form of a date that HTTP servers send (RFC 9110). The parser takes many others, and guesses."""
 
 ASKED: Final = "tenuto_asked_ms"
 """The name in a request's context under which the time of its sending is kept."""
@@ -31,42 +36,34 @@ class DynamoClock:
     `margin_ms` is the difference beyond which leases of others are not judged: `lease_margin_ms`.
     """
 
-    def __init__(self, clock: Clock, margin_ms: int, metrics: Metrics) -> None:
+    def __init__(self, client: Any, clock: Clock, margin_ms: int, metrics: Metrics) -> None:
         self.check: ClockCheck | None = None
         self._clock = clock
         self._margin_ms = margin_ms
         self._metrics = metrics
-        self._next_ms = 0
+        self._events = client.meta.events
+        self._listen()
 
-    @classmethod
-    def watching(cls, client: Any, clock: Clock, margin_ms: int, metrics: Metrics) -> DynamoClock:
-        """One that reads the dates of this client's answers from now on."""
-        table_clock = cls(clock, margin_ms, metrics)
-        client.meta.events.register("before-call.dynamodb", table_clock._asked)
-        client.meta.events.register("response-received.dynamodb", table_clock._answered)
-        return table_clock
+    def _listen(self) -> None:
+        """Look at requests, until one has been answered with a date."""
+        self._events.register("before-call.dynamodb", self._asked)
+        self._events.register("response-received.dynamodb", self._answered)
 
     def _asked(self, context: MutableMapping[str, Any], **_: Any) -> None:
-        now_ms = self._clock.now_ms()
-        # A clock that was set back reads the next date at once, too.
-        if not self._next_ms - READING_INTERVAL_MS <= now_ms < self._next_ms:
-            self._next_ms = now_ms + READING_INTERVAL_MS
-            context[ASKED] = now_ms
+        context[ASKED] = self._clock.now_ms()
 
     def _answered(
         self, context: MutableMapping[str, Any], response_dict: Mapping[str, Any] | None = None, **_: Any
     ) -> None:
-        asked_ms = context.pop(ASKED, None)
+        asked_ms = context.get(ASKED)
         date = None if response_dict is None else response_dict["headers"].get("date")
-        if asked_ms is None or date is None:
+        told = None if asked_ms is None or date is None else _told(asked_ms, self._clock.now_ms(), date)
+        if told is None:
             return
-        try:
-            dated_ms = int(parsedate_to_datetime(date).timestamp()) * 1_000
-        except (ValueError, OverflowError):
-            return
-        told = reading(asked_ms, self._clock.now_ms(), dated_ms)
-        if told is not None:
-            self._learn(told)
+        self._events.unregister("before-call.dynamodb", self._asked)
+        self._events.unregister("response-received.dynamodb", self._answered)
+        asyncio.get_running_loop().call_later(READING_INTERVAL_S, self._listen)
+        self._learn(told)
 
     def _learn(self, told: ClockCheck) -> None:
         known, self.check = self.check, joined(self.check, told)
@@ -82,6 +79,17 @@ class DynamoClock:
                 )
         elif known is None or differed:
             log.info("%s", said(self.check))
+
+
+def _told(asked_ms: int, answered_ms: int, date: str) -> ClockCheck | None:
+    """What an answer with this `Date` says; None when that is no date."""
+    if _DATE.fullmatch(date) is None:
+        return None
+    try:
+        dated_ms = int(parsedate_to_datetime(date).timestamp()) * 1_000
+    except (ValueError, OverflowError):
+        return None
+    return reading(asked_ms, answered_ms, dated_ms)
 
 
 def said(check: ClockCheck) -> str:
