@@ -3,7 +3,14 @@
 #     docker build --platform linux/arm64 --build-arg CONFIG=examples/user_updates/tenuto.toml --tag tenuto .
 #
 # This project's CI has no container engine, so this file is not run there; what it installs and starts is.
-FROM python:3.13-slim AS build
+#
+# A tag is whatever its publisher makes of it. The digest that it has today could not be looked up where this file was
+# written. Pin the one that you have examined, here or for a build:
+#
+#     docker buildx imagetools inspect python:3.13-slim    # names the digest of the index of all platforms
+#     docker build --build-arg BASE=python:3.13-slim@sha256:... --platform linux/arm64 --tag tenuto .
+ARG BASE=python:3.13-slim
+FROM ${BASE} AS build
 
 COPY requirements/control.txt /tmp/control.txt
 # The file is a complete lock, so nothing is resolved, and nothing is built: every pin has a wheel for Linux.
@@ -15,7 +22,7 @@ COPY control_plane/tenuto_control /app/tenuto_control
 RUN python -m compileall -q /app
 
 
-FROM python:3.13-slim
+FROM ${BASE}
 
 LABEL org.opencontainers.image.title="tenuto" \
       org.opencontainers.image.description="The control plane: consumes, dispatches, sweeps and serves HTTP" \

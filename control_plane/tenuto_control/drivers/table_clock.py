@@ -1,6 +1,6 @@
 """The table's clock, as the `Date` of DynamoDB's answers tells it.
 
-Owns reading these dates, at most once a second, the lines about a clock that differs, and the metric. Does not own what
+Owns reading these dates, about once a second, the lines about a clock that differs, and the metric. Does not own what
 a date says (`core.clocks`) nor what follows from it (`core.lane_policy`). Kafka's answers carry no time, so the table's
 clock is the only one that this machine's is compared with.
 """
@@ -20,8 +20,9 @@ from tenuto_control.ports import Clock
 
 log = logging.getLogger("tenuto.clock")
 
-READING_INTERVAL_S: Final = 1.0
-"""The pause between two readings. Requests in between pass by without being looked at, and cost nothing more."""
+READING_INTERVAL_S: Final = 1.38
+"""The pause between two readings. Requests in between pass by without being looked at, and cost nothing more. No whole
+number of seconds: dates are cut to the second, and readings tell more when they fall into different parts of it."""
 
 _DATE: Final = re.compile(r"[A-Z][a-z]{2}, \d{2} [A-Z][a-z]{2} 2\d{3} \d{2}:\d{2}:\d{2} GMT")
 """The one form of a date that HTTP servers send (RFC 9110). The parser takes many others, and guesses."""
