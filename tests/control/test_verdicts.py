@@ -36,6 +36,7 @@ from tenuto.protocol.records import Event, Failure, KafkaSource, Success
 from tenuto_control.core.flights import Flight, Lessons, Repeated, Tried, departing
 from tenuto_control.core.verdicts import (
     COMMITS_REFUSED_MAX,
+    FENCED_FREE_MAX,
     TOO_LARGE,
     Commit,
     Crashed,
@@ -214,17 +215,63 @@ def test_a_run_that_came_too_late_is_taken_over_with_a_longer_lease() -> None:
     assert not judged(Resume(RUN), Committed((), AFTER), lessons)[1].late
 
 
-def test_the_first_fence_costs_no_pause_and_those_behind_it_growing_ones() -> None:
+def test_a_lane_that_is_lost_to_others_costs_no_pause_but_in_the_long_run() -> None:
     lessons, pauses = Lessons(), []
-    for _ in range(12):
-        verdict, lessons = judged(ALONE, Fenced("taken"), lessons)
+    for ver in range(20):
+        verdict, lessons = judge(flight_of(ALONE, lessons, Head(ver=ver)), Fenced("taken"), lessons, LIMITS, NOW)
         assert isinstance(verdict, FencedOff)
         assert lessons.claim_first
         if verdict.again is not None:
             assert (verdict.again.head, verdict.again.harmless, verdict.again.over) == (None, True, True)
         pauses.append(verdict.again and verdict.again.pause_ms)
-    assert pauses == [None, 200, 400, 800, 1_600, 3_200, 6_400, *[10_000] * 5]
+    assert pauses == [*[None] * FENCED_FREE_MAX, 100, 200, 400, 800, 1_600, 3_200, 6_400, *[10_000] * 3]
     assert judged(ALONE, Throttled(), lessons)[1].fenced == 0
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_lane_that_nobody_has_taken_is_not_lost(mode: str) -> None:
+    first = Head(ver=4, run=RUN if mode == "a run" else None)
+    # A run is resumed by a takeover, which raises the token.
+    second = with_fields(first, ver=5) if mode == "a run" else first
+    verdict, lessons = judge(flight_of(MODES[mode], None, first), Fenced("taken"), Lessons(), LIMITS, NOW)
+    assert verdict == FencedOff()
+    for changed in (with_fields(second, ver=6), with_fields(second, pend="p")):
+        again, _ = judge(flight_of(MODES[mode], lessons, changed), Fenced("taken"), lessons, LIMITS, NOW)
+        assert again == FencedOff()
+    verdict, lessons = judge(flight_of(MODES[mode], lessons, second), Fenced("taken"), lessons, LIMITS, NOW)
+    again = again_of(verdict)
+    assert (again.head, again.pause_ms, again.harmless, again.over) == (None, None, False, True)
+    assert again.warned is not None
+    assert "which nobody has changed" in again.warned.text
+
+
+def test_a_run_that_never_waits_for_anything_is_resumed_at_intervals() -> None:
+    awake = Head(ver=5, run=with_fields(RUN, awaits=(), wake_ms=NOW))
+    lessons, pauses = Lessons(), []
+    for _ in range(8):
+        verdict, lessons = judge(flight_of(Resume(RUN), lessons), Suspended((), awake, 1), lessons, LIMITS, NOW + 90)
+        assert isinstance(verdict, Ended)
+        pauses.append(verdict.pause_ms)
+    assert pauses == [0, 10, 110, 310, 710, 910, 910, 910]
+    # One that has used up its function's time has waited for long enough.
+    late, _ = judge(flight_of(Resume(RUN), lessons), Suspended((), awake, 1), lessons, LIMITS, NOW + 2_500)
+    assert isinstance(late, Ended)
+    assert late.pause_ms == 0
+    asleep = Head(ver=5, run=with_fields(RUN, awaits=(), wake_ms=NOW + 500))
+    assert judge(flight_of(Resume(RUN)), Suspended((), asleep, 1), lessons, LIMITS, NOW)[1].restless == 0
+
+
+@pytest.mark.parametrize(("asked", "pause"), [(None, None), (0, None), (-5, None), (3, 10), (10**18, 31_536_000_000)])
+def test_a_pause_that_is_none_is_left_to_the_policy(asked: int | None, pause: int | None) -> None:
+    verdict, _ = judged(ALONE, Speculated((), stopped=Stopped(ONE.id, Failure("no"), asked)))
+    assert again_of(verdict).pause_ms == pause
+
+
+def test_a_handler_that_always_asks_for_another_attempt_has_no_more_than_its_policy_and_one() -> None:
+    stopped = Speculated((), stopped=Stopped(FEW.id, Failure("bad luck")))
+    for attempt in range(1, 4):
+        assert isinstance(judged(Speculate((FEW,), attempt), stopped)[0], TryAgain)
+    assert judged(Speculate((FEW,), 4), stopped)[0] == GivenUp(FEW, "4 attempts failed, the last with: bad luck")
 
 
 REFUSED: Final[dict[str, tuple[Outcome | NoOutcome, int | None, bool, bool]]] = {

@@ -51,15 +51,17 @@ class Lessons(Struct, frozen=True):
 
     `claim_first`: speculation was overtaken, so the lease is to be taken before the handler starts. `one_by_one`: one
     event of a batch may be what fails all of it. `late`: a resumed run was handed back, its lease being over. `fenced`
-    counts answers in a row that say the lane was lost, and `fenced_at` is the `ver` that the last of them was about.
-    `refused` counts commits of an event that the table did not take.
+    counts answers in a row that say the lane was lost, and `fenced_at` is the `ver` and the mark of the head that the
+    last of them was about. `restless` counts suspensions in a row that had nothing to wait for. `refused` counts
+    commits of an event that the table did not take.
     """
 
     claim_first: bool = False
     one_by_one: bool = False
     late: bool = False
     fenced: int = 0
-    fenced_at: int | None = None
+    fenced_at: tuple[int, str | None] | None = None
+    restless: int = 0
     refused: Repeated = Repeated()
     warned: Repeated = Repeated()
     tried: Tried = Tried()
@@ -69,7 +71,7 @@ class Flight(Struct, frozen=True):
     """One activation of a lane: from which head, in which mode, under which name, and what its commit may trim.
 
     `events` are those that it is about, at least one, and `attempt` the number of its attempt at the first of them.
-    `holder` is the name that its lease would bear.
+    `holder` is the name that its lease would bear. It began at `began_ms`.
     """
 
     lane: Lane
@@ -81,6 +83,7 @@ class Flight(Struct, frozen=True):
     trim: Trim
     tried: Tried
     manifest: ServiceManifest
+    began_ms: int = 0
 
     @property
     def policy(self) -> RetryPolicy:
@@ -115,4 +118,4 @@ def departing(
             events, attempt = (event,), 1
         case _:
             assert_never(mode)
-    return Flight(lane, head, mode, events, attempt, holder, trim, tried, manifest)
+    return Flight(lane, head, mode, events, attempt, holder, trim, tried, manifest, now_ms)

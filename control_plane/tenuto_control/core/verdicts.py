@@ -13,6 +13,7 @@ from typing import TypeAlias, assert_never
 from msgspec import Struct
 from msgspec.structs import replace
 
+from tenuto.protocol.backoff import asked_pause_ms
 from tenuto.protocol.messages import (
     Committed,
     EventResult,
@@ -26,16 +27,24 @@ from tenuto.protocol.messages import (
     Stopped,
     Suspended,
 )
-from tenuto.protocol.modes import Drain, Speculate
+from tenuto.protocol.modes import Drain, Resume, Speculate
 from tenuto.protocol.records import Event
 from tenuto_control.core.flights import Flight, Lessons
+from tenuto_control.core.lane_policy import can_wake
 from tenuto_control.core.log_fields import shown
 from tenuto_control.limits import Limits
 
 COMMITS_REFUSED_MAX = 3
 """So often the commit of an event alone is tried that the table finds too large: a handler may do less next time."""
 
+FENCED_FREE_MAX = 10
+"""So often in a row a lane may be lost to others before its next attempt waits: between busy processes that happens."""
+
 FENCED_DOUBLINGS_MAX = 10
+
+RESTLESS_PAUSE_MS_MAX = 1_000
+"""A run that is suspended again and again, and never has anything to wait for, is resumed this often at the most. One
+that its function has no more time for has used much more of it by then, and does not wait."""
 
 TOO_LARGE = 413
 
@@ -172,13 +181,17 @@ class Discarded(Struct, frozen=True):
 
 
 class Ended(Struct, frozen=True):
-    """The function claimed and ended by itself, with `writes` requests: these results are durable."""
+    """The function claimed and ended by itself, with `writes` requests: these results are durable.
+
+    With a `pause_ms`, the run that it left is not resumed before that.
+    """
 
     head: Head
     results: Sequence[EventResult]
     writes: int
     suspended: bool
     warned: Warned | None = None
+    pause_ms: int = 0
 
 
 class HandedBack(Struct, frozen=True):
@@ -188,7 +201,7 @@ class HandedBack(Struct, frozen=True):
 
 
 class FencedOff(Struct, frozen=True):
-    """Another owns the lane. `again` makes for a pause, should functions say so again when they are asked at once."""
+    """Another owns the lane. `again` makes for a pause, should that be said for the umpteenth time in a row."""
 
     again: TryAgain | None = None
 
@@ -206,24 +219,26 @@ def judge(
     flight: Flight, answer: Outcome | NoOutcome, lessons: Lessons, limits: Limits, now_ms: int
 ) -> tuple[Verdict, Lessons]:
     """What follows from the answer to an activation, and what the lane has learned by it."""
-    fenced, fenced_at = lessons.fenced, lessons.fenced_at
-    lessons = replace(lessons, tried=flight.tried, late=False, fenced=0, fenced_at=None)
+    before = lessons
+    lessons = replace(lessons, tried=flight.tried, late=False, fenced=0, fenced_at=None, restless=0)
     match answer:
         case Speculated() if answer.results:
             return Commit(answer), lessons
         case Speculated(stopped=Stopped() as stopped):
+            if _overspent(flight):
+                text = f"{flight.attempt} attempts failed, the last with: {shown(stopped.failure.message)}"
+                return GivenUp(flight.events[0], text), lessons
             return _stopped(flight, flight.head, flight.events[0], stopped, lessons)
         case Speculated():
             raise AssertionError("an outcome that neither ended an event nor says which one failed is no outcome")
         case Committed() | Suspended():
-            return _ended(flight, answer, lessons, now_ms)
+            return _ended(flight, answer, lessons, before.restless, limits, now_ms)
         case Late():
             text = "a resumed run came too late for its lease, it is taken over anew"
             warned, lessons = _warned(flight, text, replace(lessons, late=True))
             return HandedBack(warned), lessons
         case Fenced():
-            moved = fenced_at != flight.head.ver
-            return _fenced(flight, replace(lessons, fenced=fenced + 1, fenced_at=flight.head.ver), limits, moved=moved)
+            return _fenced(flight, lessons, before, limits)
         case Rejected(failure):
             warned, lessons = _warned(flight, shown(failure.message), lessons)
             pause = limits.invoke_retry_max_ms
@@ -231,7 +246,7 @@ def judge(
         case Oversized() | Throttled() | Unreachable() | Missing() | Crashed():
             return _unanswered(flight, answer, lessons, limits)
         case Manifest():
-            raise AssertionError("an activation is not answered with a manifest")
+            raise AssertionError("a manifest is no outcome of an activation")
         case _:
             assert_never(answer)
 
@@ -274,30 +289,45 @@ def _durable(flight: Flight, commit: Commit, head: Head, lessons: Lessons) -> tu
 
 
 def _stopped(flight: Flight, head: Head, failed: Event, stopped: Stopped, lessons: Lessons) -> tuple[TryAgain, Lessons]:
-    """The handler of an event failed before it owned anything; the commit of those before it has left `head`."""
+    """The handler of an event failed before it owned anything; the commit of those before it has left `head`.
+
+    A pause of nothing, or of less, leaves it to the policy.
+    """
     text = f"attempt at {failed.handler} failed: {shown(stopped.failure.message)}"
     warned, lessons = _warned(flight, text, lessons, failed, flight.tried.attempt_at(failed))
-    return TryAgain(head, failed, stopped.retry_after_ms, warned=warned), lessons
+    return TryAgain(head, failed, asked_pause_ms(stopped.retry_after_ms), warned=warned), lessons
 
 
-def _ended(flight: Flight, outcome: Committed | Suspended, lessons: Lessons, now_ms: int) -> tuple[Ended, Lessons]:
+def _ended(
+    flight: Flight, outcome: Committed | Suspended, lessons: Lessons, restless: int, limits: Limits, now_ms: int
+) -> tuple[Ended, Lessons]:
     lessons = replace(lessons, claim_first=False, one_by_one=False)
-    run, warned = outcome.head.run, None
+    run, warned, pause = outcome.head.run, None, 0
     if run is not None and run.suspended and run.error and run.wake_ms is not None:
         again_s = max(0.0, (run.wake_ms - now_ms) / 1000)
         text = f"attempt at {run.event.handler} failed, next in {again_s:.1f} s: {shown(run.error)}"
         warned, lessons = _warned(flight, text, lessons, run.event, run.attempt)
+    if run is not None and run.suspended and can_wake(outcome.head, run, now_ms):
+        lessons = replace(lessons, restless=restless + 1)
+        if restless:
+            doubled = limits.invoke_retry_initial_ms * 2 ** min(restless, FENCED_DOUBLINGS_MAX)
+            pause = max(0, min(doubled, RESTLESS_PAUSE_MS_MAX) - (now_ms - flight.began_ms))
     suspended = isinstance(outcome, Suspended)
-    return Ended(outcome.head, outcome.results, outcome.writes, suspended, warned), lessons
+    return Ended(outcome.head, outcome.results, outcome.writes, suspended, warned, pause), lessons
 
 
-def _fenced(flight: Flight, lessons: Lessons, limits: Limits, *, moved: bool) -> tuple[FencedOff, Lessons]:
-    again = None
-    if lessons.fenced > 1 and not moved:
-        doubled = limits.invoke_retry_initial_ms * 2 ** min(lessons.fenced, FENCED_DOUBLINGS_MAX)
-        pause = min(doubled, limits.invoke_retry_max_ms)
-        again = TryAgain(None, flight.events[0], pause, harmless=True, over=True)
-    return FencedOff(again), replace(lessons, claim_first=True)
+def _fenced(flight: Flight, lessons: Lessons, before: Lessons, limits: Limits) -> tuple[Verdict, Lessons]:
+    """Another owns the lane, says the function. Said again of a head that nobody has changed, it is no answer."""
+    head, fenced = flight.head, before.fenced + 1
+    lessons = replace(lessons, fenced=fenced, fenced_at=(head.ver, head.pend), claim_first=True)
+    if before.fenced_at is not None and (head.ver - isinstance(flight.mode, Resume), head.pend) == before.fenced_at:
+        # A run that is resumed was taken over for that, which raised the token by one.
+        return _crashed(flight, "it says that it has lost the lane, which nobody has changed meanwhile", lessons)
+    if fenced <= FENCED_FREE_MAX:
+        return FencedOff(), lessons
+    doubled = limits.invoke_retry_initial_ms * 2 ** min(fenced - FENCED_FREE_MAX, FENCED_DOUBLINGS_MAX)
+    pause = min(doubled, limits.invoke_retry_max_ms)
+    return FencedOff(TryAgain(None, flight.events[0], pause, harmless=True, over=True)), lessons
 
 
 def _unanswered(flight: Flight, answer: NoOutcome, lessons: Lessons, limits: Limits) -> tuple[Verdict, Lessons]:
@@ -356,6 +386,12 @@ def _unstorable(flight: Flight, commit: Commit, why: str, lessons: Lessons, limi
         warned, lessons = _warned(flight, f"attempt at {event.handler} failed: {shown(reason)}", lessons)
         return TryAgain(flight.head, event, warned=warned), lessons
     return GivenUp(event, reason, TOO_LARGE, last_resort=True), lessons
+
+
+def _overspent(flight: Flight) -> bool:
+    """Whether an attempt was one more than the policy allows: a function ends the event with the last one itself."""
+    limit = flight.policy.max_attempts
+    return limit is not None and flight.attempt > limit
 
 
 def _alone(flight: Flight) -> bool:

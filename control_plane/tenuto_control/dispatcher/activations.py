@@ -207,11 +207,11 @@ class Activations:
         with self.services.tracer.activation(activating) as traced:
             if traced.parent is not None:
                 request = replace(request, trace=traced.parent)
-            outcome = await self._asked(target, request)
+            outcome = await self._asked(target, request, flight)
             traced.end(type(outcome).__name__, failed=isinstance(outcome, InvokeError | Rejected))
         return outcome
 
-    async def _asked(self, target: Target, request: Activation) -> Outcome | InvokeError:
+    async def _asked(self, target: Target, request: Activation, flight: Flight) -> Outcome | InvokeError:
         payload = encode(request)
         if len(payload) > PAYLOAD_BYTES_MAX:
             text = f"the request would take {len(payload):,} bytes; a function is given at most {PAYLOAD_BYTES_MAX:,}"
@@ -222,14 +222,12 @@ class Activations:
             return e
         try:
             outcome = decode_outcome(answer)
-        except Exception as e:  # noqa: BLE001 - whatever an answer makes of its decoder, it is the answer's fault
+            problem = outcome_problem(outcome, flight)
+        except Exception as e:  # noqa: BLE001 - whatever an answer makes of its reader, it is the answer's fault
             problem = problem_of(e) if isinstance(e, msgspec.DecodeError) else type(e).__name__
             return FunctionFailedError(f"{target.function} answered something that is no outcome: {problem}")
-        if isinstance(outcome, Speculated) and request.mode != "shared":
-            # A resumed run is among no events: whatever is speculated of it is no answer.
-            problem_found = outcome_problem(outcome, request.events)
-            if problem_found is not None:
-                return FunctionFailedError(f"{target.function} answered what cannot be committed: {problem_found}")
+        if problem is not None:
+            return FunctionFailedError(f"{target.function} answered what cannot be: {problem}")
         return outcome
 
     # --- what follows -----------------------------------------------------------------------------------------------
@@ -273,7 +271,7 @@ class Activations:
             case Discarded(head):
                 metrics.count("SpeculationLost")
                 return Attempted(head)
-            case Ended(head, results, writes, suspended, warned):
+            case Ended(head, results, writes, suspended, warned, pause_ms):
                 metrics.count("Writes", writes)
                 metrics.count("Suspensions", suspended)
                 self._warn(warned)
@@ -281,7 +279,10 @@ class Activations:
                 if head.run is not None and head.run.suspended and head.run.error is not None:
                     self.services.recoveries.failed((self.lane.service, head.run.event.handler), self.lane)
                 self._ends.tell(flight.tried, flight.events, results, head.out.values())
-                return Attempted(head, self._finish(works, results), ended=ended)
+                finished = self._finish(works, results)
+                if head.run is None or not pause_ms:
+                    return Attempted(head, finished, ended=ended)
+                return Attempted(head, finished, head.run.event, pause_ms, harmless=True, ended=ended)
             case HandedBack(warned):
                 metrics.count("LateResumes")
                 self._warn(warned)

@@ -49,14 +49,23 @@ class Ends:
     def with_letters(
         self, tried: Tried, out: dict[int, Out], events: Sequence[Event], results: Sequence[EventResult]
     ) -> dict[int, Out]:
-        """Outgoing entries with the dead letters that are due and not among them, all with their history."""
+        """Outgoing entries with the dead letters that are due and not among them, all with their history.
+
+        A letter holds the event as it came, whatever the function has made of it.
+        """
         out = dict(out)
         for event, result in zip(events, results, strict=False):
             if isinstance(result.result, Failed) and not any(buries(entry, event.id) for entry in out.values()):
                 letter = ends_unseen(event, result.result)
                 if letter is not None:
                     out[max(out, default=-1) + 1] = letter
-        return {at: self._dated(tried, entry) if isinstance(entry, BuriedOut) else entry for at, entry in out.items()}
+        known = {event.id: event for event in events}
+        return {
+            at: self._dated(tried, replace(entry, event=known.get(entry.event.id, entry.event)))
+            if isinstance(entry, BuriedOut)
+            else entry
+            for at, entry in out.items()
+        }
 
     async def past_the_outbox(self, out: dict[int, Out]) -> dict[int, Out]:
         """Produce large dead letters now: no head could hold them, their offsets are held, and twice does no harm.
