@@ -13,6 +13,9 @@ from tenuto.protocol.limits import HOLD_SLEEP_MS_MAX, TIMER_BUCKET_MS
 
 MIB = 1024 * 1024
 
+ANSWER_BYTES_MAX = 6 * MIB
+"""Largest answer of a function that is read: a synchronous Lambda invocation answers no more (AWS Lambda quotas)."""
+
 SWEEP_CURSOR_LAG_MINUTES = 60
 """The sweep's cursor stays this far behind, so that a slow process may still put timers into recent buckets."""
 

@@ -118,9 +118,10 @@ class Body:
 
     data: bytes
 
-    async def read(self) -> bytes:
-        """All of it."""
-        return self.data
+    async def read(self, most: int) -> bytes:
+        """The next bytes of it."""
+        part, self.data = self.data[:most], self.data[most:]
+        return part
 
 
 @dataclass(slots=True)

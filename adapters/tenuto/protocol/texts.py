@@ -1,8 +1,8 @@
 """Text that can be stored, logged and sent, whatever it was made of.
 
-Owns making a text encodable, cutting it to a number of bytes, and the one rule for names and keys: which characters
-they may hold. Does not own which error a broken rule raises (`tenuto.checks`, the control plane) or what a failure
-is (`failures`). Standard library only: `tenuto.errors` imports it.
+Owns making a text encodable, cutting it to a number of bytes, how foreign text stands in a line of a log, and the one
+rule for names and keys: which characters they may hold. Does not own which error a broken rule raises (`tenuto.checks`,
+the control plane) or what a failure is (`failures`). Standard library only: `tenuto.errors` imports it.
 
 The control characters that names and keys refuse are Unicode's category Cc: U+0000 to U+001F, U+007F (DEL) and U+0080
 to U+009F. They forge lines in logs, drive terminals, and one of them separates the parts of an id. Every other
@@ -13,6 +13,9 @@ from __future__ import annotations
 
 import re
 from typing import Final
+
+SHOWN_CHARACTERS_MAX: Final = 500
+"""How much of a text that user code or another system has written goes into a line of a log."""
 
 CUT_MARK: Final = " … (cut)"
 """Ends a text that was longer."""
@@ -54,6 +57,24 @@ def one_line(text: str) -> str:
     """An encodable text on one line: line breaks become spaces, other control characters escapes."""
     parts = (part.strip() for part in text.replace("\t", " ").splitlines())
     return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", " ".join(part for part in parts if part))
+
+
+def shown(text: str, characters_max: int = SHOWN_CHARACTERS_MAX) -> str:
+    """A text from elsewhere as it may stand in a line of a log: short, and no more than text.
+
+    It can neither begin another line, nor steer a terminal, nor turn the direction of what is read: what is not
+    printable is there as an escape. Cut to `characters_max`, escapes included, it says how long it was.
+    """
+    if len(text) <= characters_max and text.isprintable():
+        return text
+    plain = "".join(c if c.isprintable() else _escape(c) for c in text[:characters_max])
+    if len(text) <= characters_max and len(plain) <= characters_max:
+        return plain
+    return f"{plain[:characters_max]} … ({len(text):,} characters)"
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape", "backslashreplace").decode()
 
 
 def problem_of_name(text: str, bytes_max: int) -> str | None:

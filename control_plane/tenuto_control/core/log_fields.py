@@ -10,20 +10,12 @@ from typing import TypeAlias
 
 from tenuto.protocol.ids import InvocationId, Lane
 from tenuto.protocol.records import Event
+from tenuto.protocol.texts import SHOWN_CHARACTERS_MAX, shown
+
+__all__ = ["SHOWN_CHARACTERS_MAX", "Fields", "of_event", "of_invocation", "of_lane", "shown", "shown_reason"]
 
 Fields: TypeAlias = dict[str, str | int]
 """What goes into `extra` of a log call."""
-
-SHOWN_CHARACTERS_MAX = 500
-"""How much of a text that user code or another system has written goes into a line."""
-
-
-def shown(text: str) -> str:
-    """A text from elsewhere as it may stand in a line: cut, and unable to begin another line or to steer a terminal."""
-    start = text[:SHOWN_CHARACTERS_MAX]
-    plain = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in start)
-    return plain if len(text) <= SHOWN_CHARACTERS_MAX else f"{plain} … ({len(text):,} characters)"
-
 
 def shown_reason(text: str, *, foreign: bool) -> str:
     """Why something failed, as it may stand in a line; a `foreign` text is payload (see `Failure`)."""

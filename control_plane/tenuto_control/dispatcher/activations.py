@@ -66,6 +66,7 @@ from tenuto_control.dispatcher.commits import Commits
 from tenuto_control.dispatcher.ends import Ends
 from tenuto_control.dispatcher.parts import Parts
 from tenuto_control.dispatcher.work import Attempted, CallWork, Work
+from tenuto_control.limits import ANSWER_BYTES_MAX
 from tenuto_control.ports import (
     FunctionFailedError,
     FunctionMissingError,
@@ -220,6 +221,9 @@ class Activations:
             answer = await self.services.invoker.invoke(target.function, payload)
         except InvokeError as e:
             return e
+        if len(answer) > ANSWER_BYTES_MAX:
+            text = f"{target.function} answered {len(answer):,} bytes; at most {ANSWER_BYTES_MAX:,} are possible"
+            return FunctionFailedError(text)
         try:
             outcome = decode_outcome(answer)
             problem = outcome_problem(outcome, flight)

@@ -15,6 +15,8 @@ import msgspec
 from botocore.exceptions import BotoCoreError, ClientError
 
 from tenuto_control.config import FunctionConfig
+from tenuto_control.core.log_fields import shown
+from tenuto_control.limits import ANSWER_BYTES_MAX
 from tenuto_control.ports import (
     FunctionFailedError,
     FunctionMissingError,
@@ -26,9 +28,6 @@ from tenuto_control.ports import (
 
 if TYPE_CHECKING:
     from types_aiobotocore_lambda import LambdaClient
-
-ERROR_TEXT_CHARS_MAX = 500
-"""How much of a function's own error message goes into a log line."""
 
 STREAMED_BYTES_MIN = 1024 * 1024
 """Requests of this size are handed over as a stream.
@@ -60,14 +59,27 @@ class LambdaInvoker:
         body_in = payload if len(payload) < STREAMED_BYTES_MIN else io.BytesIO(payload)
         try:
             response = await self._client.invoke(**target, InvocationType="RequestResponse", Payload=body_in)
-            body: bytes = await response["Payload"].read()
+            body = await _body(function, response["Payload"])
         except ClientError as e:
             raise _of_refusal(function, e) from e
         except (BotoCoreError, aiohttp.ClientError, OSError) as e:
-            raise FunctionUnreachableError(f'function "{function}" gave no answer: {str(e) or type(e).__name__}') from e
+            raise FunctionUnreachableError(f'function "{function}" gave no answer: {shown(str(e)) or type(e).__name__}') from e
         if response.get("FunctionError"):
             raise FunctionFailedError(f'function "{function}" failed: {_failure_text(body)}')
         return body
+
+
+async def _body(function: str, payload: Any) -> bytes:
+    """The whole of an answer, without more than that of it in memory. Raises FunctionFailedError for a larger one."""
+    parts: list[bytes] = []
+    left = ANSWER_BYTES_MAX + 1
+    while part := await payload.read(left):
+        parts.append(part)
+        left -= len(part)
+        if left <= 0:
+            payload.close()
+            raise FunctionFailedError(f'function "{function}" answered more than {ANSWER_BYTES_MAX:,} bytes')
+    return b"".join(parts)
 
 
 def _target(name: str, function: FunctionConfig) -> dict[str, Any]:
@@ -85,7 +97,7 @@ def _of_refusal(function: str, error: ClientError) -> InvokeError:
     status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     details = error.response.get("Error", {})
     code, message = details.get("Code", "?"), details.get("Message", "no message")
-    text = f"{code}: {message}"
+    text = shown(f"{code}: {message}")
     if status in (_TOO_MANY_REQUESTS, _CONFLICT):
         # A conflict is a function that is being created, updated or restored: like throttling, it passes and
         # nothing ran.
@@ -109,7 +121,7 @@ class _FailurePayload(msgspec.Struct, rename="camel"):
 def _failure_text(body: bytes) -> str:
     try:
         failure = msgspec.json.decode(body, type=_FailurePayload)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except Exception:  # noqa: BLE001 - whatever foreign bytes make of their decoder
         # It may be anything, a payload included, and what is returned here is logged.
         return f"an error that has not the form of Lambda's ({len(body)} bytes)"
-    return f"{failure.error_type}: {failure.error_message[:ERROR_TEXT_CHARS_MAX]}"
+    return shown(f"{failure.error_type}: {failure.error_message}")
