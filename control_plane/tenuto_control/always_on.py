@@ -17,6 +17,7 @@ import uvicorn
 from tenuto.lane.timers import SWEEP_CURSOR
 from tenuto.store.data_keys import DataKeys
 from tenuto.store.port import Table, TableRefusedError, TableUnavailableError
+from tenuto_control.admin.deployments import DISCOVERY_S_MAX
 from tenuto_control.assembly import Assembly, assembled, quiet_libraries
 from tenuto_control.config import Config, ConfigError
 from tenuto_control.core.metrics import Uncounted
@@ -50,7 +51,7 @@ async def _start(parts: Assembly) -> None:
     await check_table(parts.table, parts.config.table.name)
     if parts.data_keys is not None:
         await check_data_keys(parts.data_keys)
-    await parts.deployments.discover()
+    await parts.deployments.discover(DISCOVERY_S_MAX)
 
 
 async def _unless(stop: asyncio.Event, work: asyncio.Task[None]) -> bool:

@@ -85,13 +85,13 @@ async def assembled(config: Config) -> AsyncIterator[Assembly]:
         data_keys = data_keys_of(config, clients, plain)
         table: Table = plain if data_keys is None else EncryptedTable(plain, data_keys)
         invoker = LambdaInvoker(clients.lambda_, config.functions)
-        deployments = Deployments(config, invoker)
+        tally = Tally()
+        deployments = Deployments(config, invoker, tally)
         sink = KafkaSink(config.kafka, limits)
         scheduler = (
             NoScheduler() if config.scheduler is None else EventBridgeScheduler(clients.scheduler, config.scheduler)
         )
         process = f"{os.uname().nodename[:HOST_NAME_CHARS_MAX]}.{os.getpid()}.{secrets.token_hex(4)}"
-        tally = Tally()
         table_clock = DynamoClock(clients.dynamodb, clock, limits.lease_margin_ms, tally)
         tracer = tracer_of(os.environ)
         if tracer is not None:

@@ -25,6 +25,7 @@ from tenuto.hosts import api_gateway, event_scheduler, kafka_event_source
 from tenuto.hosts.kafka_event_source import SourceRecord
 from tenuto_control.assembly import Assembly, assembled, quiet_libraries
 from tenuto_control.config import DEFAULT_FILE, ConfigError, load
+from tenuto_control.core.log_fields import shown
 from tenuto_control.drivers import log_lines
 from tenuto_control.drivers.topic_lives import KafkaTopicLives
 from tenuto_control.limits import SERVERLESS
@@ -156,7 +157,7 @@ class DispatcherFunction:
         self._stack = AsyncExitStack()
         try:
             assembly = await self._stack.enter_async_context(assembled(config))
-            await assembly.deployments.discover_most(DISCOVERY_S_MAX)
+            await assembly.deployments.discover(DISCOVERY_S_MAX)
         except BaseException:
             # The next invocation starts over: what was missing may be there by then.
             await self._stack.aclose()
@@ -192,9 +193,9 @@ class DispatcherFunction:
             return
         parts.discovered_ms = now_ms
         try:
-            await parts.assembly.deployments.discover_most(DISCOVERY_S_MAX)
+            await parts.assembly.deployments.discover(DISCOVERY_S_MAX)
         except ConfigError as e:
-            log.warning("discovery keeps what it knew: %s", e)
+            log.warning("discovery keeps what it knew: %s", shown(str(e)))
         parts.asked_in_vain = parts.asked_in_vain + 1 if parts.assembly.deployments.unanswered else 0
 
     async def _hand_on(self, payload: event_scheduler.Continue | event_scheduler.SweepTick) -> None:

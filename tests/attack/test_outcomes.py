@@ -421,7 +421,9 @@ ODD: Final[list[Any]] = [
 
 def paths(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """Places in a JSON value, itself included."""
-    inner = list(value.items()) if isinstance(value, dict) else list(enumerate(value)) if isinstance(value, list) else []
+    inner = (
+        list(value.items()) if isinstance(value, dict) else list(enumerate(value)) if isinstance(value, list) else []
+    )
     return [at, *(path for name, part in inner for path in paths(part, (*at, name)))]
 
 

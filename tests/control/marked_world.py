@@ -112,7 +112,7 @@ class FailingTable(CountingTable):
         return await super().get(key)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Body:
     """The stream of an answer."""
 

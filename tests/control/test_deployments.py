@@ -68,13 +68,21 @@ def deployments(
 
 
 def refusal(answers: Answers, *subscriptions: Subscription) -> str:
-    """The words with which discovery ends."""
+    """The words with which the first discovery ends."""
     found, _ = deployments(answers, *subscriptions)
     with pytest.raises(ConfigError) as caught:
-        run_virtual(found.discover())
+        run_virtual(found.discover(100.0))
     assert found.listed() == []
     assert "\n" not in str(caught.value)
     return str(caught.value)
+
+
+def reasons(answers: Answers) -> dict[str, str]:
+    """Why answers do not count, by function, at the first discovery."""
+    found, _ = deployments(answers)
+    run_virtual(found.discover(100.0))
+    assert not any("\n" in reason for reason in found.unanswered.values())
+    return dict(found.unanswered)
 
 
 def test_services_are_found_at_the_functions_that_serve_them() -> None:
@@ -85,7 +93,7 @@ def test_services_are_found_at_the_functions_that_serve_them() -> None:
         concurrency=7,
     )
     assert found.find("orders") is None
-    run_virtual(found.discover())
+    run_virtual(found.discover(100.0))
     target = found.find("orders")
     assert target is not None
     assert (target.function, target.manifest, target.timeout_ms, target.concurrency) == ("shop", ORDERS, 3_000, 7)
@@ -94,10 +102,10 @@ def test_services_are_found_at_the_functions_that_serve_them() -> None:
     assert functions.asked == ["shop", "post"]
 
 
-def test_a_function_that_does_not_exist_is_named_at_once() -> None:
+def test_a_function_that_does_not_exist_is_named_at_once(caplog: pytest.LogCaptureFixture) -> None:
     found, functions = deployments({"shop": [FunctionMissingError("function shop-prod does not exist")]})
-    with pytest.raises(ConfigError, match=r"\[functions\.shop\]: function shop-prod does not exist; deploy it, or"):
-        run_virtual(found.discover())
+    run_virtual(found.discover(100.0))
+    assert "[functions.shop] cannot be asked: function shop-prod does not exist; deploy it, or" in caplog.text
     assert functions.asked == ["shop"]
 
 
@@ -105,14 +113,14 @@ def test_a_function_that_does_not_answer_is_asked_again_a_few_times(caplog: pyte
     away = FunctionUnreachableError("no answer within 3 s")
     found, functions = deployments({"shop": [away, away, manifest(ORDERS)]})
     with caplog.at_level(logging.WARNING, "tenuto.deployments"):
-        run_virtual(found.discover())
+        run_virtual(found.discover(100.0))
     assert found.find("orders") is not None
     assert len(functions.asked) == len(caplog.records) + 1 == 3
     assert "does not answer discovery, asking again: no answer within 3 s" in caplog.text
 
     found, functions = deployments({"shop": [away]})
-    with pytest.raises(ConfigError, match=r"\[functions\.shop\] does not answer discovery: no answer within 3 s"):
-        run_virtual(found.discover())
+    run_virtual(found.discover(100.0))
+    assert found.unanswered["shop"].startswith("does not answer discovery: no answer within 3 s")
     assert len(functions.asked) == DISCOVERY_TRIES_MAX
 
 
@@ -128,30 +136,28 @@ def test_a_function_that_does_not_answer_is_asked_again_a_few_times(caplog: pyte
     ids=["another handler", "nothing", "bytes", "empty", "another message"],
 )
 def test_a_function_that_answers_rubbish_is_told_what_to_export(answer: bytes, said: str) -> None:
-    words = refusal({"shop": [answer]})
-    assert words.startswith("[functions.shop]")
+    words = reasons({"shop": [answer]})["shop"]
     assert said in words
     assert words.endswith("It has to export a handler made by aws.handler(...)")
 
 
 def test_a_function_of_another_version_says_so_itself() -> None:
     rejected = encode(Rejected(Failure("protocol 9 is not spoken here: deploy the control plane's version")))
-    assert refusal({"shop": [rejected]}) == (
-        "[functions.shop] refuses discovery: protocol 9 is not spoken here: deploy the control plane's version"
-    )
+    assert reasons({"shop": [rejected]}) == {
+        "shop": "refuses discovery: protocol 9 is not spoken here: deploy the control plane's version"
+    }
 
 
 def test_two_functions_cannot_serve_one_service() -> None:
-    words = refusal({"shop": [manifest(ORDERS)], "shop-old": [manifest(MAIL, ORDERS)]})
-    assert words == (
-        "service 'orders' is served by two functions, 'shop' and 'shop-old': rename one of them or remove a "
-        "[functions] section"
-    )
+    found = reasons({"shop": [manifest(ORDERS)], "shop-old": [manifest(MAIL, ORDERS)]})
+    assert found == {
+        "shop-old": "claims a service that [functions.shop] serves: rename it, or remove one of the two",
+    }
 
 
 def test_a_function_needs_time_to_work_in() -> None:
-    words = refusal({"shop": [manifest(ORDERS, timeout_ms=1_400)]})
-    assert words.startswith("[functions.shop]: its timeout leaves 1400 ms")
+    words = reasons({"shop": [manifest(ORDERS, timeout_ms=1_400)]})["shop"]
+    assert words.startswith("has a timeout that leaves 1,400 ms")
     assert words.endswith("give it 3 seconds or more")
 
 
@@ -196,11 +202,12 @@ def test_discovery_repeats_and_keeps_what_it_knew_when_that_fails(
 
     async def scenario() -> None:
         found, _ = deployments({"shop": [manifest(ORDERS), missing, manifest(grown)]})
-        await found.discover()
+        await found.discover(100.0)
         refreshing = asyncio.create_task(found.refresh())
         await asyncio.sleep(6)
         assert found.listed() == [ORDERS]
-        assert "discovery keeps what it knew: [functions.shop]: function shop does not exist" in caplog.text
+        assert "[functions.shop] cannot be asked: function shop does not exist" in caplog.text
+        assert "what it served before stays in force" in caplog.text
         await asyncio.sleep(5)
         assert found.listed() == [grown]
         refreshing.cancel()
@@ -222,14 +229,14 @@ def test_a_function_that_is_throttled_stops_no_other_functions_services(caplog: 
             {"shop": [manifest(ORDERS)], "post": [*[throttled] * 9, manifest(MAIL)]}, *subscriptions
         )
         began = asyncio.get_running_loop().time()
-        await found.discover_most(3.0)
+        await found.discover(3.0)
         assert asyncio.get_running_loop().time() - began <= 3.0
-        assert (found.listed(), found.unanswered) == ([ORDERS], ("post",))
+        assert (found.listed(), tuple(found.unanswered)) == ([ORDERS], ("post",))
         assert functions.asked[:2] == ["shop", "post"], "all are asked at once"
         assert "[functions.post] does not answer discovery in 3 s; its work waits" in caplog.text
-        await found.discover_most(100.0)
-        await found.discover_most(100.0)
-        assert (found.listed(), found.unanswered) == ([MAIL, ORDERS], ())
+        await found.discover(100.0)
+        await found.discover(100.0)
+        assert (found.listed(), tuple(found.unanswered)) == ([MAIL, ORDERS], ())
 
     with caplog.at_level(logging.WARNING, "tenuto.deployments"):
         run_virtual(scenario())
@@ -239,9 +246,9 @@ def test_a_function_that_is_throttled_stops_no_other_functions_services(caplog: 
 def test_what_a_broken_function_served_before_is_kept(answer: bytes | InvokeError) -> None:
     async def scenario() -> None:
         found, _ = deployments({"shop": [manifest(ORDERS)], "post": [manifest(MAIL), answer]})
-        await found.discover_most(100.0)
-        await found.discover_most(100.0)
-        assert (found.listed(), found.unanswered) == ([MAIL, ORDERS], ("post",))
+        await found.discover(100.0)
+        await found.discover(100.0)
+        assert (found.listed(), tuple(found.unanswered)) == ([MAIL, ORDERS], ("post",))
 
     run_virtual(scenario())
 
@@ -253,7 +260,7 @@ def test_what_the_functions_that_answer_contradict_is_still_an_error() -> None:
             Subscription("t", "orders", "plaec"),
         )
         with pytest.raises(ConfigError, match="did you mean 'orders/place'"):
-            await found.discover_most(1.0)
+            await found.discover(1.0)
 
     run_virtual(scenario())
 
@@ -280,7 +287,7 @@ def test_a_survey_names_everything_that_cannot_be_seen() -> None:
     assert len(survey.problems) == 5
     for words in (
         "[functions.post] does not answer discovery: no answer",
-        "[functions.gone]: 404; deploy it, or correct its name",
+        "[functions.gone] cannot be asked: 404; deploy it, or correct its name",
         "subscription of 'letters': mail/post cannot be seen: no function that answers serves it, and post, gone",
         "subscription of 'typos': there is no handler 'orders/plaec'; did you mean 'orders/place'?",
         "subscription of 'reads': 'orders/status' is a shared handler",

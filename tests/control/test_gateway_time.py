@@ -62,7 +62,7 @@ async def asked(f: Computing, handler: str, cold_s: float, unanswered: tuple[str
         f,
         ready=ready,
         wait_ms_max=LIMITS.http_wait_ms_max,
-        unanswered=lambda: unanswered,
+        unanswered=lambda: dict.fromkeys(unanswered, "no answer"),
         now_ms=f.clock.now_ms,
     )
     taken_ms = f.clock.now_ms()

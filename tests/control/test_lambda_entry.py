@@ -76,7 +76,7 @@ def test_a_warm_process_asks_the_functions_again_now_and_then(
     asked: list[int] = []
     now_ms = 1_000
 
-    async def discover_most(_within_s: float) -> None:
+    async def discover(_within_s: float) -> None:
         asked.append(now_ms)
         if not answers:
             raise ConfigError("it does not answer")
@@ -88,7 +88,7 @@ def test_a_warm_process_asks_the_functions_again_now_and_then(
         clock=SimpleNamespace(now_ms=lambda: now_ms),
         report=lambda: None,
         flush=lambda: None,
-        deployments=SimpleNamespace(discover_most=discover_most, unanswered=()),
+        deployments=SimpleNamespace(discover=discover, unanswered=()),
     )
     function = lambda_entry.DispatcherFunction()
     parts = SimpleNamespace(assembly=assembly, serverless=SimpleNamespace(tick=tick), discovered_ms=0, asked_in_vain=0)
@@ -106,7 +106,7 @@ def test_a_function_that_did_not_answer_is_asked_again_soon(monkeypatch: pytest.
     asked: list[int] = []
     now_ms = 1_000
 
-    async def discover_most(_within_s: float) -> None:
+    async def discover(_within_s: float) -> None:
         asked.append(now_ms)
         if len(asked) == 3:
             deployments.unanswered = ()
@@ -114,7 +114,7 @@ def test_a_function_that_did_not_answer_is_asked_again_soon(monkeypatch: pytest.
     async def tick(_tick: object, _deadline_ms: int) -> None:
         """Nothing is due."""
 
-    deployments = SimpleNamespace(discover_most=discover_most, unanswered=("shop",))
+    deployments = SimpleNamespace(discover=discover, unanswered=("shop",))
     assembly = SimpleNamespace(
         clock=SimpleNamespace(now_ms=lambda: now_ms),
         report=lambda: None,

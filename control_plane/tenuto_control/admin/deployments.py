@@ -1,6 +1,7 @@
 """Deployments: which function serves which service, learnt by asking the functions.
 
-Owns discovery, its repetition, and the check that every subscription has its handler. Does not own invoking (a port).
+Owns discovery, its repetition, and the check that every subscription has its handler. Does not own invoking (a port),
+nor which answers count (`core.manifests`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,10 @@ import msgspec
 from tenuto.protocol.messages import Discover, Manifest, Rejected, ServiceManifest, decode_outcome, encode
 from tenuto.serde import problem_of
 from tenuto_control.config import Config, ConfigError
+from tenuto_control.core.flights import Repeated
+from tenuto_control.core.log_fields import shown
+from tenuto_control.core.manifests import MANIFEST_BYTES_MAX, Known, in_force, manifest_problem, serves
+from tenuto_control.core.metrics import Metrics, Uncounted
 from tenuto_control.core.routing import Subscription
 from tenuto_control.ports import FunctionInvoker, FunctionMissingError, InvokeError, Target
 
@@ -23,11 +28,18 @@ log = logging.getLogger("tenuto.deployments")
 
 DISCOVERY_TRIES_MAX = 5
 DISCOVERY_PAUSE_S = 1.0
-FUNCTION_TIMEOUT_MS_MIN = 1_500
-"""Below this a function would hand its invocations on for ever: it starts nothing in its last half second."""
+DISCOVERY_S_MAX = 30.0
+"""How long an always-on process waits for functions to say what they serve: several cold starts."""
 
 REFRESH_INTERVAL_S = 30.0
 """How often functions are asked again, so that a new version's handlers are seen."""
+
+UNANSWERED_INTERVAL_S = 5.0
+"""The same once an answer did not count; doubled for each further time."""
+
+
+class DiscoveryError(Exception):
+    """A function's answer that does not count. The message is the end of a sentence that begins with its name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,16 +53,18 @@ class Survey:
 class Deployments:
     """The `Targets` of a control plane. Call `discover` before the first `find`."""
 
-    def __init__(self, config: Config, invoker: FunctionInvoker) -> None:
+    def __init__(self, config: Config, invoker: FunctionInvoker, metrics: Metrics | None = None) -> None:
         self._config = config
         self._invoker = invoker
+        self._metrics = metrics or Uncounted()
         self._targets: dict[str, Target] = {}
-        self._unanswered: tuple[str, ...] = ()
+        self._known: Known | None = None
+        self._failing: dict[str, Repeated] = {}
 
     @property
-    def unanswered(self) -> tuple[str, ...]:
-        """The functions that have not answered `discover_most`: what they serve is not known, or was known before."""
-        return self._unanswered
+    def unanswered(self) -> Mapping[str, str]:
+        """The functions whose last answer does not count, and why: what they served before, if known, is in force."""
+        return {} if self._known is None else self._known.problems
 
     def find(self, service: str) -> Target | None:
         """See `Targets.find`."""
@@ -60,66 +74,93 @@ class Deployments:
         """See `Targets.listed`."""
         return [target.manifest for _, target in sorted(self._targets.items())]
 
-    async def discover(self) -> None:
-        """Ask every function. Raises ConfigError when one does not answer, or two serve the same service."""
-        manifests = {name: await self._ask(name) for name in self._config.functions}
-        found = self._served(manifests)
-        check_subscriptions(self._config.subscriptions, {n: t.manifest for n, t in found.items()})
-        self._targets, self._unanswered = found, ()
+    async def discover(self, within_s: float) -> None:
+        """Ask every function at once, and go on without the answers that do not come in time, or cannot count.
 
-    async def discover_most(self, within_s: float) -> None:
-        """Ask every function at once, and go on without those that do not answer in time, or that are gone.
-
-        What was known of them stays. Raises ConfigError when what the others answer contradicts the configuration.
+        What was known of these functions stays in force. Raises ConfigError at the first time, when what all others
+        serve contradicts the configuration: later on, that is a deployment's fault, which ends no process.
         """
         names = tuple(self._config.functions)
-        answers = await asyncio.gather(*(self._ask_within(name, within_s) for name in names))
-        manifests = {name: one for name, one in zip(names, answers, strict=True) if one is not None}
-        unanswered = tuple(name for name in names if name not in manifests)
-        found = self._served(manifests)
-        known = {s: t for s, t in self._targets.items() if t.function in unanswered and s not in found} | found
-        seen = {service: target.manifest for service, target in known.items()}
-        sure = [s for s in self._config.subscriptions if not unanswered or s.service in seen]
-        check_subscriptions(sure, seen)
-        self._targets, self._unanswered = known, unanswered
+        told = await asyncio.gather(*(self._ask_within(name, within_s) for name in names))
+        answers: dict[str, Manifest | str] = dict(zip(names, told, strict=True))
+        known = self._settled({} if self._known is None else self._known.manifests, answers)
+        self._known = known
+        self._targets = {
+            service.name: Target(name, service, manifest.timeout_ms, self._config.functions[name].concurrency)
+            for name, manifest in known.manifests.items()
+            for service in manifest.services
+        }
+        self._tell(known)
 
-    async def _ask_within(self, name: str, within_s: float) -> Manifest | None:
-        try:
-            async with asyncio.timeout(within_s):
-                return await self._ask(name)
-        except TimeoutError:
-            log.warning("[functions.%s] does not answer discovery in %.0f s; its work waits", name, within_s)
-        except ConfigError as e:
-            log.warning("%s; its work waits", e)
+    def _settled(self, before: Mapping[str, Manifest], answers: dict[str, Manifest | str]) -> Known:
+        """What is in force after these answers. Raises ConfigError as `discover` does."""
+        # An answer that contradicts a subscription is no answer: so there is one round for each function at the most.
+        while True:
+            known = in_force(before, answers)
+            contradiction = self._contradiction(known)
+            if contradiction is None:
+                return known
+            service, problem = contradiction
+            if self._known is None:
+                raise ConfigError(problem)
+            to_blame = [
+                name
+                for name, answer in answers.items()
+                if name not in known.problems
+                and (serves(known.manifests.get(name), service) or serves(before.get(name), service))
+                and answer != before.get(name)
+            ]
+            if not to_blame:
+                return known
+            answers |= dict.fromkeys(to_blame, f"contradicts the configuration: {problem}")
+
+    def _contradiction(self, known: Known) -> tuple[str, str] | None:
+        """The service of the first subscription that cannot work with what is in force, and why."""
+        seen = {service.name: service for one in known.manifests.values() for service in one.services}
+        unknown = known.problems.keys() - known.manifests.keys()
+        for subscription in self._config.subscriptions:
+            if unknown and subscription.service not in seen:
+                continue
+            try:
+                check_subscriptions([subscription], seen)
+            except ConfigError as e:
+                return subscription.service, str(e)
         return None
 
-    def _served(self, manifests: Mapping[str, Manifest]) -> dict[str, Target]:
-        """The services of functions. Raises ConfigError when two serve the same, or one has no time to."""
-        found: dict[str, Target] = {}
-        for name, manifest in manifests.items():
-            if manifest.timeout_ms < FUNCTION_TIMEOUT_MS_MIN:
-                raise ConfigError(
-                    f"[functions.{name}]: its timeout leaves {manifest.timeout_ms} ms, too little to claim, step and "
-                    "commit in; give it 3 seconds or more"
-                )
-            for service in manifest.services:
-                if service.name in found:
-                    raise ConfigError(
-                        f"service {service.name!r} is served by two functions, {found[service.name].function!r} and "
-                        f"{name!r}: rename one of them or remove a [functions] section"
-                    )
-                concurrency = self._config.functions[name].concurrency
-                found[service.name] = Target(name, service, manifest.timeout_ms, concurrency)
-        return found
+    def _tell(self, known: Known) -> None:
+        """A line for each function whose answer does not count, less and less often, and one when it does again."""
+        self._metrics.sample("FunctionsUnanswered", len(known.problems))
+        for name in self._failing.keys() - known.problems.keys():
+            log.info("[functions.%s] answers discovery again", name)
+        failing = {name: self._failing.get(name, Repeated()).again("") for name in known.problems}
+        for name, problem in known.problems.items():
+            times = failing[name].times
+            if times & (times - 1) == 0:
+                then = "what it served before stays in force" if name in known.manifests else "its work waits"
+                again = f" ({times} times)" if times > 1 else ""
+                log.warning("[functions.%s] %s; %s%s", name, problem, then, again)
+        self._failing = failing
+
+    async def _ask_within(self, name: str, within_s: float) -> Manifest | str:
+        """A function's manifest, or why its answer does not count, as the end of a sentence about it."""
+        try:
+            async with asyncio.timeout(within_s):
+                return await self._ask(name, quietly=name in self._failing)
+        except TimeoutError:
+            return f"does not answer discovery in {within_s:.0f} s"
+        except DiscoveryError as e:
+            return str(e)
 
     async def refresh(self) -> None:
-        """Ask again at intervals, for ever; what is known stays when a function does not answer."""
+        """Ask again at intervals, for ever; what is known stays where a function does not answer."""
         while True:
-            await asyncio.sleep(REFRESH_INTERVAL_S)
+            rounds = min((said.times for said in self._failing.values()), default=DISCOVERY_TRIES_MAX)
+            await asyncio.sleep(min(REFRESH_INTERVAL_S, UNANSWERED_INTERVAL_S * 2 ** min(rounds, DISCOVERY_TRIES_MAX)))
             try:
-                await self.discover()
-            except ConfigError as e:
-                log.warning("discovery keeps what it knew: %s", e)
+                await self.discover(DISCOVERY_S_MAX)
+            except Exception:
+                # No answer leads here; were it so all the same, it would end nothing.
+                log.exception("discovery failed, and keeps what it knew")
 
     async def survey(self) -> Survey:
         """Ask every function once, and tell everything that is wrong, where `discover` stops at the first."""
@@ -129,9 +170,9 @@ class Deployments:
         for name in self._config.functions:
             try:
                 manifest = await self._ask(name, tries=1)
-            except ConfigError as e:
+            except DiscoveryError as e:
                 unseen.append(name)
-                problems.append(str(e))
+                problems.append(f"[functions.{name}] {e}")
                 continue
             for service in manifest.services:
                 if service.name in seen:
@@ -152,32 +193,52 @@ class Deployments:
                 problems.append(str(e))
         return Survey(tuple(seen.values()), tuple(problems))
 
-    async def _ask(self, name: str, tries: int = DISCOVERY_TRIES_MAX) -> Manifest:
+    async def _ask(self, name: str, tries: int = DISCOVERY_TRIES_MAX, *, quietly: bool = False) -> Manifest:
+        """A function's manifest. Raises DiscoveryError."""
         last = ""
         for tried in range(tries):
             if tried:
-                log.warning("function %s does not answer discovery, asking again: %s", name, last)
+                if not quietly:
+                    log.warning("function %s does not answer discovery, asking again: %s", name, last)
                 await asyncio.sleep(DISCOVERY_PAUSE_S)
             try:
-                answer = decode_outcome(await self._invoker.invoke(name, encode(Discover())))
+                answer = await self._invoker.invoke(name, encode(Discover()))
             except FunctionMissingError as e:
-                raise ConfigError(f"[functions.{name}]: {e}; deploy it, or correct its name") from e
+                raise DiscoveryError(f"cannot be asked: {shown(str(e))}; deploy it, or correct its name") from e
             except InvokeError as e:
-                last = str(e)
+                last = shown(str(e))
                 continue
-            except msgspec.DecodeError as e:
-                last = problem_of(e)
+            except Exception as e:  # noqa: BLE001 - an answer that its driver trips over is one function's
+                last = shown(f"asking it failed ({type(e).__name__}: {e})")
                 continue
-            match answer:
-                case Manifest():
-                    return answer
+            match _read(answer):
+                case Manifest() as manifest:
+                    return manifest
                 case Rejected(failure):
-                    raise ConfigError(f"[functions.{name}] refuses discovery: {failure.message}")
-                case _:
-                    last = f"it answered {type(answer).__name__}"
-        raise ConfigError(
-            f"[functions.{name}] does not answer discovery: {last}. It has to export a handler made by aws.handler(...)"
-        )
+                    raise DiscoveryError(f"refuses discovery: {shown(failure.message)}")
+                case str() as last:
+                    pass
+        raise DiscoveryError(f"does not answer discovery: {last}. It has to export a handler made by aws.handler(...)")
+
+
+def _read(answer: bytes) -> Manifest | Rejected | str:
+    """What a function has answered, or why that is nothing. Raises DiscoveryError for a manifest that cannot count."""
+    if len(answer) > MANIFEST_BYTES_MAX:
+        return f"it answered {len(answer):,} bytes; at most {MANIFEST_BYTES_MAX:,} are possible"
+    try:
+        outcome = decode_outcome(answer)
+    except Exception as e:  # noqa: BLE001 - whatever foreign bytes make of their decoder
+        return shown(problem_of(e)) if isinstance(e, msgspec.DecodeError) else type(e).__name__
+    match outcome:
+        case Manifest():
+            problem = manifest_problem(outcome)
+            if problem is not None:
+                raise DiscoveryError(problem)
+            return outcome
+        case Rejected():
+            return outcome
+        case _:
+            return f"it answered {type(outcome).__name__}"
 
 
 def check_subscriptions(subscriptions: Sequence[Subscription], services: Mapping[str, ServiceManifest]) -> None:

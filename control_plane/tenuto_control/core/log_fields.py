@@ -17,6 +17,7 @@ __all__ = ["SHOWN_CHARACTERS_MAX", "Fields", "of_event", "of_invocation", "of_la
 Fields: TypeAlias = dict[str, str | int]
 """What goes into `extra` of a log call."""
 
+
 def shown_reason(text: str, *, foreign: bool) -> str:
     """Why something failed, as it may stand in a line; a `foreign` text is payload (see `Failure`)."""
     return "the text of a rejection, which is not shown" if foreign else shown(text)

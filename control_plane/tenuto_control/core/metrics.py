@@ -29,9 +29,12 @@ suspensions, events and messages that their handler ended by a terminal error, d
 records set aside in the table as their topic takes none of them, failed tries to produce to a topic that is not there,
 write requests of dispatcher and functions, and requests of the dispatcher that the table refused."""
 
-SampleName: TypeAlias = Literal["Lag", "AgeMs", "WakeLatenessMs", "UnreadablePartitions", "ClockDifferenceMs"]
+SampleName: TypeAlias = Literal[
+    "Lag", "AgeMs", "WakeLatenessMs", "UnreadablePartitions", "FunctionsUnanswered", "ClockDifferenceMs"
+]
 """Measured values: records not read yet, an event's age when it was finished, how late a sleep went on, partitions that
-cannot be read at present, by how much this machine's clock differs from the table's at least."""
+cannot be read at present, functions whose last answer to discovery does not count, by how much this machine's clock
+differs from the table's at least."""
 
 WRITES_PER_EVENT: Final = "WritesPerEvent"
 

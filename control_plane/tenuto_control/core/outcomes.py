@@ -20,7 +20,6 @@ from tenuto.protocol.limits import (
     AWAITS_MAX,
     AWAKEABLE_BYTES_MAX,
     EVENT_HEADERS_BYTES_MAX,
-    TARGET_NAME_BYTES_MAX,
     VALUE_BYTES_MAX,
 )
 from tenuto.protocol.messages import (
@@ -56,6 +55,7 @@ from tenuto.protocol.records import (
 )
 from tenuto.protocol.texts import problem_of_name
 from tenuto_control.core.flights import Flight
+from tenuto_control.core.manifests import name_is_possible
 
 STATE_NAME_BYTES_MAX: Final = 2_048
 """Far above what a function lets a handler use; DynamoDB takes names of attributes up to 64 KB."""
@@ -228,7 +228,7 @@ def _send_problem(entry: SendOut) -> str | None:
         return problem
     if problem_of_name(nonce, NONCE_BYTES_MAX) is not None:
         return _IMPOSSIBLE_ID
-    if problem_of_name(entry.service, TARGET_NAME_BYTES_MAX) or problem_of_name(entry.handler, TARGET_NAME_BYTES_MAX):
+    if not (name_is_possible(entry.service) and name_is_possible(entry.handler)):
         return "no service or handler can have the name that it is for"
     if entry.due_ms is not None and not 0 <= entry.due_ms <= TIME_MS_MAX:
         return "the time that it is due at cannot be"

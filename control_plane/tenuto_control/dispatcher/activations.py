@@ -30,7 +30,7 @@ from tenuto.protocol.messages import (
     encode,
 )
 from tenuto.protocol.modes import Drain, Mode, Resume, Shared, Speculate, activation_of
-from tenuto.protocol.records import Event, Failed, Failure, Result, Success
+from tenuto.protocol.records import Event, Failed, Failure, Result, SendOut, Success
 from tenuto.serde import problem_of
 from tenuto.store.port import UnstorableError
 from tenuto_control.core import log_fields
@@ -232,7 +232,22 @@ class Activations:
             return FunctionFailedError(f"{target.function} answered something that is no outcome: {problem}")
         if problem is not None:
             return FunctionFailedError(f"{target.function} answered what cannot be: {problem}")
-        return outcome
+        return self._early(outcome) or outcome
+
+    def _early(self, outcome: Outcome) -> Rejected | None:
+        """Why an outcome waits with its sender: it is for a handler that its service does not have, as far as is known.
+
+        Delivered, it would keep the receiver's key from everything behind it until there is such a handler.
+        """
+        if not isinstance(outcome, Speculated):
+            return None
+        for entry in outcome.out:
+            if isinstance(entry, SendOut):
+                found = self.services.targets.find(entry.service)
+                if found is not None and all(handler.name != entry.handler for handler in found.manifest.handlers):
+                    name = f"{entry.service}/{entry.handler}"
+                    return Rejected(Failure(f"a message to {name} waits: no function serves that handler", 404))
+        return None
 
     # --- what follows -----------------------------------------------------------------------------------------------
 

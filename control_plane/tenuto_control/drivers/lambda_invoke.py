@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 import msgspec
 from botocore.exceptions import BotoCoreError, ClientError
+from botocore.parsers import ResponseParserError
 
 from tenuto_control.config import FunctionConfig
 from tenuto_control.core.log_fields import shown
@@ -62,8 +63,11 @@ class LambdaInvoker:
             body = await _body(function, response["Payload"])
         except ClientError as e:
             raise _of_refusal(function, e) from e
-        except (BotoCoreError, aiohttp.ClientError, OSError) as e:
-            raise FunctionUnreachableError(f'function "{function}" gave no answer: {shown(str(e)) or type(e).__name__}') from e
+        except (BotoCoreError, ResponseParserError, aiohttp.ClientError, OSError, KeyError) as e:
+            # A KeyError: an answer without a payload, as no Lambda gives one.
+            raise FunctionUnreachableError(
+                f'function "{function}" gave no answer: {shown(str(e)) or type(e).__name__}'
+            ) from e
         if response.get("FunctionError"):
             raise FunctionFailedError(f'function "{function}" failed: {_failure_text(body)}')
         return body

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final, TypeAlias, TypeVar, assert_never
@@ -61,16 +61,16 @@ def create_app(
     wait_ms_max: int = WAIT_MS_MAX,
     random_bytes: Callable[[int], bytes] = secrets.token_bytes,
     unreadable: Callable[[], Sequence[Unreadable]] = tuple,
-    unanswered: Callable[[], Sequence[str]] = tuple,
+    unanswered: Callable[[], Mapping[str, str]] = dict,
     clock: Callable[[], ClockCheck | None] = lambda: None,
     cors_origins: Collection[str] = (),
     now_ms: Callable[[], int] = _now_ms,
 ) -> Starlette:
     """The ingress over a dispatcher. `random_bytes` makes the ids of calls that bring no idempotency key.
 
-    `unanswered` names functions of which it is not known what they serve. `clock` tells how this machine's clock
-    compares with the table's. Pages of `cors_origins` may call from a
-    browser. `now_ms` is the time (milliseconds since the epoch) that the time of arrival at a gateway is compared to.
+    `unanswered` names functions whose answers to discovery do not count, and why. `clock` tells how this machine's clock
+    compares with the table's. Pages of `cors_origins` may call from a browser. `now_ms` is the time (milliseconds since
+    the epoch) that the time of arrival at a gateway is compared to.
     """
     ingress = _Ingress(execution, catalogue, ready, wait_ms_max, random_bytes, unreadable, unanswered, clock, now_ms)
     app = Starlette(
@@ -101,7 +101,7 @@ class _Ingress:
     wait_ms_max: int
     random_bytes: Callable[[int], bytes]
     unreadable: Callable[[], Sequence[Unreadable]]
-    unanswered: Callable[[], Sequence[str]]
+    unanswered: Callable[[], Mapping[str, str]]
     clock: Callable[[], ClockCheck | None]
     now_ms: Callable[[], int]
 
@@ -124,7 +124,7 @@ class _Ingress:
         except TimeoutError:
             problem = f"the readiness probe took longer than {READY_MS_MAX} ms"
         if problem is None:
-            return JSONResponse(readiness.ready(self.unreadable(), self.clock()))
+            return JSONResponse(readiness.ready(self.unreadable(), self.clock(), self.unanswered()))
         return answers.error(request, HTTPStatus.SERVICE_UNAVAILABLE, f"not ready: {problem}")
 
     async def call(self, request: Request) -> Response:
@@ -220,7 +220,7 @@ class _Ingress:
     async def _event(self, request: Request, limit: int, what: str) -> tuple[HandlerManifest, Event]:
         """The event a call or send stands for; `what` may hold `limit` bytes. Raises RefusedError."""
         target = paths.parse_target(request.path_params["target"])
-        service, handler = listing.find_handler(self.catalogue, target, self.unanswered())
+        service, handler = listing.find_handler(self.catalogue, target, tuple(self.unanswered()))
         idempotency_key = requests.idempotency_key(request)
         if idempotency_key is None:
             nonce = "c" + self.random_bytes(NONCE_BYTES).hex()

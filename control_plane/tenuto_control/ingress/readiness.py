@@ -1,18 +1,23 @@
 """Readiness: whether calls can be served right now, and what else there is to know.
 
-Owns the probe of the table and the note of partitions that cannot be read. Does not own its route or its time limit
-(`app`), nor finding such partitions (`loops.unreadable`).
+Owns the probe of the table and the notes of partitions that cannot be read, and of functions that do not answer. Does
+not own its route or its time limit (`app`), nor finding such ones (`loops.unreadable`, `admin.deployments`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from types import MappingProxyType
+from typing import Any, Final
 
 from tenuto.lane.timers import SWEEP_CURSOR
 from tenuto.store.port import Table, TableRefusedError, TableUnavailableError
 from tenuto_control.core.clocks import ClockCheck
 from tenuto_control.ports import Unreadable
+
+
+NOBODY: Final[Mapping[str, str]] = MappingProxyType({})
+"""No function whose answer does not count."""
 
 
 def probe(table: Table) -> Callable[[], Awaitable[str | None]]:
@@ -28,13 +33,16 @@ def probe(table: Table) -> Callable[[], Awaitable[str | None]]:
     return ask
 
 
-def ready(unreadable: Iterable[Unreadable], clock: ClockCheck | None = None) -> dict[str, Any]:
+def ready(
+    unreadable: Iterable[Unreadable], clock: ClockCheck | None = None, unanswered: Mapping[str, str] = NOBODY
+) -> dict[str, Any]:
     """What a control plane says that can serve calls: `clock` is how its clock compares with the table's.
 
     A clock that differs leaves it ready: it serves calls, and leaves taking over runs to others.
 
-    A partition that cannot be read is told here and leaves it ready: another process would not read it either, and to
-    take this one away would cost the calls, the sleeps and all other partitions.
+    A partition that cannot be read, and a function whose answer to discovery does not count (`unanswered`: why), are
+    told here and leave it ready: another process would fare no better, and to take this one away would cost the calls,
+    the sleeps, and all other partitions and functions.
     """
     notes = [
         {
@@ -50,4 +58,6 @@ def ready(unreadable: Iterable[Unreadable], clock: ClockCheck | None = None) -> 
         told["clock"] = {"ahead_of_table_ms": clock.offset_ms, "within_ms": clock.within_ms}
     if notes:
         told["unreadable"] = notes
+    if unanswered:
+        told["unanswered"] = [{"function": name, "reason": reason} for name, reason in unanswered.items()]
     return told
