@@ -19,6 +19,7 @@ from typing import NoReturn
 
 from tenuto_control.config import DEFAULT_FILE, Config, ConfigError, load
 from tenuto_control.core import costs
+from tenuto_control.core.log_fields import shown
 from tenuto_control.drivers import log_lines
 
 EXIT_UNSEEN = 1
@@ -54,7 +55,7 @@ def _complain(error: ConfigError, log_format: str) -> None:
     if log_format.lower() == "json":
         logging.getLogger("tenuto").critical("%s", error)
     else:
-        print(f"tenuto: {error}", file=sys.stderr)
+        print(f"tenuto: {shown(str(error), log_lines.LINE_CHARACTERS_MAX)}", file=sys.stderr)
 
 
 class _Parser(argparse.ArgumentParser):

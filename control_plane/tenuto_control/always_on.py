@@ -20,6 +20,7 @@ from tenuto.store.port import Table, TableRefusedError, TableUnavailableError
 from tenuto_control.admin.deployments import DISCOVERY_S_MAX
 from tenuto_control.assembly import Assembly, assembled, quiet_libraries
 from tenuto_control.config import Config, ConfigError
+from tenuto_control.core.log_fields import shown
 from tenuto_control.core.metrics import Uncounted
 from tenuto_control.dispatcher.outages import watched
 from tenuto_control.drivers.http_protocol import JsonErrorsProtocol
@@ -177,7 +178,7 @@ async def _answered(ask: Callable[[], Awaitable[object]], who: str | None, refus
             raise ConfigError(f"{refusal}: {e}") from e
         except TableUnavailableError as e:
             if who is not None:
-                log.warning("%s does not answer, trying on: %s", who, e)
+                log.warning("%s does not answer, trying on: %s", who, shown(str(e)))
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 2, 5.0)
         else:

@@ -207,7 +207,7 @@ class DispatcherFunction:
             )
         except (ClientError, BotoCoreError, aiohttp.ClientError, OSError) as e:
             lanes = payload.lanes if isinstance(payload, event_scheduler.Continue) else ()
-            log.warning("%d lanes are left to the sweep, as they could not be handed on: %s", len(lanes), e)
+            log.warning("%d lanes are left to the sweep, as they could not be handed on: %s", len(lanes), shown(str(e)))
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         return self._loop.run_until_complete(work)

@@ -277,7 +277,7 @@ manifests = st.builds(Manifest, st.lists(services, max_size=3).map(tuple), st.in
 answers = st.one_of(st.binary(max_size=60), values.map(msgspec.json.encode), manifests.map(encode))
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(story=st.lists(answers, min_size=1, max_size=3))
 def test_whatever_a_function_answers_the_others_are_served(
     story: list[bytes], caplog: pytest.LogCaptureFixture

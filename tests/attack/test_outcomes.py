@@ -442,7 +442,7 @@ def changed(value: Any, path: tuple[Any, ...], new: Any, *, named: bool) -> Any:
 mutation = st.tuples(st.integers(0, 10_000), st.sampled_from(ODD), st.booleans())
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     model=st.sampled_from(sorted(MODELS)),
     mutations=st.lists(mutation, min_size=1, max_size=3),
@@ -477,7 +477,7 @@ def test_whatever_is_changed_in_an_answer_the_others_go_on(
     assert unforeseen(caplog) == []
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(answer=st.one_of(st.binary(max_size=200), st.recursive(st.sampled_from(ODD), st.lists).map(msgspec.json.encode)))
 def test_so_they_do_whatever_bytes_are_answered(answer: bytes, caplog: pytest.LogCaptureFixture) -> None:
     async def scenario() -> None:

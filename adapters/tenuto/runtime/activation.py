@@ -29,7 +29,7 @@ from tenuto.lane.dead_letters import dead_letter, ends_unseen, is_dead_letter
 from tenuto.lane.transitions import Effects, effects_of
 from tenuto.machine.journal import Journal
 from tenuto.protocol.backoff import pause_ms
-from tenuto.protocol.failures import describe, failure_of
+from tenuto.protocol.failures import describe, failure_of, printable
 from tenuto.protocol.limits import (
     DEADLINE_MARGIN_MS,
     OUT_BYTES_MAX,
@@ -64,6 +64,7 @@ from tenuto.protocol.records import (
     Success,
     pack,
 )
+from tenuto.protocol.texts import shown
 from tenuto.runtime import steps
 from tenuto.runtime.attempt import Attempt
 from tenuto.runtime.ending import OutOfTimeError, Unwind
@@ -399,7 +400,7 @@ class _Invocation:
         if terminal.foreign:
             log.warning(text, f"{type(terminal).__name__}, by the rejection of an awakeable", extra=fields)
         else:
-            log.warning(text, describe(terminal), exc_info=error, extra=fields)
+            log.warning(text, shown(describe(terminal)), exc_info=printable(error), extra=fields)
 
     async def _call(self, attempt: Attempt) -> bytes | None:
         spec = self._spec
@@ -431,7 +432,8 @@ class _Invocation:
             # The handler's context is over, and with it what the filter of `tenuto.logs` adds.
             fields, again = attempt.log_fields(), f" ({failures + 1} times)" if failures else ""
             text = "%s: attempt failed: %s%s"
-            log.warning(text, self._spec.target, failure.message, again, exc_info=error, extra=fields)
+            error_shown = printable(error)
+            log.warning(text, self._spec.target, shown(failure.message), again, exc_info=error_shown, extra=fields)
         mismatch = isinstance(error, JournalMismatchError)
         spent = policy.max_attempts is not None and failures + 1 >= policy.max_attempts
         counts = not isinstance(error, OutOfTimeError | steps.StepWaitsError)

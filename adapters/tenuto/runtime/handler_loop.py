@@ -23,6 +23,8 @@ from contextvars import Context
 from typing import Any, Final, Never, Protocol, TypeVar, TypeVarTuple, Unpack
 
 from tenuto.errors import TenutoError
+from tenuto.protocol.failures import printable
+from tenuto.protocol.texts import shown
 from tenuto.runtime.signals import is_interrupt
 
 T = TypeVar("T")
@@ -230,7 +232,8 @@ class HandlerLoop(asyncio.AbstractEventLoop):
         if self._over:
             return
         error = context.get("exception")
-        log.error("%s", context.get("message", "a task of a handler failed"), exc_info=error)
+        text = shown(str(context.get("message", "a task of a handler failed")))
+        log.error("%s", text, exc_info=printable(error) if isinstance(error, BaseException) else None)
 
     def default_exception_handler(self, context: dict[str, Any]) -> None:
         """See `AbstractEventLoop.default_exception_handler`."""

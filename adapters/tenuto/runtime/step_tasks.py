@@ -10,6 +10,7 @@ import asyncio
 from typing import Any
 
 from tenuto.machine.journal import tried_name
+from tenuto.protocol.failures import printable
 from tenuto.protocol.limits import DEADLINE_MARGIN_MS, OUT_PER_WRITE_MAX
 from tenuto.protocol.records import Event, RunSlot
 from tenuto.runtime import steps
@@ -113,7 +114,8 @@ class StepTasks:
                 self._journal.finish(tried_name(step.index, e.tries.tries), e.tries)
             if future.lost and isinstance(e, Exception) and not steps.ends_attempt(e):
                 fields = self._log_fields()
-                steps.log.warning("step %r, which nobody waits for, failed", step.name, exc_info=e, extra=fields)
+                text = "step %r, which nobody waits for, failed"
+                steps.log.warning(text, step.name, exc_info=printable(e), extra=fields)
                 self._outstanding.start_again(future)
             else:
                 self._ending.fail(e)

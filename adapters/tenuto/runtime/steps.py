@@ -21,7 +21,7 @@ from tenuto import logs, tracing
 from tenuto.errors import FencedError, RetryableError, StateTooLargeError, TerminalError, UnserialisableError
 from tenuto.protocol.backoff import asked_pause_ms, pause_ms
 from tenuto.protocol.durations import milliseconds
-from tenuto.protocol.failures import describe, failure_of
+from tenuto.protocol.failures import describe, failure_of, printable
 from tenuto.protocol.ids import digest
 from tenuto.protocol.limits import VALUE_BYTES_MAX
 from tenuto.protocol.messages import RetryPolicy
@@ -111,14 +111,16 @@ async def _tried(
             return Success(_fitting(step.serde.serialize(value), step.name))
         terminal = terminal_in(error)
         if terminal is not None:
-            log.warning("step %r failed for good", step.name, exc_info=error, extra=log_fields())
+            log.warning("step %r failed for good", step.name, exc_info=printable(error), extra=log_fields())
             return Failed(failure_of(terminal))
         tries += 1
         if limits.policy is None:
             raise error
         wait_ms = _next_try(env, limits, limits.policy, tries, since_ms, error)
         if wait_ms is None:
-            log.warning("step %r failed %d times, and for good", step.name, tries, exc_info=error, extra=log_fields())
+            log.warning(
+                "step %r failed %d times, and for good", step.name, tries, exc_info=printable(error), extra=log_fields()
+            )
             return Failed(Failure(f"run {step.name!r} failed {tries} times: {describe(error)}", 500))
         if not env.can_hold(wait_ms):
             waits = StepWaitsError(describe(error), timedelta(milliseconds=wait_ms))

@@ -15,6 +15,7 @@ from tenuto.lane.timers import SendTimer, SleepTimer, Timer
 from tenuto.lane.writes import Key
 from tenuto.protocol.ids import digest
 from tenuto_control.core import log_fields
+from tenuto_control.core.log_fields import shown
 from tenuto_control.dispatcher.background import Background
 from tenuto_control.limits import Limits
 from tenuto_control.ports import Clock, Errand, SchedulerUnavailableError, WakeScheduler
@@ -87,7 +88,7 @@ class Wheel:
             await self._scheduler.schedule(name, at_ms, payload)
         except SchedulerUnavailableError as e:
             fields = log_fields.of_lane(errand.lane)
-            log.warning("%s: a wake-up could not be scheduled outside: %s", errand.lane.pk, e, extra=fields)
+            log.warning("%s: a wake-up could not be scheduled outside: %s", errand.lane.pk, shown(str(e)), extra=fields)
 
     async def _schedule(self, timer: Reminder) -> None:
         # The outside is only precise to a minute. Woken early, this process waits for the rest.
@@ -101,7 +102,7 @@ class Wheel:
         except SchedulerUnavailableError as e:
             # It will fire, and find nothing to do.
             fields = log_fields.of_lane(timer.lane)
-            log.info("%s: a wake-up could not be cancelled outside: %s", timer.lane.pk, e, extra=fields)
+            log.info("%s: a wake-up could not be cancelled outside: %s", timer.lane.pk, shown(str(e)), extra=fields)
 
 
 def _schedule_name(timer: Reminder) -> str:

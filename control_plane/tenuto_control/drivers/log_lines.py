@@ -1,17 +1,24 @@
 """How log lines look: text for people, or one JSON object each, as AWS Lambda Powertools writes it.
 
-Owns the handler of the root logger, and what the two settings of logs may be. Does not own what is logged, nor the
-fields of a line (`core.log_fields`): a formatter shows whatever a record carries.
+Owns the handler of the root logger, and what the two settings of logs may be. Every line leaves through it, so it is
+where foreign text is made harmless, whoever has put it into a line, and where repeated lines are thinned. Does not own
+what is logged, nor the fields of a line (`core.log_fields`).
 """
 
 from __future__ import annotations
 
+import copy
+import json
 import logging
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Final
+from typing import Any, Final, TextIO
 
+from tenuto.protocol.failures import printable
+from tenuto.protocol.texts import shown
 from tenuto_control.config import ConfigError
 
 FORMAT_VARIABLE: Final = "TENUTO_LOG_FORMAT"
@@ -20,6 +27,16 @@ LEVEL_VARIABLE: Final = "TENUTO_LOG_LEVEL"
 FORMATS: Final = ("text", "json")
 LEVELS: Final = ("debug", "info", "warning", "error", "critical")
 TEXT: Final = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+
+LINE_CHARACTERS_MAX: Final = 4_000
+"""How long a line may be: a key and its id take half of that at the most, and what is foreign in it is cut before."""
+
+SERIES_S: Final = 10.0
+SERIES_LINES_MAX: Final = 100
+"""So many lines of one kind, about one service, are written in such a time; the others are counted."""
+
+SERIES_MAX: Final = 1_000
+"""So many kinds are counted for each service. Beyond that, one kind is one for all services."""
 
 REQUEST_ID_FIELD: Final = "function_request_id"
 """Powertools' name for the id of an invocation of a Lambda function."""
@@ -32,11 +49,95 @@ def set_up(log_format: str, level: str, *, in_function: bool = False) -> None:
     """
     chosen = _one_of(FORMATS, log_format, f"the log format (--log-format, {FORMAT_VARIABLE})")
     least = _one_of(LEVELS, level, f"the log level (--log-level, {LEVEL_VARIABLE})")
-    handler = logging.StreamHandler()
-    handler.setFormatter(json_formatter() if chosen == "json" else logging.Formatter(TEXT))
+    handler = Lines(json_formatter() if chosen == "json" else logging.Formatter(TEXT))
     if chosen == "json" and not in_function:
         sys.excepthook = _end_of_process
     logging.basicConfig(level=least.upper(), handlers=[handler], force=in_function)
+
+
+@dataclass(slots=True)
+class _Series:
+    """Lines of one kind: since when they are counted, how many were written, and how many were not."""
+
+    began_s: float
+    written: int = 0
+    dropped: int = 0
+
+
+class Lines(logging.StreamHandler[TextIO]):
+    """Writes records as lines: none too long, none that is more than one, and of those that repeat, not all.
+
+    A kind of line is what one place in the code says of one service. `stream` is standard error by default.
+    """
+
+    def __init__(
+        self,
+        formatter: logging.Formatter,
+        stream: TextIO | None = None,
+        now_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__(stream)
+        self.setFormatter(formatter)
+        self._now_s = now_s
+        self._series: dict[tuple[str, int, str, str], _Series] = {}
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """See `logging.Handler.emit`."""
+        try:
+            now_s = self._now_s()
+            self._tell_dropped(now_s)
+            if self._admits(record, now_s):
+                super().emit(harmless(record))
+        except Exception:  # noqa: BLE001 - as every handler: what cannot be logged must not end what logs it
+            self.handleError(record)
+
+    def close(self) -> None:
+        """See `logging.Handler.close`."""
+        self._tell_dropped(self._now_s() + SERIES_S)
+        super().close()
+
+    def _admits(self, record: logging.LogRecord, now_s: float) -> bool:
+        service = record.__dict__.get("service", "") if len(self._series) < SERIES_MAX else ""
+        kind = (record.name, record.levelno, str(record.msg)[:LINE_CHARACTERS_MAX], str(service))
+        series = self._series.setdefault(kind, _Series(now_s))
+        if series.written >= SERIES_LINES_MAX and record.levelno < logging.CRITICAL:
+            series.dropped += 1
+            return False
+        series.written += 1
+        return True
+
+    def _tell_dropped(self, now_s: float) -> None:
+        """Forget the series that are over, with a line for each that was too long."""
+        # In the order of their beginnings: the first one that is not over ends the look.
+        while self._series:
+            kind, series = next(iter(self._series.items()))
+            if series.began_s + SERIES_S > now_s:
+                return
+            del self._series[kind]
+            if series.dropped:
+                name, level, text, service = kind
+                more = logging.LogRecord(name, level, __file__, 0, "%d more lines like this one: %s", (), None)
+                more.args = (series.dropped, text)
+                more.__dict__ |= {"service": service} if service else {}
+                super().emit(harmless(more))
+
+
+def harmless(record: logging.LogRecord) -> logging.LogRecord:
+    """A record whose texts are short and no more than text, whatever they quote."""
+    made = copy.copy(record)
+    try:
+        text = record.getMessage()
+    except Exception:  # noqa: BLE001 - a line that lacks what it would quote is better than none
+        text = f"{record.msg} (with other arguments than it has places for)"
+    # As an argument: a formatter might read a text of its own as JSON.
+    made.msg, made.args = "%s", (shown(text, LINE_CHARACTERS_MAX),)
+    if isinstance(record.exc_info, tuple) and record.exc_info[1] is not None:
+        error = printable(record.exc_info[1])
+        made.exc_info, made.exc_text = (type(error), error, error.__traceback__), None
+    for name, value in record.__dict__.items():
+        if name not in {"msg", "message"} and isinstance(value, str) and len(value) > LINE_CHARACTERS_MAX:
+            made.__dict__[name] = shown(value, LINE_CHARACTERS_MAX)
+    return made
 
 
 def _one_of(allowed: Sequence[str], value: str, name: str) -> str:
@@ -51,7 +152,17 @@ def json_formatter() -> logging.Formatter:
     from aws_lambda_powertools.logging.formatter import LambdaPowertoolsFormatter
 
     # `exception` holds the traceback. Frame by frame, as `stack_trace`, it would be there a second time.
-    return LambdaPowertoolsFormatter(use_rfc3339=True, utc=True, serialize_stacktrace=False, name="%(name)s")
+    return LambdaPowertoolsFormatter(
+        json_serializer=_one_line_of_json, use_rfc3339=True, utc=True, serialize_stacktrace=False, name="%(name)s"
+    )
+
+
+def _one_line_of_json(fields: Mapping[str, Any]) -> str:
+    """JSON in which what is not printable is an escape: a key may hold what turns the direction of a terminal."""
+    text = json.dumps(fields, default=str, separators=(",", ":"), ensure_ascii=False)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
 
 
 def begin_request(request_id: str) -> None:

@@ -19,6 +19,7 @@ from tenuto.protocol.ids import InvocationId
 from tenuto.protocol.records import Failed, Result, Success
 from tenuto.store.port import TableRefusedError, TableUnavailableError
 from tenuto_control.core import log_fields
+from tenuto_control.core.log_fields import shown
 from tenuto_control.ingress.problems import RefusedError
 from tenuto_control.ingress.requests import json_problem
 from tenuto_control.ports import (
@@ -184,7 +185,8 @@ def _told(level: int, request: Request, exc: Exception) -> None:
     fields = {} if invocation is None else log_fields.of_invocation(InvocationId.parse(invocation))
     if (handler := getattr(request.state, "handler", None)) is not None:
         fields["handler"] = handler
-    _log.log(level, "%s %s: %s: %s", request.method, request.scope["path"], type(exc).__name__, exc, extra=fields)
+    what = (request.method, shown(request.scope["path"]), type(exc).__name__, shown(str(exc)))
+    _log.log(level, "%s %s: %s: %s", *what, extra=fields)
 
 
 def _identity(request: Request) -> dict[str, str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 
+from tenuto_control.core.log_fields import shown
 from tenuto_control.ports import Clock
 
 _log = logging.getLogger("tenuto_control")
@@ -26,7 +27,7 @@ class FailureLog:
         said_ms = self._said_ms.get(what)
         if said_ms is None or now_ms - said_ms >= self._interval_ms:
             self._said_ms[what] = now_ms
-            _log.warning("%s: %s; trying again", what, error)
+            _log.warning("%s: %s; trying again", what, shown(str(error)))
 
     def succeeded(self, what: str) -> None:
         """`what` works; ends its series if there was one."""
