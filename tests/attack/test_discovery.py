@@ -131,6 +131,12 @@ def plane(functions: Functions, *, first: str = "shop", tally: Tally | None = No
     return Deployments(config, functions, tally)
 
 
+def served(found: Deployments, service: str) -> tuple[str, ServiceManifest] | None:
+    """Which function serves a service, and as what."""
+    target = found.find(service)
+    return None if target is None else (target.function, target.manifest)
+
+
 def lines_are_lines(caplog: pytest.LogCaptureFixture) -> None:
     """Each line is one, is short, and tells of nothing unforeseen."""
     assert all(line.isprintable() for line in caplog.messages)
@@ -152,7 +158,11 @@ def test_a_running_control_plane_goes_on_with_what_it_knew(name: str, caplog: py
         # The other function's new service is served all the same.
         news = one("news")
         assert sorted(service.name for service in found.listed()) == ["mail", "news", "orders"]
-        assert [found.find(n) and found.find(n).manifest for n in ("orders", "mail", "news")] == [SHOP, POST, news]  # type: ignore[union-attr]
+        assert [served(found, name) for name in ("orders", "mail", "news")] == [
+            ("shop", SHOP),
+            ("post", POST),
+            ("shop", news),
+        ]
         assert list(found.unanswered) == ["post"]
         assert tally.take().samples["FunctionsUnanswered"][-1] == 1
         functions.answer = of(GROWN)
@@ -195,9 +205,7 @@ def test_what_two_functions_claim_from_the_start_is_the_first_ones() -> None:
     async def scenario() -> None:
         found = plane(Functions(of(POST, SHOP)))
         await found.discover(30.0)
-        target = found.find("orders")
-        assert target is not None
-        assert target.function == "shop"
+        assert served(found, "orders") == ("shop", SHOP)
         assert list(found.unanswered) == ["post"]
 
     run_virtual(scenario())
@@ -210,10 +218,10 @@ def test_a_service_moves_once_its_function_has_given_it_up() -> None:
         await found.discover(30.0)
         functions.answer = of(POST, SHOP)
         await found.discover(30.0)
-        assert found.find("orders").function == "shop"  # type: ignore[union-attr]
+        assert served(found, "orders") == ("shop", SHOP)
         functions.shop = of(one("news"))
         await found.discover(30.0)
-        assert found.find("orders").function == "post"  # type: ignore[union-attr]
+        assert served(found, "orders") == ("post", SHOP)
         assert found.unanswered == {}
 
     run_virtual(scenario())
@@ -288,9 +296,7 @@ def test_whatever_a_function_answers_the_others_are_served(
         await found.discover(30.0)
         for functions.answer in story:
             await found.discover(30.0)
-            target = found.find("orders")
-            assert target is not None
-            assert (target.function, target.manifest) == ("shop", SHOP)
+            assert served(found, "orders") == ("shop", SHOP)
             mail = found.find("mail")
             assert mail is not None
             assert any(handler.name == "post" for handler in mail.manifest.handlers)
