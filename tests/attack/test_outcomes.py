@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any, Final
 
 import msgspec
@@ -56,8 +57,11 @@ from tenuto.protocol.records import (
     Success,
 )
 from tenuto.service import Services
+from tenuto_control.config import FunctionConfig
 from tenuto_control.core.log_fields import SHOWN_CHARACTERS_MAX
-from tenuto_control.ports import FunctionFailedError, InvokeError, Pending
+from tenuto_control.drivers.lambda_invoke import LambdaInvoker
+from tenuto_control.limits import ANSWER_BYTES_MAX
+from tenuto_control.ports import FunctionFailedError, FunctionUnreachableError, InvokeError, Pending
 from tests.hostile.world import DEAD, HostileWorld
 from tests.support.virtual_time import run_virtual
 
@@ -370,6 +374,27 @@ def test_an_answer_that_gets_nowhere_makes_no_hot_loop(name: str, mode: str, cap
     assert len(caplog.messages) < 40
 
 
+def test_a_message_to_a_handler_that_is_not_there_waits_with_its_sender(caplog: pytest.LogCaptureFixture) -> None:
+    """It may be there soon, so no attempt is counted; but the receiver's key is not what waits for it."""
+
+    async def scenario() -> None:
+        town = Town(hostile=sent(handler="later"))
+        town.record("bad", "k")
+        await asyncio.sleep(WHILE_S)
+        await neighbours_go_on(town, 0)
+        assert 2 < len(town.asked) < 7
+        assert town.world.kafka.records(DEAD) == []
+        assert not [key for key in town.world.table.items if key[0] == VICTIM.pk and key[1] != "H"]
+        town.hostile = None
+        await asyncio.sleep(15)
+        assert town.ran[-1] == "k"
+
+    with caplog.at_level(logging.INFO, "tenuto"):
+        run_virtual(scenario())
+    assert unforeseen(caplog) == []
+    assert "bad/k: a message to good/later waits: no function serves that handler" in caplog.messages
+
+
 @pytest.mark.parametrize("name", [*LAZY, "empty", "a manifest", "nested", "a commit of nothing", "handed back"])
 @pytest.mark.parametrize("keep", [False, True], ids=["without a key", "idempotent"])
 def test_a_callers_wait_ends_when_it_says(name: str, *, keep: bool) -> None:
@@ -510,3 +535,69 @@ def test_a_handler_that_only_reads_answers_with_one_result(name: str) -> None:
         assert not town.world.table.log
 
     run_virtual(scenario())
+
+
+# --- as Lambda's answers are read ------------------------------------------------------------------------------------
+
+
+class Stream:
+    """The body of an answer; without `data` it never ends."""
+
+    def __init__(self, data: bytes | None) -> None:
+        self.data = data
+        self.taken = 0
+        self.closed = False
+
+    async def read(self, most: int) -> bytes:
+        """The next bytes of it, as few as a connection brings at once."""
+        size = min(most, 65_536)
+        self.taken += size
+        if self.data is None:
+            return b"x" * size
+        part, self.data = self.data[:size], self.data[size:]
+        return part
+
+    def close(self) -> None:
+        """Nobody reads on."""
+        self.closed = True
+
+
+def invoked(answer: dict[str, Any]) -> bytes:
+    """What the driver makes of an answer of Lambda's. Raises InvokeError."""
+
+    async def invoke(**_: Any) -> dict[str, Any]:
+        return answer
+
+    client: Any = SimpleNamespace(invoke=invoke)
+    return asyncio.run(LambdaInvoker(client, {"f": FunctionConfig()}).invoke("f", b"{}"))
+
+
+@pytest.mark.parametrize("size", [0, 1, 65_536, 1_000_000, ANSWER_BYTES_MAX])
+def test_an_answer_is_read_whole(size: int) -> None:
+    assert invoked({"Payload": Stream(b"x" * size)}) == b"x" * size
+
+
+@pytest.mark.parametrize("data", [None, b"x" * (ANSWER_BYTES_MAX + 1)], ids=["without end", "a byte too long"])
+def test_an_answer_that_is_too_long_is_not(data: bytes | None) -> None:
+    stream = Stream(data)
+    with pytest.raises(FunctionFailedError, match="answered more than 6,291,456 bytes"):
+        invoked({"Payload": stream})
+    assert stream.closed
+    assert stream.taken < ANSWER_BYTES_MAX + 200_000
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"\xff", b"[" * 200_000, b'{"errorMessage": ' + b"[" * 200_000, b'{"errorType": "\\u001b[31m", "x": 1}'],
+    ids=["nothing", "bytes", "nested", "nested in a known field", "an escape"],
+)
+def test_an_error_of_lambdas_may_be_of_any_form(body: bytes) -> None:
+    with pytest.raises(FunctionFailedError) as caught:
+        invoked({"FunctionError": "Unhandled", "Payload": Stream(body)})
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 2 * SHOWN_CHARACTERS_MAX
+
+
+def test_an_answer_without_a_body_is_none() -> None:
+    with pytest.raises(FunctionUnreachableError):
+        invoked({})

@@ -34,7 +34,7 @@ def name_is_possible(name: str) -> bool:
     """Whether a service or a handler can have a name: the SDK refuses every other one where it is declared."""
     if not name.isprintable() or problem_of_name(name, TARGET_NAME_BYTES_MAX) is not None:
         return False
-    return "/" not in name and name != "." and name != ".."
+    return "/" not in name and name not in {".", ".."}
 
 
 def manifest_problem(manifest: Manifest) -> str | None:
