@@ -68,9 +68,9 @@ def create_app(
 ) -> Starlette:
     """The ingress over a dispatcher. `random_bytes` makes the ids of calls that bring no idempotency key.
 
-    `unanswered` names functions whose answers to discovery do not count, and why. `clock` tells how this machine's clock
-    compares with the table's. Pages of `cors_origins` may call from a browser. `now_ms` is the time (milliseconds since
-    the epoch) that the time of arrival at a gateway is compared to.
+    `unanswered` names functions whose answers to discovery do not count, and why. `clock` tells how this machine's
+    clock compares with the table's. Pages of `cors_origins` may call from a browser. `now_ms` is the time (milliseconds
+    since the epoch) that the time of arrival at a gateway is compared to.
     """
     ingress = _Ingress(execution, catalogue, ready, wait_ms_max, random_bytes, unreadable, unanswered, clock, now_ms)
     app = Starlette(

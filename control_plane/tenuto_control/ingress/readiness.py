@@ -15,7 +15,6 @@ from tenuto.store.port import Table, TableRefusedError, TableUnavailableError
 from tenuto_control.core.clocks import ClockCheck
 from tenuto_control.ports import Unreadable
 
-
 NOBODY: Final[Mapping[str, str]] = MappingProxyType({})
 """No function whose answer does not count."""
 
