@@ -12,6 +12,7 @@ from msgspec import Struct
 
 from tenuto.errors import ProtocolError
 from tenuto.lane.writes import Key
+from tenuto.protocol.decoding import bounded
 from tenuto.protocol.ids import Lane
 from tenuto.serde import problem_of
 
@@ -53,6 +54,8 @@ class Continue(Struct, frozen=True, tag_field="tenuto", tag="continue"):
 
 Payload: TypeAlias = WakeUp | SweepTick | Continue
 
+_decode = bounded(msgspec.json.Decoder())
+
 
 def is_payload(event: Any) -> bool:
     """Whether a payload is one of these."""
@@ -81,7 +84,7 @@ def read(event: Any) -> Payload:
 def decode(data: bytes) -> Payload:
     """The payload in its JSON form. Raises ProtocolError."""
     try:
-        return read(msgspec.json.decode(data))
+        return read(_decode(data))
     except msgspec.DecodeError as e:
         raise ProtocolError(f"this is no wake-up of tenuto: {problem_of(e)}") from None
 

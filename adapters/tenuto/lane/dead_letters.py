@@ -18,6 +18,7 @@ import msgspec
 from msgspec.structs import replace
 
 from tenuto.lane.writes import Absent, Equals, Key, Put, Update, Value
+from tenuto.protocol.decoding import bounded
 from tenuto.protocol.ids import digest
 from tenuto.protocol.limits import INLINE_BYTES_MAX, TOMBSTONE_TTL_S, VALUE_BYTES_MAX
 from tenuto.protocol.records import (
@@ -176,7 +177,7 @@ class Letter(msgspec.Struct, frozen=True):
 
 
 _encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(Letter)
+_decode = bounded(msgspec.msgpack.Decoder(Letter))
 
 
 def message_letter_id(invocation: str) -> str:
@@ -237,7 +238,7 @@ def parse_letter(item: Mapping[str, Value]) -> Letter | None:
     packed, since = item.get("letter"), item.get("since")
     if not isinstance(packed, bytes):
         raise ValueError(f"not a dead letter: {sorted(item)}")  # noqa: TRY004 - bad data, not a bad call
-    letter = _decoder.decode(packed)
+    letter = _decode(packed)
     return replace(letter, redriven_ms=since) if isinstance(since, int) else letter
 
 

@@ -24,6 +24,7 @@ from typing import TypeVar
 import msgspec
 
 from tenuto.lane.writes import Item, Key, Value
+from tenuto.protocol.decoding import bounded
 from tenuto.protocol.ids import Lane
 from tenuto.protocol.messages import Head, Run
 from tenuto.protocol.records import Event, unpack_out
@@ -52,8 +53,8 @@ TRIED = "tried"
 RUN_ATTRIBUTES = ("rid", "run", "att", "holder", "lease", OWN, "fails", "err", "awaits", "wake", "seg", ANS, TOOK)
 
 _run_encoder = msgspec.msgpack.Encoder()
-_run_decoder = msgspec.msgpack.Decoder(RunRecord)
-_took_decoder = msgspec.msgpack.Decoder(tuple[int, ...])
+_decode_run = bounded(msgspec.msgpack.Decoder(RunRecord))
+_decode_took = bounded(msgspec.msgpack.Decoder(tuple[int, ...]))
 
 
 def head_key(lane: Lane) -> Key:
@@ -128,7 +129,7 @@ def _parse_run(item: Item) -> Run | None:
     packed = _optional(bytes, "run", item)
     if packed is None:
         return None
-    fixed = _run_decoder.decode(packed)
+    fixed = _decode_run(packed)
     return Run(
         event=fixed.event,
         ver=fixed.ver,
@@ -165,7 +166,7 @@ def pack_took(indexes: Iterable[int]) -> bytes:
 
 def _took(item: Item) -> tuple[int, ...]:
     packed = _optional(bytes, TOOK, item)
-    return () if packed is None else _took_decoder.decode(packed)
+    return () if packed is None else _decode_took(packed)
 
 
 def _tried(item: Item) -> tuple[str, int] | None:

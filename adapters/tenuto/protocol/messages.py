@@ -6,11 +6,13 @@ side does with them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
 import msgspec
 from msgspec import Struct
 
+from tenuto.protocol.decoding import bounded
 from tenuto.protocol.limits import HOLD_SLEEP_MS_MAX
 from tenuto.protocol.records import Event, Failure, Out, Result
 
@@ -218,8 +220,8 @@ class Rejected(Struct, frozen=True, tag="rejected"):
 Outcome: TypeAlias = Speculated | Committed | Suspended | Fenced | Late | Manifest | Rejected
 
 _json = msgspec.json.Encoder()
-_request_decoder: msgspec.json.Decoder[Request] = msgspec.json.Decoder(Request)
-_outcome_decoder: msgspec.json.Decoder[Outcome] = msgspec.json.Decoder(Outcome)
+_decode_request: Callable[[bytes], Request] = bounded(msgspec.json.Decoder(Request))
+_decode_outcome: Callable[[bytes], Outcome] = bounded(msgspec.json.Decoder(Outcome))
 
 
 def encode(message: Request | Outcome) -> bytes:
@@ -229,12 +231,12 @@ def encode(message: Request | Outcome) -> bytes:
 
 def decode_request(data: bytes) -> Request:
     """Raises msgspec.DecodeError (ValidationError) when `data` is no request."""
-    return _request_decoder.decode(data)
+    return _decode_request(data)
 
 
 def decode_outcome(data: bytes) -> Outcome:
     """Raises msgspec.DecodeError (ValidationError) when `data` is no outcome."""
-    return _outcome_decoder.decode(data)
+    return _decode_outcome(data)
 
 
 def request_from_builtins(payload: Any) -> Request:

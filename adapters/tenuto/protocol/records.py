@@ -6,13 +6,14 @@ where they are stored (`tenuto.lane`) nor what they mean to a running handler (`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import TypeAlias
 
 import msgspec
 from msgspec import Struct
 
+from tenuto.protocol.decoding import bounded
 from tenuto.protocol.ids import InvocationId, Lane, source_of_partition
 
 
@@ -275,13 +276,13 @@ class Carried(Struct, frozen=True, array_like=True):
 
 
 _encoder = msgspec.msgpack.Encoder()
-_slot_decoder: msgspec.msgpack.Decoder[Slot] = msgspec.msgpack.Decoder(Slot)
-_out_decoder: msgspec.msgpack.Decoder[Out] = msgspec.msgpack.Decoder(Out)
-_event_decoder: msgspec.msgpack.Decoder[Event] = msgspec.msgpack.Decoder(Event)
-_events_decoder: msgspec.msgpack.Decoder[tuple[Event, ...]] = msgspec.msgpack.Decoder(tuple[Event, ...])
-_result_decoder: msgspec.msgpack.Decoder[Result] = msgspec.msgpack.Decoder(Result)
-_bundle_decoder: msgspec.msgpack.Decoder[Bundle] = msgspec.msgpack.Decoder(Bundle)
-_carried_decoder: msgspec.msgpack.Decoder[Carried] = msgspec.msgpack.Decoder(Carried)
+_decode_slot: Callable[[bytes], Slot] = bounded(msgspec.msgpack.Decoder(Slot))
+_decode_out: Callable[[bytes], Out] = bounded(msgspec.msgpack.Decoder(Out))
+_decode_event: Callable[[bytes], Event] = bounded(msgspec.msgpack.Decoder(Event))
+_decode_events: Callable[[bytes], tuple[Event, ...]] = bounded(msgspec.msgpack.Decoder(tuple[Event, ...]))
+_decode_result: Callable[[bytes], Result] = bounded(msgspec.msgpack.Decoder(Result))
+_decode_bundle: Callable[[bytes], Bundle] = bounded(msgspec.msgpack.Decoder(Bundle))
+_decode_carried: Callable[[bytes], Carried] = bounded(msgspec.msgpack.Decoder(Carried))
 
 
 def pack(record: Slot | Out | Event | Result | Bundle | Carried) -> bytes:
@@ -306,17 +307,17 @@ def event_bytes(event: Event) -> int:
 
 def unpack_slot(data: bytes) -> Slot:
     """Raises msgspec.DecodeError when `data` is not a journal slot."""
-    return _slot_decoder.decode(data)
+    return _decode_slot(data)
 
 
 def unpack_out(data: bytes) -> Out:
     """Raises msgspec.DecodeError when `data` is not an outgoing entry."""
-    return _out_decoder.decode(data)
+    return _decode_out(data)
 
 
 def unpack_event(data: bytes) -> Event:
     """Raises msgspec.DecodeError when `data` is not an event."""
-    return _event_decoder.decode(data)
+    return _decode_event(data)
 
 
 def pack_events(events: Sequence[Event]) -> bytes:
@@ -326,12 +327,12 @@ def pack_events(events: Sequence[Event]) -> bytes:
 
 def unpack_events(data: bytes) -> tuple[Event, ...]:
     """Raises msgspec.DecodeError when `data` is not a list of events."""
-    return _events_decoder.decode(data)
+    return _decode_events(data)
 
 
 def unpack_result(data: bytes) -> Result:
     """Raises msgspec.DecodeError when `data` is not a result."""
-    return _result_decoder.decode(data)
+    return _decode_result(data)
 
 
 def answer_bytes(result: Result) -> int:
@@ -343,9 +344,9 @@ def answer_bytes(result: Result) -> int:
 
 def unpack_bundle(data: bytes) -> Bundle:
     """Raises msgspec.DecodeError when `data` is no bundle of outgoing entries."""
-    return _bundle_decoder.decode(data)
+    return _decode_bundle(data)
 
 
 def unpack_carried(data: bytes) -> Carried:
     """Raises msgspec.DecodeError when `data` is not what a large event carries beside its input."""
-    return _carried_decoder.decode(data)
+    return _decode_carried(data)

@@ -15,6 +15,7 @@ import msgspec
 from botocore.exceptions import BotoCoreError, ClientError
 from botocore.parsers import ResponseParserError
 
+from tenuto.protocol.decoding import bounded
 from tenuto_control.config import FunctionConfig
 from tenuto_control.core.log_fields import shown
 from tenuto_control.limits import ANSWER_BYTES_MAX
@@ -122,10 +123,13 @@ class _FailurePayload(msgspec.Struct, rename="camel"):
     error_message: str = ""
 
 
+_decode_failure = bounded(msgspec.json.Decoder(_FailurePayload))
+
+
 def _failure_text(body: bytes) -> str:
     try:
-        failure = msgspec.json.decode(body, type=_FailurePayload)
-    except Exception:  # noqa: BLE001 - whatever foreign bytes make of their decoder
+        failure = _decode_failure(body)
+    except msgspec.DecodeError:
         # It may be anything, a payload included, and what is returned here is logged.
         return f"an error that has not the form of Lambda's ({len(body)} bytes)"
     return shown(f"{failure.error_type}: {failure.error_message}")
