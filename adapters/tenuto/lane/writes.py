@@ -8,10 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TypeAlias, assert_never
+from typing import Any, TypeAlias, assert_never
 
-Value: TypeAlias = str | int | bytes | list["Value"] | dict[str, "Value"] | None
-"""What an attribute may hold: DynamoDB's S, N, B, NULL, L and M."""
+
+@dataclass(frozen=True, slots=True)
+class Foreign:
+    """A value that cannot be read, in DynamoDB's own form: an item that holds one can be moved without a loss.
+
+    `reason` says why: its type is none that this project writes, or it does not open under its data key.
+    """
+
+    attribute: Mapping[str, Any]
+    reason: str
+
+
+Value: TypeAlias = str | int | bytes | list["Value"] | dict[str, "Value"] | Foreign | None
+"""What an attribute may hold: DynamoDB's S, N, B, NULL, L and M. Only items that somebody else wrote hold Foreign."""
 
 Item: TypeAlias = dict[str, Value]
 

@@ -7,6 +7,7 @@ that makes no request does not pay for it.
 from __future__ import annotations
 
 import os
+import traceback
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
@@ -62,6 +63,9 @@ DATA_CODES: Final = frozenset(
 
 MESSAGE_CHARS_MAX: Final = 300
 """How much is shown of a server's own words: a proxy may answer with a whole page."""
+
+PARSERS: Final = frozenset({"aiobotocore.parsers", "botocore.parsers"})
+"""Modules that read answers, and expect of them what the service's model says."""
 
 HTTP_TOO_MANY_REQUESTS: Final = 429
 HTTP_SERVER_ERROR_MIN: Final = 500
@@ -124,7 +128,15 @@ def translated(error: Exception, doing: str) -> Exception:
         return TableUnavailableError(message)
     if isinstance(error, known.BotoCoreError):
         return TableRefusedError(message)
+    if _while_parsing(error):
+        return TableUnavailableError(f"{doing}: the answer cannot be read ({type(error).__name__})")
     return error
+
+
+def _while_parsing(error: Exception) -> bool:
+    """Whether botocore's parser raised it: about an answer, then, and not about what was asked."""
+    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+    return any(frame.f_globals.get("__name__") in PARSERS for frame in frames)
 
 
 def _translated_answer(response: Mapping[str, Any], doing: str) -> Exception:

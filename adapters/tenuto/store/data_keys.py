@@ -36,6 +36,10 @@ CONTEXT: Final = "tenuto:data-key"
 SECRET_BYTES: Final = 32
 
 
+class NoSuchKeyError(TableRefusedError):
+    """A value names a data key that the table does not have. Values of other keys open."""
+
+
 class MissingCryptographyError(Exception):
     """The library that encrypts is not installed."""
 
@@ -147,7 +151,7 @@ class StoredDataKeys:
     async def _learn(self, item: Item, number: int) -> None:
         wrapped = item.get(f"{WRAPPED}{number}")
         if not isinstance(wrapped, bytes):
-            raise TableRefusedError(f"the table has no data key {number}, which some of it is encrypted under")
+            raise NoSuchKeyError(f"the table has no data key {number}, which some of it is encrypted under")
         if number not in self._known:
             secret = await self._wrapping.unwrap(wrapped, _context(number))
             self._known[number] = DataKey(number, secret)

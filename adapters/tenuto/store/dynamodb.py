@@ -12,14 +12,16 @@ import asyncio
 import socket
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from http import HTTPStatus
 from math import ceil
-from typing import Any, Final, Literal, Protocol, TypeAlias
+from typing import Any, Final, Literal, Protocol, TypeAlias, TypeVar, assert_never
 
 import msgspec
 
-from tenuto.lane.writes import Answer, Applied, Delete, Item, Key, Put, Refused, Write
+from tenuto.lane.writes import Answer, Applied, Delete, Item, Key, Put, Refused, Update, Write
+from tenuto.protocol.decoding import bounded
 from tenuto.store.aws_client import CLIENT_OPTIONS, CONNECT_TIMEOUT_S, READ_TIMEOUT_S, blocking_client, translated
 from tenuto.store.expressions import (
     Arguments,
@@ -40,6 +42,14 @@ BATCH_PAUSE_S: Final = 0.05
 """Pause before what a batch left undone is sent again; it doubles each time."""
 
 WRITE_UNIT_BYTES: Final = 1024
+
+NOTHING_BYTES_MAX: Final = 4
+"""What an answer may weigh that says nothing: it is an empty JSON object, with room for the end of a line."""
+
+UNREADABLE: Final = (AttributeError, KeyError, RecursionError, TypeError, ValueError)
+"""What reading an answer raises that is none of DynamoDB, though its status says that it is."""
+
+T = TypeVar("T")
 
 Operation: TypeAlias = Literal["update_item", "put_item", "delete_item", "get_item", "query", "batch_write_item"]
 
@@ -112,23 +122,16 @@ class _Table(ABC):
         kind = type(write).__name__.lower()
         arguments = render_write(self.name, write)
         try:
-            response = await self._request(kind, _WRITE_OPERATIONS[kind], arguments)
+            return await self._request(kind, _WRITE_OPERATIONS[kind], arguments, partial(_applied, write))
         except _ConditionFailedError as failed:
             if self._count_capacity:
                 # The response does not say; DynamoDB bills the item that was looked at.
                 self.write_units += max(1, ceil(item_bytes(failed.item or {}) / WRITE_UNIT_BYTES))
             return Refused(failed.item)
-        if isinstance(write, Put):
-            # PutItem cannot return what it stored, which is what it was given.
-            return Applied({"pk": write.key.pk, "sk": write.key.sk, **write.attributes})
-        # Nothing is there after a delete, nor after an update that only removes from an item that never was.
-        attributes = response.get("Attributes")
-        return Applied(unmarshal_item(attributes) if attributes else None)
 
     async def get(self, key: Key) -> Item | None:
         """See `Table.get`."""
-        response = await self._request("get", "get_item", render_get(self.name, key))
-        return unmarshal_item(response["Item"]) if "Item" in response else None
+        return await self._request("get", "get_item", render_get(self.name, key), _found)
 
     async def query(self, pk: str, low: str, high: str, *, limit: int = 100, after: str | None = None) -> Page:
         """See `Table.query`. A page also ends at DynamoDB's 1 MB."""
@@ -140,12 +143,7 @@ class _Table(ABC):
         # One item more than asked for tells whether there are more: DynamoDB sets its own marker even when
         # the limit falls on the very end.
         arguments = render_query(self.name, pk, low, high, limit=limit + 1, after=after)
-        response = await self._request("query", "query", arguments)
-        items = [unmarshal_item(attributes) for attributes in response["Items"]]
-        if len(items) > limit:
-            return Page(items[:limit], str(items[limit - 1]["sk"]))
-        marker = response.get("LastEvaluatedKey")
-        return Page(items, marker["sk"]["S"] if marker else None)
+        return await self._request("query", "query", arguments, partial(_page, limit))
 
     async def delete_all(self, deletes: Sequence[Delete]) -> None:
         """See `Table.delete_all`. When it raises, any of the items may be gone."""
@@ -157,18 +155,20 @@ class _Table(ABC):
     async def _delete_batch(self, keys: Sequence[Key]) -> None:
         arguments = render_batch_delete(self.name, keys)
         for attempt in range(BATCH_ATTEMPTS_MAX):
-            response = await self._request("batch_delete", "batch_write_item", arguments)
-            undone: dict[str, Any] = response.get("UnprocessedItems") or {}
+            undone = await self._request("batch_delete", "batch_write_item", arguments, partial(_undone, self.name))
             if not undone:
                 return
-            arguments = {"RequestItems": undone}
+            arguments = {"RequestItems": {self.name: undone}}
             await self._pause(BATCH_PAUSE_S * 2**attempt)
         left = len(arguments["RequestItems"][self.name])
         raise TableUnavailableError(
             f"table {self.name}: {left} of {len(keys)} deletes not accepted in {BATCH_ATTEMPTS_MAX} attempts"
         )
 
-    async def _request(self, kind: str, operation: Operation, arguments: Arguments) -> dict[str, Any]:
+    async def _request(
+        self, kind: str, operation: Operation, arguments: Arguments, read: Callable[[dict[str, Any]], T]
+    ) -> T:
+        """One request, and what `read` makes of its answer. One that it cannot read is a table that did not answer."""
         self.requests[kind] = self.requests.get(kind, 0) + 1
         counted = self._count_capacity and kind not in ("get", "query")
         if counted:
@@ -177,9 +177,15 @@ class _Table(ABC):
             response = await self._send(operation, arguments)
         except Exception as error:
             raise _meaning(error, f"{operation} on table {self.name}") from error
-        if counted:
-            self.write_units += sum(_capacity_units(response))
-        return response
+        try:
+            if counted:
+                self.write_units += sum(_capacity_units(response))
+            return read(response)
+        except UNREADABLE as error:
+            raise TableUnavailableError(
+                f"{operation} on table {self.name}: was answered with something that is no answer of DynamoDB "
+                f"({type(error).__name__})"
+            ) from error
 
 
 class DynamoTable(_Table):
@@ -221,6 +227,9 @@ class BlockingDynamoTable(_Table):
 
     async def _pause(self, seconds: float) -> None:
         time.sleep(seconds)  # noqa: ASYNC251 - blocking is what this class is for; its loop runs nothing else
+
+
+_decode = bounded(msgspec.json.Decoder())
 
 
 class _SignedSender:
@@ -274,7 +283,7 @@ class _SignedSender:
         self._signer(credentials.get_frozen_credentials(), "dynamodb", self._region).add_auth(request)
         response = self._http.send(request.prepare())
         try:
-            answer = msgspec.json.decode(response.content)
+            answer = _decode(response.content)
         except msgspec.DecodeError:
             answer = None
         if not isinstance(answer, dict):
@@ -304,8 +313,67 @@ def _meaning(error: Exception, doing: str) -> Exception:
     response = getattr(error, "response", None)
     if isinstance(response, dict) and response.get("Error", {}).get("Code") == "ConditionalCheckFailedException":
         attributes = response.get("Item")
-        return _ConditionFailedError(unmarshal_item(attributes) if attributes else None)
+        try:
+            return _ConditionFailedError(unmarshal_item(attributes) if attributes else None)
+        except UNREADABLE:
+            return TableUnavailableError(f"{doing}: was refused with something that is no item of DynamoDB")
     return translated(error, doing)
+
+
+def _applied(write: Write, response: Mapping[str, Any]) -> Applied:
+    match write:
+        case Put(key, attributes):
+            # PutItem cannot return what it stored, which is what it was given.
+            _expect_nothing(response)
+            return Applied({"pk": key.pk, "sk": key.sk, **attributes})
+        case Delete():
+            _expect_nothing(response)
+            return Applied(None)
+        case Update(sets=sets):
+            # Nothing is there after an update that only removes, and from an item that never was.
+            if sets or response.get("Attributes"):
+                return Applied(unmarshal_item(response["Attributes"]))
+            _expect_nothing(response)
+            return Applied(None)
+        case _:
+            assert_never(write)
+
+
+def _found(response: Mapping[str, Any]) -> Item | None:
+    if "Item" in response:
+        return unmarshal_item(response["Item"])
+    _expect_nothing(response)
+    return None
+
+
+def _page(limit: int, response: Mapping[str, Any]) -> Page:
+    items = [unmarshal_item(attributes) for attributes in response["Items"]]
+    if len(items) > limit:
+        return Page(items[:limit], str(items[limit - 1]["sk"]))
+    marker = response.get("LastEvaluatedKey")
+    return Page(items, str(marker["sk"]["S"]) if marker else None)
+
+
+def _undone(table: str, response: Mapping[str, Any]) -> list[Any]:
+    """The requests of a batch that are to be sent again."""
+    left = response["UnprocessedItems"]
+    undone = left[table] if left != {} else []
+    if not isinstance(undone, list):
+        raise TypeError(f"no requests: {type(undone).__name__}")
+    return undone
+
+
+def _expect_nothing(response: Mapping[str, Any]) -> None:
+    """Raises ValueError unless an answer that says nothing is one: a body that botocore cannot read looks the same."""
+    metadata = response.get("ResponseMetadata")
+    if metadata is None:
+        unknown = sorted(response.keys() - {"ConsumedCapacity"})
+        if unknown:
+            raise ValueError(f"unknown fields: {len(unknown)}")
+        return
+    length = int(metadata.get("HTTPHeaders", {}).get("content-length", len("{}")))
+    if "ConsumedCapacity" not in response and not len("{}") <= length <= NOTHING_BYTES_MAX:
+        raise ValueError(f"nothing in {length} bytes")
 
 
 def _capacity_units(response: Mapping[str, Any]) -> Iterator[float]:

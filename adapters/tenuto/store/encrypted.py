@@ -22,8 +22,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, assert_never
 
-from tenuto.lane.writes import Answer, Applied, Delete, Item, Key, Put, Refused, Update, Value, Write
-from tenuto.store.data_keys import DataKey, DataKeys
+from tenuto.lane.writes import Answer, Applied, Delete, Foreign, Item, Key, Put, Refused, Update, Value, Write
+from tenuto.store.data_keys import DataKey, DataKeys, NoSuchKeyError
+from tenuto.store.expressions import marshal
 from tenuto.store.port import Page, Table, TableRefusedError
 
 if TYPE_CHECKING:
@@ -36,6 +37,10 @@ NONCE_BYTES: Final = 12
 DERIVED_BYTES: Final = 32
 CIPHERS_MAX: Final = 4_096
 """Partitions whose derived key is kept; one costs about 10 microseconds to derive."""
+
+
+class UnopenedError(TableRefusedError):
+    """A value does not open: the fault is its item's, and others open."""
 
 
 class EncryptedTable:
@@ -75,7 +80,7 @@ class EncryptedTable:
     async def query(self, pk: str, low: str, high: str, *, limit: int = 100, after: str | None = None) -> Page:
         """See `Table.query`."""
         page = await self._table.query(pk, low, high, limit=limit, after=after)
-        return Page([await self._opened(item) for item in page.items], page.last)
+        return Page([await self._opened_or_kept(item) for item in page.items], page.last)
 
     async def delete_all(self, deletes: Sequence[Delete]) -> None:
         """See `Table.delete_all`."""
@@ -93,18 +98,32 @@ class EncryptedTable:
             changed[name] = [data_key.number, nonce + cipher.encrypt(nonce, clear, _place(key.sk, name))]
         return changed
 
+    async def _opened_or_kept(self, item: Item) -> Item:
+        """The same as `_opened`, where one item that does not open must not hide those beside it."""
+        try:
+            return await self._opened(item)
+        except UnopenedError as e:
+            sealed = {name: value for name, value in item.items() if _is_sealed(value)}
+            return item | {name: Foreign(marshal(value), str(e)) for name, value in sealed.items()}
+
     async def _opened(self, item: Item) -> Item:
         pk, sk = str(item["pk"]), str(item["sk"])
         opened = dict(item)
         for name, value in item.items():
             match value:
                 case [int() as number, bytes() as sealed]:
-                    cipher = self._cipher(await self._keys.numbered(number), pk)
+                    cipher = self._cipher(await self._key(number), pk)
                     clear = _open(cipher, sealed, Key(pk, sk), name)
-                    opened[name] = clear.decode() if name in TEXTS else clear
+                    opened[name] = clear.decode(errors="replace") if name in TEXTS else clear
                 case _:
                     pass
         return opened
+
+    async def _key(self, number: int) -> DataKey:
+        try:
+            return await self._keys.numbered(number)
+        except NoSuchKeyError as e:
+            raise UnopenedError(str(e)) from e
 
     def _cipher(self, data_key: DataKey, pk: str) -> AESGCM:
         """The cipher of a partition under a data key."""
@@ -124,6 +143,15 @@ def _payload(name: str, value: Value) -> bytes | None:
     if isinstance(value, str) and name in TEXTS:
         return value.encode()
     return value if isinstance(value, bytes) else None
+
+
+def _is_sealed(value: Value) -> bool:
+    """Whether a value looks like an encrypted one."""
+    match value:
+        case [int(), bytes()]:
+            return True
+        case _:
+            return False
 
 
 def _place(sk: str, name: str) -> bytes:
@@ -147,7 +175,7 @@ def _open(cipher: AESGCM, sealed: bytes, key: Key, name: str) -> bytes:
     try:
         return cipher.decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], _place(key.sk, name))
     except (InvalidTag, ValueError) as e:
-        raise TableRefusedError(
+        raise UnopenedError(
             f"attribute {name!r} of item {key.pk} {key.sk} does not open under its data key: it was altered, or moved "
             "here from another item"
         ) from e

@@ -9,6 +9,7 @@ the developer guide.
 from __future__ import annotations
 
 import binascii
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias, assert_never
 
@@ -19,6 +20,7 @@ from tenuto.lane.writes import (
     Clause,
     Delete,
     Equals,
+    Foreign,
     Item,
     Key,
     Put,
@@ -37,6 +39,7 @@ NUMBER_DIGITS_MAX = 38
 """Significant digits a DynamoDB number keeps."""
 
 _NUMBER_BOUND = 10**NUMBER_DIGITS_MAX
+_INTEGER = re.compile(r"-?[0-9]{1,40}")
 
 
 def marshal(value: Value) -> AttributeValue:
@@ -63,6 +66,8 @@ def marshal(value: Value) -> AttributeValue:
             return {"L": [marshal(element) for element in value]}
         case dict():
             return {"M": marshal_item(value)}
+        case Foreign(attribute):
+            return dict(attribute)
         case _:
             raise TypeError(f"an attribute cannot hold a {type(value).__name__}")
 
@@ -73,18 +78,18 @@ def marshal_item(item: Mapping[str, Value]) -> dict[str, AttributeValue]:
 
 
 def unmarshal(attribute: AttributeValue) -> Value:
-    """The plain value of an attribute value.
+    """The plain value of an attribute value; Foreign for one that only somebody else can have written.
 
-    Raises ValueError for a type that no tenuto table holds (BOOL, sets, fractions).
+    Raises ValueError, TypeError, AttributeError or RecursionError for what is no attribute value of DynamoDB.
     """
     ((kind, value),) = attribute.items()
     match kind:
-        case "S":
-            return str(value)
+        case "S" if isinstance(value, str):
+            return value
         case "B":
             # Text where the response was read as plain JSON, bytes where a client's parser has decoded it.
             return binascii.a2b_base64(value) if isinstance(value, str) else bytes(value)
-        case "N":
+        case "N" if _INTEGER.fullmatch(value):
             return int(value)
         case "NULL":
             return None
@@ -92,8 +97,12 @@ def unmarshal(attribute: AttributeValue) -> Value:
             return [unmarshal(element) for element in value]
         case "M":
             return unmarshal_item(value)
+        case "N":
+            return Foreign(attribute, "a number that is no integer")
+        case "BOOL" | "SS" | "NS" | "BS":
+            return Foreign(attribute, f"DynamoDB type {kind}")
         case _:
-            raise ValueError(f"an attribute of DynamoDB type {kind} was not written by tenuto")
+            raise ValueError(f"no attribute value of DynamoDB: {kind}")
 
 
 def unmarshal_item(attributes: Mapping[str, AttributeValue]) -> Item:
