@@ -110,6 +110,8 @@ class Limits:
     result_poll_max_ms: int = 250
 
     sweep_interval_ms: int = 5_000
+    sweep_lanes_max: int = 1_000
+    """So many lanes may be doing something before the sweep starts more: each reads its head first."""
     sweep_lookback_ms: int = 600_000
     sweep_wide_interval_ms: int = 30_000
     """Every so often a sweep looks back so far; those in between, not much further than timers rest."""

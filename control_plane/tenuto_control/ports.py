@@ -293,6 +293,11 @@ class Errand(NamedTuple):
 class Waking(Protocol):
     """What the sweep asks of the dispatcher."""
 
+    @property
+    def active(self) -> int:
+        """How many lanes are doing something, those not counted that only wait."""
+        ...
+
     def look(self, lane: Lane) -> None:
         """Look at a lane: its head as it is now, and its inbox."""
         ...

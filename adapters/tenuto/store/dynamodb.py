@@ -348,6 +348,8 @@ def _found(response: Mapping[str, Any]) -> Item | None:
 
 def _page(limit: int, response: Mapping[str, Any]) -> Page:
     items = [unmarshal_item(attributes) for attributes in response["Items"]]
+    if not all(isinstance(item["pk"], str) and isinstance(item["sk"], str) for item in items):
+        raise TypeError("items without keys")
     if len(items) > limit:
         return Page(items[:limit], str(items[limit - 1]["sk"]))
     marker = response.get("LastEvaluatedKey")

@@ -23,11 +23,14 @@ CountName: TypeAlias = Literal[
     "ProduceRetries",
     "Writes",
     "WritesRefused",
+    "UnreadableItems",
+    "LoopRestarts",
 ]
 """Things that happened: events taken in and finished, speculations whose commit was refused, failed attempts,
 suspensions, events and messages that their handler ended by a terminal error, dead letters in a topic or in the table,
 records set aside in the table as their topic takes none of them, failed tries to produce to a topic that is not there,
-write requests of dispatcher and functions, and requests of the dispatcher that the table refused."""
+write requests of dispatcher and functions, requests of the dispatcher that the table refused, items of the table that
+were met and could not be read or treated, and loops of the process that ended by an error and were begun again."""
 
 SampleName: TypeAlias = Literal[
     "Lag", "AgeMs", "WakeLatenessMs", "UnreadablePartitions", "FunctionsUnanswered", "ClockDifferenceMs"

@@ -178,6 +178,11 @@ class Dispatcher:
 
     # --- timers -----------------------------------------------------------------------------------------------------
 
+    @property
+    def active(self) -> int:
+        """See `Waking.active`."""
+        return self._lanes.active
+
     def arm(self, timer: Timer) -> None:
         """See `Waking.arm`."""
         self._wheel.arm(timer)

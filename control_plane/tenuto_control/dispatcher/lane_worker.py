@@ -190,6 +190,11 @@ class LaneWorker:
         return self._resting_until_ms is None or self._resting_until_ms <= time_ms
 
     @property
+    def rests(self) -> bool:
+        """Whether it only waits."""
+        return self._resting_until_ms is not None
+
+    @property
     def resting(self) -> Resting | None:
         """What the lane waits for; None while it works."""
         if self._resting_until_ms is None:

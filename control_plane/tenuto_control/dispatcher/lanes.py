@@ -90,6 +90,11 @@ class Lanes:
         return [lane for lane, worker in self._workers.items() if worker.busy_before(time_ms)]
 
     @property
+    def active(self) -> int:
+        """How many lanes are doing something: those not counted that only wait."""
+        return sum(not worker.rests for worker in self._workers.values())
+
+    @property
     def at_work(self) -> Collection[Lane]:
         """The lanes that are not idle."""
         return self._workers.keys()

@@ -8,10 +8,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import replace
-from typing import TypeAlias, assert_never
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias, assert_never
 
 from tenuto.lane.head import head_key, parse_head
 from tenuto.lane.timers import (
@@ -23,17 +22,16 @@ from tenuto.lane.timers import (
     cursor_put,
     parse_timer,
     timer_bucket,
-    timer_delete,
     timer_put,
 )
 from tenuto.lane.writes import Delete, Item, Key, Put
-from tenuto.protocol.ids import InvocationId, Lane
+from tenuto.protocol.ids import Lane, digest
 from tenuto.protocol.limits import TIMER_BUCKET_MS, TIMER_SHARDS
-from tenuto.store.port import TableUnavailableError
-from tenuto_control.core import log_fields
-from tenuto_control.core.log_fields import shown
+from tenuto.store.memory import SORT_KEY_BYTES_MAX
+from tenuto.store.port import TableRefusedError, TableUnavailableError, UnstorableError
 from tenuto_control.dispatcher.inbox import Inbox
 from tenuto_control.dispatcher.parts import Wiring
+from tenuto_control.dispatcher.unreadable_items import UnreadableItems
 from tenuto_control.dispatcher.writer import Writer
 from tenuto_control.limits import SWEEP_CURSOR_LAG_MINUTES, near_lookback_ms
 from tenuto_control.ports import Waking
@@ -43,8 +41,9 @@ log = logging.getLogger("tenuto.sweep")
 
 POSTPONE_MS_MAX = 3_600_000
 
-COMPLAINTS_MAX = 1_000
-"""Different things that are remembered to have been said."""
+ROOM_LOOK_S = 0.1
+ROOM_LOOKS_MAX = 20
+"""How often, and how many times, to look whether there is room for more lanes at work, before a page of timers."""
 
 ASKED_AT_ONCE = 16
 """Timers whose lanes are read at the same time."""
@@ -89,7 +88,8 @@ class Sweeper:
         # When the last walk over recent buckets began that came to its end.
         self._walked_ms = 0
         self._going_on: GoingOn = _always
-        self._complaints: Counter[str] = Counter()
+        self._unreadable = UnreadableItems(wiring.metrics)
+        self._left_behind = 0
 
     async def run(self) -> None:
         """Sweep for ever, at intervals with jitter so that several control planes take turns."""
@@ -107,9 +107,8 @@ class Sweeper:
             except TableUnavailableError:
                 # It is said elsewhere, once for the whole process. The sweep starts again soon.
                 pass
-            except Exception:
-                # Whatever it met: without a sweep, no timer of this deployment would be looked after.
-                log.exception("the sweep failed, it starts again soon")
+            except TableRefusedError as e:
+                self._unreadable.met("the place that the sweep has got to", e)
             await asyncio.sleep(self._limits.sweep_interval_ms * (0.5 + self._rng.random()) / 1000)
 
     async def sweep(self, going_on: GoingOn | None = None) -> bool:
@@ -132,7 +131,7 @@ class Sweeper:
         for minute in range(from_ms // TIMER_BUCKET_MS, last + 1):
             if not await self._going_on():
                 return False
-            await self._bucket_or_not(minute)
+            await self._bucket(minute)
         if not await self._going_on():
             # The last bucket may have been left in the middle.
             return False
@@ -148,7 +147,7 @@ class Sweeper:
         recent = now - self._limits.sweep_lookback_ms // TIMER_BUCKET_MS
         empty = True
         for minute in range(cursor, min(recent, cursor + self._limits.sweep_deep_buckets_max)):
-            found = await self._bucket_or_not(minute)
+            found = await self._bucket(minute)
             if not await self._going_on():
                 # This bucket may have been left in the middle.
                 break
@@ -158,93 +157,123 @@ class Sweeper:
         if cursor != stored:
             await self._table.write(cursor_put(cursor))
 
-    async def _bucket_or_not(self, minute: int) -> bool:
-        """The same as `_bucket`, for a bucket that may hold what cannot be read: the next one is looked at as well."""
-        try:
-            return await self._bucket(minute)
-        except TableUnavailableError:
-            raise
-        except Exception as e:  # noqa: BLE001 - no item may keep the sweep from those behind it
-            self._complain(f"the timers of minute {minute}", e)
-            return True
-
-    def _complain(self, what: str, error: BaseException) -> None:
-        """Say what cannot be treated, at the first, second, fourth, eighth ... time."""
-        if len(self._complaints) >= COMPLAINTS_MAX:
-            self._complaints.clear()
-        self._complaints[what] += 1
-        times = self._complaints[what]
-        if times & (times - 1) == 0:
-            again = f" ({times} times)" if times > 1 else ""
-            log.error("%s cannot be treated, the others go on%s: %s", what, again, _described(error))
-
     async def _bucket(self, minute: int) -> bool:
-        """Treat the timers of one minute. True when there were any."""
+        """Treat the timers of one minute. True when there were any, or may have been."""
         found = False
         for shard in range(TIMER_SHARDS):
             after: str | None = None
             while await self._going_on():
-                page = await self._table.query(timer_bucket(minute, shard), "0", "9~", after=after)
-                timers: list[Timer] = []
-                for item in page.items:
-                    timer = _readable(item)
-                    if timer is None:
-                        await self._set_aside(item)
-                    else:
-                        timers.append(timer)
-                found = found or bool(page.items)
-                await self._treat(timers)
+                bucket = timer_bucket(minute, shard)
+                try:
+                    page = await self._table.query(bucket, "0", "9~", after=after)
+                except TableRefusedError as e:
+                    # It refuses this page to everybody. The next one is looked at all the same.
+                    self._unreadable.met(f"the timers of {bucket}", e)
+                    found = True
+                    break
+                left_behind = await self._treat(page.items)
+                found = found or len(page.items) > left_behind
                 after = page.last
                 if after is None:
                     break
         return found
 
-    async def _treat(self, timers: Iterable[Timer]) -> None:
-        due: list[LaneTimer] = []
-        sends: list[SendTimer] = []
-        for timer in timers:
-            if timer.due_ms > self._clock.now_ms():
-                self._waking.arm(timer)
+    async def _treat(self, items: Iterable[Item]) -> int:
+        """Arm what is due soon, deliver or judge what is due, set aside what is no timer: each on its own.
+
+        How many of them the table takes nowhere else, so that the walk has to get past them.
+        """
+        await self._room()
+        self._left_behind = 0
+        due: list[_Found] = []
+        sends: list[_Found] = []
+        for item in items:
+            found = await self._read(item)
+            if found is None:
                 continue
-            match timer:
+            if found.timer.due_ms > self._clock.now_ms():
+                await self._alone(found, self._arm(found))
+                continue
+            match found.timer:
                 case SendTimer():
-                    sends.append(timer)
+                    sends.append(found)
                 case SleepTimer() | GuardTimer():
-                    due.append(timer)
+                    due.append(found)
                 case _:
-                    assert_never(timer)
+                    assert_never(found.timer)
         await self._deliver_all(sends)
         await self._judge(due)
+        return self._left_behind
 
-    async def _judge(self, due: Sequence[LaneTimer]) -> None:
+    async def _room(self) -> None:
+        """Wait while very many lanes are at work. Not without end: those may wait for what a later timer brings."""
+        for _ in range(ROOM_LOOKS_MAX):
+            if self._waking.active < self._limits.sweep_lanes_max:
+                return
+            await asyncio.sleep(ROOM_LOOK_S)
+
+    async def _read(self, item: Item) -> _Found | None:
+        """The timer in an item, None when it is none: then it is set aside."""
+        key = Key(str(item["pk"]), str(item["sk"]))
+        try:
+            return _Found(parse_timer(item), key)
+        except Exception as e:  # noqa: BLE001 - whatever it is, the item has others beside it
+            self._unreadable.met(f"the item {key.pk} {key.sk}, which is among the timers and is none,", e)
+        await self._alone(key, self._set_aside(item, key))
+        return None
+
+    async def _alone(self, what: _Found | Key, work: Coroutine[Any, Any, None]) -> None:
+        """Do something about one item. Whatever goes wrong with it concerns no other one."""
+        try:
+            await work
+        except TableUnavailableError:
+            raise
+        except Exception as e:  # noqa: BLE001 - see above
+            # Refused for its size, it would be refused again. Anything else may pass.
+            self._left_behind += isinstance(e, UnstorableError)
+            key = what.key if isinstance(what, _Found) else what
+            self._unreadable.met(f"the timer {key.pk} {key.sk}", e)
+
+    async def _arm(self, found: _Found) -> None:
+        """Fire a timer that is not due yet, if that is soon. One that lies elsewhere than its time says is put there.
+
+        Its bucket would never become empty, and the deep walk never get past it.
+        """
+        if found.key != found.timer.key:
+            await self._writer.write(timer_put(found.timer))
+            await self._writer.write(Delete(found.key))
+        self._waking.arm(found.timer)
+
+    async def _judge(self, due: Sequence[_Found]) -> None:
         """Delete the timers that are unneeded, and have the lanes of the others looked at."""
         unneeded = await self._verdicts(due)
-        over: list[LaneTimer] = []
+        over: list[_Found] = []
         looked: set[Lane] = set()
-        for timer in due:
-            verdict = unneeded[_question(timer)]
+        for found in due:
+            verdict = unneeded[_question(found.timer)]
             if verdict is None:
                 # It moves on like one that is needed: its bucket becomes empty, and its lane is looked at again.
-                await self._keep(timer)
+                await self._alone(found, self._keep(found))
                 continue
             if verdict:
-                over.append(timer)
+                over.append(found)
                 continue
             # Before the timer moves on: should this process end in between, nobody would come by until it is due again.
             # Once for all timers of a lane: each look makes it read its head anew.
-            if timer.lane not in looked:
-                looked.add(timer.lane)
-                self._waking.look(timer.lane)
-            await self._keep(timer)
+            if found.timer.lane not in looked:
+                looked.add(found.timer.lane)
+                self._waking.look(found.timer.lane)
+            await self._alone(found, self._keep(found))
         if over:
-            await self._writer.patiently(lambda: self._table.delete_all([timer_delete(t) for t in over]))
+            await self._writer.patiently(lambda: self._table.delete_all([Delete(one.key) for one in over]))
 
-    async def _verdicts(self, timers: Iterable[LaneTimer]) -> dict[Question, bool | None]:
+    async def _verdicts(self, due: Iterable[_Found]) -> dict[Question, bool | None]:
         """Which timers are unneeded, several asked about at a time: one by one, a busy table outpaces a sweep.
 
         None for one that cannot be judged, because what its lane holds cannot be read.
         """
-        questions = {_question(timer): timer for timer in timers}
+        timers = [found.timer for found in due]
+        questions = {_question(timer): timer for timer in timers if not isinstance(timer, SendTimer)}
         verdicts: dict[Question, bool | None] = {}
         left = iter(questions.items())
         while some := list(itertools.islice(left, ASKED_AT_ONCE)):
@@ -253,36 +282,38 @@ class Sweeper:
                 if not isinstance(answer, BaseException):
                     verdicts[question] = answer
                 elif isinstance(answer, Exception) and not isinstance(answer, TableUnavailableError):
-                    self._complain(f"the lane {shown(timer.lane.pk)}", answer)
+                    self._unreadable.met(f"the lane {timer.lane.pk}", answer)
                     verdicts[question] = None
                 else:
                     raise answer
         return verdicts
 
-    async def _deliver_all(self, timers: Sequence[SendTimer]) -> None:
+    async def _deliver_all(self, due: Sequence[_Found]) -> None:
         """Several at a time, in the order of their times; those of one lane one after the other."""
-        for at in range(0, len(timers), ASKED_AT_ONCE):
+        for at in range(0, len(due), ASKED_AT_ONCE):
             if not await self._going_on():
                 return
-            lanes: dict[Lane, list[SendTimer]] = {}
-            for timer in timers[at : at + ASKED_AT_ONCE]:
-                lanes.setdefault(timer.lane, []).append(timer)
+            lanes: dict[Lane, list[_Found]] = {}
+            for found in due[at : at + ASKED_AT_ONCE]:
+                lanes.setdefault(found.timer.lane, []).append(found)
             await all_of((self._deliver_in_order(some) for some in lanes.values()), "deliver")
 
-    async def _deliver_in_order(self, timers: Sequence[SendTimer]) -> None:
-        for timer in timers:
-            await self._deliver(timer)
+    async def _deliver_in_order(self, due: Sequence[_Found]) -> None:
+        for found in due:
+            await self._deliver(found)
 
-    async def _deliver(self, timer: SendTimer) -> None:
+    async def _deliver(self, found: _Found) -> None:
+        assert isinstance(found.timer, SendTimer)
         try:
-            await self._waking.deliver_delayed(timer)
+            await self._waking.deliver_delayed(found.timer)
+            if found.key != found.timer.key:
+                await self._writer.write(Delete(found.key))
         except TableUnavailableError:
             raise
-        except Exception:
-            # It stays, visible, and must not keep the sweep from the timers behind it. Soon it would fail alike.
-            fields = log_fields.of_invocation(InvocationId(timer.lane, timer.invocation))
-            log.exception("a delayed message for %s cannot be delivered", shown(timer.lane.pk), extra=fields)
-            await self._move(timer, POSTPONE_MS_MAX)
+        except Exception as e:  # noqa: BLE001 - it must not keep the sweep from the timers behind it
+            # It stays, visible. Soon it would fail alike.
+            self._unreadable.met(f"the delayed message for {found.timer.lane.pk}", e)
+            await self._alone(found, self._move(found, POSTPONE_MS_MAX))
 
     async def _unneeded(self, timer: LaneTimer) -> bool:
         """Whether nothing is left for a timer to drive.
@@ -308,53 +339,52 @@ class Sweeper:
             case _:
                 assert_never(timer)
 
-    async def _set_aside(self, item: Item) -> None:
+    async def _set_aside(self, item: Item, key: Key) -> None:
         """Move an item that is no timer an hour or two on: it is kept, and old buckets become empty all the same."""
-        pk, sk = item["pk"], item["sk"]
-        assert isinstance(pk, str)
-        assert isinstance(sk, str)
         # On a grid, as in `_keep`: several control planes make one copy.
         due_ms = (self._clock.now_ms() // POSTPONE_MS_MAX + 2) * POSTPONE_MS_MAX
-        rest = sk.partition("#")[2] or sk
-        later = Key(timer_bucket(due_ms // TIMER_BUCKET_MS, 0), f"{due_ms:015d}#{rest}")
+        rest = key.sk.partition("#")[2] or key.sk
+        prefix = f"{due_ms:015d}#"
+        if len((prefix + rest).encode()) > SORT_KEY_BYTES_MAX:
+            rest = digest(rest)
+        later = Key(timer_bucket(due_ms // TIMER_BUCKET_MS, 0), prefix + rest)
         attributes = {name: value for name, value in item.items() if name not in ("pk", "sk")}
+        # Where it was first: an encrypted value opens under the name of its place only.
+        attributes.setdefault("was", [key.pk, key.sk])
         await self._writer.write(Put(later, attributes))
-        await self._writer.write(Delete(Key(pk, sk)))
+        await self._writer.write(Delete(key))
 
-    async def _keep(self, timer: Timer) -> None:
+    async def _keep(self, found: _Found) -> None:
         """A timer that stays needed moves on, so that old buckets become empty."""
-        late_ms = self._clock.now_ms() - timer.due_ms
+        late_ms = self._clock.now_ms() - found.timer.due_ms
         if late_ms < self._limits.timer_postpone_ms:
             return
-        await self._move(timer, 1 << min(late_ms, POSTPONE_MS_MAX).bit_length())
+        await self._move(found, 1 << min(late_ms, POSTPONE_MS_MAX).bit_length())
 
-    async def _move(self, timer: Timer, grid_ms: int) -> None:
+    async def _move(self, found: _Found, grid_ms: int) -> None:
         """Put a timer off, to the next but one of the times that are multiples of `grid_ms`.
 
         Several control planes do so at slightly different times: on a common grid their copies are the same item, where
         they would otherwise double each time.
         """
         due_ms = (self._clock.now_ms() // grid_ms + 2) * grid_ms
-        moved = replace(timer, due_ms=due_ms)
+        moved = replace(found.timer, due_ms=due_ms)
         await self._writer.write(timer_put(moved))
-        await self._writer.write(timer_delete(timer))
+        await self._writer.write(Delete(found.key))
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A timer, and where its item is: what somebody else has put may lie elsewhere than its attributes say."""
+
+    timer: Timer
+    key: Key
 
 
 async def _always() -> bool:
     return True
 
 
-def _readable(item: Item) -> Timer | None:
-    try:
-        return parse_timer(item)
-    except ValueError:
-        log.exception("an item among the timers is none")
-        return None
-
-
-def _described(error: BaseException) -> str:
-    return shown(f"{type(error).__name__}: {error}")
-
-
-def _question(timer: LaneTimer) -> Question:
+def _question(timer: Timer) -> Question:
+    assert not isinstance(timer, SendTimer), "a message is delivered, not judged"
     return type(timer), timer.lane, timer.invocation, timer.ver if isinstance(timer, GuardTimer) else None

@@ -1,0 +1,50 @@
+"""Items of the table that cannot be read: counted, and said without flooding the log.
+
+Owns the metric and the lines. Does not own what becomes of such an item: whoever met it leaves it, or moves it on.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+
+from tenuto_control.core.log_fields import shown
+from tenuto_control.core.metrics import Metrics
+
+KNOWN_MAX = 1_000
+"""Different things that are remembered to have been said."""
+
+NAMED_MAX = 16
+"""So many different things are each said at once; of further ones the 32nd, the 64th, and so on."""
+
+log = logging.getLogger("tenuto.table")
+
+
+class UnreadableItems:
+    """What one part of a process has met. Each thing is said the first, second, fourth, eighth ... time."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._times: Counter[str] = Counter()
+        self._met = 0
+
+    def met(self, what: str, error: BaseException) -> None:
+        """`what` cannot be read, or treated, for this reason. The name may hold anything: it is cut and escaped."""
+        self._metrics.count("UnreadableItems")
+        what = shown(what)
+        if len(self._times) >= KNOWN_MAX:
+            self._times.clear()
+        self._times[what] += 1
+        times = self._times[what]
+        if times == 1:
+            self._met += 1
+        if not _is_power_of_two(times) or (times == 1 and self._met > NAMED_MAX and not _is_power_of_two(self._met)):
+            return
+        again = f" ({times} times)" if times > 1 else ""
+        others = f"; it is one of {self._met} such items" if self._met > NAMED_MAX else ""
+        reason = shown(f"{type(error).__name__}: {error}")
+        log.error("%s cannot be treated and is left aside, others go on%s%s: %s", what, again, others, reason)
+
+
+def _is_power_of_two(number: int) -> bool:
+    return number & (number - 1) == 0
