@@ -71,30 +71,17 @@ async def _unless(stop: asyncio.Event, work: asyncio.Task[None]) -> bool:
 
 
 async def _work(parts: Assembly, stop: asyncio.Event) -> None:
-    config, limits = parts.config, parts.config.limits
+    config, limits, loops = parts.config, parts.config.limits, parts.loops
     listener = _listen(config)
     server = _server(parts)
-    tasks = [
-        asyncio.create_task(parts.sweeper.run(), name="sweep"),
-        asyncio.create_task(parts.deployments.refresh(), name="discovery"),
-        asyncio.create_task(server.serve([listener]), name="http"),
-        asyncio.create_task(_report(parts), name="metrics"),
-    ]
-    consumer = None
+    kept = {"sweep": parts.sweeper.run, "discovery": parts.deployments.refresh, "metrics": lambda: _report(parts)}
+    tasks = [asyncio.create_task(loops.keep(name, run), name=name) for name, run in kept.items()]
+    tasks.append(asyncio.create_task(server.serve([listener]), name="http"))
+    consuming = Consuming(parts)
+    consume = None
     if config.subscriptions:
-        starts = {s.topic: s.start for s in config.subscriptions}
-        events = KafkaEventLog(config.kafka, limits, starts)
-        consumer = Consumer(
-            events,
-            parts.sink,
-            parts.dispatcher,
-            config.subscriptions,
-            limits,
-            parts.clock,
-            parts.tally,
-            parts.unreadable,
-        )
-        tasks.append(asyncio.create_task(consumer.run(), name="consume"))
+        consume = asyncio.create_task(loops.keep("consume", consuming.run), name="consume")
+        tasks.append(consume)
     for service in parts.deployments.listed():
         log.info("serving %s: %s", service.name, ", ".join(h.name for h in service.handlers))
     log.info("listening on http://%s:%s", config.http.host, config.http.port)
@@ -105,9 +92,9 @@ async def _work(parts: Assembly, stop: asyncio.Event) -> None:
         log.critical("%s has ended, and with it this process", task.get_name())
     log.info("stopping: what runs may end, then the rest is left to Kafka and the table")
     server.should_exit = True
-    if consumer is not None:
-        consumer.stop()
-        await asyncio.wait([tasks[-1]], timeout=limits.drain_timeout_ms / 1000)
+    if consume is not None:
+        consuming.stop()
+        await asyncio.wait([consume], timeout=limits.drain_timeout_ms / 1000)
     for task in (waiting, *tasks):
         task.cancel()
     results = await asyncio.gather(*tasks, return_exceptions=True)
@@ -117,6 +104,39 @@ async def _work(parts: Assembly, stop: asyncio.Event) -> None:
         failed = [r for r in results if isinstance(r, Exception)]
         names = ", ".join(sorted(task.get_name() for task in ended))
         raise failed[0] if failed else UnexpectedEndError(f"{names} ended by itself")
+
+
+class Consuming:
+    """The consumer of a process. One that failed is left behind, and the next one joins the group anew."""
+
+    def __init__(self, parts: Assembly) -> None:
+        self._parts = parts
+        self._consumer: Consumer | None = None
+        self._stopping = False
+
+    async def run(self) -> None:
+        """Consume until told to stop. Raises ConfigError, and whatever ends a consumer."""
+        if self._stopping:
+            return
+        parts, config = self._parts, self._parts.config
+        starts = {s.topic: s.start for s in config.subscriptions}
+        self._consumer = Consumer(
+            KafkaEventLog(config.kafka, config.limits, starts),
+            parts.sink,
+            parts.dispatcher,
+            config.subscriptions,
+            config.limits,
+            parts.clock,
+            parts.tally,
+            parts.unreadable,
+        )
+        await self._consumer.run()
+
+    def stop(self) -> None:
+        """Ask for an orderly end; returns at once."""
+        self._stopping = True
+        if self._consumer is not None:
+            self._consumer.stop()
 
 
 async def _report(parts: Assembly) -> None:

@@ -37,6 +37,7 @@ from tenuto_control.drivers.system import SystemClock
 from tenuto_control.drivers.table_clock import DynamoClock
 from tenuto_control.ingress import create_app
 from tenuto_control.ingress.readiness import probe
+from tenuto_control.loops.restarts import Loops
 from tenuto_control.loops.sweep import Sweeper
 from tenuto_control.loops.unreadable import UnreadablePartitions
 
@@ -61,6 +62,7 @@ class Assembly:
     sweeper: Sweeper
     app: Starlette
     unreadable: UnreadablePartitions
+    loops: Loops
     tally: Tally
     reports: EmfReports | None
     tracer: OtelTracer | None
@@ -115,6 +117,7 @@ async def assembled(config: Config) -> AsyncIterator[Assembly]:
         dispatcher = Dispatcher(wiring)
         sweeper = Sweeper(wiring, dispatcher)
         unreadable = UnreadablePartitions(clock, limits, tally)
+        loops = Loops(clock, tally)
         app = create_app(
             dispatcher,
             deployments,
@@ -123,6 +126,7 @@ async def assembled(config: Config) -> AsyncIterator[Assembly]:
             unreadable=lambda: unreadable.present,
             unanswered=lambda: deployments.unanswered,
             clock=lambda: table_clock.check,
+            stopped=lambda: loops.stopped,
             cors_origins=config.http.cors_origins,
             now_ms=clock.now_ms,
         )
@@ -139,6 +143,7 @@ async def assembled(config: Config) -> AsyncIterator[Assembly]:
                 sweeper,
                 app,
                 unreadable,
+                loops,
                 tally,
                 reports(),
                 tracer,

@@ -95,6 +95,15 @@ class TopicLives(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class StoppedLoop:
+    """A loop of the process that failed at `since_ms` (ms since the epoch), and has not run steadily since."""
+
+    name: str
+    since_ms: int
+    reason: str
+
+
 class AssignmentListener(Protocol):
     """Is told of a rebalance before (`revoked`) and after (`assigned`) it takes place.
 

@@ -31,7 +31,7 @@ from tenuto_control.ingress.gate import Gate
 from tenuto_control.ingress.listing import Catalogue
 from tenuto_control.ingress.problems import RefusedError
 from tenuto_control.ingress.stopping import Stopping
-from tenuto_control.ports import Execution, Resolution, UndecidedError, Unreadable
+from tenuto_control.ports import Execution, Resolution, StoppedLoop, UndecidedError, Unreadable
 
 T = TypeVar("T")
 
@@ -63,6 +63,7 @@ def create_app(
     unreadable: Callable[[], Sequence[Unreadable]] = tuple,
     unanswered: Callable[[], Mapping[str, str]] = dict,
     clock: Callable[[], ClockCheck | None] = lambda: None,
+    stopped: Callable[[], Sequence[StoppedLoop]] = tuple,
     cors_origins: Collection[str] = (),
     now_ms: Callable[[], int] = _now_ms,
 ) -> Starlette:
@@ -72,7 +73,9 @@ def create_app(
     clock compares with the table's. Pages of `cors_origins` may call from a browser. `now_ms` is the time (milliseconds
     since the epoch) that the time of arrival at a gateway is compared to.
     """
-    ingress = _Ingress(execution, catalogue, ready, wait_ms_max, random_bytes, unreadable, unanswered, clock, now_ms)
+    ingress = _Ingress(
+        execution, catalogue, ready, wait_ms_max, random_bytes, unreadable, unanswered, clock, stopped, now_ms
+    )
     app = Starlette(
         routes=[
             Route("/", ingress.index, methods=["GET"]),
@@ -103,6 +106,7 @@ class _Ingress:
     unreadable: Callable[[], Sequence[Unreadable]]
     unanswered: Callable[[], Mapping[str, str]]
     clock: Callable[[], ClockCheck | None]
+    stopped: Callable[[], Sequence[StoppedLoop]]
     now_ms: Callable[[], int]
 
     async def index(self, request: Request) -> Response:
@@ -124,7 +128,8 @@ class _Ingress:
         except TimeoutError:
             problem = f"the readiness probe took longer than {READY_MS_MAX} ms"
         if problem is None:
-            return JSONResponse(readiness.ready(self.unreadable(), self.clock(), self.unanswered()))
+            told = readiness.ready(self.unreadable(), self.clock(), self.unanswered(), self.stopped())
+            return JSONResponse(told)
         return answers.error(request, HTTPStatus.SERVICE_UNAVAILABLE, f"not ready: {problem}")
 
     async def call(self, request: Request) -> Response:
