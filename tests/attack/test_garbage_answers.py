@@ -58,6 +58,8 @@ def _server_that_answers(bodies: list[bytes]) -> Iterator[str]:
 
     class Answers(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        # Head and body in one piece: apart, each answer waits for an acknowledgement.
+        wbufsize = -1
 
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["content-length"]))

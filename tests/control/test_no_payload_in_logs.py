@@ -54,6 +54,7 @@ NOT_REACHED: Final = {
     "always_on.py": "knows of no invocation",
     "drivers/": "speak of topics, connections and the end of a process; most of them need a broker",
     "lambda_entry.py": "names lanes; what refuses an event of another shape is tested below",
+    "loops/restarts.py": "names loops, with the traceback of a mistake of their own",
     "loops/serverless.py": "counts lanes",
 }
 """Files and folders whose lines the scenarios do not come to, and why no payload can be in them."""

@@ -72,13 +72,24 @@ def pack_run(run: Run) -> bytes:
     return _run_encoder.encode(RunRecord(run.event, run.ver, run.start_ms, run.first_out, run.input_item, run.secret))
 
 
+class UnreadableHeadError(ValueError):
+    """An attribute of a head does not hold what the schema says: a newer version wrote it, or somebody else."""
+
+
 def parse_head(item: Item | None) -> Head:
     """The head in an item; None (no item) is the head of a lane that never did anything.
 
-    Raises ValueError when an attribute does not hold what the schema says.
+    Raises UnreadableHeadError when an attribute does not hold what the schema says.
     """
     if item is None:
         return Head()
+    try:
+        return _parse_item(item)
+    except ValueError as e:
+        raise UnreadableHeadError(str(e)) from e
+
+
+def _parse_item(item: Item) -> Head:
     run = _parse_run(item)
     state: dict[str, bytes] = {}
     base: dict[str, bytes | None] = {}

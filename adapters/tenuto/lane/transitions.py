@@ -363,6 +363,10 @@ def inbox_put(lane: Lane, event: Event, more: Sequence[Event] = (), at_ms: int =
     return Put(inbox_key(lane, event), kept, (Absent("inbox.absent", "pk"),))
 
 
+NONCE_CHARS_MAX = 255
+"""Longest part of an event's id that names it within its lane. Those that are made here have 25 characters."""
+
+
 def inbox_events(item: Item) -> tuple[Event, ...]:
     """The events of an inbox item, in their order; none for a tombstone. Raises msgspec.DecodeError."""
     event, more = item.get("ev"), item.get("more")
@@ -424,6 +428,41 @@ def inbox_key(lane: Lane, event: Event) -> Key:
 
 INBOX_LOW, INBOX_HIGH = "I#", "I$"
 """Bounds of an inbox query."""
+
+
+def inbox_aside(item: Item) -> Put:
+    """Keep an inbox item that cannot be read beside the inbox, as it is: `U#` takes the place of `I#` in its name."""
+    attributes = {name: value for name, value in item.items() if name not in ("pk", "sk")}
+    return Put(Key(str(item["pk"]), f"U{str(item['sk'])[1:]}"), attributes)
+
+
+def inbox_gone(item: Item, now_ms: int) -> Put:
+    """After `inbox_aside`: what stays in its place, so that a late duplicate is refused."""
+    return Put(Key(str(item["pk"]), str(item["sk"])), {"done": 1, "ttl": now_ms // 1000 + TOMBSTONE_TTL_S})
+
+
+def check_inbox_events(lane: Lane, item: Item) -> tuple[Event, ...]:
+    """The events of an inbox item, none for a tombstone. Raises ValueError unless the item is what `inbox_put` puts.
+
+    An event elsewhere than at its place would get its tombstone at its place, and run again and again. One of another
+    lane, or with an id that is none, runs nowhere.
+    """
+    if "done" in item:
+        return ()
+    events = inbox_events(item)
+    if not events:
+        raise ValueError("it holds no event")
+    if any(event.invocation.lane != lane or len(event.nonce) > NONCE_CHARS_MAX for event in events):
+        raise ValueError("it holds an event of another key")
+    if inbox_key(lane, events[0]).sk != item["sk"]:
+        raise ValueError("its place is not that of its event")
+    sources = [event.source for event in events]
+    watermarks = {source.watermark for source in sources if isinstance(source, KafkaSource)}
+    if len(events) > 1 and (len(watermarks) != 1 or not all(isinstance(source, KafkaSource) for source in sources)):
+        raise ValueError("its events are not of one Kafka source")
+    if watermarks and last_offset(item) != _offset(events[-1]):
+        raise ValueError("its last event is not the one that it names")
+    return events
 
 
 def mark_pend(lane: Lane, token: str) -> Update:

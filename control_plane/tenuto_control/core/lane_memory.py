@@ -131,7 +131,7 @@ class Turn(Struct, frozen=True):
 
     That one came at `first_ms`. `calls` and `records` say which kinds of work are in the queue. `handed` counts calls
     that were handed over and whose callers wait here. `clock_differs`: `now_ms` is known to be wrong by more than the
-    margin of leases.
+    margin of leases. `holds`: offsets of finished events are held.
     """
 
     now_ms: int
@@ -142,6 +142,7 @@ class Turn(Struct, frozen=True):
     records: bool = False
     handed: int = 0
     clock_differs: bool = False
+    holds: bool = False
 
 
 class Nudged(Struct, frozen=True):
@@ -387,7 +388,9 @@ class LaneMemory(Struct, frozen=True):
         )
 
     def at_rest(self) -> LaneMemory:
-        """What to keep while the lane is idle: its head, and what its next write may remove."""
+        """What to keep while the lane is idle: head and what its next write may remove, or that it is left alone."""
+        if self.head is None:
+            return LaneMemory(pause=self.pause, trouble=self.trouble)
         return LaneMemory(self.seen, self.shipped, self.finished, sighting=self.sighting)
 
     def _times(self, event: str) -> int:
@@ -430,10 +433,12 @@ class LaneMemory(Struct, frozen=True):
 
     def _turned(self, turn: Turn) -> LaneMemory:
         head = self.head
-        held_up = self.failing is not None or self.vain_ships > 0 or (head is not None and head.run is not None)
+        stuck = self.failing is not None or self.trouble is not None
+        held_up = stuck or self.vain_ships > 0 or (head is not None and head.run is not None)
+        waits = turn.first is not None or (turn.holds and self.trouble is not None)
         since = self.blocked_since_ms
         # A head that was dropped tells nothing: each sweep drops it, and would begin the wait anew.
-        if turn.first is None or (head is not None and not held_up):
+        if not waits or (head is not None and not held_up):
             since = None
         elif held_up and since is None:
             since = turn.now_ms

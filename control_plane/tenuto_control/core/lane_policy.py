@@ -119,6 +119,10 @@ def decide(memory: LaneMemory, turn: Turn, bounds: Bounds) -> Action:
     """The next action for a lane."""
     head = memory.head
     if head is None:
+        paused = memory.paused_until_ms > turn.now_ms
+        if left_alone(memory) and paused and turn.first is None and not (turn.handed or turn.holds or memory.look):
+            # Its guards lead back to it: those of what is in its inbox, and those of what it was about before.
+            return Idle()
         return _pause(memory, turn, bounds) or ReadHead()
     if head.run is not None and not head.run.suspended:
         return _running(memory, turn, bounds, head, head.run)
@@ -214,16 +218,24 @@ def _ship(memory: LaneMemory, turn: Turn, bounds: Bounds, head: Head) -> Action:
     return Wait(memory.ship_again_ms)
 
 
+def left_alone(memory: LaneMemory) -> bool:
+    """Whether the lane's head cannot be read."""
+    return memory.trouble is not None and memory.trouble.during is ReadHead
+
+
 def _pause(memory: LaneMemory, turn: Turn, bounds: Bounds) -> Action | None:
     """What to do in a pause between attempts; None when there is none.
 
     What queues behind a failing event is moved to the inbox: it would fill its partition's window, and so hold up keys
-    that do not fail. That asks for no head, as nothing in it forbids an inbox item.
+    that do not fail. That asks for no head, as nothing in it forbids an inbox item. The same is done in a pause after
+    trouble, unless moving events is what met it.
     """
     until_ms = memory.paused_until_ms
     if until_ms <= turn.now_ms:
         return None
-    if memory.failing is None or turn.first is None or not isinstance(turn.first.source, KafkaSource):
+    troubled = memory.trouble is not None and memory.trouble.during is not Spill
+    records = turn.first is not None and isinstance(turn.first.source, KafkaSource)
+    if not ((records and (troubled or memory.failing is not None)) or (turn.holds and troubled)):
         return _watch(memory, turn, bounds, until_ms) if turn.handed else Wait(until_ms)
     if _overdue(memory, turn, bounds):
         return Spill()

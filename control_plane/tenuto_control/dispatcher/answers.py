@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from tenuto.lane.head import ANS, head_key, parse_head
+from tenuto.lane.head import ANS, UnreadableHeadError, head_key, parse_head
 from tenuto.lane.items import answer_name, answer_put
 from tenuto.lane.transitions import slots_put
 from tenuto.lane.writes import Applied, Delete, Item, Key, Value
@@ -103,7 +103,11 @@ class Answers:
         batch = list(line.waiting)[:SLOTS_PER_WRITE_MAX]
         guarded: set[str] = set()
         for _ in range(ANSWER_PUTS_MAX):
-            head = parse_head(await self._read(head_key(lane)))
+            try:
+                head = parse_head(await self._read(head_key(lane)))
+            except UnreadableHeadError:
+                # It is told where it is found out first. Whoever sends from a lane must not wait for another one.
+                return self._refuse(line, batch, "the record of this invocation cannot be read at present")
             open_ = [answer for answer in batch if await self._is_open(lane, head, answer)]
             if not open_:
                 break
@@ -113,9 +117,13 @@ class Answers:
                 guarded.add(nonce)
             if await self._put(lane, head, open_):
                 self._hints.look(lane)
+        return self._refuse(line, batch, "too many results come in for this invocation")
+
+    def _refuse(self, line: _Line, batch: Sequence[_Answer], reason: str) -> None:
+        """End with these answers: those that are undecided may come again."""
         for answer in batch:
             if answer.resolution is None:
-                answer.resolution = OverloadedError("too many results come in for this invocation; try again later")
+                answer.resolution = OverloadedError(f"{reason}; try again later")
             if answer in line.waiting:
                 line.waiting.remove(answer)
 

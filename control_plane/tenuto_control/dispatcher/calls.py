@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 from typing import assert_never
 
-from tenuto.lane.head import head_key, parse_head
+from tenuto.lane.head import UnreadableHeadError, head_key, parse_head
 from tenuto.protocol.limits import GUARD_MARGIN_MS, VALUE_BYTES_MAX
+from tenuto.protocol.messages import Head
 from tenuto.protocol.records import CallSource, Event, Failed, Success
 from tenuto_control.dispatcher.delivery import fits
 from tenuto_control.dispatcher.lane_worker import LaneWorker
@@ -82,7 +83,11 @@ class Calls:
         event = work.event
         event = Event(event.id, event.handler, CallSource(keep_result=True), event.input, event.headers)
         try:
-            head = parse_head(await self._parts.writer.table.get(head_key(worker.lane)))
+            try:
+                head = parse_head(await self._parts.writer.table.get(head_key(worker.lane)))
+            except UnreadableHeadError:
+                # An item asks for no head. If the call has begun, it is found to be done once it is.
+                head = Head()
             if head.run is not None and head.run.event.id == event.id:
                 return
             if worker.is_running(work) and await self._stand_in(worker, work, event):

@@ -12,8 +12,9 @@ from typing import assert_never
 
 from msgspec.structs import replace
 
-from tenuto.lane.head import head_key, parse_head
+from tenuto.lane.head import UnreadableHeadError, head_key, parse_head
 from tenuto.lane.timers import GuardTimer, SendTimer, SleepTimer, Timer, parse_timer
+from tenuto.lane.writes import Item
 from tenuto.protocol.ids import InvocationId, Lane
 from tenuto.protocol.limits import VALUE_BYTES_MAX
 from tenuto.protocol.records import CallSource, Event, PublishOut, Result
@@ -24,7 +25,7 @@ from tenuto_control.dispatcher.delivery import fits
 from tenuto_control.dispatcher.lanes import Lanes
 from tenuto_control.dispatcher.parts import Wiring, parts_of
 from tenuto_control.dispatcher.results import Results
-from tenuto_control.ports import Answer, Errand, Resolution, Resting, TooLargeError, TopicPartition
+from tenuto_control.ports import Answer, Errand, OverloadedError, Resolution, Resting, TooLargeError, TopicPartition
 
 HALT_GRACE_S = 1.0
 
@@ -156,7 +157,10 @@ class Dispatcher:
     async def call_shared(self, event: Event) -> Result:
         """See `Execution.call_shared`."""
         lane = event.invocation.lane
-        head = parse_head(await self._table.get(head_key(lane)))
+        try:
+            head = parse_head(await self._table.get(head_key(lane)))
+        except UnreadableHeadError as e:
+            raise OverloadedError("the record of this key cannot be read at present; try again later") from e
         return await Activations(lane, self._parts).shared(head, event)
 
     async def send(self, event: Event, delay_ms: int) -> None:
@@ -194,7 +198,7 @@ class Dispatcher:
     async def woken(self, errand: Errand) -> None:
         """See `Interruptible.woken`."""
         item = None if errand.timer is None else await self._table.get(errand.timer)
-        match None if item is None else parse_timer(item):
+        match None if item is None else _timer_of(item):
             case SendTimer() as due if due.due_ms > self._clock.now_ms():
                 self.arm(due)
             case SendTimer() as due:
@@ -231,6 +235,14 @@ class Dispatcher:
                 self._lanes.look(timer.lane)
             case _:
                 assert_never(timer)
+
+
+def _timer_of(item: Item) -> Timer | None:
+    """The timer in an item; None when it is none, which is the sweep's to set aside."""
+    try:
+        return parse_timer(item)
+    except ValueError:
+        return None
 
 
 def _errand_of(timer: Timer) -> Errand:

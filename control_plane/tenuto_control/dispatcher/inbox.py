@@ -15,7 +15,9 @@ from msgspec import structs
 from tenuto.lane.transitions import (
     INBOX_HIGH,
     INBOX_LOW,
-    inbox_events,
+    check_inbox_events,
+    inbox_aside,
+    inbox_gone,
     inbox_key,
     last_offset,
     part_key,
@@ -62,14 +64,15 @@ class Records:
 class InboxView:
     """What a look found: live events to run in this order, and what is finished already.
 
-    `records` are the items that hold the live events from Kafka, `passed` those whose events are all finished. `more`:
-    not all were looked at.
+    `records` are the items that hold the live events from Kafka, `passed` those whose events are all finished.
+    `unreadable` are items that hold no events of this lane, each with the reason. `more`: not all were looked at.
     """
 
     events: tuple[Event, ...]
     done: tuple[Event, ...]
     records: tuple[Records, ...]
     passed: tuple[Records, ...]
+    unreadable: tuple[tuple[Item, Exception], ...]
     more: bool
 
 
@@ -83,6 +86,7 @@ class _Look:
         self.done: list[Event] = []
         self.records: list[Records] = []
         self.passed: list[Records] = []
+        self.unreadable: list[tuple[Item, Exception]] = []
         self.size = 0
         self._most = most
         self._offsets: dict[str, int] = {}
@@ -90,7 +94,7 @@ class _Look:
     @property
     def full(self) -> bool:
         """Whether no more is to be taken up."""
-        found = len(self.events) + len(self.done) + len(self.passed)
+        found = len(self.events) + len(self.done) + len(self.passed) + len(self.unreadable)
         return len(self.events) >= self._most or found >= DRAIN_EVENTS_MAX or self.size > DRAIN_BYTES_MAX
 
     def add(self, event: Event) -> None:
@@ -110,7 +114,14 @@ class _Look:
 
     def view(self, *, more: bool) -> InboxView:
         """What was found."""
-        return InboxView(tuple(self.events), tuple(self.done), tuple(self.records), tuple(self.passed), more)
+        return InboxView(
+            tuple(self.events),
+            tuple(self.done),
+            tuple(self.records),
+            tuple(self.passed),
+            tuple(self.unreadable),
+            more,
+        )
 
 
 def _since(item: Item) -> int:
@@ -126,6 +137,7 @@ class Inbox:
         self._lane = lane
         self._writer = writer
         self._first_page_items = PAGE_ITEMS_MIN
+        self._lacking: str | None = None
 
     async def live(self, head: Head, now_ms: int = 0, most: int = DRAIN_EVENTS_MAX) -> InboxView:
         """What waits, judged by a head that was read before this query: `most` events. Sources are each in order."""
@@ -148,7 +160,11 @@ class Inbox:
 
     async def _take_up(self, item: Item, look: _Look) -> bool:
         """Judge what is in an item. False when it is not to be gone through to its end, or no other is."""
-        events = inbox_events(item)
+        try:
+            events = check_inbox_events(self._lane, item)
+        except Exception as e:  # noqa: BLE001 - whatever it is, the item has others behind it
+            look.unreadable.append((item, e))
+            return not look.full
         if not events:
             return True  # A tombstone.
         first, parts = events[0], item.get("parts")
@@ -166,8 +182,13 @@ class Inbox:
                 look.done.append(event)
             else:
                 whole = await self._whole(event, parts)
+                if whole is None and event.id == self._lacking:
+                    look.unreadable.append((item, ValueError("a part of its input is missing")))
+                    return not look.full
                 if whole is None:
-                    # Its end has just been seen elsewhere: what is known of the head is out of date.
+                    # Its end has just been seen elsewhere: what is known of the head is out of date. Unless the next
+                    # head says the same of it.
+                    self._lacking = event.id
                     return False
                 look.add(whole)
             if look.full:
@@ -177,7 +198,14 @@ class Inbox:
     async def any_live(self) -> bool:
         """Whether anything waits."""
         waiting = await self.live(Head())
-        return bool(waiting.events or waiting.done or waiting.records or waiting.passed or waiting.more)
+        found = waiting.events or waiting.done or waiting.records or waiting.passed or waiting.unreadable
+        return bool(found or waiting.more)
+
+    async def set_aside(self, items: Sequence[Item], now_ms: int) -> None:
+        """Move items that cannot be read out of the way. They stay in the table, beside the inbox."""
+        for item in items:
+            await self._writer.write(inbox_aside(item))
+            await self._writer.write(inbox_gone(item, now_ms))
 
     async def bury(self, events: Sequence[Event], now_ms: int) -> None:
         """Leave tombstones, which refuse late duplicates."""

@@ -63,11 +63,13 @@ class LaneQueue:
 
     def turn(self, now_ms: int, *, clock_differs: bool = False) -> Turn:
         """What the lane's memory learns of the queue. `clock_differs` is as in `Turn`."""
-        works, handed = self._works, len(self._handed)
+        works, handed, holds = self._works, len(self._handed), bool(self._held)
         if not works:
-            return Turn(now_ms, handed=handed, clock_differs=clock_differs)
+            return Turn(now_ms, handed=handed, clock_differs=clock_differs, holds=holds)
         calls, records = self._calls > 0, self._calls < len(works)
-        return Turn(now_ms, works[0].event, len(works), works[0].since_ms, calls, records, handed, clock_differs)
+        return Turn(
+            now_ms, works[0].event, len(works), works[0].since_ms, calls, records, handed, clock_differs, holds
+        )
 
     # --- coming and going ---------------------------------------------------------------------------------------------
 

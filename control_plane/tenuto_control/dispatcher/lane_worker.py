@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeAlias, assert_never
 
-from tenuto.lane.head import head_key, parse_head
+from tenuto.lane.head import UnreadableHeadError, head_key, parse_head
 from tenuto.lane.timers import SleepTimer
 from tenuto.lane.transitions import clear_pend, result_key, stored_result, takeover, trim_head
-from tenuto.lane.writes import Applied
+from tenuto.lane.writes import Applied, Item
 from tenuto.protocol.backoff import pause_ms
 from tenuto.protocol.ids import Lane
 from tenuto.protocol.limits import INBOX_ITEM_EVENTS_MAX
@@ -263,6 +263,12 @@ class LaneWorker:
             return await self._step()
         except TableRefusedError as e:
             return self._troubled(f"the table refuses a write: {shown(str(e))}")
+        except UnreadableHeadError as e:
+            # Nothing is lost by leaving it alone, and it is looked at again: a newer version may have written it.
+            self._services.unreadable.met(f"the record of the key {self.lane.pk}", e)
+            self._on(LookBegun())
+            self._set_back()
+            return CONTINUE
         except LogUnavailableError as e:
             return self._produced_in_vain(e)
         except TableUnavailableError:
@@ -291,13 +297,18 @@ class LaneWorker:
 
     def _troubled(self, text: str, error: BaseException | None = None) -> Rest:
         """Let time pass after an error that what is due next may only meet again: more each time, and say so less."""
-        limits, now_ms = self._services.limits, self._services.clock.now_ms()
-        self._on(Troubled(self._doing, now_ms, limits.table_retry_max_ms, limits.table_refused_retry_max_ms))
+        rest = self._set_back()
         times = self._memory.troubles
         if times & (times - 1) == 0:
             again = f" ({times} times)" if times > 1 else ""
             fields = log_fields.of_lane(self.lane)
             log.error("%s: %s%s", self.lane.pk, text, again, exc_info=error, extra=fields)
+        return rest
+
+    def _set_back(self) -> Rest:
+        """Start over from the head, after a pause that grows."""
+        limits, now_ms = self._services.limits, self._services.clock.now_ms()
+        self._on(Troubled(self._doing, now_ms, limits.table_retry_max_ms, limits.table_refused_retry_max_ms))
         # Not left to the next decision: that may be for what has just gone wrong.
         return Rest(self._memory.paused_until_ms)
 
@@ -438,6 +449,9 @@ class LaneWorker:
             some = works[first : first + SPILLED_AT_ONCE]
             await self._services.delivery.accept(self.lane, [w.event for w in some])
             self.queue.let_go_of(some)
+        if self._memory.trouble is not None:
+            # Whether what they sent has left cannot be seen from here, perhaps for long.
+            await self.entrust()
         self._on(HeadDropped())
 
     async def _hand_over(self) -> Onward:
@@ -459,6 +473,7 @@ class LaneWorker:
         head = self._seen()
         self._on(LookBegun())
         waiting = await self._inbox.live(head, self._services.clock.now_ms(), self._memory.drain_max)
+        await self._set_aside(waiting.unreadable)
         await self._inbox.bury(waiting.done, self._services.clock.now_ms())
         await self._inbox.forget(waiting.passed)
         if not waiting.more:
@@ -472,6 +487,12 @@ class LaneWorker:
         elif head.pend is not None:
             written = await self._services.writer.write(clear_pend(self.lane, head, self._memory.trim(head)))
             self._learn(parse_head(written.answer.item))
+
+    async def _set_aside(self, unreadable: Sequence[tuple[Item, Exception]]) -> None:
+        """Move inbox items out of the way that cannot be read: the key goes on without them."""
+        await self._inbox.set_aside([item for item, _ in unreadable], self._services.clock.now_ms())
+        for item, error in unreadable:
+            self._services.unreadable.met(f"the inbox item {item['pk']!s} {item['sk']!s}", error)
 
     async def _run_items(self, head: Head, waiting: InboxView) -> None:
         """Run inbox items, and bury those that are finished then."""

@@ -16,6 +16,7 @@ from tenuto.protocol.ids import Lane
 from tenuto.protocol.messages import Head
 from tenuto.protocol.records import Event
 from tenuto_control.core.lane_memory import UNREAD, Known, LaneMemory
+from tenuto_control.core.lane_policy import left_alone
 from tenuto_control.dispatcher.lane_worker import LaneWorker
 from tenuto_control.dispatcher.parts import Parts
 from tenuto_control.dispatcher.work import KafkaWork
@@ -137,8 +138,10 @@ class Lanes:
         """A worker has nothing left to do."""
         lane, head = worker.lane, worker.head
         del self._workers[lane]
-        if head is not None and (head.run is not None or self._parts.keyed(lane.service)):
-            self._known[lane] = worker.known()
+        known = worker.known()
+        wanted = head is not None and (head.run is not None or self._parts.keyed(lane.service))
+        if wanted or left_alone(known):
+            self._known[lane] = known
             while len(self._known) > self._parts.limits.lane_cache_max:
                 self._known.popitem(last=False)
         if wake_ms is not None and head is not None and head.run is not None:

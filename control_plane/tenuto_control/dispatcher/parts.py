@@ -22,6 +22,7 @@ from tenuto_control.dispatcher.delivery import Delivery
 from tenuto_control.dispatcher.hints import Hints
 from tenuto_control.dispatcher.outages import WatchedTable
 from tenuto_control.dispatcher.recoveries import Recoveries
+from tenuto_control.dispatcher.unreadable_items import UnreadableItems
 from tenuto_control.dispatcher.wheel import Wheel
 from tenuto_control.dispatcher.writer import Writer
 from tenuto_control.limits import Limits
@@ -100,6 +101,7 @@ class Parts:
     metrics: Metrics
     tracer: Tracer
     table_clock: TableClock
+    unreadable: UnreadableItems
 
     @property
     def process(self) -> str:
@@ -148,4 +150,5 @@ def parts_of(wiring: Wiring, hints: Hints, due: Callable[[Timer], None]) -> Part
         wiring.metrics,
         wiring.tracer,
         wiring.table_clock,
+        UnreadableItems(wiring.metrics),
     )

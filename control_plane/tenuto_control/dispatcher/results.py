@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import asyncio
 
-from tenuto.lane.head import head_key, parse_head
+from tenuto.lane.head import UnreadableHeadError, head_key, parse_head
 from tenuto.lane.transitions import inbox_key, outgoing_results, result_key, stored_result
 from tenuto.protocol.ids import InvocationId, Lane
+from tenuto.protocol.messages import Head
 from tenuto.protocol.records import CallSource, Event, Result
 from tenuto.store.port import Table
 from tenuto_control.dispatcher.lanes import Lanes
@@ -64,7 +65,10 @@ class Results:
 
     async def _looked_up(self, lane: Lane, invocation: str) -> Answer | None:
         """The head first, then the result item, then the inbox. None when that has a tombstone alone."""
-        head = parse_head(await self._table.get(head_key(lane)))
+        try:
+            head, readable = parse_head(await self._table.get(head_key(lane))), True
+        except UnreadableHeadError:
+            head, readable = Head(), False
         outgoing = outgoing_results(head).get(invocation)
         if outgoing is not None:
             return outgoing
@@ -82,5 +86,5 @@ class Results:
             return Pending()
         waits = await self._table.get(inbox_key(lane, Event(invocation, "", CallSource())))
         if waits is None:
-            return Unknown()
+            return Unknown() if readable else Pending()
         return Pending() if "ev" in waits else None

@@ -252,8 +252,8 @@ class Sweeper:
         for found in due:
             verdict = unneeded[_question(found.timer)]
             if verdict is None:
-                # It moves on like one that is needed: its bucket becomes empty, and its lane is looked at again.
-                await self._alone(found, self._keep(found))
+                # It moves on at once: its lane is looked at again, and would not be read any sooner.
+                await self._alone(found, self._move(found, 1 << self._limits.timer_postpone_ms.bit_length()))
                 continue
             if verdict:
                 over.append(found)

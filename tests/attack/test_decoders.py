@@ -1,0 +1,145 @@
+"""Bytes of any kind in every decoder: they are refused in one way, that every caller expects.
+
+Owns decoders alone. Does not own what becomes of an item that cannot be read (`test_unreadable_items`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tenuto.errors import ProtocolError
+from tenuto.hosts import event_scheduler
+from tenuto.lane.dead_letters import Letter, letter_put, parse_letter
+from tenuto.lane.head import parse_head
+from tenuto.lane.timers import GuardTimer, SendTimer, parse_timer, timer_put
+from tenuto.lane.transitions import check_inbox_events, inbox_put
+from tenuto.lane.writes import Foreign, Item, Put
+from tenuto.protocol.ids import InvocationId, Lane
+from tenuto.protocol.messages import Discover, Fenced, decode_outcome, decode_request, encode
+from tenuto.protocol.records import (
+    Bundle,
+    CallSource,
+    Carried,
+    Event,
+    RunSlot,
+    SendOut,
+    Success,
+    pack,
+    pack_events,
+    unpack_bundle,
+    unpack_carried,
+    unpack_event,
+    unpack_events,
+    unpack_out,
+    unpack_result,
+    unpack_slot,
+)
+
+LANE = Lane("box", "k")
+EVENT = Event(str(InvocationId(LANE, "c1")), "put", CallSource(keep_result=True), b"1", (("h", b"v"),))
+SEND = SendOut("box", "k", EVENT.id, "put", b"1")
+
+DECODERS: list[tuple[Callable[[bytes], object], bytes]] = [
+    (unpack_slot, pack(RunSlot("step", Success(b"1")))),
+    (unpack_out, pack(SEND)),
+    (unpack_event, pack(EVENT)),
+    (unpack_events, pack_events([EVENT, EVENT])),
+    (unpack_result, pack(Success(b"1"))),
+    (unpack_bundle, pack(Bundle(((1, SEND),)))),
+    (unpack_carried, pack(Carried((("h", b"v"),), b"k"))),
+    (decode_request, encode(Discover())),
+    (decode_outcome, encode(Fenced("lost"))),
+    (event_scheduler.decode, event_scheduler.wake_up(LANE)),
+]
+
+DEPTHS = [100, 1_000, 100_000]
+OPENINGS = [b"\x91", b"\x81\xa1a", b"\x81\xa4type", b"[", b'{"a":', b'{"type":"fenced","a":', b'{"tenuto":"wake","a":']
+FIELDS = [b"\x82\xa4type\xa4send\xa1x", b"\x83\xa1x\xa1y\xa1z", b"\x92\x91\x91", b"\x81\xa1x", b"\x92\xa1a"]
+
+odd_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(10**37), 10**37)
+    | st.floats(allow_nan=False)
+    | st.text(max_size=20)
+    | st.binary(max_size=40)
+    | st.just(Foreign({"BOOL": True}, "DynamoDB type BOOL")),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+def _refuses(decode: Callable[[bytes], object], data: bytes) -> None:
+    """Decoding succeeds, or raises what says that the data is bad."""
+    try:
+        decode(data)
+    except (msgspec.DecodeError, ProtocolError):
+        return
+
+
+@pytest.mark.parametrize("number", range(len(DECODERS)), ids=lambda n: f"{n}-{DECODERS[n][0].__name__}")
+def test_no_depth_is_more_than_bad_data(number: int) -> None:
+    decode, _ = DECODERS[number]
+    for depth in DEPTHS:
+        for opening in OPENINGS:
+            for field in (b"", *FIELDS):
+                _refuses(decode, field + opening * depth)
+
+
+@pytest.mark.parametrize("number", range(len(DECODERS)), ids=lambda n: f"{n}-{DECODERS[n][0].__name__}")
+@settings(max_examples=50, deadline=None)
+@given(data=st.data())
+def test_bytes_of_any_kind_are_refused_in_one_way(number: int, data: st.DataObject) -> None:
+    decode, valid = DECODERS[number]
+    decode(valid)
+    at = data.draw(st.integers(0, len(valid)))
+    junk = data.draw(st.binary(max_size=30))
+    _refuses(decode, junk)
+    _refuses(decode, valid[:at])
+    _refuses(decode, valid[:at] + junk)
+    _refuses(decode, valid[:at] + junk + valid[at:])
+    _refuses(decode, valid[:at] + junk + valid[at + len(junk) :])
+
+
+def _items() -> list[tuple[Callable[[Item], object], Item]]:
+    """A well-formed item of every kind, with what reads it."""
+
+    def item(put: Put) -> Item:
+        return {"pk": put.key.pk, "sk": put.key.sk, **put.attributes}
+
+    head: Item = {"pk": LANE.pk, "sk": "H", "ver": 3, "tok": "t", "pend": "p", "s.a": b"1", "w.0|t|0": 4, "f.c1": 1}
+    head |= {"o.000000000003.000001": pack(SEND), "rid": "c1", "tried": ["c1", 1], "took": b"\x91\x01", "seg": ["J#1"]}
+    return [
+        (parse_head, head),
+        (parse_timer, item(timer_put(GuardTimer(LANE, "c1", 5, "n", ver=1, since_ms=1)))),
+        (parse_timer, item(timer_put(SendTimer(LANE, "c1", 5, "n", pack(SEND), "box/s", "1.0")))),
+        (lambda one: check_inbox_events(LANE, one), item(inbox_put(LANE, EVENT))),
+        (parse_letter, item(letter_put(Letter("a", "message", "why", 500, 1, "HTTP")))),
+    ]
+
+
+ITEMS = _items()
+
+
+@pytest.mark.parametrize("number", range(len(ITEMS)))
+@settings(max_examples=50, deadline=None)
+@given(data=st.data())
+def test_items_of_any_content_are_read_or_refused_in_one_way(number: int, data: st.DataObject) -> None:
+    read, valid = ITEMS[number]
+    read(dict(valid))
+    names = st.sampled_from(sorted(valid.keys() - {"pk", "sk"})) | st.sampled_from(
+        ["run", "o.x", "j.", "b.", "w.", "f."]
+    )
+    changes = data.draw(st.dictionaries(names, odd_values, max_size=3))
+    gone = data.draw(st.sets(st.sampled_from(sorted(valid.keys() - {"pk", "sk"})), max_size=2))
+    item = {name: value for name, value in (valid | cast("dict[str, Any]", changes)).items() if name not in gone}
+    try:
+        read(item)
+    except ValueError:
+        return
