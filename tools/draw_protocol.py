@@ -137,6 +137,18 @@ ROWS: Final = (
         "somebody else did so, or the tombstone is another one",
     ),
     Row(
+        transitions.inbox_aside,
+        "drain",
+        transitions.inbox_aside({"pk": LANE.pk, "sk": "I#c#nonce", "ev": b"junk"}),
+        "-",
+    ),
+    Row(
+        transitions.inbox_gone,
+        "after the former",
+        transitions.inbox_gone({"pk": LANE.pk, "sk": "I#c#nonce", "ev": b"junk"}, 0),
+        "-",
+    ),
+    Row(
         transitions.mark_pend,
         "after 9 and 10",
         transitions.mark_pend(LANE, "unique"),
@@ -411,6 +423,7 @@ def place(write: Write) -> str:
         "O": "bundle",
         "P": "part",
         "R": "result",
+        "U": "beside the inbox",
         "V": "large input",
     }
     return kinds[write.key.sk.partition("#")[0]]

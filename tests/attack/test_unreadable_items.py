@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from functools import partial
 
 import pytest
 from msgspec import structs
@@ -267,12 +268,22 @@ def _bad_heads() -> Iterator[tuple[str, Callable[[Item], None]]]:
         "err",
     ):
         for odd, value in ODD.items():
-            yield f"{attribute} {odd}", lambda item, a=attribute, v=value: item.update({a: v})  # type: ignore[misc]
+            yield f"{attribute} {odd}", partial(_changed, attribute, value)
     for attribute in ("o.000000000009.000001", "o.x", "f.c9", "b.x", "took", "ans", "seg", "fails"):
         for odd, value in ODD.items():
-            yield f"{attribute} {odd}", lambda item, a=attribute, v=value: item.update({a: v})  # type: ignore[misc]
-    yield "newer outbox", lambda item: item.update({"o.1": b"\x82\xa4type\xa7newkind\xa1x\x01"})
-    yield "truncated run", lambda item: item.update({"run": item["run"][:-3]})  # type: ignore[index]
+            yield f"{attribute} {odd}", partial(_changed, attribute, value)
+    yield "newer outbox", partial(_changed, "o.1", b"\x82\xa4type\xa7newkind\xa1x\x01")
+    yield "truncated run", _truncated
+
+
+def _changed(attribute: str, value: Value, item: Item) -> None:
+    item[attribute] = value
+
+
+def _truncated(item: Item) -> None:
+    run = item["run"]
+    assert isinstance(run, bytes)
+    item["run"] = run[:-3]
 
 
 BAD_HEADS = list(_bad_heads())

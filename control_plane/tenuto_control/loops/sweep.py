@@ -228,7 +228,7 @@ class Sweeper:
             await work
         except TableUnavailableError:
             raise
-        except Exception as e:  # noqa: BLE001 - see above
+        except Exception as e:  # noqa: BLE001 - as in `_read`
             # Refused for its size, it would be refused again. Anything else may pass.
             self._left_behind += isinstance(e, UnstorableError)
             key = what.key if isinstance(what, _Found) else what
