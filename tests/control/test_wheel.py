@@ -16,7 +16,7 @@ from tenuto.hosts.event_scheduler import WakeUp
 from tenuto.lane.timers import GuardTimer, SendTimer, SleepTimer, Timer
 from tenuto.protocol.ids import Lane
 from tenuto_control.dispatcher.background import Background
-from tenuto_control.dispatcher.wheel import Wheel
+from tenuto_control.dispatcher.wheel import STARTED_AT_ONCE, STARTS_PAUSE_S, Wheel
 from tenuto_control.limits import Limits
 from tenuto_control.ports import SchedulerUnavailableError
 from tests.support.virtual_time import VirtualClock, run_virtual
@@ -129,3 +129,39 @@ def test_a_scheduler_that_is_away_is_told_of_and_costs_nothing_else(caplog: pyte
         ("WARNING", "box/k: a wake-up could not be scheduled outside: no answer"),
         ("INFO", "box/k: a wake-up could not be cancelled outside: no answer"),
     ]
+
+
+def test_many_timers_that_are_due_together_start_some_at_a_time() -> None:
+    async def scenario() -> None:
+        turning = Turning()
+        timers = [turning.sleep(5_000 + number % 2, f"n.{number}") for number in range(5_000)]
+        for timer in timers:
+            turning.wheel.arm(timer)
+        await asyncio.sleep(5.0015)
+        assert 0 < len(turning.fired) <= STARTED_AT_ONCE
+        assert len(turning.wheel.due_before(turning.clock.now_ms())) == len(timers) - len(turning.fired)
+        for _ in range(100):
+            before = len(turning.fired)
+            await asyncio.sleep(STARTS_PAUSE_S)
+            assert len(turning.fired) - before <= 2 * STARTED_AT_ONCE
+        assert sorted(timer.nonce for timer in turning.fired) == sorted(timer.nonce for timer in timers)
+        turning.wheel.arm(turning.sleep(1_000, "late"))
+        await asyncio.sleep(1.001)
+        assert turning.fired[-1].nonce == "late"
+
+    run_virtual(scenario())
+
+
+def test_what_waits_for_its_turn_is_disarmed_as_well() -> None:
+    async def scenario() -> None:
+        turning = Turning()
+        for number in range(1_000):
+            turning.wheel.arm(turning.sleep(10, f"n.{number}"))
+        await asyncio.sleep(0.011)
+        turning.wheel.clear()
+        before = len(turning.fired)
+        await asyncio.sleep(5)
+        assert len(turning.fired) == before < 1_000
+        assert turning.wheel.due_before(turning.clock.now_ms()) == []
+
+    run_virtual(scenario())

@@ -236,6 +236,9 @@ def _pause(memory: LaneMemory, turn: Turn, bounds: Bounds) -> Action | None:
     troubled = memory.trouble is not None and memory.trouble.during is not Spill
     records = turn.first is not None and isinstance(turn.first.source, KafkaSource)
     if not ((records and (troubled or memory.failing is not None)) or (turn.holds and troubled)):
+        if memory.trouble is not None:
+            # What met it would only meet it again.
+            return Wait(until_ms)
         return _watch(memory, turn, bounds, until_ms) if turn.handed else Wait(until_ms)
     if _overdue(memory, turn, bounds):
         return Spill()

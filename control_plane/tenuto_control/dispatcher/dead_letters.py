@@ -49,6 +49,7 @@ from tenuto_control.core import log_fields
 from tenuto_control.core.log_fields import shown, shown_reason
 from tenuto_control.core.metrics import CountName, Metrics
 from tenuto_control.core.routing import DeadLetter
+from tenuto_control.dispatcher.unreadable_items import UnreadableItems
 from tenuto_control.dispatcher.writer import Writer
 from tenuto_control.ports import Clock, RecordSink, RecordTooLargeError
 
@@ -78,6 +79,7 @@ class Letters:
         self._writer = writer
         self._clock = clock
         self._metrics = metrics
+        self._unreadable = UnreadableItems(metrics)
 
     async def put_ahead(self, entry: BuriedOut) -> BuriedOut:
         """The entry as an outbox takes it: a large event is put into parts now, and no head has to hold it.
@@ -160,12 +162,20 @@ class Letters:
                 ask = partial(self._writer.table.query, partition, LETTERS_LOW, LETTERS_HIGH, after=after)
                 page = await self._writer.patiently(ask)
                 for item in page.items:
-                    letter = parse_letter(item)
+                    letter = self._readable(item)
                     if letter is not None and lane in (None, letter.lane):
                         yield replace(letter, data=None)
                 after = page.last
                 if after is None:
                     break
+
+    def _readable(self, item: Item) -> Letter | None:
+        try:
+            return parse_letter(item)
+        except ValueError as e:
+            # The others are listed all the same.
+            self._unreadable.met(f"the dead letter {item['pk']!s} {item['sk']!s}", e)
+            return None
 
     async def read(self, name: str) -> tuple[Letter, Event | PublishOut] | None:
         """A letter with its event, or its record; None when there is none, or it was dealt with."""

@@ -22,7 +22,7 @@ from tenuto.protocol.backoff import pause_ms
 from tenuto.protocol.ids import Lane
 from tenuto.protocol.limits import INBOX_ITEM_EVENTS_MAX
 from tenuto.protocol.messages import Head
-from tenuto.protocol.records import Event, KafkaSource, SleptSlot, pack
+from tenuto.protocol.records import Event, KafkaSource, Result, SleptSlot, pack
 from tenuto.store.port import TableRefusedError, TableUnavailableError
 from tenuto_control import cancellation
 from tenuto_control.core import log_fields
@@ -267,8 +267,7 @@ class LaneWorker:
             # Nothing is lost by leaving it alone, and it is looked at again: a newer version may have written it.
             self._services.unreadable.met(f"the record of the key {self.lane.pk}", e)
             self._on(LookBegun())
-            self._set_back()
-            return CONTINUE
+            return self._set_back()
         except LogUnavailableError as e:
             return self._produced_in_vain(e)
         except TableUnavailableError:
@@ -295,22 +294,21 @@ class LaneWorker:
         finally:
             self._resting_until_ms = None
 
-    def _troubled(self, text: str, error: BaseException | None = None) -> Rest:
+    def _troubled(self, text: str, error: BaseException | None = None) -> Continue:
         """Let time pass after an error that what is due next may only meet again: more each time, and say so less."""
-        rest = self._set_back()
+        onward = self._set_back()
         times = self._memory.troubles
         if times & (times - 1) == 0:
             again = f" ({times} times)" if times > 1 else ""
             fields = log_fields.of_lane(self.lane)
             log.error("%s: %s%s", self.lane.pk, text, again, exc_info=error, extra=fields)
-        return rest
+        return onward
 
-    def _set_back(self) -> Rest:
-        """Start over from the head, after a pause that grows."""
+    def _set_back(self) -> Continue:
+        """Start over from the head, after a pause that grows. Meanwhile nothing is decided but to move events away."""
         limits, now_ms = self._services.limits, self._services.clock.now_ms()
         self._on(Troubled(self._doing, now_ms, limits.table_retry_max_ms, limits.table_refused_retry_max_ms))
-        # Not left to the next decision: that may be for what has just gone wrong.
-        return Rest(self._memory.paused_until_ms)
+        return CONTINUE
 
     def _produced_in_vain(self, error: LogUnavailableError) -> Continue:
         """A record could not be produced: the lane waits, and what is behind it."""
@@ -372,7 +370,15 @@ class LaneWorker:
         calls = self.queue.to_look_for(head, self._services.clock.now_ms())
         if calls:
             items = await self._services.writer.read_all([result_key(call.event.id) for call in calls])
-            self.queue.looked_for(calls, [stored_result(item) for item in items], head, self._services.clock.now_ms())
+            self.queue.looked_for(calls, [self._result(item) for item in items], head, self._services.clock.now_ms())
+
+    def _result(self, item: Item | None) -> Result | None:
+        """The result in a result item. One that cannot be read is none: its caller alone waits for nothing."""
+        try:
+            return stored_result(item)
+        except ValueError as e:
+            self._services.unreadable.met(f"a result of the key {self.lane.pk}", e)
+            return None
 
     async def _take_over(self, over: Sequence[str], *, failed: bool) -> None:
         head = self._seen()
