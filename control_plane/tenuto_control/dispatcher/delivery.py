@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import assert_never
 
@@ -41,6 +42,7 @@ from tenuto.protocol.records import (
     unpack_bundle,
     unpack_carried,
 )
+from tenuto.store.port import TableRefusedError, TableUnavailableError, UnstorableError
 from tenuto_control.core import log_fields
 from tenuto_control.core.log_fields import shown
 from tenuto_control.core.metrics import Metrics
@@ -54,7 +56,6 @@ from tenuto_control.dispatcher.writer import Writer, Written, at_once
 from tenuto_control.limits import Limits
 from tenuto_control.ports import (
     Clock,
-    LogUnavailableError,
     OverloadedError,
     RecordRefusedError,
     RecordSink,
@@ -79,6 +80,23 @@ class _Opened:
     item: str
     waiting: Mapping[str, Entry]
     delivered: frozenset[str]
+
+
+class _Stuck:
+    """Entries that cannot be delivered now, or ever: why, by their topic or place. The others are delivered."""
+
+    def __init__(self) -> None:
+        self.errors: dict[str, Exception] = {}
+
+    @contextmanager
+    def apart(self, name: str) -> Iterator[None]:
+        """Deliver something whose failure concerns nothing else. Raises what is the table's fault."""
+        try:
+            yield
+        except Exception as e:
+            if isinstance(e, TableUnavailableError | TableRefusedError) and not isinstance(e, UnstorableError):
+                raise
+            self.errors[name] = e
 
 
 class Delivery:
@@ -188,17 +206,18 @@ class Delivery:
         """Deliver outbox entries, in order, adding each that is to `shipped`.
 
         Idempotent but for published records, which carry their id. A topic that takes no records holds up only itself:
-        LogUnavailableError is raised at the end, when everything else has been delivered. A record that no waiting
-        brings into its topic, or that has waited for long enough, is kept in the table and holds up nothing.
+        LogUnavailableError is raised at the end, when everything else has been delivered. So is what is wrong with an
+        entry that can be delivered nowhere, or a bundle that cannot be read: it stays, and its lane with it. A record
+        that no waiting brings into its topic, or that has waited for long enough, is kept in the table and holds up
+        nothing.
         """
         inboxes: dict[Lane, list[tuple[str, SendOut]]] = {}
-        stuck: dict[str, LogUnavailableError] = {}
-        bundles = await self._open(sender, entries)
+        stuck = _Stuck()
+        bundles = await self._open(sender, entries, stuck)
         loose = {seq: entry for seq, entry in entries.items() if not isinstance(entry, BundleOut)}
         loose |= {seq: entry for bundle in bundles.values() for seq, entry in bundle.waiting.items()}
         results = [(sequence, entry) for sequence, entry in loose.items() if isinstance(entry, ResultOut)]
-        await at_once([functools.partial(self._ship_result, entry) for _, entry in results])
-        shipped.update(sequence for sequence, _ in results)
+        await at_once([functools.partial(self._ship_result, *one, stuck, shipped) for one in results])
         for sequence, entry in loose.items():
             match entry:
                 case ResultOut():
@@ -207,34 +226,37 @@ class Delivery:
                     inboxes.setdefault(entry.lane, []).append((sequence, entry))
                     continue
                 case PublishOut(topic=topic):
-                    if topic in stuck:
+                    if topic in stuck.errors:
                         continue
-                    try:
-                        await self._publish(sender, sequence, entry)
-                    except LogUnavailableError as e:
-                        stuck[topic] = e
-                        continue
+                    name, delivered = topic, self._publish(sender, sequence, entry)
                 case _:
-                    await self._ship_one(sender, sequence, entry)
-            shipped.add(sequence)
+                    name, delivered = f"#{sequence}", self._ship_one(sender, sequence, entry)
+            with stuck.apart(name):
+                await delivered
+                shipped.add(sequence)
         for lane, messages in inboxes.items():
-            await self.accept(lane, [message(sender.pk, sequence, entry) for sequence, entry in messages])
-            shipped.update(sequence for sequence, _ in messages)
+            with stuck.apart(f"#{lane.pk}"):
+                await self.accept(lane, [message(sender.pk, sequence, entry) for sequence, entry in messages])
+                shipped.update(sequence for sequence, _ in messages)
         await self._close(sender, bundles, shipped)
-        for error in stuck.values():
+        for error in stuck.errors.values():
             raise error
 
-    async def _open(self, sender: Lane, entries: Mapping[str, Out]) -> dict[str, _Opened]:
-        """Read the bundles among outbox entries. One whose item is gone was delivered before, and only not cleared."""
+    async def _open(self, sender: Lane, entries: Mapping[str, Out], stuck: _Stuck) -> dict[str, _Opened]:
+        """Read the bundles among outbox entries. One whose item is gone was delivered before, and only not cleared.
+
+        One that cannot be read stays, with its reason in `stuck`.
+        """
         opened: dict[str, _Opened] = {}
         for sequence, entry in entries.items():
             if not isinstance(entry, BundleOut):
                 continue
-            packed = (await self._read(Key(sender.pk, entry.item)) or {}).get("outs")
-            bundle = unpack_bundle(packed) if isinstance(packed, bytes) else Bundle(())
+            item = await self._read(Key(sender.pk, entry.item))
             delivered = self._delivered.get((sender, sequence), frozenset())
-            waiting = {at: one for at, one in unbundled(sequence, bundle) if at not in delivered}
-            opened[sequence] = _Opened(entry.item, waiting, delivered)
+            with stuck.apart(f"#{sequence}"):
+                bundle = Bundle(()) if item is None else _bundle_in(item)
+                waiting = {at: one for at, one in unbundled(sequence, bundle) if at not in delivered}
+                opened[sequence] = _Opened(entry.item, waiting, delivered)
         return opened
 
     async def _close(self, sender: Lane, bundles: Mapping[str, _Opened], shipped: set[str]) -> None:
@@ -260,9 +282,11 @@ class Delivery:
             case _:
                 assert_never(entry)
 
-    async def _ship_result(self, entry: ResultOut) -> None:
-        await self._store(entry.invocation, entry.result)
-        self._hints.told(entry.invocation, entry.result)
+    async def _ship_result(self, sequence: str, entry: ResultOut, stuck: _Stuck, shipped: set[str]) -> None:
+        with stuck.apart(f"#{sequence}"):
+            await self._store(entry.invocation, entry.result)
+            self._hints.told(entry.invocation, entry.result)
+            shipped.add(sequence)
 
     async def _store(self, invocation: str, result: Result) -> None:
         """15. A delayed message with this id, which a call came before, must find the result when it is due."""
@@ -359,6 +383,14 @@ class Delivery:
 
     async def _read(self, key: Key) -> Item | None:
         return await self._writer.patiently(functools.partial(self._writer.table.get, key))
+
+
+def _bundle_in(item: Item) -> Bundle:
+    """The entries in the item of a bundle. Raises ValueError when it holds none."""
+    packed = item.get("outs")
+    if not isinstance(packed, bytes):
+        raise ValueError("the item of a bundle holds no entries")  # noqa: TRY004 - bad data, not a bad call
+    return unpack_bundle(packed)
 
 
 def _identity(sender: Lane, sequence: str, entry: PublishOut) -> tuple[str, ...]:
