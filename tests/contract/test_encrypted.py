@@ -14,10 +14,11 @@ from typing import Any, Final
 import pytest
 
 from tenuto import ObjectContext, VirtualObject
-from tenuto.lane.writes import Absent, Answer, Applied, Delete, Item, Key, Put, Refused, Update, Write
+from tenuto.lane.writes import Absent, Answer, Applied, Delete, Foreign, Item, Key, Put, Refused, Update, Write
 from tenuto.service import Services
 from tenuto.store.data_keys import StoredDataKeys
 from tenuto.store.encrypted import EncryptedTable
+from tenuto.store.expressions import marshal
 from tenuto.store.memory import MemoryTable
 from tenuto.store.port import Page, TableRefusedError
 from tests.costs.meter import CountingTable, Meter
@@ -92,6 +93,27 @@ def test_a_value_that_was_tampered_with_does_not_open(how: str) -> None:
         await table.write(Update(key, {name: value}))
         with pytest.raises(TableRefusedError, match="does not open under its data key"):
             await view.get(key)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "sealed", [[1, b"nothing of ours"], [1, b""], [999, b"of a key that is not there"], [-1, b"x"]]
+)
+def test_an_item_that_does_not_open_hides_none_of_those_beside_it(sealed: list[Any]) -> None:
+    async def main() -> None:
+        table = MemoryTable()
+        view = encrypted(table)
+        for name in ("I#1", "I#3"):
+            await view.write(Put(Key(AT.pk, name), {"ev": name.encode()}))
+        await table.write(Put(Key(AT.pk, "I#2"), {"ev": sealed, "at": 5}))
+        first, odd, last = (await view.query(AT.pk, "I#", "I$")).items
+        assert (first["ev"], last["ev"]) == (b"I#1", b"I#3")
+        assert isinstance(odd["ev"], Foreign)
+        assert odd["at"] == 5
+        assert marshal(odd["ev"]) == marshal(sealed), "moved elsewhere, it is what it was"
+        await view.write(Put(Key(AT.pk, "U#2"), {"ev": odd["ev"], "at": 5}))
+        assert stored(table, Key(AT.pk, "U#2"))["ev"] == odd["ev"]
 
     asyncio.run(main())
 
