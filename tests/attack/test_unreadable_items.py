@@ -463,6 +463,28 @@ def _without_key(item: Item) -> Item:
     return {name: value for name, value in item.items() if name not in ("pk", "sk")}
 
 
+def test_records_before_one_that_cannot_be_read_run_and_the_rest_is_kept() -> None:
+    async def scenario() -> None:
+        world = World()
+        kafka = KafkaSource("0", "t", 0, 5, 0)
+        first, second, third, fourth = (
+            Event(str(InvocationId(LANE, f"k{offset}")), "note", structs.replace(kafka, offset=offset), b"1")
+            for offset in range(5, 9)
+        )
+        put = inbox_put(LANE, first, [second, structs.replace(third, id="garbage"), fourth])
+        bad = world.put(put)
+        ninth = Event(str(InvocationId(LANE, "k9")), "note", structs.replace(kafka, offset=9), b"1")
+        world.table.apply(inbox_put(LANE, ninth))
+        world.table.apply(mark_pend(LANE, "mark"))
+        world.table.apply(timer_put(GuardTimer(LANE, "m9", EPOCH_MS - 1_000, "guard")))
+        async with world.plane() as meter:
+            await _others_go_on(meter, number=1)
+            assert meter.head("victim", "k").state["noted"] == b"3"
+            assert _without_key(world.table.items[LANE.pk, f"U{put.key.sk[1:]}"]) == _without_key(bad)
+
+    run_virtual(scenario())
+
+
 # --- one key, another's record ---------------------------------------------------------------------------------------
 
 

@@ -444,25 +444,35 @@ def inbox_gone(item: Item, now_ms: int) -> Put:
 def check_inbox_events(lane: Lane, item: Item) -> tuple[Event, ...]:
     """The events of an inbox item, none for a tombstone. Raises ValueError unless the item is what `inbox_put` puts.
 
-    An event elsewhere than at its place would get its tombstone at its place, and run again and again. One of another
-    lane, or with an id that is none, runs nowhere.
+    An event elsewhere than at its place would get its tombstone at its place, and run again and again. Of many events,
+    only the first is checked by itself: the others are when they are taken up (`check_waiting`).
     """
     if "done" in item:
         return ()
     events = inbox_events(item)
     if not events:
         raise ValueError("it holds no event")
-    if any(event.invocation.lane != lane or len(event.nonce) > NONCE_CHARS_MAX for event in events):
-        raise ValueError("it holds an event of another key")
+    check_waiting(lane, events[0])
     if inbox_key(lane, events[0]).sk != item["sk"]:
         raise ValueError("its place is not that of its event")
-    sources = [event.source for event in events]
-    watermarks = {source.watermark for source in sources if isinstance(source, KafkaSource)}
-    if len(events) > 1 and (len(watermarks) != 1 or not all(isinstance(source, KafkaSource) for source in sources)):
+    origins = {_origin(event) for event in events}
+    if len(origins) > 1 or (None in origins and len(events) > 1):
         raise ValueError("its events are not of one Kafka source")
-    if watermarks and last_offset(item) != _offset(events[-1]):
+    if None not in origins and last_offset(item) != _offset(events[-1]):
         raise ValueError("its last event is not the one that it names")
     return events
+
+
+def check_waiting(lane: Lane, event: Event) -> None:
+    """Raises ValueError when an event is not of this lane, or its id is none: it would run nowhere."""
+    if event.invocation.lane != lane or len(event.nonce) > NONCE_CHARS_MAX:
+        raise ValueError("it holds an event of another key")
+
+
+def _origin(event: Event) -> tuple[str, str, int] | None:
+    """The Kafka source of an event; None for an event of another kind."""
+    source = event.source
+    return (source.epoch, source.topic, source.partition) if isinstance(source, KafkaSource) else None
 
 
 def mark_pend(lane: Lane, token: str) -> Update:

@@ -16,6 +16,7 @@ from tenuto.lane.transitions import (
     INBOX_HIGH,
     INBOX_LOW,
     check_inbox_events,
+    check_waiting,
     inbox_aside,
     inbox_gone,
     inbox_key,
@@ -28,6 +29,7 @@ from tenuto.lane.writes import Delete, Item
 from tenuto.protocol.ids import Lane
 from tenuto.protocol.messages import Head
 from tenuto.protocol.records import CallSource, Event, KafkaSource, MessageSource, event_bytes
+from tenuto.store.port import UnstorableError
 from tenuto_control.core.lane_memory import DRAIN_EVENTS_MAX
 from tenuto_control.core.lane_policy import finished, passed
 from tenuto_control.dispatcher.writer import Writer
@@ -169,31 +171,41 @@ class Inbox:
             return True  # A tombstone.
         first, parts = events[0], item.get("parts")
         parts = parts if isinstance(parts, int) else 0
+        before, taken = len(look.records), len(look.events)
         if isinstance(first.source, KafkaSource):
             records = Records(first, last_offset(item), parts)
             if records.passed(look.head):
                 look.passed.append(records)
                 return not look.full
             look.records.append(records)
-        for event in events:
-            if not look.is_new(event):
-                continue
-            if isinstance(event.source, CallSource | MessageSource) and await self._is_over(event, look):
-                look.done.append(event)
-            else:
-                whole = await self._whole(event, parts)
-                if whole is None and event.id == self._lacking:
-                    look.unreadable.append((item, ValueError("a part of its input is missing")))
-                    return not look.full
-                if whole is None:
-                    # Its end has just been seen elsewhere: what is known of the head is out of date. Unless the next
-                    # head says the same of it.
-                    self._lacking = event.id
+        try:
+            for event in events:
+                if look.is_new(event) and not await self._take(event, parts, look):
                     return False
-                look.add(whole)
-            if look.full:
-                return False
+        except (ValueError, UnstorableError) as e:
+            if len(look.events) > taken:
+                return False  # Those before it run first; then it is met again.
+            del look.records[before:]
+            look.unreadable.append((item, e))
+            return not look.full
         return True
+
+    async def _take(self, event: Event, parts: int, look: _Look) -> bool:
+        """Take up an event. False when that ends the look. Raises ValueError, UnstorableError when it can never run."""
+        check_waiting(self._lane, event)
+        if isinstance(event.source, CallSource | MessageSource) and await self._is_over(event, look):
+            look.done.append(event)
+            return not look.full
+        whole = await self._whole(event, parts)
+        if whole is None:
+            if event.id == self._lacking:
+                raise ValueError("a part of its input is missing")
+            # Its end has just been seen elsewhere: what is known of the head is out of date. Unless the next head says
+            # the same of it.
+            self._lacking = event.id
+            return False
+        look.add(whole)
+        return not look.full
 
     async def any_live(self) -> bool:
         """Whether anything waits."""
