@@ -40,6 +40,7 @@ from tenuto_control.ingress.readiness import probe
 from tenuto_control.loops.restarts import Loops
 from tenuto_control.loops.sweep import Sweeper
 from tenuto_control.loops.unreadable import UnreadablePartitions
+from tenuto_control.ports import WakeScheduler
 
 HOST_NAME_CHARS_MAX = 20
 
@@ -90,9 +91,6 @@ async def assembled(config: Config) -> AsyncIterator[Assembly]:
         tally = Tally()
         deployments = Deployments(config, invoker, tally)
         sink = KafkaSink(config.kafka, limits)
-        scheduler = (
-            NoScheduler() if config.scheduler is None else EventBridgeScheduler(clients.scheduler, config.scheduler)
-        )
         process = f"{os.uname().nodename[:HOST_NAME_CHARS_MAX]}.{os.getpid()}.{secrets.token_hex(4)}"
         table_clock = DynamoClock(clients.dynamodb, clock, limits.lease_margin_ms, tally)
         tracer = tracer_of(os.environ)
@@ -103,7 +101,7 @@ async def assembled(config: Config) -> AsyncIterator[Assembly]:
             invoker=invoker,
             sink=sink,
             targets=deployments,
-            scheduler=scheduler,
+            scheduler=_scheduler(config, clients),
             clock=clock,
             rng=random.Random(),
             limits=limits,
@@ -152,6 +150,11 @@ async def assembled(config: Config) -> AsyncIterator[Assembly]:
             await sink.stop()
             if tracer is not None:
                 await tracer.close()
+
+
+def _scheduler(config: Config, clients: AwsClients) -> WakeScheduler:
+    """What wakes a control plane from outside, if anything does."""
+    return NoScheduler() if config.scheduler is None else EventBridgeScheduler(clients.scheduler, config.scheduler)
 
 
 def data_keys_of(config: Config, clients: AwsClients, table: Table) -> StoredDataKeys | None:

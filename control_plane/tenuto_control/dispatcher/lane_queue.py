@@ -67,9 +67,7 @@ class LaneQueue:
         if not works:
             return Turn(now_ms, handed=handed, clock_differs=clock_differs, holds=holds)
         calls, records = self._calls > 0, self._calls < len(works)
-        return Turn(
-            now_ms, works[0].event, len(works), works[0].since_ms, calls, records, handed, clock_differs, holds
-        )
+        return Turn(now_ms, works[0].event, len(works), works[0].since_ms, calls, records, handed, clock_differs, holds)
 
     # --- coming and going ---------------------------------------------------------------------------------------------
 
