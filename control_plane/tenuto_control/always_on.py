@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import signal
 import socket
@@ -23,6 +24,7 @@ from tenuto_control.config import Config, ConfigError
 from tenuto_control.core.log_fields import shown
 from tenuto_control.core.metrics import Uncounted
 from tenuto_control.dispatcher.outages import watched
+from tenuto_control.drivers.http_connections import Connections, connections_possible
 from tenuto_control.drivers.http_protocol import JsonErrorsProtocol
 from tenuto_control.drivers.kafka import KafkaEventLog
 from tenuto_control.loops.consume import Consumer
@@ -160,15 +162,18 @@ def _listen(config: Config) -> socket.socket:
 
 
 def _server(parts: Assembly) -> uvicorn.Server:
+    limits = parts.config.limits
+    places = Connections(connections_possible(limits.http_connections_max))
     settings = uvicorn.Config(
         parts.app,
         log_config=None,
         access_log=False,
         lifespan="off",
-        http=JsonErrorsProtocol,
+        http=functools.partial(JsonErrorsProtocol, open_connections=places),  # type: ignore[arg-type]  # as a class
         ws="none",
         server_header=False,
-        timeout_graceful_shutdown=max(1, parts.config.limits.drain_timeout_ms // 1000),
+        timeout_keep_alive=limits.http_keep_alive_ms // 1000,
+        timeout_graceful_shutdown=max(1, limits.drain_timeout_ms // 1000),
     )
     server = uvicorn.Server(settings)
     # Signals are this module's: uvicorn would take them for itself and stop before the lanes have drained.

@@ -27,6 +27,7 @@ from tenuto_control.core.metrics import Tally
 from tenuto_control.core.traces import Untraced
 from tenuto_control.dispatcher import Dispatcher, Wiring
 from tenuto_control.dispatcher.outages import WatchedTable, watched
+from tenuto_control.dispatcher.room import Room
 from tenuto_control.drivers.aws import AwsClients, open_clients
 from tenuto_control.drivers.emf import EmfReports, reports
 from tenuto_control.drivers.event_scheduler import EventBridgeScheduler, NoScheduler
@@ -36,6 +37,7 @@ from tenuto_control.drivers.otel import OtelTracer, hand_to_xray, tracer_of
 from tenuto_control.drivers.system import SystemClock
 from tenuto_control.drivers.table_clock import DynamoClock
 from tenuto_control.ingress import create_app
+from tenuto_control.ingress.gate import is_loopback
 from tenuto_control.ingress.readiness import probe
 from tenuto_control.loops.restarts import Loops
 from tenuto_control.loops.sweep import Sweeper
@@ -126,6 +128,8 @@ async def assembled(config: Config) -> AsyncIterator[Assembly]:
             clock=lambda: table_clock.check,
             stopped=lambda: loops.stopped,
             cors_origins=config.http.cors_origins,
+            hosts=config.http.hosts if config.http.hosts or is_loopback(config.http.host) else None,
+            room=Room(limits.calls_max, limits.calls_bytes_max),
             now_ms=clock.now_ms,
         )
         try:

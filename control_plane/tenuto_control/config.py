@@ -131,14 +131,16 @@ class SubscriptionConfig(Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class HttpConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`[http]`: where the ingress listens, and from which pages browsers may call.
+    """`[http]`: where the ingress listens, by which names it is addressed, and from which pages browsers may call.
 
-    `cors_origins` are origins such as "https://app.example"; "*" are all. Without it no page may.
+    `cors_origins` are origins such as "https://app.example"; "*" are all. Without it no page may. `hosts` are names
+    such as "tenuto.example"; without it, an ingress on 127.0.0.1 takes names of its own machine alone, others any name.
     """
 
     host: str = "127.0.0.1"
     port: int = 8080
     cors_origins: tuple[str, ...] = ()
+    hosts: tuple[str, ...] = ()
 
 
 class SchedulerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -169,6 +171,8 @@ class Config:
 
 
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[a-z0-9._-]+(?::[0-9]{1,5})?|[a-z]+://\[[0-9a-f:.]+\](?::[0-9]{1,5})?")
+
+_HOST = re.compile(r"[A-Za-z0-9._-]+|[0-9a-f:.]+")
 
 _SECTIONS: Mapping[str, type[Any]] = {
     "kafka": KafkaConfig,
@@ -221,6 +225,7 @@ def parse(text: str, file: str, environment: Mapping[str, str], limits: Mapping[
     config = Config(functions=functions, subscriptions=_subscriptions(raw, file), **sections)
     _check_kafka(config.kafka, file)
     _check_origins(config.http.cors_origins, file)
+    _check_hosts(config.http.hosts, file)
     return config
 
 
@@ -294,6 +299,14 @@ def _check_origins(origins: tuple[str, ...], file: str) -> None:
             raise ConfigError(
                 f"{file}: http.cors_origins: {origin!r} is no origin; write scheme and host as a browser does, such as "
                 '"https://app.example" or "http://localhost:3000", or "*" for all'
+            )
+
+
+def _check_hosts(hosts: tuple[str, ...], file: str) -> None:
+    for host in hosts:
+        if _HOST.fullmatch(host) is None:
+            raise ConfigError(
+                f'{file}: http.hosts: {host!r} is no host; write a name without scheme and port, such as "api.example"'
             )
 
 

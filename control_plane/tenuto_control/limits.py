@@ -142,6 +142,18 @@ class Limits:
     http_wait_ms_max: int = 25_000
     """How long a call is held open before the answer is an id to attach to (API Gateway ends at 29 s)."""
 
+    # What HTTP may hold of one process: 2,000 waiting calls take about 60 MB, and of each byte of a body there are up
+    # to three while it waits, as base64 in its function's request and in the client's buffers.
+    calls_max: int = 2_000
+    """Requests that wait, and calls that wait or run, together; further ones are refused (503)."""
+    calls_bytes_max: int = 32 * MIB
+    """What these may hold: bodies from their first byte on, and results until they are sent."""
+    http_connections_max: int = 4_000
+    """Open connections, never more than the limit of open files allows. Beyond it silent ones are closed."""
+    http_keep_alive_ms: int = 65_000
+    """How long an unused connection stays open: longer than a load balancer keeps it (35 s in `infra/`), which would
+    otherwise send a request into a connection that is being closed, and answer 502."""
+
     def __post_init__(self) -> None:
         if self.scheduler_lead_ms >= self.scheduler_threshold_ms:
             raise ValueError("scheduler_lead_ms must be below scheduler_threshold_ms: a wake-up would ask for another")

@@ -586,7 +586,7 @@ def test_the_listing_has_lines_to_paste() -> None:
             ("mailer", "service"),
         ]
         lines = [handler["curl"] for service in services for handler in service["handlers"]]
-        assert "curl http://tenuto/call/counter/my-key/add --json '{}'" in lines
+        assert """curl "$TENUTO_URL/call/counter/my-key/add" --json '{}'""" in lines
         plain = await s.http.get("/", headers={"accept": "text/plain"})
         assert plain.headers["content-type"].startswith("text/plain")
         assert all(line in plain.text for line in lines)

@@ -1,7 +1,8 @@
 """Calls whose callers wait in this process, and what becomes of one whose caller stops waiting.
 
-Owns a call's way from its lane's queue to its answer, and its handing over when it takes longer than its wait. Does not
-own running it (`lanes`), nor finding a result that others bring (`results`).
+Owns a call's way from its lane's queue to its answer, its handing over when it takes longer than its wait, and how many
+calls and messages are held here together. Does not own running a call (`lanes`), nor finding a result that others bring
+(`results`).
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ from typing import assert_never
 from tenuto.lane.head import UnreadableHeadError, head_key, parse_head
 from tenuto.protocol.limits import GUARD_MARGIN_MS, VALUE_BYTES_MAX
 from tenuto.protocol.messages import Head
-from tenuto.protocol.records import CallSource, Event, Failed, Success
+from tenuto.protocol.records import CallSource, Event, Failed, Success, event_bytes
 from tenuto_control.dispatcher.delivery import fits
 from tenuto_control.dispatcher.lane_worker import LaneWorker
 from tenuto_control.dispatcher.lanes import Lanes
 from tenuto_control.dispatcher.parts import Parts
 from tenuto_control.dispatcher.results import Results
+from tenuto_control.dispatcher.room import Held, Room
 from tenuto_control.dispatcher.work import CallWork, Elsewhere
 from tenuto_control.ports import Answer, OverloadedError, Pending, TooLargeError, UndecidedError, Unknown
 
@@ -32,9 +34,25 @@ class Calls:
         self._parts = parts
         self._lanes = lanes
         self._results = results
+        self._room = Room(parts.limits.calls_max, parts.limits.calls_bytes_max)
+
+    def hold(self, event: Event) -> Held:
+        """Room for an event, until it is released. Raises OverloadedError."""
+        held = self._room.held()
+        try:
+            held.enter()
+            held.add(event_bytes(event))
+        except OverloadedError:
+            held.release()
+            raise
+        return held
+
+    def clear(self) -> None:
+        """Everything has been stopped."""
+        self._room = Room(self._parts.limits.calls_max, self._parts.limits.calls_bytes_max)
 
     async def answer(self, event: Event, wait_ms: int) -> Answer:
-        """See `Execution.call`. Raises OverloadedError when too many calls wait for the key."""
+        """See `Execution.call`. Raises OverloadedError when too many calls wait, for the key or in all."""
         clock, limits, background = self._parts.clock, self._parts.limits, self._parts.background
         until_ms = clock.now_ms() + wait_ms
         while True:
@@ -61,12 +79,17 @@ class Calls:
 
     def _queued(self, event: Event) -> tuple[LaneWorker, CallWork]:
         """The work of a call in this process, queued now unless it is there already."""
-        worker = self._lanes.worker(event.invocation.lane)
-        work = worker.call_in_queue(event.id)
-        if work is None:
-            if worker.waiting >= self._parts.limits.lane_calls_max:
+        lane = event.invocation.lane
+        worker = self._lanes.find(lane)
+        work = None if worker is None else worker.call_in_queue(event.id)
+        if worker is None or work is None:
+            if worker is not None and worker.waiting >= self._parts.limits.lane_calls_max:
                 raise OverloadedError(f"{worker.waiting} calls and events wait for this key already; try again later")
+            # Held until the work is over, not until its caller has gone: its function may run for much longer.
+            held = self.hold(event)
+            worker = self._lanes.worker(lane)
             work = CallWork(event, self._parts.clock.now_ms())
+            work.answer.add_done_callback(lambda _: held.release())
             worker.add(work)
             self._parts.metrics.count("EventsIn")
         return worker, work

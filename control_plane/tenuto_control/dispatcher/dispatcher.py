@@ -25,6 +25,7 @@ from tenuto_control.dispatcher.delivery import fits
 from tenuto_control.dispatcher.lanes import Lanes
 from tenuto_control.dispatcher.parts import Wiring, parts_of
 from tenuto_control.dispatcher.results import Results
+from tenuto_control.dispatcher.room import Held
 from tenuto_control.ports import Answer, Errand, OverloadedError, Resolution, Resting, TooLargeError, TopicPartition
 
 HALT_GRACE_S = 1.0
@@ -122,6 +123,7 @@ class Dispatcher:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._lanes.clear()
+        self._calls.clear()
         self._parts.names.begin_anew()
 
     # --- Kafka ------------------------------------------------------------------------------------------------------
@@ -169,8 +171,16 @@ class Dispatcher:
             event = replace(event, source=replace(event.source, one_way=True))
         if not fits(event):
             raise TooLargeError(f"a message may hold {VALUE_BYTES_MAX:,} bytes, headers included")
-        accepting = self._parts.acceptance.accept(event, max(0, delay_ms))
+        held = self._calls.hold(event)
+        accepting = self._accept(event, max(0, delay_ms), held)
         await self._background.in_time(accepting, self._limits.accept_ms_max)
+
+    async def _accept(self, event: Event, delay_ms: int, held: Held) -> None:
+        """Accept a message. It is held until that is done, which may be after its sender has gone."""
+        try:
+            await self._parts.acceptance.accept(event, delay_ms)
+        finally:
+            held.release()
 
     async def result(self, invocation: str, wait_ms: int) -> Answer:
         """See `Execution.result`."""

@@ -15,6 +15,7 @@ from typing import Final, TypeVar
 from tenuto.lane.writes import Answer, Delete, Item, Key, Write
 from tenuto.store.port import Page, Table, TableRefusedError, TableUnavailableError
 from tenuto_control.core.metrics import Metrics
+from tenuto_control.pace import Pace
 
 T = TypeVar("T")
 log = logging.getLogger("tenuto.table")
@@ -27,6 +28,9 @@ LINE_PAUSE_S_MAX: Final = 300.0
 
 PARTIAL_PAUSE_S: Final = 10.0
 """The first pause between lines about requests that wait while others are answered."""
+
+REQUESTS_PER_TURN: Final = 8
+"""How many requests to the table begin in one turn of the event loop: each takes the client about a millisecond."""
 
 STALE_S: Final = 60.0
 """A failure so long ago says nothing of now: nobody has asked since."""
@@ -145,6 +149,7 @@ class WatchedTable:
     def __init__(self, table: Table, outages: Outages, metrics: Metrics) -> None:
         self._table = table
         self._metrics = metrics
+        self._pace = Pace(REQUESTS_PER_TURN)
         self.outages = outages
 
     async def write(self, write: Write) -> Answer:
@@ -165,6 +170,7 @@ class WatchedTable:
 
     async def _watched(self, ask: Callable[[], Awaitable[T]]) -> T:
         with self.outages.asking():
+            await self._pace.turn()
             try:
                 answer = await ask()
             except TableUnavailableError as e:

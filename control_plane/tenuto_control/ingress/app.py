@@ -26,12 +26,15 @@ from tenuto.protocol.limits import AWAKEABLE_BYTES_MAX, VALUE_BYTES_MAX
 from tenuto.protocol.messages import HandlerManifest
 from tenuto.protocol.records import CallSource, Event, Result, Success, answer_bytes
 from tenuto_control.core.clocks import ClockCheck
+from tenuto_control.dispatcher.room import Room
 from tenuto_control.ingress import answers, listing, paths, readiness, requests
+from tenuto_control.ingress.admission import Admission, hold_result
 from tenuto_control.ingress.gate import Gate
 from tenuto_control.ingress.listing import Catalogue
 from tenuto_control.ingress.problems import RefusedError
 from tenuto_control.ingress.stopping import Stopping
-from tenuto_control.ports import Execution, Resolution, StoppedLoop, UndecidedError, Unreadable
+from tenuto_control.limits import Limits
+from tenuto_control.ports import Answer, Execution, Resolution, StoppedLoop, UndecidedError, Unreadable
 
 T = TypeVar("T")
 
@@ -65,17 +68,32 @@ def create_app(
     clock: Callable[[], ClockCheck | None] = lambda: None,
     stopped: Callable[[], Sequence[StoppedLoop]] = tuple,
     cors_origins: Collection[str] = (),
+    hosts: Collection[str] | None = None,
+    room: Room | None = None,
     now_ms: Callable[[], int] = _now_ms,
 ) -> Starlette:
     """The ingress over a dispatcher. `random_bytes` makes the ids of calls that bring no idempotency key.
 
     `unanswered` names functions whose answers to discovery do not count, and why. `clock` tells how this machine's
-    clock compares with the table's. Pages of `cors_origins` may call from a browser. `now_ms` is the time (milliseconds
-    since the epoch) that the time of arrival at a gateway is compared to.
+    clock compares with the table's. Pages of `cors_origins` may call from a browser. Given `hosts`, requests must name
+    one of them, or this machine, as their host. What requests hold together stays within `room`. `now_ms` is the time
+    (milliseconds since the epoch) that the time of arrival at a gateway is compared to.
     """
+    named = hosts is not None
     ingress = _Ingress(
-        execution, catalogue, ready, wait_ms_max, random_bytes, unreadable, unanswered, clock, stopped, now_ms
+        execution,
+        catalogue,
+        ready,
+        wait_ms_max,
+        random_bytes,
+        unreadable,
+        unanswered,
+        clock,
+        stopped,
+        now_ms,
+        named=named,
     )
+    limits = Limits()
     app = Starlette(
         routes=[
             Route("/", ingress.index, methods=["GET"]),
@@ -88,7 +106,12 @@ def create_app(
             Route("/awakeables/{id}/resolve", ingress.resolve, methods=["POST"]),
             Route("/awakeables/{id}/reject", ingress.reject, methods=["POST"]),
         ],
-        middleware=[Middleware(Stopping), Middleware(Gate, origins=cors_origins), Middleware(paths.RawPath)],
+        middleware=[
+            Middleware(Stopping),
+            Middleware(Gate, origins=cors_origins, hosts=hosts),
+            Middleware(Admission, room=room or Room(limits.calls_max, limits.calls_bytes_max)),
+            Middleware(paths.RawPath),
+        ],
         exception_handlers=answers.HANDLERS,
     )
     # A redirect would turn a POST with a stray slash into something else; the 404 says what is wrong.
@@ -108,10 +131,12 @@ class _Ingress:
     clock: Callable[[], ClockCheck | None]
     stopped: Callable[[], Sequence[StoppedLoop]]
     now_ms: Callable[[], int]
+    named: bool
 
     async def index(self, request: Request) -> Response:
         """List services and handlers, each with a line to paste."""
-        base = str(request.base_url).rstrip("/")
+        # What a caller says of the host is repeated only where it was checked.
+        base = str(request.base_url).rstrip("/") if self.named else listing.BASE + request.scope.get("root_path", "")
         if request.headers.get("accept", "").startswith("text/plain"):
             return PlainTextResponse(listing.as_text(self.catalogue.listed(), base))
         return JSONResponse(listing.as_json(self.catalogue.listed(), base))
@@ -138,8 +163,8 @@ class _Ingress:
         wait = self._wait(request)
         handler, event = await self._event(request, requests.BODY_BYTES_MAX, "the body of a call")
         if handler.kind == "shared":
-            return answers.result(request, await self._call_shared(event, wait.left_ms()))
-        return answers.answer(request, event.id, await wait.of(self.execution.call(event, wait.left_ms())))
+            return _result(request, await self._call_shared(event, wait.left_ms()))
+        return _answer(request, event.id, await wait.of(self.execution.call(event, wait.left_ms())))
 
     async def send(self, request: Request) -> Response:
         """Accept a message and answer once it is durable."""
@@ -204,7 +229,7 @@ class _Ingress:
         if canonical != text:
             raise RefusedError("this is not an invocation id; one begins with inv_ and is given by /call and /send")
         answers.remember(request, text)
-        return answers.answer(request, text, await wait.of(self.execution.result(text, wait.left_ms())))
+        return _answer(request, text, await wait.of(self.execution.result(text, wait.left_ms())))
 
     async def _settle(self, request: Request, awakeable: str, result: Result) -> Response:
         if answer_bytes(result) > AWAKEABLE_BYTES_MAX:
@@ -240,6 +265,20 @@ class _Ingress:
         event = Event.of(InvocationId(lane, nonce), handler.name, source, body, headers)
         answers.remember(request, event.id, handler.name)
         return handler, event
+
+
+def _answer(request: Request, invocation: str, found: Answer) -> Response:
+    """See `answers.answer`. Raises RefusedError when there is no room for a result."""
+    if isinstance(found, Success):
+        hold_result(request, found.value)
+    return answers.answer(request, invocation, found)
+
+
+def _result(request: Request, found: Result) -> Response:
+    """See `answers.result`. Raises RefusedError when there is no room for it."""
+    if isinstance(found, Success):
+        hold_result(request, found.value)
+    return answers.result(request, found)
 
 
 class _Wait:

@@ -1,14 +1,19 @@
 """ASGI middleware at the door: addresses that are too long, and requests that a browser makes for a foreign page.
 
-Owns CORS: which pages may call, what their preflight is answered, and what refuses all others. Does not own who may
-call (a gateway or proxy authenticates).
+Owns CORS: which pages may call, what their preflight is answered, and what refuses all others; and by which names this
+control plane may be addressed. Does not own who may call (a gateway or proxy authenticates).
 
 A browser sends a plain POST for any page without asking first, so headers that allow nothing do not protect a handler
 within its reach: a POST that names a foreign origin is refused. Programs that are no browsers send no origin.
+
+A page may also have its own name resolve to 127.0.0.1, and then is no foreign origin to the browser (DNS rebinding). It
+cannot choose what `host` says, so a control plane that listens on its own machine alone takes names of that machine
+alone.
 """
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Collection
 from http import HTTPStatus
 from typing import Final
@@ -33,11 +38,15 @@ EXPOSED_HEADERS: Final = f"location, retry-after, {answers.INVOCATION_HEADER}"
 
 
 class Gate:
-    """Refuses what must not be routed, and adds CORS headers for the pages of `origins`; `*` are all pages."""
+    """Refuses what must not be routed, and adds CORS headers for the pages of `origins`; `*` are all pages.
 
-    def __init__(self, app: ASGIApp, origins: Collection[str] = ()) -> None:
+    Without `hosts`, requests may name any host; with them, one of them or this machine.
+    """
+
+    def __init__(self, app: ASGIApp, origins: Collection[str] = (), hosts: Collection[str] | None = None) -> None:
         self._app = app
         self._origins = frozenset(origins)
+        self._hosts = None if hosts is None else frozenset(host.lower() for host in hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or answer it."""
@@ -58,10 +67,21 @@ class Gate:
         if len(scope.get("raw_path") or scope["path"]) + len(scope["query_string"]) > ADDRESS_BYTES_MAX:
             message = f"the address is longer than {ADDRESS_BYTES_MAX:,} bytes: put the data into the body"
             return answers.error(request, HTTPStatus.REQUEST_URI_TOO_LONG, message)
+        if self._hosts is not None and "aws.event" not in scope and not self._is_named(request):
+            message = "this host is not served here: list it under hosts in [http] if it should be"
+            return answers.error(request, HTTPStatus.FORBIDDEN, message)
         if origin is not None and not allowed and request.method not in SAFE_METHODS:
             message = "pages of this origin may not call: list it under cors_origins in [http] if they should"
             return answers.error(request, HTTPStatus.FORBIDDEN, message)
         return None
+
+    def _is_named(self, request: Request) -> bool:
+        """Whether the request names this machine, or a host that is served. Without a name it is no browser's."""
+        lines = request.headers.getlist("host")
+        if not lines:
+            return True
+        host = _host_of(lines[0])
+        return len(lines) == 1 and (is_loopback(host) or host in (self._hosts or ()))
 
     @staticmethod
     def _preflight(request: Request, *, allowed: bool) -> Response | None:
@@ -75,6 +95,22 @@ class Gate:
             "access-control-max-age": str(PREFLIGHT_AGE_S),
         }
         return Response(status_code=HTTPStatus.NO_CONTENT, headers=headers)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host is this machine, whatever a name server says."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+def _host_of(line: str) -> str:
+    """The host in a `host` header, without its port and brackets."""
+    host, colon, port = line.strip().lower().rpartition(":")
+    if not colon or (port and not port.isdecimal()) or (":" in host and not host.endswith("]")):
+        host = line.strip().lower()
+    return host.removeprefix("[").removesuffix("]")
 
 
 def _allowing(send: Send, origin: str) -> Send:

@@ -19,6 +19,9 @@ from tenuto_control.ports import Targets
 NAMES_SHOWN_MAX: Final = 20
 """Names an error message lists."""
 
+BASE: Final = "$TENUTO_URL"
+"""What lines to paste begin with where the control plane does not know its own address."""
+
 EXAMPLE_KEY: Final = "my-key"
 
 
@@ -101,7 +104,9 @@ def as_text(services: Iterable[ServiceManifest], base: str) -> str:
 def _curl(service: ServiceManifest, handler: HandlerManifest, base: str) -> str:
     key = [EXAMPLE_KEY] if service.keyed else []
     path = "/".join(encode_segment(part) for part in (service.name, *key, handler.name))
-    url = shlex.quote(f"{base}/call/{path}")
+    url = f"{base}/call/{path}"
+    # A variable is to be replaced, and all that follows it is percent-encoded.
+    url = f'"{url}"' if base.startswith("$") else shlex.quote(url)
     return f"curl {url} --json '{{}}'" if handler.takes_input else f"curl -X POST {url}"
 
 

@@ -6,6 +6,7 @@ Owns their reading, bounds and defaults. Does not own what becomes of them.
 from __future__ import annotations
 
 import asyncio
+import codecs
 import difflib
 import re
 from collections.abc import Collection, Iterable, Mapping
@@ -31,6 +32,9 @@ HEADERS_BYTES_MAX: Final = 16_384
 
 IDEMPOTENCY_KEY_BYTES_MAX: Final = 1_024
 """Longest idempotency key."""
+
+UTF8_PIECE_BYTES: Final = 65_536
+"""How much of a body is decoded at once, to see whether it can be."""
 
 NAME_CHARACTERS_COMPARED_MAX: Final = 100
 """Names longer than this are not compared with others: nobody mistypes them, and it costs their square."""
@@ -81,22 +85,26 @@ async def read_body(request: Request, limit: int = BODY_BYTES_MAX, what: str = "
         f"{what} may hold {limit:,} bytes: store more elsewhere and send a reference",
         HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     )
-    if _told_bytes(request) > limit:
+    if told_bytes(request) > limit:
         raise too_large
-    body = bytearray()
+    pieces: list[bytes] = []
+    size = 0
     try:
         async with asyncio.timeout(BODY_MS_MAX / 1_000):
-            async for chunk in request.stream():
-                body += chunk
-                if len(body) > limit:
+            async for piece in request.stream():
+                if piece:
+                    pieces.append(piece)
+                    size += len(piece)
+                if size > limit:
                     raise too_large
     except TimeoutError:
         raise RefusedError(f"the body did not arrive in {BODY_MS_MAX} ms", HTTPStatus.REQUEST_TIMEOUT) from None
+    body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
     if body and is_json_type(request):
         problem = json_problem(body)
         if problem is not None:
             raise RefusedError(f"the body is not the JSON its content type promises: {problem}")
-    return bytes(body) or None
+    return body or None
 
 
 def _refuse_encoded(request: Request) -> None:
@@ -112,7 +120,7 @@ def _refuse_encoded(request: Request) -> None:
                 )
 
 
-def _told_bytes(request: Request) -> int:
+def told_bytes(request: Request) -> int:
     """What `content-length` announces; 0 when it says nothing that can be used."""
     text = request.headers.get("content-length", "")
     return int(text) if text.isascii() and text.isdecimal() and len(text) <= _LENGTH_DIGITS_MAX else 0
@@ -123,18 +131,35 @@ def is_json_type(request: Request) -> bool:
     return _JSON_TYPE.fullmatch(request.headers.get("content-type", "")) is not None
 
 
-def json_problem(data: bytes | bytearray) -> str | None:
+def json_problem(data: bytes) -> str | None:
     """What keeps `data` from being JSON; None when it is."""
+    # The decoder looks at the text of strings only when they are asked for.
+    broken = _not_utf8(data)
+    if broken is not None:
+        return f"it is not UTF-8 (byte {broken})"
     try:
-        # The decoder looks at the text of strings only when they are asked for.
-        data.decode()
         _any_json.decode(data)
-    except UnicodeDecodeError as e:
-        return f"it is not UTF-8 (byte {e.start})"
     except msgspec.DecodeError as e:
         return str(e)
     except RecursionError:
         return "it is nested too deeply"
+    return None
+
+
+def _not_utf8(data: bytes) -> int | None:
+    """Where `data` stops being UTF-8; None when all of it is.
+
+    Its text is made a piece at a time: it may take four times the bytes.
+    """
+    if data.isascii():
+        return None
+    decoder, view = codecs.getincrementaldecoder("utf-8")(), memoryview(data)
+    for start in range(0, len(data), UTF8_PIECE_BYTES):
+        held = len(decoder.getstate()[0])
+        try:
+            decoder.decode(view[start : start + UTF8_PIECE_BYTES], final=start + UTF8_PIECE_BYTES >= len(data))
+        except UnicodeDecodeError as e:
+            return start - held + e.start
     return None
 
 

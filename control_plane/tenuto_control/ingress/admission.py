@@ -1,0 +1,88 @@
+"""ASGI middleware that bounds what requests hold of this process together: how many wait, and how many bytes.
+
+Owns which requests count, from when on, and the answer to those that find no room. Does not own the arithmetic
+(`dispatcher.room`), nor what a call holds after its caller has gone (`dispatcher.calls`).
+
+A request counts as waiting once its body is here, so that slow senders take no place from others. Its body counts byte
+by byte as it arrives, and its result until it is sent. What tells about the process itself is answered whatever waits.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from tenuto_control.dispatcher.room import Held, Room
+from tenuto_control.ingress import answers
+from tenuto_control.ingress.problems import RefusedError
+from tenuto_control.ingress.requests import told_bytes
+from tenuto_control.pace import Pace
+from tenuto_control.ports import OverloadedError
+
+ALWAYS_ANSWERED: Final = frozenset({"/health", "/ready", "/"})
+"""Paths that neither wait nor hold anything."""
+
+REQUESTS_PER_TURN: Final = 8
+"""How many requests begin in one turn of the event loop: what tells about the process is answered in between."""
+
+BODILESS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+
+
+class Admission:
+    """Lets requests in while there is room, and answers 503 to others."""
+
+    def __init__(self, app: ASGIApp, room: Room) -> None:
+        self._app = app
+        self._room = room
+        self._pace = Pace(REQUESTS_PER_TURN)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or refuse it."""
+        if scope["type"] != "http" or scope["path"] in ALWAYS_ANSWERED:
+            await self._app(scope, receive, send)
+            return
+        await self._pace.turn()
+        held = self._room.held()
+        request = Request(scope)
+        request.state.held = held
+        bodiless = request.method in BODILESS
+
+        async def counting() -> Message:
+            message = await receive()
+            if message["type"] == "http.request" and not bodiless:
+                held.add(len(message.get("body", b"")))
+                if not message.get("more_body", False):
+                    held.enter()
+            return message
+
+        try:
+            if bodiless:
+                held.enter()
+            else:
+                # Refused by what it announces, it need not be read.
+                held.check(told_bytes(request))
+        except OverloadedError as e:
+            await (await answers.unavailable(request, e))(scope, receive, send)
+            return
+        try:
+            await self._app(scope, counting, send)
+        finally:
+            held.release()
+
+
+def hold_result(request: Request, value: bytes | None) -> None:
+    """Count a result until it is sent. Raises RefusedError (503) when there is no room to send it from."""
+    held: Held | None = getattr(request.state, "held", None)
+    if held is None or not value:
+        return
+    try:
+        held.add(len(value))
+    except OverloadedError:
+        raise RefusedError(
+            "the result is there, but results that are being sent take all the room of this control plane. Attach to "
+            "the invocation, or repeat the request with the same idempotency-key",
+            503,
+            {"retry-after": str(answers.RETRY_AFTER_S)},
+        ) from None
