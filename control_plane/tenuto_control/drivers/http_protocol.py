@@ -193,8 +193,7 @@ class JsonErrorsProtocol(HttpToolsProtocol):
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         async def guarded(scope: Any, receive: Any, send: Any) -> None:
             async def sent(message: Any) -> None:
-                # Between the end of a connection and the word of it, writing is an error.
-                cycle.disconnected = cycle.disconnected or self.transport.is_closing()
+                self._note_end(cycle)
                 body = message.get("body", b"")
                 if len(body) <= PIECE_BYTES:
                     await send(message)
@@ -206,12 +205,16 @@ class JsonErrorsProtocol(HttpToolsProtocol):
                 for start in range(0, last, PIECE_BYTES):
                     piece = body[start : start + PIECE_BYTES]
                     await send({"type": message["type"], "body": piece, "more_body": True})
-                    cycle.disconnected = cycle.disconnected or self.transport.is_closing()
+                    self._note_end(cycle)
                 await send({**message, "body": body[last:]})
 
             await app(scope, receive, sent)
 
         super()._start_asgi_task(cycle, guarded)
+
+    def _note_end(self, cycle: RequestResponseCycle) -> None:
+        """Between the end of a connection and the word of it, writing is an error; so it is after a refusal."""
+        cycle.disconnected = cycle.disconnected or self._refused or self.transport.is_closing()
 
     def on_response_complete(self) -> None:
         """See `HttpToolsProtocol`."""
@@ -278,12 +281,15 @@ class JsonErrorsProtocol(HttpToolsProtocol):
     def _refuse(self, status: HTTPStatus, message: str) -> None:
         if self.transport.is_closing() or self._refused:
             return
+        # An answer that is under way would be cut in two, and what is said of a later request would be taken for the
+        # answer to an earlier one: then the connection only ends.
+        cycle: RequestResponseCycle | None = self.cycle
+        own = not self._whole and not self._in_head and not self.pipeline
+        told = self._is_free() or (own and cycle is not None and not cycle.response_started)
         self._refused = True
         self._in_head = False
         self._come()
-        # An answer that is under way would be cut in two: its connection only ends.
-        cycle: RequestResponseCycle | None = self.cycle
-        if cycle is None or cycle.response_complete or not cycle.response_started:
+        if told:
             body = json.dumps({"error": {"message": message}}).encode()
             retry = "retry-after: 1\r\n" if status is HTTPStatus.SERVICE_UNAVAILABLE else ""
             head = (

@@ -21,13 +21,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from tenuto.protocol.ids import AwakeableId, InvocationId, Lane, call_nonce
+from tenuto.protocol.ids import InvocationId, Lane, call_nonce
 from tenuto.protocol.limits import AWAKEABLE_BYTES_MAX, VALUE_BYTES_MAX
 from tenuto.protocol.messages import HandlerManifest
 from tenuto.protocol.records import CallSource, Event, Result, Success, answer_bytes
 from tenuto_control.core.clocks import ClockCheck
 from tenuto_control.dispatcher.room import Room
-from tenuto_control.ingress import answers, listing, paths, readiness, requests
+from tenuto_control.ingress import answers, identities, listing, paths, readiness, requests
 from tenuto_control.ingress.admission import Admission, hold_result
 from tenuto_control.ingress.gate import Gate
 from tenuto_control.ingress.listing import Catalogue
@@ -189,13 +189,13 @@ class _Ingress:
 
     async def resolve(self, request: Request) -> Response:
         """Give an awakeable its value."""
-        awakeable = _awakeable(request)
+        awakeable = identities.awakeable_in(request)
         body = await requests.read_body(request, AWAKEABLE_BYTES_MAX, "an awakeable")
         return await self._settle(request, awakeable, Success(body))
 
     async def reject(self, request: Request) -> Response:
         """Let an awakeable fail."""
-        awakeable = _awakeable(request)
+        awakeable = identities.awakeable_in(request)
         body = await requests.read_body(request, AWAKEABLE_BYTES_MAX, "an awakeable")
         failed = requests.rejection(body, json=requests.is_json_type(request))
         return await self._settle(request, awakeable, failed)
@@ -221,13 +221,7 @@ class _Ingress:
             ) from None
 
     async def _result(self, request: Request, wait: _Wait) -> Response:
-        text = paths.decode_segment(request.path_params["id"])
-        try:
-            canonical = str(InvocationId.parse(text))
-        except ValueError:
-            canonical = ""
-        if canonical != text:
-            raise RefusedError("this is not an invocation id; one begins with inv_ and is given by /call and /send")
+        text = identities.invocation_in(request)
         answers.remember(request, text)
         return _answer(request, text, await wait.of(self.execution.result(text, wait.left_ms())))
 
@@ -298,15 +292,3 @@ class _Wait:
                 return await work
         except TimeoutError:
             raise UndecidedError("there was no answer in time; whether the request took effect is unknown") from None
-
-
-def _awakeable(request: Request) -> str:
-    """The awakeable's id in the path. Raises RefusedError (400) when it is none."""
-    text = paths.decode_segment(request.path_params["id"])
-    try:
-        canonical = str(AwakeableId.parse(text))
-    except ValueError:
-        canonical = ""
-    if canonical != text:
-        raise RefusedError("this is not an awakeable id; one begins with awk_ and is made by the handler that waits")
-    return text
