@@ -14,6 +14,7 @@ alone.
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Collection
 from http import HTTPStatus
 from typing import Final
@@ -30,6 +31,8 @@ ADDRESS_BYTES_MAX: Final = 16_384
 
 PREFLIGHT_AGE_S: Final = 600
 """How long a browser may remember an allowed preflight."""
+
+_HOST: Final = re.compile(r"(?:\[(?P<address>[0-9a-f:.]+)\]|(?P<name>[^\s:@/\[\]]+))(?::[0-9]{0,5})?", re.ASCII)
 
 ANY_ORIGIN: Final = "*"
 METHODS: Final = "GET, POST"
@@ -106,11 +109,9 @@ def is_loopback(host: str) -> bool:
 
 
 def _host_of(line: str) -> str:
-    """The host in a `host` header, without its port and brackets."""
-    host, colon, port = line.strip().lower().rpartition(":")
-    if not colon or (port and not port.isdecimal()) or (":" in host and not host.endswith("]")):
-        host = line.strip().lower()
-    return host.removeprefix("[").removesuffix("]")
+    """The host in a `host` header, without its port and brackets; empty when it is none."""
+    found = _HOST.fullmatch(line.strip().lower())
+    return "" if found is None else found["address"] or found["name"]
 
 
 def _allowing(send: Send, origin: str) -> Send:
