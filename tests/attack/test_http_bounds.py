@@ -626,20 +626,21 @@ def test_a_body_that_was_refused_is_not_waited_for(monkeypatch: pytest.MonkeyPat
     real(scenario())
 
 
-@pytest.mark.parametrize("leave", ["close", "abort"])
-def test_a_stop_with_callers_that_have_gone_is_no_error(leave: str, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("in_a_row", [1, 2, 3])
+def test_a_stop_with_callers_that_have_gone_is_no_error(in_a_row: int, caplog: pytest.LogCaptureFixture) -> None:
     async def scenario() -> None:
         held = Held()
         async with serving(held.app) as server:
-            for n in range(20):
-                await server.connect(post(f"/call/box/k{n}/wait", b"1"))
+            calls = [post(f"/call/box/k{n}/wait", b"1") * in_a_row for n in range(20)]
+            peers = [await server.connect(call) for call in calls]
             await held.until(lambda: held.begun == 20)
-            for connection in list(server.uvicorn.server_state.connections):
-                # In the same turn: the word of their end has not come yet.
-                getattr(connection.transport, leave)()
-            for task in list(server.uvicorn.server_state.tasks):
-                task.cancel()
-            await held.until(lambda: not server.uvicorn.server_state.tasks)
+            for peer in peers[::2]:
+                peer.abort()
+            await held.until(lambda: len(server.uvicorn.server_state.connections) == 10)
+            tasks = server.uvicorn.server_state.tasks
+            # The next in a row begins when the one before it has been given up.
+            await held.until(lambda: not [task.cancel() for task in tasks])
+            assert {(await peer.reply()).status for peer in peers[1::2]} == {503}
 
     real(scenario())
     assert [record for record in caplog.records if record.levelname in ("ERROR", "WARNING")] == []

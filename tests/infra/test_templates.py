@@ -124,7 +124,16 @@ def test_time_limits_leave_room_for_what_they_enclose(templates: Templates) -> N
     attributes = {
         one["Key"]: one["Value"] for one in always_on["ControlPlane/Balancer"].properties["LoadBalancerAttributes"]
     }
-    assert int(attributes["idle_timeout.timeout_seconds"]) * 1000 > limits.http_wait_ms_max
+    idle_ms = int(attributes["idle_timeout.timeout_seconds"]) * 1000
+    # A connection that its task closes first may have a request on its way, which is answered 502.
+    assert limits.http_wait_ms_max < idle_ms < limits.http_keep_alive_ms
+
+
+def test_a_table_that_does_not_answer_has_no_task_replaced(templates: Templates) -> None:
+    deployed = deploy(templates, Shape="AlwaysOn", SubnetIds="subnet-1", LoadBalancer="true")
+    assert deployed["ControlPlane/Targets"].properties["HealthCheckPath"] == "/health"
+    (container,) = deployed["ControlPlane/Task"].properties["ContainerDefinitions"]
+    assert "/health" in container["HealthCheck"]["Command"][-1]
 
 
 def test_every_function_has_a_log_group_that_forgets(templates: Templates) -> None:
