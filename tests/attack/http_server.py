@@ -120,9 +120,10 @@ def post(path: str, body: bytes = b"", *headers: str) -> bytes:
 @asynccontextmanager
 async def serving(app: Any, *, connections: Connections | None = None, keep_alive_s: int = 65) -> AsyncIterator[Server]:
     """Serve an application as the control plane does."""
+    protocol: Any = functools.partial(JsonErrorsProtocol, open_connections=connections)
     config = uvicorn.Config(
         app,
-        http=functools.partial(JsonErrorsProtocol, open_connections=connections),  # type: ignore[arg-type]  # as a class
+        http=protocol,
         ws="none",
         lifespan="off",
         server_header=False,

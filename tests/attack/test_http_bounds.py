@@ -133,6 +133,24 @@ def test_as_many_calls_wait_as_may_and_all_others_are_told_to_come_back() -> Non
     real(scenario())
 
 
+def test_refusals_leave_a_line_now_and_then(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario() -> None:
+        held = Held(Room(1, MEBIBYTE))
+        async with serving(held.app) as server:
+            await server.connect(post("/call/box/k/wait", b"1"))
+            await held.until(lambda: held.begun == 1)
+            peer = await server.connect(post("/call/box/x/wait", b"1") * PIPELINED_MAX)
+            assert [(await peer.reply()).status for _ in range(PIPELINED_MAX)] == [503] * PIPELINED_MAX
+            held.app.state.overloaded_next_s = 0.0
+            assert (await server.ask(post(f"/call/box/{'x' * 900}/wait", b"1"))).status == 503
+
+    real(scenario())
+    first, second = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "OverloadedError" in first
+    assert f"{PIPELINED_MAX:,} refused" in second
+    assert len(second) < 800
+
+
 def _invocation(held: Held) -> str:
     return held.execution.events[0].id
 

@@ -16,12 +16,25 @@ from tenuto.runtime import activation, state
 from tenuto_control.admin import deployments
 from tenuto_control.core import manifests, routing, verdicts
 from tenuto_control.core.metrics import WRITES_PER_EVENT, CountName, SampleName
+from tenuto_control.drivers import http_protocol
 from tenuto_control.ingress import delays, requests
 from tenuto_control.limits import MIB, Limits
 from tests.tidy import tree
 
 PAGE: Final = (tree.ROOT / "docs/guides/operate.md").read_text("utf-8")
-MODULES: Final = (ids, limits, activation, state, deployments, manifests, routing, delays, requests, verdicts)
+MODULES: Final = (
+    ids,
+    limits,
+    activation,
+    state,
+    deployments,
+    manifests,
+    routing,
+    delays,
+    http_protocol,
+    requests,
+    verdicts,
+)
 TOLD: Final[Mapping[str, int]] = {
     "DELAY_MS_MAX": 365 * 86_400_000,
     "FUNCTION_TIMEOUT_MS_MIN": 1_500,

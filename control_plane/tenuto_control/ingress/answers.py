@@ -6,6 +6,7 @@ Owns status codes and bodies. An error is always `{"error": {"message": …}}`; 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -37,6 +38,9 @@ from tenuto_control.ports import (
 INVOCATION_HEADER: Final = "x-tenuto-invocation-id"
 RETRY_AFTER_S: Final = 1
 """When to come back after a 503."""
+
+OVERLOADED_PAUSE_S: Final = 10.0
+"""How long nothing more is logged of requests for which there is no room."""
 
 PATH_CHARS_SHOWN_MAX: Final = 200
 """What of an address an error repeats."""
@@ -180,13 +184,24 @@ async def gone(request: Request, exc: Exception) -> Response:
 
 
 def _told(level: int, request: Request, exc: Exception) -> None:
-    """One line about a request that failed for no fault of its own."""
+    """One line about a request that failed for no fault of its own.
+
+    Of those for which there is no room there may be thousands a second: one line in `OVERLOADED_PAUSE_S` counts them.
+    """
+    more = ""
+    if isinstance(exc, OverloadedError):
+        state, now_s = request.app.state, asyncio.get_running_loop().time()
+        state.overloaded = getattr(state, "overloaded", 0) + 1
+        if now_s < getattr(state, "overloaded_next_s", 0.0):
+            return
+        more = f" ({state.overloaded:,} refused since the last such line)" if state.overloaded > 1 else ""
+        state.overloaded, state.overloaded_next_s = 0, now_s + OVERLOADED_PAUSE_S
     invocation = getattr(request.state, "invocation", None)
     fields = {} if invocation is None else log_fields.of_invocation(InvocationId.parse(invocation))
     if (handler := getattr(request.state, "handler", None)) is not None:
         fields["handler"] = handler
-    what = (request.method, shown(request.scope["path"]), type(exc).__name__, shown(str(exc)))
-    _log.log(level, "%s %s: %s: %s", *what, extra=fields)
+    what = (request.method, shown(request.scope["path"]), type(exc).__name__, shown(str(exc)), more)
+    _log.log(level, "%s %s: %s: %s%s", *what, extra=fields)
 
 
 def _identity(request: Request) -> dict[str, str]:
