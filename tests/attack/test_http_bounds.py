@@ -121,7 +121,7 @@ def test_as_many_calls_wait_as_may_and_all_others_are_told_to_come_back() -> Non
             for n, path in enumerate(("/call/box/x/wait", "/send/box/y/wait", "/call/box/k0/wait")):
                 reply = await server.ask(post(path, b"1"))
                 assert reply.status == 503, n
-                assert reply.headers["retry-after"] == "1"
+                assert reply.headers["retry-after"] == "5"
                 assert "nothing was accepted" in reply.message
             assert (await server.get(f"/invocations/{_invocation(held)}/attach")).status == 503
             await assert_alive(server)
@@ -165,7 +165,7 @@ def test_bodies_count_while_they_arrive_and_no_longer_than_they_are_here() -> No
             slow = [await server.connect(most) for _ in range(3)]
             await held.until(lambda: held.room.size > 860_000)
             reply = await server.ask(post("/call/box/x/wait", b'"' + b"a" * 300_000 + b'"'))
-            assert (reply.status, reply.headers["retry-after"]) == (503, "1")
+            assert (reply.status, reply.headers["retry-after"]) == (503, "5")
             assert held.room.size <= MEBIBYTE
             assert (await server.ask(post("/call/box/x/wait", b"1"))).status == 200
             await assert_alive(server)
@@ -485,7 +485,7 @@ def test_connections_with_work_under_way_stay_and_others_are_told(monkeypatch: p
             replies = [reply_of(await peer.all()) for peer in more]
             told = [reply for reply in replies if reply.status]
             assert told
-            assert {(reply.status, reply.headers["retry-after"]) for reply in told} == {(503, "1")}
+            assert {(reply.status, reply.headers["retry-after"]) for reply in told} == {(503, "5")}
             held.go_on.set()
             assert [(await peer.reply()).status for peer in working] == [200] * 4
             # Unused ones make room at once when somebody else comes, once they have been silent for a moment.

@@ -44,6 +44,9 @@ UNREAD_MS_MAX: Final = 20_000
 PIECE_BYTES: Final = 65_536
 """How much of an answer is handed to a connection at once. A peer that does not read holds no more in buffers."""
 
+RETRY_AFTER_S: Final = 5
+"""When to come back after a 503."""
+
 LINGER_S: Final = 1.0
 """How long a connection that was refused in the middle of a head is read on: closed at once, it loses the answer."""
 
@@ -291,7 +294,7 @@ class JsonErrorsProtocol(HttpToolsProtocol):
         self._come()
         if told:
             body = json.dumps({"error": {"message": message}}).encode()
-            retry = "retry-after: 1\r\n" if status is HTTPStatus.SERVICE_UNAVAILABLE else ""
+            retry = f"retry-after: {RETRY_AFTER_S}\r\n" if status is HTTPStatus.SERVICE_UNAVAILABLE else ""
             head = (
                 f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-type: application/json\r\n"
                 f"content-length: {len(body)}\r\n{retry}connection: close\r\n\r\n"

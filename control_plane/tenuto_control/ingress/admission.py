@@ -24,8 +24,12 @@ from tenuto_control.ports import OverloadedError
 ALWAYS_ANSWERED: Final = frozenset({"/health", "/ready", "/"})
 """Paths that neither wait nor hold anything."""
 
-REQUESTS_PER_TURN: Final = 8
-"""How many requests begin in one turn of the event loop: what tells about the process is answered in between."""
+LOOKED_AT_PER_TURN: Final = 64
+"""How many requests are let in or refused in one turn of the event loop."""
+
+BEGUN_PER_TURN: Final = 8
+"""How many of those let in begin to wait in one turn, which takes ten times as long. What tells about the process is
+answered in between."""
 
 BODILESS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 
@@ -36,14 +40,15 @@ class Admission:
     def __init__(self, app: ASGIApp, room: Room) -> None:
         self._app = app
         self._room = room
-        self._pace = Pace(REQUESTS_PER_TURN)
+        self._looks = Pace(LOOKED_AT_PER_TURN)
+        self._begins = Pace(BEGUN_PER_TURN)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""
         if scope["type"] != "http" or scope["path"] in ALWAYS_ANSWERED:
             await self._app(scope, receive, send)
             return
-        await self._pace.turn()
+        await self._looks.turn()
         held = self._room.held()
         request = Request(scope)
         request.state.held = held
@@ -55,6 +60,7 @@ class Admission:
                 held.add(len(message.get("body", b"")))
                 if not message.get("more_body", False):
                     held.enter()
+                    await self._begins.turn()
             return message
 
         try:
@@ -67,6 +73,8 @@ class Admission:
             await (await answers.unavailable(request, e))(scope, receive, send)
             return
         try:
+            if bodiless:
+                await self._begins.turn()
             await self._app(scope, counting, send)
         finally:
             held.release()

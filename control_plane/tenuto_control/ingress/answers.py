@@ -39,6 +39,9 @@ INVOCATION_HEADER: Final = "x-tenuto-invocation-id"
 RETRY_AFTER_S: Final = 1
 """When to come back after a 503."""
 
+OVERLOADED_RETRY_AFTER_S: Final = 5
+"""The same where there is no room: thousands that come back every second would take the time of those that wait."""
+
 OVERLOADED_PAUSE_S: Final = 10.0
 """How long nothing more is logged of requests for which there is no room."""
 
@@ -145,7 +148,8 @@ async def unavailable(request: Request, exc: Exception) -> Response:
     again = {"retry-after": str(RETRY_AFTER_S)}
     match exc:
         case OverloadedError():
-            return error(request, HTTPStatus.SERVICE_UNAVAILABLE, f"nothing was accepted: {exc}", headers=again)
+            later = {"retry-after": str(OVERLOADED_RETRY_AFTER_S)}
+            return error(request, HTTPStatus.SERVICE_UNAVAILABLE, f"nothing was accepted: {exc}", headers=later)
         case UndecidedError():
             message = f"{exc}. Repeat it with the same idempotency-key"
             return error(request, HTTPStatus.SERVICE_UNAVAILABLE, message, headers=again)
