@@ -172,6 +172,8 @@ def _server(parts: Assembly) -> uvicorn.Server:
         http=functools.partial(JsonErrorsProtocol, open_connections=places),  # type: ignore[arg-type]  # as a class
         ws="none",
         server_header=False,
+        # Beyond it the system drops what comes, and a health check among it waits for a second or more.
+        backlog=limits.http_connections_max,
         timeout_keep_alive=limits.http_keep_alive_ms // 1000,
         timeout_graceful_shutdown=max(1, limits.drain_timeout_ms // 1000),
     )
