@@ -32,6 +32,13 @@ from tenuto_control.loops.consume import Consumer
 log = logging.getLogger("tenuto")
 
 
+ACCEPTS_PER_TURN = 32
+"""How many connections are accepted in one turn of the event loop: as many as the listening socket has handles.
+
+uvloop takes one from each. With a single one, a health check waits a turn for every connection before it.
+"""
+
+
 class UnexpectedEndError(Exception):
     """A part of the process ended that never does by itself, and without an error of its own."""
 
@@ -78,7 +85,8 @@ async def _work(parts: Assembly, stop: asyncio.Event) -> None:
     server = _server(parts)
     kept = {"sweep": parts.sweeper.run, "discovery": parts.deployments.refresh, "metrics": lambda: _report(parts)}
     tasks = [asyncio.create_task(loops.keep(name, run), name=name) for name, run in kept.items()]
-    tasks.append(asyncio.create_task(server.serve([listener]), name="http"))
+    listeners = [listener, *(listener.dup() for _ in range(ACCEPTS_PER_TURN - 1))]
+    tasks.append(asyncio.create_task(server.serve(listeners), name="http"))
     consuming = Consuming(parts)
     consume = None
     if config.subscriptions:
