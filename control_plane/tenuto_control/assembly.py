@@ -127,10 +127,8 @@ async def assembled(config: Config) -> AsyncIterator[Assembly]:
             unanswered=lambda: deployments.unanswered,
             clock=lambda: table_clock.check,
             stopped=lambda: loops.stopped,
-            cors_origins=config.http.cors_origins,
-            hosts=config.http.hosts if config.http.hosts or is_loopback(config.http.host) else None,
-            room=Room(limits.calls_max, limits.calls_bytes_max),
             now_ms=clock.now_ms,
+            **_doors(config),
         )
         try:
             yield Assembly(
@@ -159,6 +157,16 @@ async def assembled(config: Config) -> AsyncIterator[Assembly]:
 def _scheduler(config: Config, clients: AwsClients) -> WakeScheduler:
     """What wakes a control plane from outside, if anything does."""
     return NoScheduler() if config.scheduler is None else EventBridgeScheduler(clients.scheduler, config.scheduler)
+
+
+def _doors(config: Config) -> dict[str, Any]:
+    """Whom the ingress lets in, and how much of them."""
+    http, limits = config.http, config.limits
+    return {
+        "cors_origins": http.cors_origins,
+        "hosts": http.hosts if http.hosts or is_loopback(http.host) else None,
+        "room": Room(limits.calls_max, limits.calls_bytes_max),
+    }
 
 
 def data_keys_of(config: Config, clients: AwsClients, table: Table) -> StoredDataKeys | None:
