@@ -32,7 +32,16 @@ class Limits:
     partition_records_max: int = 2_000
     partition_bytes_max: int = 16 * MIB
     process_records_max: int = 50_000
-    process_bytes_max: int = 256 * MIB
+    process_bytes_max: int = 64 * MIB
+    """What these records weigh, each with the lane that waits for a place with it (`loops.consume`)."""
+
+    lanes_at_work_max: int = 1_024
+    lanes_at_work_bytes_max: int = 80 * MIB
+    """Lanes that work at once, their heads included; others wait their turn. Four times `invoke_concurrency_max`, as
+    lanes also read and commit."""
+    lanes_max: int = 16_000
+    """Lanes that work or wait, without those that wait for their first place with records. Beyond, hints are refused,
+    and lanes that wait for a pause to end are left to the sweep."""
 
     poll_records_max: int = 500
     poll_timeout_ms: int = 200
@@ -89,6 +98,7 @@ class Limits:
     batch_bytes_max: int = MIB
     """Waiting events of one key that one invocation takes, and what their inputs may weigh."""
     lane_cache_max: int = 100_000
+    lane_cache_bytes_max: int = 48 * MIB
     """Heads of idle lanes kept in memory; one that was dropped costs a read."""
     lane_calls_max: int = 1_000
     """Calls that may wait for one key in this process; further ones are refused (503)."""

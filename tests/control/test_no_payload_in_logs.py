@@ -170,6 +170,12 @@ async def lanes_wait(w: MarkedWorld, m: Marked) -> None:
     await asyncio.sleep(LONG_S)
 
 
+async def lanes_are_too_many(w: MarkedWorld, m: Marked) -> None:
+    for key in (b"one", b"two", b"three"):
+        w.kafka.append("events", cargo("fails"), key, HEADERS)
+    await asyncio.sleep(LONG_S)
+
+
 async def awakeables_are_answered(w: MarkedWorld, m: Marked) -> None:
     await events(w, "asks", "asks_number")
     for n in range(3):
@@ -360,6 +366,7 @@ SCENARIOS: Final = (
     inputs_cannot_be_read,
     dead_letters_are_too_large,
     lanes_wait,
+    lanes_are_too_many,
     awakeables_are_answered,
     topics_are_missing,
     published_records_are_too_large,
@@ -381,7 +388,8 @@ def played(scenario: Any) -> Ears:
     """Run a scenario to its end; what was heard."""
 
     async def whole() -> None:
-        marked, w = world(lane_calls_max=2) if scenario is calls_overload_a_key else world()
+        bounds = {calls_overload_a_key: {"lane_calls_max": 2}, lanes_are_too_many: {"lanes_max": 1}}
+        marked, w = world(**bounds.get(scenario, {}))
         async with w.running():
             await scenario(w, marked)
 

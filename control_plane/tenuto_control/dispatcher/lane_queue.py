@@ -6,7 +6,6 @@ Methods that take `running` are given the work of the current activation, which 
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 
 from tenuto.lane.transitions import outgoing_results
@@ -25,8 +24,11 @@ RESULT_LOOK_MS = 200
 class LaneQueue:
     """Work in the order of its arrival. Its length and its elements are those of what waits."""
 
+    __slots__ = ("_calls", "_cut_off", "_handed", "_held", "_works")
+
     def __init__(self) -> None:
-        self._works: deque[Work] = deque()
+        # A list: most queues hold one work, for which a deque sets aside room for sixty, and none holds many thousands.
+        self._works: list[Work] = []
         self._calls = 0  # How many of them are calls.
         # Finished events, each with what the outbox held when it was; None before that is known.
         self._held: dict[KafkaWork, frozenset[str] | None] = {}
@@ -99,7 +101,7 @@ class LaneQueue:
 
     def pop(self) -> Work:
         """Take out the first."""
-        work = self._works.popleft()
+        work = self._works.pop(0)
         self._calls -= isinstance(work, CallWork)
         return work
 

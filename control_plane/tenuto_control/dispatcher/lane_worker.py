@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeAlias, assert_never
+from typing import Protocol, TypeAlias, assert_never
 
 from tenuto.lane.head import UnreadableHeadError, head_key, parse_head
 from tenuto.lane.timers import SleepTimer
@@ -117,54 +117,112 @@ Onward: TypeAlias = Continue | Rest | Sleeps
 CONTINUE = Continue()
 
 
-class LaneWorker:
-    """Works on one lane until it is idle. `done` is called then, with the time of the next wake-up."""
+class Owner(Protocol):
+    """Who has lanes work, one after the other when they are many."""
 
-    def __init__(
-        self, lane: Lane, services: Parts, memory: LaneMemory, done: Callable[[LaneWorker, int | None], None]
-    ) -> None:
+    def ready(self, worker: LaneWorker) -> None:
+        """The worker's rest is over: it is to be started again."""
+        ...
+
+    def rests(self, worker: LaneWorker) -> None:
+        """The worker has come to rest, and needs no place meanwhile."""
+        ...
+
+    def idle(self, worker: LaneWorker, wake_ms: int | None) -> None:
+        """Nothing is left to do until `wake_ms`, or (None) until something arrives."""
+        ...
+
+    def unneeded(self, worker: LaneWorker) -> None:
+        """The worker has nothing to do any more, before it has begun."""
+        ...
+
+
+class LaneWorker:
+    """Works on one lane until it is idle, with a task of its own while it does anything but wait.
+
+    Thousands may wait for their turn, or for a pause to end: what only a lane at work needs is made when it starts.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_activated",
+        "_begun_ms",
+        "_bounds",
+        "_doing",
+        "_hinted",
+        "_looked",
+        "_memory",
+        "_nudged",
+        "_owner",
+        "_resting_until_ms",
+        "_services",
+        "_timer",
+        "lane",
+        "queue",
+        "task",
+    )
+
+    def __init__(self, lane: Lane, services: Parts, memory: LaneMemory, bounds: Bounds, owner: Owner) -> None:
         self.lane = lane
         self.queue = LaneQueue()
         self.task: asyncio.Task[None] | None = None
         self._memory = memory
         self._services = services
-        self._done = done
-        self._nudge = asyncio.Event()
+        self._owner = owner
+        # From the beginning there is something to do; `_hinted`: not the works in the queue alone.
+        self._nudged = True
+        self._hinted = False
         self._doing: type[Action] = Idle
+        self._begun_ms: int | None = None
         self._resting_until_ms: int | None = None
-        self._activations = Activations(lane, services)
-        self._inbox = Inbox(lane, services.writer)
-        limits = services.limits
-        self._bounds = Bounds(
-            limits.spill_after_ms,
-            limits.spill_records_max,
-            limits.lease_margin_ms,
-            limits.call_look_ms,
-            limits.event_look_ms,
-            limits.owner_ms,
-            services.process,
-        )
+        self._timer: asyncio.TimerHandle | None = None
+        self._activated: Activations | None = None
+        self._looked: Inbox | None = None
+        self._bounds = bounds
 
     # --- what others ask of it --------------------------------------------------------------------------------------
 
-    def start(self) -> None:
-        """Begin to work."""
+    @property
+    def service(self) -> str:
+        """The service of its lane."""
+        return self.lane.service
+
+    def start(self) -> bool:
+        """Begin to work, or go on after a rest. False when the lane was dropped, or its work withdrawn, meanwhile."""
+        if not self._nudged:
+            self._owner.unneeded(self)
+            return False
+        if self._begun_ms is None:
+            self._begun_ms = self._services.clock.now_ms()
         self.task = asyncio.get_running_loop().create_task(self._work(), name=f"lane {self.lane.pk}")
+        return True
+
+    def halt(self) -> asyncio.Task[None] | None:
+        """Never start again. Returns the task of what is under way."""
+        self._nudged = False
+        self._end_rest()
+        return self.task
 
     def add(self, work: Work) -> None:
         """Queue work, unless it is an event that is here already: then that one gets its release."""
         self.queue.add(work, self._busy)
-        self._nudge.set()
+        self._nudge()
 
     def nudge(self, *, look: bool = False) -> None:
         """Something may have changed; `look` also asks for a fresh head and an inbox query."""
         self._on(Nudged(look))
-        self._nudge.set()
+        self._hinted = True
+        self._nudge()
 
     def retry(self) -> None:
         """What the last attempt failed for seems to be over: the next one need not wait out its pause."""
         self._on(Hurried())
-        self._nudge.set()
+        self._hinted = True
+        self._nudge()
+
+    def forget_head(self) -> None:
+        """The head takes too much room while the lane rests: it is read again afterwards."""
+        self._on(HeadDropped())
 
     @property
     def head(self) -> Head | None:
@@ -183,7 +241,7 @@ class LaneWorker:
     @property
     def running(self) -> bool:
         """Whether an activation or an unfinished release is under way."""
-        return self._activations.busy is not None or self.queue.holds
+        return (self._activated is not None and self._activated.busy is not None) or self.queue.holds
 
     def busy_before(self, time_ms: int) -> bool:
         """Whether there is something to do before a time: it works, or a rest ends by then."""
@@ -214,6 +272,11 @@ class LaneWorker:
         """Whether this work is part of the activation that runs right now."""
         return work in self._busy
 
+    @property
+    def memory(self) -> LaneMemory:
+        """All that is remembered of the lane."""
+        return self._memory
+
     def known(self) -> LaneMemory:
         """What to remember while the lane is idle."""
         return self._memory.at_rest()
@@ -224,42 +287,75 @@ class LaneWorker:
 
     def withdraw(self, partitions: set[TopicPartition]) -> bool:
         """Forget the events of partitions. True when some of them are being worked on right now."""
-        return self.queue.withdraw(partitions, self._busy)
+        busy = self.queue.withdraw(partitions, self._busy)
+        if self._begun_ms is None and not self._hinted and not len(self.queue):
+            self._nudged = False  # It was to begin for these events alone.
+        return busy
 
     def cut(self, partitions: set[TopicPartition]) -> None:
         """Whatever still runs of these partitions releases nothing any more."""
         self.queue.cut(partitions, self._busy)
 
     def relieve(self, partitions: set[TopicPartition]) -> None:
-        """Make room in these partitions, if events of theirs have waited for long in this lane's queue."""
+        """Make room in these partitions, if events of theirs have waited for long in this lane's queue.
+
+        While the lane has not begun, it is not what they wait for, and to move them would not make them begin sooner.
+        """
         since_ms = self._services.clock.now_ms() - self._bounds.spill_after_ms
+        if self._begun_ms is None or self._begun_ms > since_ms or self._memory.pressed:
+            return
         if self.queue.waits_since(since_ms, partitions, self._busy):
             self._on(Pressed())
-            self._nudge.set()
+            self._nudge()
 
     @property
     def _busy(self) -> Collection[Work]:
         """The queued work that an activation is about right now."""
-        return self._activations.busy or ()
+        return () if self._activated is None else self._activated.busy or ()
+
+    @property
+    def _activations(self) -> Activations:
+        if self._activated is None:
+            self._activated = Activations(self.lane, self._services)
+        return self._activated
+
+    @property
+    def _inbox(self) -> Inbox:
+        if self._looked is None:
+            self._looked = Inbox(self.lane, self._services.writer)
+        return self._looked
 
     def _on(self, fact: Fact) -> None:
         self._memory = self._memory.on(fact)
+
+    def _nudge(self) -> None:
+        self._nudged = True
+        if self._timer is not None:
+            self._awake()
 
     # --- the loop ---------------------------------------------------------------------------------------------------
 
     async def _work(self) -> None:
         onward: Onward = CONTINUE
-        while not isinstance(onward, Sleeps):
-            onward = await self._turn(onward)
+        while isinstance(onward, Continue):
+            onward = await self._turn()
+            if isinstance(onward, Rest) and self._nudged:
+                onward = CONTINUE
         # Nothing has been awaited since the decision, so no work can have slipped in between.
-        self._done(self, onward.wake_ms)
+        self.task = None
+        match onward:
+            case Rest(until_ms):
+                self._rest(until_ms)
+                self._owner.rests(self)
+            case Sleeps(wake_ms):
+                self._owner.idle(self, wake_ms)
+            case _:
+                assert_never(onward)
 
-    async def _turn(self, onward: Continue | Rest) -> Onward:
-        """Rest, if that is due, then carry out one action. Whatever goes wrong, the lane goes on."""
+    async def _turn(self) -> Onward:
+        """Carry out one action. Whatever goes wrong, the lane goes on."""
         try:
-            if isinstance(onward, Rest):
-                await self._rest(onward.until_ms)
-            self._nudge.clear()
+            self._nudged = False
             return await self._step()
         except TableRefusedError as e:
             return self._troubled(f"the table refuses a write: {shown(str(e))}")
@@ -280,19 +376,23 @@ class LaneWorker:
                 raise
             return self._troubled("unforeseen, the lane starts over from its head", e)
 
-    async def _rest(self, until_ms: int) -> None:
-        """Wait until a time, or until something arrives."""
+    def _rest(self, until_ms: int) -> None:
+        """Do nothing until a time, or until something arrives. A lane that waits needs no task."""
         seconds = max(1, until_ms - self._services.clock.now_ms()) / 1000
         self._resting_until_ms = until_ms
-        try:
-            # Not `wait_for`: before Python 3.12 it loses a cancellation that comes in the same turn as a nudge, and a
-            # dispatcher that halts would wait for this lane to come to rest, after its timers are cleared.
-            async with asyncio.timeout(seconds):
-                await self._nudge.wait()
-        except TimeoutError:
-            return
-        finally:
-            self._resting_until_ms = None
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._awake)
+
+    def _awake(self) -> None:
+        """The rest is over: the lane goes on as soon as there is a place for it."""
+        self._nudged = True
+        self._end_rest()
+        self._owner.ready(self)
+
+    def _end_rest(self) -> None:
+        self._resting_until_ms = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _troubled(self, text: str, error: BaseException | None = None) -> Continue:
         """Let time pass after an error that what is due next may only meet again: more each time, and say so less."""

@@ -1,26 +1,35 @@
-"""The lanes at work in this process, and what is remembered of idle ones.
+"""The lanes of this process that have something to do, and what is remembered of idle ones.
 
 Owns which lanes have a worker, from the first thing there is to do until it is idle. Does not own what a lane does
-(`lane_worker`).
+(`lane_worker`), when it gets its place to do it (`lane_places`), nor how much may be remembered (`heads`).
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
+import logging
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import Final
 
 from tenuto.lane.timers import SleepTimer
 from tenuto.protocol.ids import Lane
 from tenuto.protocol.messages import Head
 from tenuto.protocol.records import Event
 from tenuto_control.core.lane_memory import UNREAD, Known, LaneMemory
-from tenuto_control.core.lane_policy import left_alone
+from tenuto_control.core.lane_policy import Bounds, left_alone
+from tenuto_control.dispatcher.heads import Heads, head_bytes, weight_of
+from tenuto_control.dispatcher.lane_places import Kind, LanePlaces
 from tenuto_control.dispatcher.lane_worker import LaneWorker
 from tenuto_control.dispatcher.parts import Parts
 from tenuto_control.dispatcher.work import KafkaWork
 from tenuto_control.ports import Resting, TopicPartition
+
+log = logging.getLogger("tenuto.dispatcher")
+
+UNREAD_LANE: Final = LaneMemory(UNREAD)
+
+LANES_LOG_INTERVAL_MS: Final = 60_000
+"""How often it is said that there are too many lanes."""
 
 
 class Lanes:
@@ -28,14 +37,21 @@ class Lanes:
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
+        limits = parts.limits
         self._workers: dict[Lane, LaneWorker] = {}
-        self._known: OrderedDict[Lane, LaneMemory] = OrderedDict()
+        self._known = Heads(limits.lane_cache_max, limits.lane_cache_bytes_max)
+        self._places = LanePlaces(limits, parts.targets)
+        # Those that rest and hold no work of this process: what they are for is in the table, and a timer leads there.
+        self._spare: dict[Lane, LaneWorker] = {}
+        self._halted = False
+        self._said_ms = 0
+        self._bounds = self._bounds_now()
 
     # --- work -------------------------------------------------------------------------------------------------------
 
     def worker(self, lane: Lane) -> LaneWorker:
-        """The worker of a lane, which begins to work unless it does already."""
-        return self._worker(lane, None)
+        """The worker of a lane, for a call: it begins to work, as soon as there is a place, once it is given some."""
+        return self._worker(lane, None, Kind.CALL)
 
     def find(self, lane: Lane) -> LaneWorker | None:
         """The worker of a lane that is at work."""
@@ -46,19 +62,26 @@ class Lanes:
         lane, nonce = event.invocation
         # A lane of its own for every event: nothing can have happened there but this event itself.
         fresh = lane.key == nonce and lane not in self._known
-        self._worker(lane, Head() if fresh else None).add(KafkaWork(event, released, self._parts.clock.now_ms()))
+        worker = self._worker(lane, Head() if fresh else None, Kind.RECORD)
+        worker.add(KafkaWork(event, released, self._parts.clock.now_ms()))
 
     def wake(self, lane: Lane) -> None:
         """A wake-up for a lane: a hint, checked against its head."""
-        self.worker(lane).nudge()
+        worker = self._hinted(lane)
+        if worker is not None:
+            worker.nudge()
 
     def look(self, lane: Lane) -> None:
         """Something was put into a lane's inbox or slots."""
-        self.worker(lane).nudge(look=True)
+        worker = self._hinted(lane)
+        if worker is not None:
+            worker.nudge(look=True)
 
     def retry(self, lane: Lane) -> None:
         """What its last attempt failed for seems to be over: the next one need not wait out its pause."""
-        self.worker(lane).retry()
+        worker = self._hinted(lane)
+        if worker is not None:
+            worker.retry()
 
     # --- partitions -------------------------------------------------------------------------------------------------
 
@@ -106,43 +129,138 @@ class Lanes:
 
     async def drop(self, lane: Lane) -> None:
         """Stop a lane where it is, as a crash would."""
-        worker = self._workers.pop(lane, None)
-        if worker is not None and worker.task is not None:
-            worker.task.cancel()
-            await asyncio.gather(worker.task, return_exceptions=True)
+        worker = self._workers.get(lane)
+        if worker is None:
+            return
+        task = self._removed(worker)
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
     async def entrust(self) -> None:
         """Release every event that is finished but for what it sent; timers lead back to that."""
         for worker in list(self._workers.values()):
             await worker.entrust()
 
-    @property
-    def tasks(self) -> tuple[asyncio.Task[Any], ...]:
-        """The tasks of all workers."""
-        return tuple(worker.task for worker in self._workers.values() if worker.task is not None)
+    def halt(self) -> tuple[asyncio.Task[None], ...]:
+        """Start nothing more until `clear`. Returns the tasks of what is under way."""
+        self._halted = True
+        tasks = [worker.halt() for worker in self._workers.values()]
+        return tuple(task for task in tasks if task is not None)
 
     def clear(self) -> None:
         """Forget the workers, whose tasks have been cancelled."""
+        for worker in self._workers.values():
+            worker.halt()
         self._workers.clear()
+        self._spare.clear()
+        self._places.clear()
+        self._known.clear()
+        self._halted = False
 
-    def _worker(self, lane: Lane, head: Head | None) -> LaneWorker:
-        worker = self._workers.get(lane)
-        if worker is None:
-            known = self._known.pop(lane, None) or LaneMemory(UNREAD if head is None else Known(head))
-            worker = LaneWorker(lane, self._parts, known, self._idle)
-            self._workers[lane] = worker
-            worker.start()
-        return worker
+    # --- what workers tell (lane_worker.Owner) ------------------------------------------------------------------------
 
-    def _idle(self, worker: LaneWorker, wake_ms: int | None) -> None:
-        """A worker has nothing left to do."""
+    def ready(self, worker: LaneWorker) -> None:
+        """See `Owner.ready`."""
+        if self._workers.get(worker.lane) is not worker:
+            return
+        self._spare.pop(worker.lane, None)
+        self._known.release(worker.lane)
+        self._enter(worker, Kind.BEGUN)
+
+    def rests(self, worker: LaneWorker) -> None:
+        """See `Owner.rests`."""
+        if self._workers.get(worker.lane) is not worker:
+            worker.halt()
+            return
+        self._leave(worker, None if worker.head is None else head_bytes(worker.head))
+        if not self._known.hold(worker.lane, worker.memory):
+            worker.forget_head()
+        if not worker.waiting and not worker.queue.holds:
+            self._spare[worker.lane] = worker
+
+    def idle(self, worker: LaneWorker, wake_ms: int | None) -> None:
+        """See `Owner.idle`."""
         lane, head = worker.lane, worker.head
+        if self._workers.get(lane) is not worker:
+            return
         del self._workers[lane]
-        known = worker.known()
+        weight = 0
+        memory = worker.known()
         wanted = head is not None and (head.run is not None or self._parts.keyed(lane.service))
-        if wanted or left_alone(known):
-            self._known[lane] = known
-            while len(self._known) > self._parts.limits.lane_cache_max:
-                self._known.popitem(last=False)
+        if wanted or left_alone(memory):
+            weight = weight_of(memory)
+            self._known.keep(lane, memory, weight)
+        self._leave(worker, weight)
         if wake_ms is not None and head is not None and head.run is not None:
             self._parts.wheel.remind(SleepTimer(lane, head.run.event.nonce, wake_ms, f"local.{head.ver}"))
+
+    def unneeded(self, worker: LaneWorker) -> None:
+        """See `Owner.unneeded`."""
+        if self._workers.get(worker.lane) is worker:
+            del self._workers[worker.lane]
+            if worker.head is not None:
+                self._known.keep(worker.lane, worker.memory, weight_of(worker.memory))
+
+    # --- places -------------------------------------------------------------------------------------------------------
+
+    def _worker(self, lane: Lane, head: Head | None, kind: Kind) -> LaneWorker:
+        worker = self._workers.get(lane)
+        if worker is None:
+            self._make_room()
+            known = self._known.take(lane) or (UNREAD_LANE if head is None else LaneMemory(Known(head)))
+            if self._bounds.process != self._parts.process:
+                self._bounds = self._bounds_now()
+            worker = LaneWorker(lane, self._parts, known, self._bounds, self)
+            self._workers[lane] = worker
+            self._enter(worker, kind)
+        return worker
+
+    def _hinted(self, lane: Lane) -> LaneWorker | None:
+        """The worker of a lane that a hint is about. None when there are too many lanes: the sweep comes by again."""
+        if lane not in self._workers and not self._make_room():
+            return None
+        return self._worker(lane, None, Kind.BEGUN)
+
+    def _make_room(self) -> bool:
+        """Have room for one more lane. False when there is none, whatever could be left to the sweep was."""
+        if len(self._workers) - self._places.backlog < self._parts.limits.lanes_max:
+            return True
+        now_ms = self._parts.clock.now_ms()
+        if now_ms - self._said_ms >= LANES_LOG_INTERVAL_MS:
+            self._said_ms = now_ms
+            text = "%d lanes have work or wait for a pause to end (lanes_max); some wait for the sweep instead"
+            log.warning(text, len(self._workers))
+        if not self._spare:
+            return False
+        self._removed(next(iter(self._spare.values())))
+        return True
+
+    def _removed(self, worker: LaneWorker) -> asyncio.Task[None] | None:
+        """Take a worker out, wherever it is. Returns its task, which the caller ends."""
+        task = worker.halt()
+        del self._workers[worker.lane]
+        self._spare.pop(worker.lane, None)
+        self._known.release(worker.lane)
+        self._leave(worker, None)
+        return task
+
+    def _enter(self, worker: LaneWorker, kind: Kind) -> None:
+        if not self._halted:
+            self._places.enter(worker, kind)
+
+    def _leave(self, worker: LaneWorker, head_bytes: int | None) -> None:
+        if not self._halted:
+            self._places.leave(worker, head_bytes)
+
+    def _bounds_now(self) -> Bounds:
+        limits = self._parts.limits
+        return Bounds(
+            limits.spill_after_ms,
+            limits.spill_records_max,
+            limits.lease_margin_ms,
+            limits.call_look_ms,
+            limits.event_look_ms,
+            limits.owner_ms,
+            self._parts.process,
+        )

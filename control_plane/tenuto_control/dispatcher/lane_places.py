@@ -1,0 +1,203 @@
+"""Which lanes work at once: so many in all, so many of each function, and no more than their part of the memory holds.
+
+Owns the places, the queues of lanes that wait for one, and who is next. Does not own what a lane does with its place
+(`lane_worker`), nor the places of invocations (`capacity`): a lane also works before and after it invokes its function.
+
+A lane that waits costs a few objects; one at work, a task, its requests to the table, and its head. Without a bound, a
+backlog of distinct keys has all its lanes at work at once, most of them waiting for a place of their function.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from typing import Final, Protocol, TypeAlias
+
+from tenuto_control.limits import Limits
+from tenuto_control.ports import Targets
+
+LANES_PER_INVOCATION: Final = 4
+"""Lanes of a function at work for each of its simultaneous invocations: the others read their heads and commit."""
+
+FUNCTION_LANES_MIN: Final = 64
+"""So many lanes of a function may work in any case, whatever its concurrency."""
+
+WORKING_BYTES: Final = 32 * 1024
+"""What a lane at work holds besides its head: its task, a request under way with its answer, and what was parsed."""
+
+HEAD_COPIES: Final = 3
+"""How often a head is held while its lane works: as it was read, in the request of its function, and in a write."""
+
+UNKNOWN_HEAD_BYTES: Final = 128 * 1024
+"""How large the heads of a function are taken to be before one was seen."""
+
+EXPECTATION_SHIFT: Final = 5
+"""The expected size of a head follows smaller ones by a 32nd each time, and larger ones at once."""
+
+BEGUN_IN_A_ROW_MAX: Final = 4
+"""So many lanes that go on may pass by one that begins."""
+
+
+class Kind(Enum):
+    """Why a lane asks for a place."""
+
+    BEGUN = auto()
+    """It goes on: something it waited for has come."""
+    CALL = auto()
+    """A caller waits."""
+    RECORD = auto()
+    """A record waits, as thousands may."""
+
+
+class Waiting(Protocol):
+    """A lane that waits for a place, holds one, or neither."""
+
+    @property
+    def service(self) -> str:
+        """The service of the lane."""
+        ...
+
+    def start(self) -> bool:
+        """Begin to work in a place. False when there is nothing left to do, and no place is needed."""
+        ...
+
+
+@dataclass(slots=True, eq=False)
+class _Function:
+    """The lanes of one function: how many are at work, and which wait."""
+
+    share: int
+    at_work: int = 0
+    head_bytes: int = UNKNOWN_HEAD_BYTES
+    listed: bool = False
+    begun: deque[Waiting] = field(default_factory=deque)
+    calls: deque[Waiting] = field(default_factory=deque)
+    records: deque[Waiting] = field(default_factory=deque)
+    in_a_row: int = 0
+    calls_next: bool = True
+
+    def queue(self, kind: Kind) -> deque[Waiting]:
+        match kind:
+            case Kind.BEGUN:
+                return self.begun
+            case Kind.CALL:
+                return self.calls
+            case Kind.RECORD:
+                return self.records
+
+    @property
+    def wants(self) -> bool:
+        """Whether a lane waits that may begin now."""
+        return self.at_work < self.share and bool(self.begun or self.calls or self.records)
+
+    def next(self) -> Waiting:
+        """Take out who is next: what goes on comes first, and calls and records take turns."""
+        new = self.calls or self.records
+        if self.begun and (not new or self.in_a_row < BEGUN_IN_A_ROW_MAX):
+            self.in_a_row = self.in_a_row + 1 if new else 0
+            return self.begun.popleft()
+        self.in_a_row = 0
+        if self.calls and (self.calls_next or not self.records):
+            self.calls_next = False
+            return self.calls.popleft()
+        self.calls_next = True
+        return self.records.popleft()
+
+
+Place: TypeAlias = tuple[_Function, int]
+"""A place that is held: whose it is, and the bytes set aside for it."""
+
+
+class LanePlaces:
+    """The places of one process."""
+
+    def __init__(self, limits: Limits, targets: Targets) -> None:
+        self._limits = limits
+        self._targets = targets
+        self._functions: dict[str | None, _Function] = {}
+        # Functions that have a lane to start, in turns.
+        self._ring: deque[_Function] = deque()
+        self._held: dict[Waiting, Place] = {}
+        self._bytes = 0
+        self._backlog = 0
+
+    @property
+    def backlog(self) -> int:
+        """How many lanes wait for their first place, with records alone: their weight is the records'."""
+        return self._backlog
+
+    @property
+    def at_work(self) -> int:
+        """How many lanes hold a place."""
+        return len(self._held)
+
+    @property
+    def bytes(self) -> int:
+        """What is set aside for them."""
+        return self._bytes
+
+    def enter(self, lane: Waiting, kind: Kind) -> None:
+        """Start a lane as soon as there is a place for it, which may be at once."""
+        function = self._function(lane.service)
+        function.queue(kind).append(lane)
+        self._backlog += kind is Kind.RECORD
+        self._list(function)
+        self._go()
+
+    def leave(self, lane: Waiting, head_bytes: int | None) -> None:
+        """A lane gives its place back, if it holds one. `head_bytes` is the size of its head, if that is known."""
+        held = self._held.pop(lane, None)
+        if held is None:
+            return
+        function, reserved = held
+        function.at_work -= 1
+        self._bytes -= reserved
+        if head_bytes is not None:
+            expected = function.head_bytes
+            smaller = expected - max(1, (expected - head_bytes) >> EXPECTATION_SHIFT)
+            function.head_bytes = max(head_bytes, smaller)
+        self._list(function)
+        self._go()
+
+    def clear(self) -> None:
+        """Nobody waits or works any more."""
+        self._functions.clear()
+        self._ring.clear()
+        self._held.clear()
+        self._bytes = self._backlog = 0
+
+    def _function(self, service: str) -> _Function:
+        target = self._targets.find(service)
+        name = None if target is None else target.function
+        share = FUNCTION_LANES_MIN if target is None else LANES_PER_INVOCATION * target.concurrency
+        function = self._functions.get(name)
+        if function is None:
+            function = self._functions[name] = _Function(0)
+        function.share = max(share, FUNCTION_LANES_MIN)
+        return function
+
+    def _list(self, function: _Function) -> None:
+        if not function.listed and function.wants:
+            function.listed = True
+            self._ring.append(function)
+
+    def _go(self) -> None:
+        while self._ring:
+            function = self._ring[0]
+            cost = WORKING_BYTES + HEAD_COPIES * function.head_bytes
+            if self._held and (
+                len(self._held) >= self._limits.lanes_at_work_max
+                or self._bytes + cost > self._limits.lanes_at_work_bytes_max
+            ):
+                return
+            self._ring.popleft()
+            function.listed = False
+            records = len(function.records)
+            lane = function.next()
+            self._backlog -= records - len(function.records)
+            if lane.start():
+                function.at_work += 1
+                self._held[lane] = function, cost
+                self._bytes += cost
+            self._list(function)
