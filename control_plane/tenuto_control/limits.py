@@ -44,6 +44,13 @@ class Limits:
     and lanes that wait for a pause to end are left to the sweep."""
 
     poll_records_max: int = 500
+    poll_bytes_max: int = 8 * MIB
+    """A poll hands out no further record once it has so many bytes."""
+    fetch_bytes_max: int = 8 * MIB
+    """What one broker's answer to a fetch may hold. A batch that is larger comes alone."""
+    batch_inflated_bytes_max: int = 16 * MIB
+    """What a compressed batch may be inflated to; one that needs more is a dead letter as it was sent. A producer
+    compresses batches of its `batch.size`, 16 KB unless it says otherwise."""
     poll_timeout_ms: int = 200
     commit_interval_ms: int = 200
     quarantine_concurrency: int = 16

@@ -16,7 +16,7 @@ from aiokafka.record.default_records import DefaultRecordBatch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tenuto_control.drivers import kafka_batches
+from tenuto_control.drivers import kafka_batches, kafka_codecs
 from tenuto_control.drivers.kafka_batches import Answer, Fetched, UnreadableError
 from tests.support.raw_batches import CODECS, CONTROL, PRODUCED_MS, TRANSACTIONAL, Raw, batch, record, varint
 
@@ -216,7 +216,7 @@ def test_a_codec_that_panics_makes_its_batch_unreadable_and_ends_nothing(monkeyp
             raise PanicException("index out of bounds")
 
     compressed = batch(SOME, compression="gzip")
-    monkeypatch.setattr(kafka_batches, "_DECODERS", {1: panic})
+    monkeypatch.setattr(kafka_codecs, "DECODERS", {1: panic})
     monkeypatch.setattr(kafka_batches, "DefaultRecordBatch", Panicking)
     with pytest.raises(UnreadableError, match="PanicException: index out of bounds"):
         read(compressed)

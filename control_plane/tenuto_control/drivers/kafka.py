@@ -120,6 +120,7 @@ class KafkaEventLog:
             heartbeat_interval_ms=limits.heartbeat_interval_ms,
             rebalance_timeout_ms=limits.drain_timeout_ms + REBALANCE_MARGIN_MS,
             fetch_max_wait_ms=FETCH_WAIT_MS,
+            fetch_max_bytes=limits.fetch_bytes_max,
             metadata_max_age_ms=METADATA_AGE_MAX_MS,
         )
         try:

@@ -91,6 +91,10 @@ class PartitionFetcher(Fetcher):  # type: ignore[misc] # the base class carries 
             initial_ms=limits.unreadable_retry_initial_ms, max_ms=limits.unreadable_retry_max_ms
         )
         self._patience_s = limits.unreadable_after_ms / 1_000
+        self._poll_bytes_max = limits.poll_bytes_max
+        self._inflated_bytes_max = limits.batch_inflated_bytes_max
+        # The answer whose next batch is read in a thread: one at a time, for each takes as much memory as a batch may.
+        self._preparing: tuple[Answer, asyncio.Future[None]] | None = None
         super().__init__(client, subscriptions, **settings)
 
     @property
@@ -166,7 +170,9 @@ class PartitionFetcher(Fetcher):  # type: ignore[misc] # the base class carries 
             self._troubles.pop(tp, None)
             return False
         wait_until_s = now_s() + self._prefetch_backoff
-        self._records[tp] = _Buffered(Answer(raw, aborted or (), offset), assignment, wait_until_s)
+        self._records[tp] = _Buffered(
+            Answer(raw, aborted or (), offset, self._inflated_bytes_max), assignment, wait_until_s
+        )
         return True
 
     def _refused(self, tp: Any, state: Any, offset: int, error: Any) -> None:
@@ -199,19 +205,42 @@ class PartitionFetcher(Fetcher):  # type: ignore[misc] # the base class carries 
             if self._subscriptions.reassignment_in_progress:
                 await self._subscriptions.wait_for_assignment()
             drained = self._drain(max_records)
+            preparing = self._prepared()
             left_s = deadline_s - now_s()
             if drained or left_s <= 0:
                 return drained
             waiter = self._create_fetch_waiter()
-            done, _ = await asyncio.wait([waiter], timeout=left_s)
-            if not done:
+            awaited = [waiter] if preparing is None else [waiter, preparing]
+            done, _ = await asyncio.wait(awaited, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
+            if waiter in done:
+                waiter.result()
+            else:
                 waiter.cancel()
+            if not done:
                 return {}
-            waiter.result()
         return {}
+
+    def _prepared(self) -> asyncio.Future[None] | None:
+        """The reading of a large batch that is under way, begun now if there is one to read."""
+        if self._preparing is not None:
+            _, reading = self._preparing
+            if not reading.done():
+                return reading
+            self._preparing = None
+        for entry in self._records.values():
+            if isinstance(entry, _Buffered) and entry.answer.large:
+                reading = asyncio.get_running_loop().run_in_executor(None, entry.answer.prepare)
+                self._preparing = entry.answer, reading
+                return reading
+        return None
+
+    def _is_read(self, answer: Answer) -> bool:
+        """Whether a thread reads the next batch of this answer, which may not be touched then."""
+        return self._preparing is not None and self._preparing[0] is answer and not self._preparing[1].done()
 
     def _drain(self, records_max: int) -> dict[Any, list[Fetched]]:
         drained: dict[Any, list[Fetched]] = {}
+        bytes_max = self._poll_bytes_max
         for tp, entry in list(self._records.items()):
             if isinstance(entry, _Hold):
                 if now_s() >= entry.until_s:
@@ -222,11 +251,16 @@ class PartitionFetcher(Fetcher):  # type: ignore[misc] # the base class carries 
             if state is None or state.paused or not state.has_valid_position or state.position != answer.next_offset:
                 self._forget(tp)
                 continue
+            if answer.large or self._is_read(answer):
+                continue
             try:
-                records = answer.take(records_max)
+                records = answer.take(records_max, bytes_max)
             except UnreadableError as e:
                 state.consumed_to(answer.next_offset)
                 self._hold(tp, answer.next_offset, str(e), passing=False)
+                continue
+            if answer.large and not records:
+                state.consumed_to(answer.next_offset)  # Past what holds no record for a reader.
                 continue
             if answer.exhausted and state.position == answer.next_offset:
                 # Asked for anew at once, it would be told the same, and so on as fast as the broker can.
@@ -239,7 +273,8 @@ class PartitionFetcher(Fetcher):  # type: ignore[misc] # the base class carries 
             if records:
                 drained[tp] = records
                 records_max -= len(records)
-                if records_max <= 0:
+                bytes_max -= sum(len(one.value or b"") + len(one.key or b"") for one in records)
+                if records_max <= 0 or bytes_max <= 0:
                     break
         return drained
 
