@@ -88,6 +88,8 @@ class Limits:
     """A failure that goes on is logged again after this time, not at every try."""
 
     invoke_concurrency_max: int = 256
+    invoke_bytes_max: int = 48 * MIB
+    """What the requests of invocations under way take in memory, copies included; further ones wait."""
     invoke_connect_timeout_ms: int = 3_000
     invoke_read_timeout_ms: int = 905_000
     """Above the longest timeout a function can have (900 s).

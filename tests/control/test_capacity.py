@@ -43,7 +43,7 @@ class Yard:
 
 def test_what_has_begun_comes_first_and_otherwise_who_came_first() -> None:
     async def scenario() -> None:
-        yard = Yard(Capacity(9))
+        yard = Yard(Capacity(9, 1_000))
         tasks = [asyncio.create_task(yard.work("first", target=ONE))]
         for n in range(3):
             tasks.append(asyncio.create_task(yard.work(f"new {n}", target=ONE)))
@@ -56,7 +56,7 @@ def test_what_has_begun_comes_first_and_otherwise_who_came_first() -> None:
 
 def test_what_wakes_for_ever_does_not_keep_new_work_out() -> None:
     async def scenario() -> None:
-        yard = Yard(Capacity(9))
+        yard = Yard(Capacity(9, 1_000))
         tasks = [asyncio.create_task(yard.work(f"begun {n}", begun=True, target=ONE)) for n in range(20)]
         tasks += [asyncio.create_task(yard.work("new", target=ONE))]
         await asyncio.gather(*tasks)
@@ -67,7 +67,7 @@ def test_what_wakes_for_ever_does_not_keep_new_work_out() -> None:
 
 def test_a_function_is_bounded_by_itself_and_all_by_the_total() -> None:
     async def scenario() -> None:
-        yard = Yard(Capacity(3))
+        yard = Yard(Capacity(3, 1_000))
         await asyncio.gather(*(yard.work("f") for _ in range(5)))
         assert yard.most == 2
         await asyncio.gather(*(yard.work("f") for _ in range(5)), *(yard.work("g", target=OTHER) for _ in range(5)))
@@ -80,7 +80,7 @@ def test_a_function_is_bounded_by_itself_and_all_by_the_total() -> None:
 def test_no_place_is_lost_when_waiters_give_up(seed: int) -> None:
     async def scenario() -> None:
         rng = random.Random(seed)
-        yard = Yard(Capacity(3))
+        yard = Yard(Capacity(3, 1_000))
         tasks = []
         for n in range(60):
             target = rng.choice([TARGET, OTHER])

@@ -200,8 +200,8 @@ async def test_a_full_window_pauses_its_partition_only() -> None:
 @virtually
 async def test_bytes_and_the_whole_process_are_bounded_too() -> None:
     for limits in (
-        Limits(partition_bytes_max=3_000, poll_records_max=1),
-        Limits(process_bytes_max=3_000, poll_records_max=1),
+        Limits(partition_bytes_max=30_000, poll_records_max=1),
+        Limits(process_bytes_max=30_000, poll_records_max=1),
         Limits(process_records_max=8, poll_records_max=1),
     ):
         world, execution = World(partitions=2), RecordingExecution(holding=True)

@@ -50,11 +50,13 @@ class OffsetWindow:
         heapq.heappush(self._heap, offset)
         return True
 
-    def finish(self, offset: int) -> None:
-        """The record no longer has to be held. Unknown and already finished offsets change nothing."""
-        self._bytes -= self._unfinished.pop(offset, 0)
+    def finish(self, offset: int) -> int:
+        """The record no longer has to be held; what it weighed. Unknown and finished offsets change nothing: 0."""
+        weight = self._unfinished.pop(offset, 0)
+        self._bytes -= weight
         while self._heap and self._heap[0] not in self._unfinished:
             heapq.heappop(self._heap)
+        return weight
 
     @property
     def committable(self) -> int | None:

@@ -64,6 +64,7 @@ from tenuto_control.core.verdicts import (
 from tenuto_control.dispatcher.batches import choose
 from tenuto_control.dispatcher.commits import Commits
 from tenuto_control.dispatcher.ends import Ends
+from tenuto_control.dispatcher.heads import head_bytes
 from tenuto_control.dispatcher.parts import Parts
 from tenuto_control.dispatcher.work import Attempted, CallWork, Work
 from tenuto_control.limits import ANSWER_BYTES_MAX
@@ -81,6 +82,10 @@ log = logging.getLogger("tenuto.lane")
 
 Tries: TypeAlias = Callable[[Event], int]
 """Which attempt at an event the next one is, from 1."""
+
+
+REQUEST_COPIES = 3
+"""How often a request is held while its function is called: encoded, in the body of its HTTP request, and sent."""
 
 
 @dataclass(slots=True)
@@ -193,6 +198,10 @@ class Activations:
         return departing(self.lane, head, mode, name, trim, self._lessons, target.manifest, now_ms)
 
     async def _invoke(self, target: Target, flight: Flight) -> Outcome | InvokeError:
+        async with self.services.capacity.room(REQUEST_COPIES * _request_bytes(flight)):
+            return await self._invoke_now(target, flight)
+
+    async def _invoke_now(self, target: Target, flight: Flight) -> Outcome | InvokeError:
         request = activation_of(
             flight.mode,
             self.lane.service,
@@ -372,3 +381,13 @@ def no_outcome(error: InvokeError) -> NoOutcome:
             return Missing(str(error))
         case _:
             return Crashed(str(error))
+
+
+def _request_bytes(flight: Flight) -> int:
+    """What goes to the function, roughly, before it is encoded: where it is too much at once, it is not to be made."""
+    size = head_bytes(flight.head)
+    for event in flight.events:
+        size += len(event.input or b"")
+        for name, value in event.headers:
+            size += len(name) + len(value)
+    return size

@@ -1,6 +1,6 @@
-"""How many invocations run at once, in all and per function, and who is next.
+"""How many invocations run at once, in all and per function, what their requests may hold together, and who is next.
 
-Owns the places. Does not own what is done with one.
+Owns the places and the room for requests. Does not own what is done with them.
 """
 
 from __future__ import annotations
@@ -27,9 +27,19 @@ class Capacity:
     that ends makes its lane's head small again.
     """
 
-    def __init__(self, total: int) -> None:
+    def __init__(self, total: int, request_bytes_max: int) -> None:
         self._all = _Places(total)
         self._functions: dict[str, _Places] = {}
+        self._room = _Room(request_bytes_max)
+
+    @asynccontextmanager
+    async def room(self, size_bytes: int) -> AsyncIterator[None]:
+        """Hold room for a request while it is under way: with a place, and before the request is made."""
+        await self._room.take(size_bytes)
+        try:
+            yield
+        finally:
+            self._room.give(size_bytes)
 
     @asynccontextmanager
     async def place(self, target: Target, *, begun: bool = False) -> AsyncIterator[None]:
@@ -90,3 +100,48 @@ class _Places:
             return self._begun.popleft()
         self._in_a_row = 0
         return self._new.popleft() if self._new else None
+
+
+class _Room:
+    """A number of bytes that requests share, in the order in which they ask. One that is larger than all goes alone."""
+
+    def __init__(self, bytes_max: int) -> None:
+        self._bytes_max = bytes_max
+        self._held = 0
+        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+
+    async def take(self, size: int) -> None:
+        """Wait until there is room for that much, and hold it."""
+        if not self._waiting and self._fits(size):
+            self._held += size
+            return
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((size, turn))
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if not turn.cancelled():
+                # The room came at the moment of giving up.
+                self._held -= size
+            self._go_on()
+            raise
+
+    def give(self, size: int) -> None:
+        """Give room back."""
+        self._held -= size
+        self._go_on()
+
+    def _fits(self, size: int) -> bool:
+        return self._held == 0 or self._held + size <= self._bytes_max
+
+    def _go_on(self) -> None:
+        while self._waiting:
+            size, turn = self._waiting[0]
+            if turn.cancelled():
+                self._waiting.popleft()
+                continue
+            if not self._fits(size):
+                return
+            self._waiting.popleft()
+            self._held += size
+            turn.set_result(None)

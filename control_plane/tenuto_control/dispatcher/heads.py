@@ -23,6 +23,9 @@ REST_BYTES: Final = 1_600
 ENTRY_BYTES: Final = 120
 """What an entry of a dictionary takes besides what it holds."""
 
+DEPTH_MAX: Final = 8
+"""How deep a message is looked into."""
+
 Kept = tuple[LaneMemory, int]
 
 
@@ -108,14 +111,16 @@ def head_bytes(head: Head) -> int:
     return weight + (0 if head.run is None else _held(head.run))
 
 
-def _held(value: object) -> int:
+def _held(value: object, depth: int = DEPTH_MAX) -> int:
     """What a message holds: texts and bytes, in whatever it is made of."""
     if isinstance(value, bytes | str):
         return sys.getsizeof(value)
+    if depth == 0:
+        return 0
     if isinstance(value, Struct):
-        return ENTRY_BYTES + sum(_held(getattr(value, name)) for name in value.__struct_fields__)
+        return ENTRY_BYTES + sum(_held(getattr(value, name), depth - 1) for name in value.__struct_fields__)
     if isinstance(value, Mapping):
-        return ENTRY_BYTES + sum(_held(k) + _held(v) for k, v in value.items())
+        return ENTRY_BYTES + sum(_held(k) + _held(v, depth - 1) for k, v in value.items())
     if isinstance(value, tuple | list):
-        return ENTRY_BYTES + sum(map(_held, value))
+        return ENTRY_BYTES + sum(_held(one, depth - 1) for one in value)
     return 0

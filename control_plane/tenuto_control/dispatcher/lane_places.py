@@ -26,8 +26,8 @@ FUNCTION_LANES_MIN: Final = 64
 WORKING_BYTES: Final = 32 * 1024
 """What a lane at work holds besides its head: its task, a request under way with its answer, and what was parsed."""
 
-HEAD_COPIES: Final = 3
-"""How often a head is held while its lane works: as it was read, in the request of its function, and in a write."""
+HEAD_COPIES: Final = 2
+"""How often a head is held while its lane works: parsed, and as it was read or is written."""
 
 UNKNOWN_HEAD_BYTES: Final = 128 * 1024
 """How large the heads of a function are taken to be before one was seen."""

@@ -139,7 +139,7 @@ def parts_of(wiring: Wiring, hints: Hints, due: Callable[[Timer], None]) -> Part
         background,
         Recoveries(background, hints.retry),
         wiring.invoker,
-        Capacity(limits.invoke_concurrency_max),
+        Capacity(limits.invoke_concurrency_max, limits.invoke_bytes_max),
         wiring.targets,
         clock,
         wiring.rng,

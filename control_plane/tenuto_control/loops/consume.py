@@ -50,6 +50,7 @@ class _Assigned:
     committed: int | None = None
     paused: bool = False
     leaving: bool = False
+    gone: bool = False
     quarantines: set[asyncio.Task[None]] = field(default_factory=set)
 
 
@@ -77,6 +78,10 @@ class Consumer:
         self._dead_letters = DeadLetters(sink, execution.set_aside, self._failures, clock, limits, self._metrics)
         self._retry = RetryPolicy(initial_ms=limits.log_retry_initial_ms, max_ms=limits.log_retry_max_ms)
         self._partitions: dict[TopicPartition, _Assigned] = {}
+        # What the windows of all partitions hold.
+        self._records = self._bytes = 0
+        self._relieved_ms = 0
+        self._clock = clock
         self._stopping = asyncio.Event()
         self._committing = asyncio.Lock()
         self._tasks = asyncio.TaskGroup()
@@ -105,6 +110,8 @@ class Consumer:
     async def assigned(self, partitions: Sequence[TopicPartition]) -> None:
         """Start from the group's committed offsets, with nothing in flight."""
         for tp in partitions:
+            if tp in self._partitions:
+                self._forget(tp)
             self._partitions[tp] = _Assigned()
 
     async def revoked(self, partitions: Sequence[TopicPartition]) -> None:
@@ -119,7 +126,14 @@ class Consumer:
         await self._commit(ours)
         for tp, assigned in ours.items():
             if self._partitions.get(tp) is assigned:
-                del self._partitions[tp]
+                self._forget(tp)
+
+    def _forget(self, tp: TopicPartition) -> None:
+        """The partition is ours no more; what it still releases counts for nothing."""
+        assigned = self._partitions.pop(tp)
+        assigned.gone = True
+        self._records -= assigned.window.records
+        self._bytes -= assigned.window.bytes
 
     # --- in -------------------------------------------------------------------------------------------------
 
@@ -162,8 +176,11 @@ class Consumer:
         assigned = self._partitions.get(tp)
         if assigned is None or assigned.leaving:
             return  # The partition is on its way to another member, who reads this record again.
-        if not assigned.window.deliver(record.offset, _weight(record)):
+        weight = weight_of(record)
+        if not assigned.window.deliver(record.offset, weight):
             return
+        self._records += 1
+        self._bytes += weight
         subscription = self._subscriptions[record.topic]
         released = partial(self._release, assigned, record.offset)
         match _meaning(record, subscription):
@@ -178,8 +195,12 @@ class Consumer:
                 self._execution.deliver(event, released)
 
     def _release(self, assigned: _Assigned, offset: int) -> None:
-        assigned.window.finish(offset)
-        if assigned.paused and self._pressure(assigned.window) <= RELIEVED:
+        weight = assigned.window.finish(offset)
+        if assigned.gone or not weight:
+            return
+        self._records -= 1
+        self._bytes -= weight
+        if assigned.paused and self._pressure(assigned) <= RELIEVED:
             self._apply_pressure()
 
     async def _quarantine(self, record: LogRecord, topic: str, reason: str, released: Callable[[], None]) -> None:
@@ -191,17 +212,12 @@ class Consumer:
 
     def _apply_pressure(self) -> None:
         """Pause what is above its bound, resume what has fallen below half of it."""
-        windows = [assigned.window for assigned in self._partitions.values()]
-        process = max(
-            sum(window.records for window in windows) / self._limits.process_records_max,
-            sum(window.bytes for window in windows) / self._limits.process_bytes_max,
-        )
         pausing: list[TopicPartition] = []
         resuming: list[TopicPartition] = []
         for tp, assigned in self._partitions.items():
             if assigned.leaving:
                 continue
-            pressure = max(process, self._pressure(assigned.window))
+            pressure = self._pressure(assigned)
             if not assigned.paused and pressure >= FULL:
                 assigned.paused = True
                 pausing.append(tp)
@@ -212,15 +228,31 @@ class Consumer:
             self._log.pause(pausing)
         if resuming:
             self._log.resume(resuming)
+        self._relieve()
+
+    def _relieve(self) -> None:
+        """Have slow keys make room in partitions that can take no more; each time, all lanes with work are asked."""
+        now_ms = self._clock.now_ms()
+        if now_ms - self._relieved_ms < RELIEVE_INTERVAL_MS:
+            return
         full = [tp for tp, assigned in self._partitions.items() if assigned.paused and not assigned.leaving]
         if full:
+            self._relieved_ms = now_ms
             self._execution.relieve(full)
 
-    def _pressure(self, window: OffsetWindow) -> float:
-        return max(
-            window.records / self._limits.partition_records_max,
-            window.bytes / self._limits.partition_bytes_max,
-        )
+    def _pressure(self, assigned: _Assigned) -> float:
+        """How full a partition is, of its own bound or of the process's.
+
+        The process being full, a partition is stopped that holds a fair part of it: others hold little, and their
+        handlers have nothing to do with what holds the rest up. That adds a part of the bound to it, at the most.
+        """
+        window, limits = assigned.window, self._limits
+        own = max(window.records / limits.partition_records_max, window.bytes / limits.partition_bytes_max)
+        share = max(window.records / limits.process_records_max, window.bytes / limits.process_bytes_max)
+        fair = FAIR_PART / len(self._partitions)
+        if share < (fair / 2 if assigned.paused else fair):
+            return own
+        return max(own, self._records / limits.process_records_max, self._bytes / limits.process_bytes_max)
 
     # --- out ------------------------------------------------------------------------------------------------
 
@@ -285,11 +317,26 @@ RELIEVED = 0.5
 Apart from `FULL`, so that it does not flutter.
 """
 
-RECORD_OVERHEAD_BYTES = 256
-"""What a record weighs in memory besides its key, value and headers, roughly."""
+FAIR_PART = 0.25
+"""So much of the process's bound, divided among its partitions, each may hold though others have filled it."""
+
+RELIEVE_INTERVAL_MS = 1_000
+"""How often lanes are asked to make room while partitions are paused."""
+
+RECORD_OVERHEAD_BYTES = 2_560
+"""What a record costs in memory besides its contents: its event, its place in a queue and in its window, and a lane
+that waits for it alone, as most do in a backlog of many keys. Measured are 1,800 bytes (`tests/attack/test_memory`),
+to which comes what an allocator loses."""
+
+KEY_COPIES = 4
+"""A key is held as it came, as text, and in an invocation's id."""
 
 
-def _weight(record: LogRecord) -> int:
+def weight_of(record: LogRecord) -> int:
     """Bytes a record holds in memory while it is in flight, roughly."""
-    headers = sum(len(name) + len(value) for name, value in record.headers)
-    return RECORD_OVERHEAD_BYTES + len(record.key or b"") + len(record.value or b"") + headers
+    headers = sum(HEADER_BYTES + len(name) + len(value) for name, value in record.headers)
+    return RECORD_OVERHEAD_BYTES + KEY_COPIES * len(record.key or b"") + len(record.value or b"") + headers
+
+
+HEADER_BYTES = 160
+"""A header's tuple, text and bytes, besides what they hold."""
