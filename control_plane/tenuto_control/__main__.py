@@ -21,6 +21,7 @@ from tenuto_control.config import DEFAULT_FILE, Config, ConfigError, load
 from tenuto_control.core import costs
 from tenuto_control.core.log_fields import shown
 from tenuto_control.drivers import log_lines
+from tenuto_control.memory import memory_problem, task_to_be
 
 EXIT_UNSEEN = 1
 EXIT_USAGE = 2
@@ -141,6 +142,9 @@ def _cost(options: argparse.Namespace) -> int:
 def _check(config: Config, options: argparse.Namespace) -> int:
     """Say what is configured, served, and wrong. Raises ConfigError."""
     print(f"{options.config}: {len(config.functions)} functions, {len(config.subscriptions)} subscriptions", flush=True)
+    too_much = memory_problem(config.limits, task_to_be(os.environ))
+    if too_much is not None:
+        print(f"warning: {too_much}", file=sys.stderr, flush=True)
     if options.offline:
         return 0
     from tenuto_control.assembly import survey

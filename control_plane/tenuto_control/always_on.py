@@ -28,6 +28,7 @@ from tenuto_control.drivers.http_connections import Connections, connections_pos
 from tenuto_control.drivers.http_protocol import JsonErrorsProtocol
 from tenuto_control.drivers.kafka import KafkaEventLog
 from tenuto_control.loops.consume import Consumer
+from tenuto_control.memory import memory_of_task, memory_problem
 
 log = logging.getLogger("tenuto")
 
@@ -50,6 +51,10 @@ async def serve(config: Config) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
     quiet_libraries()
+    task = memory_of_task()
+    too_much = None if task is None else memory_problem(config.limits, task)
+    if too_much is not None:
+        log.warning("%s", too_much)
     async with assembled(config) as parts:
         starting = asyncio.create_task(_start(parts), name="start")
         if await _unless(stop, starting):

@@ -32,14 +32,14 @@ class Limits:
     partition_records_max: int = 2_000
     partition_bytes_max: int = 16 * MIB
     process_records_max: int = 50_000
-    process_bytes_max: int = 64 * MIB
+    process_bytes_max: int = 48 * MIB
     """What these records weigh, each with the lane that waits for a place with it (`loops.consume`)."""
 
     lanes_at_work_max: int = 1_024
-    lanes_at_work_bytes_max: int = 80 * MIB
+    lanes_at_work_bytes_max: int = 64 * MIB
     """Lanes that work at once, their heads included; others wait their turn. Four times `invoke_concurrency_max`, as
     lanes also read and commit."""
-    lanes_max: int = 16_000
+    lanes_max: int = 12_000
     """Lanes that work or wait, without those that wait for their first place with records. Beyond, hints are refused,
     and lanes that wait for a pause to end are left to the sweep."""
 
@@ -88,7 +88,7 @@ class Limits:
     """A failure that goes on is logged again after this time, not at every try."""
 
     invoke_concurrency_max: int = 256
-    invoke_bytes_max: int = 48 * MIB
+    invoke_bytes_max: int = 32 * MIB
     """What the requests of invocations under way take in memory, copies included; further ones wait."""
     invoke_connect_timeout_ms: int = 3_000
     invoke_read_timeout_ms: int = 905_000
@@ -107,7 +107,7 @@ class Limits:
     batch_bytes_max: int = MIB
     """Waiting events of one key that one invocation takes, and what their inputs may weigh."""
     lane_cache_max: int = 100_000
-    lane_cache_bytes_max: int = 48 * MIB
+    lane_cache_bytes_max: int = 32 * MIB
     """Heads of idle lanes kept in memory; one that was dropped costs a read."""
     lane_calls_max: int = 1_000
     """Calls that may wait for one key in this process; further ones are refused (503)."""
@@ -125,6 +125,9 @@ class Limits:
     """When a guard falls due that protects only the few writes that follow it."""
     commit_guard_ms: int = 60_000
     """When the guard falls due that protects a commit of calls which send messages."""
+    results_awaited_max: int = 1_000
+    """Callers that wait for a result that is stored elsewhere, each of whom has the table asked at intervals. Others
+    are told at once that it is not there yet."""
     result_poll_initial_ms: int = 25
     result_poll_max_ms: int = 250
 
@@ -143,7 +146,9 @@ class Limits:
     """Sleeps up to this long are waited for inside the function; more than that is for a dispatcher that runs as a
     function itself, where nothing but the outside scheduler could end a short suspension."""
     wheel_horizon_ms: int = 120_000
-    """Timers due within this time are held in memory; later ones are found by the sweep."""
+    wheel_bytes_max: int = 16 * MIB
+    """Timers due within this time are held in memory, as long as they weigh no more; others are found by the sweep,
+    which comes by within `sweep_interval_ms`."""
     scheduler_threshold_ms: int = 120_000
     """Sleeps at least this long are also handed to the outside scheduler, whose precision is a minute."""
     scheduler_lead_ms: int = 60_000

@@ -1,14 +1,15 @@
 """Tasks that nobody waits for to their end.
 
-Owns keeping them alive, their errors and their end. Does not own what they do.
+Owns keeping them alive, how many run at once, their errors and their end. Does not own what they do.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Coroutine
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from tenuto_control.ports import UndecidedError
 
@@ -17,22 +18,40 @@ log = logging.getLogger("tenuto.dispatcher")
 T = TypeVar("T")
 
 
+AT_ONCE_MAX: Final = 128
+"""So much of what a sweep repeats runs at a time: due messages and schedules come in crowds."""
+
+WAITING_MAX: Final = 10_000
+"""So much of it waits for that. The rest is left to the sweep."""
+
+
 class Background:
     """The tasks of one process that run on their own."""
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._spawned = 0
+        self._waiting: deque[Coroutine[Any, Any, None]] = deque()
 
     @property
     def tasks(self) -> tuple[asyncio.Task[Any], ...]:
-        """Those that have not ended."""
+        """Those that run and have not ended."""
         return tuple(self._tasks)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        """Do something that a sweep repeats, should it fail."""
-        task = self._started(_quietly(work))
-        # A task that is cancelled before it begins never comes to its work, which would complain about that.
-        task.add_done_callback(lambda _: work.close())
+        """Do something that a sweep repeats, should it fail, or should too much wait already."""
+        if self._spawned < AT_ONCE_MAX:
+            self._begin(work)
+        elif len(self._waiting) < WAITING_MAX:
+            self._waiting.append(work)
+        else:
+            work.close()
+
+    def halt(self) -> tuple[asyncio.Task[Any], ...]:
+        """Begin nothing of what waits. Returns what runs."""
+        while self._waiting:
+            self._waiting.popleft().close()
+        return self.tasks
 
     async def in_time(self, work: Coroutine[Any, Any, T], timeout_ms: int) -> T:
         """Wait for something that goes on when the time is over. Raises UndecidedError then, and what the work does."""
@@ -45,9 +64,23 @@ class Background:
         return task.result()
 
     async def ended(self, timeout_s: float) -> None:
-        """Wait until all have ended that run now, or for the timeout."""
-        if self._tasks:
-            await asyncio.wait(self.tasks, timeout=timeout_s)
+        """Wait until all have ended that run or wait now, or for the timeout."""
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + timeout_s
+        while self._tasks and (left_s := until_s - loop.time()) > 0:
+            await asyncio.wait(self.tasks, timeout=left_s)
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        self._spawned += 1
+        task = self._started(_quietly(work))
+        # A task that is cancelled before it begins never comes to its work, which would complain about that.
+        task.add_done_callback(lambda _: self._ended(work))
+
+    def _ended(self, work: Coroutine[Any, Any, None]) -> None:
+        work.close()
+        self._spawned -= 1
+        if self._waiting:
+            self._begin(self._waiting.popleft())
 
     def _started(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.get_running_loop().create_task(work)

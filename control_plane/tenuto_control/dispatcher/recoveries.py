@@ -22,6 +22,9 @@ OUTAGE_LANES_MIN: Final = 2
 LANES_MAX: Final = 1_000
 """Lanes of one handler that are remembered as failing. Others wait out their pauses."""
 
+HANDLERS_MAX: Final = 100
+"""Handlers of which that is remembered."""
+
 EARLY_RETRY_EVERY_S: Final = 0.02
 """The pace of early retries of one handler: what it depends on has only just come back."""
 
@@ -42,7 +45,12 @@ class Recoveries:
         """An attempt has failed, and the lane pauses."""
         if lane in self._hurried.get(handler, ()):
             return
-        lanes = self._failing.setdefault(handler, {})
+        lanes = self._failing.get(handler)
+        if lanes is None:
+            while len(self._failing) >= HANDLERS_MAX:
+                # Its lanes wait out their pauses. A message may name any handler.
+                del self._failing[next(iter(self._failing))]
+            lanes = self._failing[handler] = {}
         lanes[lane] = None
         while len(lanes) > LANES_MAX:
             del lanes[next(iter(lanes))]
@@ -61,7 +69,7 @@ class Recoveries:
             return
         failing = self._failing.pop(handler, {})
         self.gave_up(handler, lane)
-        if len(failing) < OUTAGE_LANES_MIN:
+        if len(failing) < OUTAGE_LANES_MIN or (handler not in self._hurried and len(self._hurried) >= HANDLERS_MAX):
             return
         hurried = self._hurried.setdefault(handler, set())
         failing.pop(lane, None)

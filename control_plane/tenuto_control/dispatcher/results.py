@@ -1,6 +1,7 @@
 """Results of invocations: where they are looked up, and who waits for one in this process.
 
-Owns the order of places to look, and the polling. Does not own how a result comes to be stored (`delivery`).
+Owns the order of places to look, the polling, and how many may wait. Does not own how a result comes to be stored
+(`delivery`).
 """
 
 from __future__ import annotations
@@ -27,14 +28,18 @@ class Results:
         self._limits = limits
         self._lanes = lanes
         self._waiters: dict[str, set[asyncio.Future[Result]]] = {}
+        self._waiting = 0
 
     async def of(self, invocation: InvocationId, wait_ms: int) -> Answer:
-        """See `Execution.result`."""
+        """See `Execution.result`. Each that waits asks the table at intervals: beyond a bound, nobody waits."""
         name = str(invocation)
+        if self._waiting >= self._limits.results_awaited_max:
+            wait_ms = 0
         deadline = self._clock.now_ms() + wait_ms
         pause_ms = self._limits.result_poll_initial_ms
         told: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._waiters.setdefault(name, set()).add(told)
+        self._waiting += 1
         try:
             while True:
                 answer = await self._stored(invocation.lane, name)
@@ -46,6 +51,7 @@ class Results:
                     return told.result()
                 pause_ms = min(pause_ms * 2, self._limits.result_poll_max_ms)
         finally:
+            self._waiting -= 1
             waiting = self._waiters[name]
             waiting.discard(told)
             if not waiting:

@@ -28,6 +28,9 @@ STARTS_PAUSE_S = 0.01
 """Timers that are passed on in one turn, and how long a turn lasts: at most 6,400 lanes a second begin to work, each
 by a read of the table."""
 
+TIMER_BYTES = 1_500
+"""What an armed timer takes in memory besides its message: its names, its key and its handle in the event loop."""
+
 Reminder: TypeAlias = SleepTimer | SendTimer
 """A timer that should fire in time. A guard is for whoever comes by."""
 
@@ -52,14 +55,20 @@ class Wheel:
         self._over: deque[Timer] = deque()
         self._started = 0
         self._turn: asyncio.TimerHandle | None = None
+        self._bytes = 0
 
     def arm(self, timer: Timer) -> None:
-        """Fire a timer here when it is due, if that is soon; the sweep finds it in any case."""
+        """Fire a timer here when it is due, if that is soon and there is room; the sweep finds it in any case."""
         delay_ms = timer.due_ms - self._clock.now_ms()
         if delay_ms > self._limits.wheel_horizon_ms or timer.key in self._armed:
             return
+        # Half of the room is for those that no sweep comes by any more before they are due.
+        soon = delay_ms <= 2 * self._limits.sweep_interval_ms
+        if self._bytes + _weight(timer) > self._limits.wheel_bytes_max // (1 if soon else 2):
+            return
         loop = asyncio.get_running_loop()
         self._armed[timer.key] = timer, loop.call_later(max(0, delay_ms) / 1000, self._fire, timer)
+        self._bytes += _weight(timer)
 
     def remind(self, timer: Reminder) -> None:
         """Fire a timer when it is due: here if this process lives until then, and from outside if that is far off."""
@@ -82,6 +91,7 @@ class Wheel:
         for _, handle in self._armed.values():
             handle.cancel()
         self._armed.clear()
+        self._bytes = 0
         self._over.clear()
         if self._turn is not None:
             self._turn.cancel()
@@ -98,7 +108,9 @@ class Wheel:
             self._turn = asyncio.get_running_loop().call_later(STARTS_PAUSE_S, self._next_turn)
         while self._over and self._started < STARTED_AT_ONCE:
             self._started += 1
-            self._due(self._over.popleft())
+            timer = self._over.popleft()
+            self._bytes -= _weight(timer)
+            self._due(timer)
 
     def _next_turn(self) -> None:
         self._turn, self._started = None, 0
@@ -130,6 +142,12 @@ class Wheel:
             # It will fire, and find nothing to do.
             fields = log_fields.of_lane(timer.lane)
             log.info("%s: a wake-up could not be cancelled outside: %s", timer.lane.pk, shown(str(e)), extra=fields)
+
+
+def _weight(timer: Timer) -> int:
+    """What an armed timer takes in memory, roughly."""
+    held = len(timer.message) if isinstance(timer, SendTimer) else 0
+    return TIMER_BYTES + 2 * len(timer.lane.key) + held
 
 
 def _schedule_name(timer: Reminder) -> str:

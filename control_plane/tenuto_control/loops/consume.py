@@ -176,14 +176,15 @@ class Consumer:
         assigned = self._partitions.get(tp)
         if assigned is None or assigned.leaving:
             return  # The partition is on its way to another member, who reads this record again.
-        weight = weight_of(record)
+        subscription = self._subscriptions[record.topic]
+        meaning = _meaning(record, subscription)
+        weight = weight_of(record) + (QUARANTINE_BYTES if isinstance(meaning, Quarantine) else 0)
         if not assigned.window.deliver(record.offset, weight):
             return
         self._records += 1
         self._bytes += weight
-        subscription = self._subscriptions[record.topic]
         released = partial(self._release, assigned, record.offset)
-        match _meaning(record, subscription):
+        match meaning:
             case Quarantine(reason):
                 task = self._tasks.create_task(
                     self._quarantine(record, subscription.dead_letter_topic, reason, released),
@@ -327,6 +328,9 @@ RECORD_OVERHEAD_BYTES = 2_560
 """What a record costs in memory besides its contents: its event, its place in a queue and in its window, and a lane
 that waits for it alone, as most do in a backlog of many keys. Measured are 1,800 bytes (`tests/attack/test_memory`),
 to which comes what an allocator loses."""
+
+QUARANTINE_BYTES = 8 * 1024
+"""What a record costs besides while its dead letter waits to be produced: a task, and what it is written from."""
 
 KEY_COPIES = 4
 """A key is held as it came, as text, and in an invocation's id."""
