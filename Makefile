@@ -15,7 +15,7 @@ AUDIT_STAMP := $(AUDIT_VENV)/.complete
 AUDITED := control function function_kms dev audit
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo dev test test-localstack audit validate prove bench lint format types contracts lock lock-jars clean java plan
+.PHONY: help setup demo dev test test-localstack audit validate prove soak-memory bench lint format types contracts lock lock-jars clean java plan
 .NOTPARALLEL:
 .SUFFIXES:
 MAKEFLAGS += --no-print-directory --no-builtin-rules
@@ -63,6 +63,9 @@ validate: $(AWS_STAMP) ## sam validate and cfn-lint on the templates
 
 prove: java $(STAMP) ## thousands of seeds, crashes at every write, protocol mutants, kills on the real stack
 	@exec $(RUN) -m tests.prove
+
+soak-memory: java $(STAMP) ## the control plane in 512 MB under backlogs, large heads, bombs and waiting calls (half an hour at most)
+	@exec sh tools/run.sh $(RUN) -m tests.stack.soak_memory
 
 bench: java $(STAMP) ## measure five workloads on the embedded stack and write JSON
 	@exec $(RUN) -m bench

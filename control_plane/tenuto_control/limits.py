@@ -39,7 +39,7 @@ class Limits:
     lanes_at_work_bytes_max: int = 64 * MIB
     """Lanes that work at once, their heads included; others wait their turn. Four times `invoke_concurrency_max`, as
     lanes also read and commit."""
-    lanes_max: int = 12_000
+    lanes_max: int = 6_000
     """Lanes that work or wait, without those that wait for their first place with records. Beyond, hints are refused,
     and lanes that wait for a pause to end are left to the sweep."""
 

@@ -23,8 +23,8 @@ TASK_MIB: Final = 512
 PROCESS_BYTES: Final = 96 * MIB
 """An idle control plane, measured, with its libraries and connections."""
 
-RESTING_BYTES: Final = 2_048
-"""A lane that waits for a pause to end, or for its place: measured below that (`tests/attack/test_memory`)."""
+RESTING_BYTES: Final = 4_608
+"""A lane that waits for its next attempt, with what it remembers of the last (`tests/attack/test_memory`)."""
 
 AWAITED_BYTES: Final = 8 * 1024
 """A caller that waits for a result: a request and its question to the table."""

@@ -8,6 +8,7 @@ from typing import Any, Final, cast
 
 from starlette.routing import Route
 
+from tenuto_control import memory
 from tenuto_control.config import ENVIRONMENT, FUNCTION_VARIABLE
 from tenuto_control.drivers.log_lines import FORMAT_VARIABLE
 from tenuto_control.ingress import create_app
@@ -32,6 +33,7 @@ ROUTES: Final = {
 READ_ELSEWHERE: Final = {
     "TENUTO_EXAMPLE_DIR",  # examples/ledger.py
     FORMAT_VARIABLE,  # drivers.log_lines, which is set up before there is a configuration
+    memory.VARIABLE,  # what the task has, by which its limits are judged
     PARTIAL_VARIABLE,  # lambda_entry, of the mapping that calls it
 }
 """Variables that are not the control plane's configuration."""

@@ -391,7 +391,8 @@ class LaneMemory(Struct, frozen=True):
         """What to keep while the lane is idle: head and what its next write may remove, or that it is left alone."""
         if self.head is None:
             return LaneMemory(pause=self.pause, trouble=self.trouble)
-        return LaneMemory(self.seen, self.shipped, self.finished, sighting=self.sighting)
+        # What an operation leaves empty is a set of its own, of 216 bytes.
+        return LaneMemory(self.seen, self.shipped or EMPTY, self.finished or EMPTY, sighting=self.sighting)
 
     def _times(self, event: str) -> int:
         return self.failing.times if self.failing is not None and self.failing.event == event else 0

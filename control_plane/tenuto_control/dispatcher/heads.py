@@ -20,8 +20,8 @@ from tenuto_control.core.lane_memory import LaneMemory
 REST_BYTES: Final = 1_600
 """What a lane at rest takes besides the contents of its head: the objects of its memory and of its place here."""
 
-ENTRY_BYTES: Final = 120
-"""What an entry of a dictionary takes besides what it holds."""
+ENTRY_BYTES: Final = 224
+"""What an entry of a dictionary takes besides what it holds: its place, and the objects of name and value."""
 
 DEPTH_MAX: Final = 8
 """How deep a message is looked into."""

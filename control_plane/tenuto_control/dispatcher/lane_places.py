@@ -120,7 +120,12 @@ class LanePlaces:
         self._ring: deque[_Function] = deque()
         self._held: dict[Waiting, Place] = {}
         self._bytes = 0
-        self._backlog = 0
+        self._backlog = self._hinted = 0
+
+    @property
+    def hinted(self) -> int:
+        """How many lanes wait for a place for something else than records."""
+        return self._hinted
 
     @property
     def backlog(self) -> int:
@@ -142,6 +147,7 @@ class LanePlaces:
         function = self._function(lane.service)
         function.queue(kind).append(lane)
         self._backlog += kind is Kind.RECORD
+        self._hinted += kind is not Kind.RECORD
         self._list(function)
         self._go()
 
@@ -165,7 +171,7 @@ class LanePlaces:
         self._functions.clear()
         self._ring.clear()
         self._held.clear()
-        self._bytes = self._backlog = 0
+        self._bytes = self._backlog = self._hinted = 0
 
     def _function(self, service: str) -> _Function:
         target = self._targets.find(service)
@@ -195,7 +201,9 @@ class LanePlaces:
             function.listed = False
             records = len(function.records)
             lane = function.next()
-            self._backlog -= records - len(function.records)
+            begins = records - len(function.records)
+            self._backlog -= begins
+            self._hinted -= 1 - begins
             if lane.start():
                 function.at_work += 1
                 self._held[lane] = function, cost

@@ -10,9 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Protocol, TypeAlias, assert_never
+from typing import assert_never
 
 from tenuto.lane.head import UnreadableHeadError, head_key, parse_head
 from tenuto.lane.timers import SleepTimer
@@ -75,6 +74,7 @@ from tenuto_control.core.log_fields import shown
 from tenuto_control.dispatcher.activations import Activations
 from tenuto_control.dispatcher.inbox import Inbox, InboxView
 from tenuto_control.dispatcher.lane_queue import LaneQueue
+from tenuto_control.dispatcher.onward import CONTINUE, Continue, Onward, Owner, Rest, Sleeps
 from tenuto_control.dispatcher.parts import Parts
 from tenuto_control.dispatcher.tries import counted
 from tenuto_control.dispatcher.work import Attempted, CallWork, KafkaWork, Work
@@ -92,51 +92,6 @@ PAUSE_MS_MIN = 10
 """The shortest pause between attempts that a function may ask for."""
 
 
-@dataclass(frozen=True, slots=True)
-class Continue:
-    """The next action is decided at once."""
-
-
-@dataclass(frozen=True, slots=True)
-class Rest:
-    """The next action is decided at `until_ms`, or when something arrives."""
-
-    until_ms: int
-
-
-@dataclass(frozen=True, slots=True)
-class Sleeps:
-    """The lane is idle until `wake_ms`, or (None) until something arrives: its worker ends."""
-
-    wake_ms: int | None
-
-
-Onward: TypeAlias = Continue | Rest | Sleeps
-"""How a lane goes on after one action."""
-
-CONTINUE = Continue()
-
-
-class Owner(Protocol):
-    """Who has lanes work, one after the other when they are many."""
-
-    def ready(self, worker: LaneWorker) -> None:
-        """The worker's rest is over: it is to be started again."""
-        ...
-
-    def rests(self, worker: LaneWorker) -> None:
-        """The worker has come to rest, and needs no place meanwhile."""
-        ...
-
-    def idle(self, worker: LaneWorker, wake_ms: int | None) -> None:
-        """Nothing is left to do until `wake_ms`, or (None) until something arrives."""
-        ...
-
-    def unneeded(self, worker: LaneWorker) -> None:
-        """The worker has nothing to do any more, before it has begun."""
-        ...
-
-
 class LaneWorker:
     """Works on one lane until it is idle, with a task of its own while it does anything but wait.
 
@@ -144,7 +99,6 @@ class LaneWorker:
     """
 
     __slots__ = (
-        "__weakref__",
         "_activated",
         "_begun_ms",
         "_bounds",
@@ -276,10 +230,6 @@ class LaneWorker:
     def memory(self) -> LaneMemory:
         """All that is remembered of the lane."""
         return self._memory
-
-    def known(self) -> LaneMemory:
-        """What to remember while the lane is idle."""
-        return self._memory.at_rest()
 
     def call_in_queue(self, event_id: str) -> CallWork | None:
         """A queued or running call with this id."""

@@ -115,8 +115,8 @@ class Lanes:
 
     @property
     def active(self) -> int:
-        """How many lanes are doing something: those not counted that only wait."""
-        return sum(not worker.rests for worker in self._workers.values())
+        """How many lanes do something, or are about to: those not counted that rest, or wait with records alone."""
+        return self._places.at_work + self._places.hinted
 
     @property
     def at_work(self) -> Collection[Lane]:
@@ -178,6 +178,8 @@ class Lanes:
             worker.forget_head()
         if not worker.waiting and not worker.queue.holds:
             self._spare[worker.lane] = worker
+            if self._crowded:
+                self._make_room()
 
     def idle(self, worker: LaneWorker, wake_ms: int | None) -> None:
         """See `Owner.idle`."""
@@ -186,7 +188,7 @@ class Lanes:
             return
         del self._workers[lane]
         weight = 0
-        memory = worker.known()
+        memory = worker.memory.at_rest()
         wanted = head is not None and (head.run is not None or self._parts.keyed(lane.service))
         if wanted or left_alone(memory):
             weight = weight_of(memory)
@@ -199,7 +201,7 @@ class Lanes:
         """See `Owner.unneeded`."""
         if self._workers.get(worker.lane) is worker:
             del self._workers[worker.lane]
-            if worker.head is not None:
+            if worker.head is not None or left_alone(worker.memory):
                 self._known.keep(worker.lane, worker.memory, weight_of(worker.memory))
 
     # --- places -------------------------------------------------------------------------------------------------------
@@ -222,9 +224,13 @@ class Lanes:
             return None
         return self._worker(lane, None, Kind.BEGUN)
 
+    @property
+    def _crowded(self) -> bool:
+        return len(self._workers) - self._places.backlog >= self._parts.limits.lanes_max
+
     def _make_room(self) -> bool:
         """Have room for one more lane. False when there is none, whatever could be left to the sweep was."""
-        if len(self._workers) - self._places.backlog < self._parts.limits.lanes_max:
+        if not self._crowded:
             return True
         now_ms = self._parts.clock.now_ms()
         if now_ms - self._said_ms >= LANES_LOG_INTERVAL_MS:

@@ -245,15 +245,17 @@ class Consumer:
         """How full a partition is, of its own bound or of the process's.
 
         The process being full, a partition is stopped that holds a fair part of it: others hold little, and their
-        handlers have nothing to do with what holds the rest up. That adds a part of the bound to it, at the most.
+        handlers have nothing to do with what holds the rest up. What they add has a bound, too.
         """
         window, limits = assigned.window, self._limits
         own = max(window.records / limits.partition_records_max, window.bytes / limits.partition_bytes_max)
-        share = max(window.records / limits.process_records_max, window.bytes / limits.process_bytes_max)
-        fair = FAIR_PART / len(self._partitions)
-        if share < (fair / 2 if assigned.paused else fair):
-            return own
-        return max(own, self._records / limits.process_records_max, self._bytes / limits.process_bytes_max)
+        process = max(self._records / limits.process_records_max, self._bytes / limits.process_bytes_max)
+        if process < FULL + FAIR_PART:
+            share = max(window.records / limits.process_records_max, window.bytes / limits.process_bytes_max)
+            fair = FAIR_PART / len(self._partitions)
+            if share < (fair / 2 if assigned.paused else fair):
+                return own
+        return max(own, process)
 
     # --- out ------------------------------------------------------------------------------------------------
 
@@ -319,7 +321,7 @@ Apart from `FULL`, so that it does not flutter.
 """
 
 FAIR_PART = 0.25
-"""So much of the process's bound, divided among its partitions, each may hold though others have filled it."""
+"""So much of the process's bound comes on top, divided among partitions that hold little when others have filled it."""
 
 RELIEVE_INTERVAL_MS = 1_000
 """How often lanes are asked to make room while partitions are paused."""

@@ -1,0 +1,229 @@
+"""Places for lanes at work and room for their heads: bounds in number and bytes, fairness, and books that balance.
+
+Owns the two parts alone, with lanes that nobody runs. Does not own what a whole dispatcher takes (`test_memory`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tenuto import ObjectContext, VirtualObject
+from tenuto.protocol.messages import Head, Run, ServiceManifest
+from tenuto.protocol.records import CallSource, Event, Failed, Failure, PublishOut, ResultOut
+from tenuto.service import Services
+from tenuto_control.core.lane_memory import Known, LaneMemory
+from tenuto_control.dispatcher.heads import REST_BYTES, Heads, head_bytes, weight_of
+from tenuto_control.dispatcher.lane_places import (
+    BEGUN_IN_A_ROW_MAX,
+    FUNCTION_LANES_MIN,
+    HEAD_COPIES,
+    LANES_PER_INVOCATION,
+    UNKNOWN_HEAD_BYTES,
+    WORKING_BYTES,
+    Kind,
+    LanePlaces,
+)
+from tenuto_control.limits import MIB, Limits
+from tenuto_control.ports import Target
+from tests.attack.test_memory import Allocated, traced, virtually
+from tests.attack.test_memory import lane as lane_of
+from tests.costs.meter import Meter
+
+# --- places -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True, eq=False)
+class Asking:
+    """A lane that notes when it was started."""
+
+    service: str
+    name: str
+    order: list[str]
+    needed: bool = True
+
+    def start(self) -> bool:
+        if self.needed:
+            self.order.append(self.name)
+        return self.needed
+
+
+@dataclass(slots=True)
+class Catalogue:
+    """Services named after their functions, each of which may run so many invocations."""
+
+    concurrency: int = 100
+
+    def find(self, service: str) -> Target | None:
+        if service == "nobody's":
+            return None
+        return Target(service, ServiceManifest(service, keyed=True, handlers=()), 1_000, self.concurrency)
+
+    def listed(self) -> list[ServiceManifest]:
+        return []
+
+
+def entered(places: LanePlaces, order: list[str], service: str, count: int, kind: Kind = Kind.RECORD) -> list[Asking]:
+    lanes = [Asking(service, f"{service} {n}", order) for n in range(count)]
+    for lane in lanes:
+        places.enter(lane, kind)
+    return lanes
+
+
+@pytest.mark.parametrize(("concurrency", "most"), [(1, FUNCTION_LANES_MIN), (50, LANES_PER_INVOCATION * 50)])
+def test_a_function_has_so_many_lanes_at_work_and_another_one_begins_at_once(concurrency: int, most: int) -> None:
+    order: list[str] = []
+    places = LanePlaces(Limits(lanes_at_work_bytes_max=1 << 40), Catalogue(concurrency))
+    slow = entered(places, order, "slow", 2_000)
+    assert places.at_work == most
+    assert places.backlog == 2_000 - most
+    entered(places, order, "quick", 3)
+    assert order[-3:] == ["quick 0", "quick 1", "quick 2"]
+    for lane in slow[:10]:
+        places.leave(lane, 100)
+    assert places.at_work == most + 3
+
+
+def test_functions_take_turns_when_the_process_is_full() -> None:
+    order: list[str] = []
+    places = LanePlaces(Limits(lanes_at_work_max=10), Catalogue())
+    lanes = entered(places, order, "a", 100)
+    lanes += entered(places, order, "b", 100) + entered(places, order, "nobody's", 100)
+    assert order == [f"a {n}" for n in range(10)]
+    for lane in lanes[:9]:
+        places.leave(lane, 100)
+    assert sorted(name.split()[0] for name in order[10:]) == ["a"] * 3 + ["b"] * 3 + ["nobody's"] * 3
+
+
+def test_what_goes_on_comes_first_and_calls_and_records_take_turns() -> None:
+    order: list[str] = []
+    places = LanePlaces(Limits(lanes_at_work_max=1), Catalogue())
+    (holder,) = entered(places, order, "s", 1)
+    for kind in (Kind.RECORD, Kind.CALL, Kind.BEGUN):
+        for _ in range(9):
+            places.enter(Asking("s", kind.name.lower(), order), kind)
+    order.clear()
+    for _ in range(27):
+        (held,) = places._held
+        places.leave(cast("Any", held), 10)
+    assert holder not in places._held
+    in_a_row = ["begun"] * BEGUN_IN_A_ROW_MAX
+    assert order[:15] == [*in_a_row, "call", *in_a_row, "record", "begun", "call", "record", "call", "record"]
+
+
+@given(st.lists(st.tuples(st.sampled_from(list(Kind)), st.booleans(), st.integers(0, 400_000)), max_size=60))
+@settings(max_examples=100, deadline=None)
+def test_no_place_is_lost_and_the_bytes_are_kept_to(asked: list[tuple[Kind, bool, int]]) -> None:
+    order: list[str] = []
+    limits = Limits(lanes_at_work_bytes_max=2_000_000, lanes_at_work_max=20)
+    places = LanePlaces(limits, Catalogue())
+    waiting = dict[Asking, int]()
+    for n, (kind, needed, size) in enumerate(asked):
+        lane = Asking("s", str(n), order, needed)
+        waiting[lane] = size
+        places.enter(lane, kind)
+    while places.at_work:
+        assert places.at_work <= limits.lanes_at_work_max
+        assert places.bytes <= limits.lanes_at_work_bytes_max or places.at_work == 1
+        lane = cast("Asking", next(iter(places._held)))
+        places.leave(lane, waiting[lane])
+    assert sorted(order, key=int) == [str(n) for n, (_, needed, _) in enumerate(asked) if needed]
+    assert (places.bytes, places.backlog) == (0, 0)
+
+
+def test_large_heads_make_room_for_fewer_lanes() -> None:
+    for size in (100, 100_000, 400_000):
+        places = LanePlaces(Limits(), Catalogue())
+        lanes = iter(entered(places, [], "s", 5_000))
+        for _ in range(1_000):
+            places.leave(next(lanes), size)
+        cost = WORKING_BYTES + HEAD_COPIES * size
+        room = min(Limits().lanes_at_work_bytes_max // cost, LANES_PER_INVOCATION * 100)
+        assert abs(places.at_work - room) <= room // 4 + 1
+    # Before anything is known, they may be large.
+    places = LanePlaces(Limits(), Catalogue())
+    entered(places, [], "s", 5_000)
+    assert places.at_work == Limits().lanes_at_work_bytes_max // (WORKING_BYTES + HEAD_COPIES * UNKNOWN_HEAD_BYTES)
+
+
+# --- heads ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [0, 10, 1_000, 100_000, 399_000])
+@pytest.mark.parametrize("place", ["state", "slots", "base", "out", "run", "fin", "many"])
+def test_a_head_weighs_what_it_holds(size: int, place: str) -> None:
+    with traced():
+        allocated = Allocated()
+        data = bytes(size + 1)
+        event = Event("inv", "h", CallSource(), data)
+        head = {
+            "state": lambda: Head(state={"s": data}),
+            "slots": lambda: Head(slots={"s": data}),
+            "base": lambda: Head(base={"s": data, "none": None}),
+            "out": lambda: Head(out={"s": PublishOut("t", data, headers=(("h", data[:9]),))}),
+            "run": lambda: Head(run=_run(event)),
+            "fin": lambda: Head(fin={f"{n}": 1 << 40 for n in range(size // 100)}),
+            "many": lambda: Head(state={f"{n}": bytes(100) for n in range(size // 100)}),
+        }[place]()
+        held = allocated.bytes
+    assert head_bytes(head) + REST_BYTES >= held
+    assert head_bytes(head) <= 4 * held + REST_BYTES
+
+
+def _run(event: Event) -> Run:
+    return Run(event, ver=1, start_ms=1, first_out=1, attempt=1, holder="h", lease_ms=1)
+
+
+def test_what_is_nested_deep_is_weighed_all_the_same() -> None:
+    nested: dict[str, Any] = {}
+    for _ in range(5_000):
+        nested = {"n": nested}
+    out = ResultOut("inv", Failed(Failure("no", 500, nested)))
+    assert weight_of(LaneMemory(Known(Head(out={"1": out})))) > REST_BYTES
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["keep", "take", "hold", "release"]), st.integers(0, 5), st.integers(0, 3_000)))
+)
+@settings(max_examples=150, deadline=None)
+def test_heads_are_kept_within_their_bytes_and_the_books_balance(steps: list[tuple[str, int, int]]) -> None:
+    heads = Heads(4, 12_000)
+    for what, n, size in steps:
+        kept = LaneMemory(Known(Head(state={"s": bytes(size)})))
+        if what == "keep" and lane_of(n) not in heads._resting:
+            heads.take(lane_of(n))
+            heads.keep(lane_of(n), kept, weight_of(kept))
+        elif what == "take":
+            heads.take(lane_of(n))
+        elif what == "hold" and lane_of(n) not in heads._resting:
+            heads.take(lane_of(n))
+            heads.hold(lane_of(n), kept)
+        elif what == "release":
+            heads.release(lane_of(n))
+        assert len(heads) <= 4
+        assert heads.bytes <= 12_000
+        assert heads.bytes == sum(weight for _, weight in heads._idle.values()) + sum(heads._resting.values())
+
+
+@virtually
+async def test_large_heads_of_idle_keys_push_out_the_oldest_and_are_read_again() -> None:
+    shop = VirtualObject("shop")
+
+    @shop.handler()
+    async def load(ctx: ObjectContext) -> None:
+        ctx.set("n", (await ctx.get("n", int) or 0) + 1)
+        ctx.set("load", "x" * 50_000)
+
+    meter = Meter(Services([shop]), Limits(lane_cache_bytes_max=MIB))
+    for _ in range(2):
+        for n in range(100):
+            meter.deliver(load, f"key-{n}")
+        await meter.quiet()
+    known = meter.dispatcher._lanes._known
+    assert 15 <= len(known) <= 20
+    assert known.bytes <= MIB
+    assert all(meter.head("shop", f"key-{n}").state["n"] == b"2" for n in range(100))
