@@ -74,7 +74,7 @@ from tenuto_control.core.log_fields import shown
 from tenuto_control.dispatcher.activations import Activations
 from tenuto_control.dispatcher.inbox import Inbox, InboxView
 from tenuto_control.dispatcher.lane_queue import LaneQueue
-from tenuto_control.dispatcher.onward import CONTINUE, Continue, Onward, Owner, Rest, Sleeps
+from tenuto_control.dispatcher.lane_task import CONTINUE, Continue, LaneTask, Onward, Owner, Rest, Sleeps
 from tenuto_control.dispatcher.parts import Parts
 from tenuto_control.dispatcher.tries import counted
 from tenuto_control.dispatcher.work import Attempted, CallWork, KafkaWork, Work
@@ -92,70 +92,22 @@ PAUSE_MS_MIN = 10
 """The shortest pause between attempts that a function may ask for."""
 
 
-class LaneWorker:
-    """Works on one lane until it is idle, with a task of its own while it does anything but wait.
+class LaneWorker(LaneTask):
+    """Works on one lane until it is idle. What only a lane at work needs is made when it begins."""
 
-    Thousands may wait for their turn, or for a pause to end: what only a lane at work needs is made when it starts.
-    """
-
-    __slots__ = (
-        "_activated",
-        "_begun_ms",
-        "_bounds",
-        "_doing",
-        "_hinted",
-        "_looked",
-        "_memory",
-        "_nudged",
-        "_owner",
-        "_resting_until_ms",
-        "_services",
-        "_timer",
-        "lane",
-        "queue",
-        "task",
-    )
+    __slots__ = ("_activated", "_bounds", "_doing", "_looked", "_memory", "_services", "queue")
 
     def __init__(self, lane: Lane, services: Parts, memory: LaneMemory, bounds: Bounds, owner: Owner) -> None:
-        self.lane = lane
+        LaneTask.__init__(self, lane, services.clock, owner)
         self.queue = LaneQueue()
-        self.task: asyncio.Task[None] | None = None
         self._memory = memory
         self._services = services
-        self._owner = owner
-        # From the beginning there is something to do; `_hinted`: not the works in the queue alone.
-        self._nudged = True
-        self._hinted = False
         self._doing: type[Action] = Idle
-        self._begun_ms: int | None = None
-        self._resting_until_ms: int | None = None
-        self._timer: asyncio.TimerHandle | None = None
         self._activated: Activations | None = None
         self._looked: Inbox | None = None
         self._bounds = bounds
 
     # --- what others ask of it --------------------------------------------------------------------------------------
-
-    @property
-    def service(self) -> str:
-        """The service of its lane."""
-        return self.lane.service
-
-    def start(self) -> bool:
-        """Begin to work, or go on after a rest. False when the lane was dropped, or its work withdrawn, meanwhile."""
-        if not self._nudged:
-            self._owner.unneeded(self)
-            return False
-        if self._begun_ms is None:
-            self._begun_ms = self._services.clock.now_ms()
-        self.task = asyncio.get_running_loop().create_task(self._work(), name=f"lane {self.lane.pk}")
-        return True
-
-    def halt(self) -> asyncio.Task[None] | None:
-        """Never start again. Returns the task of what is under way."""
-        self._nudged = False
-        self._end_rest()
-        return self.task
 
     def add(self, work: Work) -> None:
         """Queue work, unless it is an event that is here already: then that one gets its release."""
@@ -196,15 +148,6 @@ class LaneWorker:
     def running(self) -> bool:
         """Whether an activation or an unfinished release is under way."""
         return (self._activated is not None and self._activated.busy is not None) or self.queue.holds
-
-    def busy_before(self, time_ms: int) -> bool:
-        """Whether there is something to do before a time: it works, or a rest ends by then."""
-        return self._resting_until_ms is None or self._resting_until_ms <= time_ms
-
-    @property
-    def rests(self) -> bool:
-        """Whether it only waits."""
-        return self._resting_until_ms is not None
 
     @property
     def resting(self) -> Resting | None:
@@ -278,34 +221,11 @@ class LaneWorker:
     def _on(self, fact: Fact) -> None:
         self._memory = self._memory.on(fact)
 
-    def _nudge(self) -> None:
-        self._nudged = True
-        if self._timer is not None:
-            self._awake()
-
     # --- the loop ---------------------------------------------------------------------------------------------------
 
-    async def _work(self) -> None:
-        onward: Onward = CONTINUE
-        while isinstance(onward, Continue):
-            onward = await self._turn()
-            if isinstance(onward, Rest) and self._nudged:
-                onward = CONTINUE
-        # Nothing has been awaited since the decision, so no work can have slipped in between.
-        self.task = None
-        match onward:
-            case Rest(until_ms):
-                self._rest(until_ms)
-                self._owner.rests(self)
-            case Sleeps(wake_ms):
-                self._owner.idle(self, wake_ms)
-            case _:
-                assert_never(onward)
-
-    async def _turn(self) -> Onward:
+    async def turn(self) -> Onward:
         """Carry out one action. Whatever goes wrong, the lane goes on."""
         try:
-            self._nudged = False
             return await self._step()
         except TableRefusedError as e:
             return self._troubled(f"the table refuses a write: {shown(str(e))}")
@@ -325,24 +245,6 @@ class LaneWorker:
             if isinstance(e, asyncio.CancelledError) and cancellation.is_meant():
                 raise
             return self._troubled("unforeseen, the lane starts over from its head", e)
-
-    def _rest(self, until_ms: int) -> None:
-        """Do nothing until a time, or until something arrives. A lane that waits needs no task."""
-        seconds = max(1, until_ms - self._services.clock.now_ms()) / 1000
-        self._resting_until_ms = until_ms
-        self._timer = asyncio.get_running_loop().call_later(seconds, self._awake)
-
-    def _awake(self) -> None:
-        """The rest is over: the lane goes on as soon as there is a place for it."""
-        self._nudged = True
-        self._end_rest()
-        self._owner.ready(self)
-
-    def _end_rest(self) -> None:
-        self._resting_until_ms = None
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
 
     def _troubled(self, text: str, error: BaseException | None = None) -> Continue:
         """Let time pass after an error that what is due next may only meet again: more each time, and say so less."""
