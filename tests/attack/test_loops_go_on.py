@@ -15,12 +15,15 @@ from typing import Any, cast
 import msgspec
 import pytest
 
-from tenuto import VirtualObject
+from tenuto import ObjectContext, VirtualObject
 from tenuto.lane.timers import GuardTimer, timer_put
 from tenuto.protocol.ids import Lane
 from tenuto.store.port import Page
 from tenuto_control.always_on import Consuming
 from tenuto_control.config import ConfigError
+from tenuto_control.core import lane_policy
+from tenuto_control.core.lane_memory import LaneMemory, Turn
+from tenuto_control.core.lane_policy import Action, Bounds
 from tenuto_control.core.metrics import Tally
 from tenuto_control.ingress.readiness import ready
 from tenuto_control.loops.restarts import PAUSE_MS_MAX, STEADY_MS, Loops
@@ -193,6 +196,37 @@ def test_each_consumer_that_fails_is_followed_by_a_new_one(monkeypatch: pytest.M
         assert len(made) == 3
         consuming.stop()
         await asyncio.wait_for(task, 1)
+
+    run_virtual(scenario())
+
+
+def test_a_decision_that_fails_stops_its_key_for_a_while_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    box = VirtualObject("box")
+
+    @box.handler()
+    async def touch(ctx: ObjectContext, n: int) -> None:
+        ctx.set("touched", n)
+
+    wrong = 0
+
+    def decide(memory: LaneMemory, turn: Turn, bounds: Bounds) -> Action:
+        nonlocal wrong
+        if turn.first is not None and turn.first.invocation.lane.key == "bad" and wrong < 2:
+            wrong += 1
+            raise KeyError("a mistake")
+        return lane_policy.decide(memory, turn, bounds)
+
+    monkeypatch.setattr("tenuto_control.dispatcher.lane_worker.decide", decide)
+
+    async def scenario() -> None:
+        meter = meter_of(box)
+        meter.deliver(touch, "bad")
+        meter.deliver(touch, "good")
+        await asyncio.sleep(0.5)
+        assert wrong == 1
+        assert meter.head("box", "good").state == {"touched": b"1"}
+        await asyncio.sleep(60)
+        assert meter.head("box", "bad").state == {"touched": b"1"}
 
     run_virtual(scenario())
 

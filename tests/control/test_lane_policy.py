@@ -46,6 +46,7 @@ from tenuto_control.core.lane_memory import (
     Sighting,
     SpillBegun,
     TablePause,
+    Trouble,
     Turn,
 )
 from tenuto_control.core.lane_policy import (
@@ -249,6 +250,11 @@ TABLE: list[tuple[str, Case, Action]] = [
         "an event that will have waited too long before a failing one is tried",
         case(Head(), record(7), 1, pause=PAUSE, failing=FAILING, blocked_ms=BLOCKED - 30),
         Wait(NOW + 30),
+    ),
+    (
+        "too many events behind a failing one, and the table takes no inbox item",
+        case(None, record(7), MANY, pause=PAUSE, failing=FAILING, trouble=Trouble(1, Spill)),
+        Wait(PAUSED),
     ),
     ("a call that fails", case(Head(), CALL, MANY, pause=PAUSE, failing=FAILING), Wait(PAUSED)),
     ("a slow lane whose partition is full", case(Head(pend="p"), record(7), 1, pressed=True), Spill()),

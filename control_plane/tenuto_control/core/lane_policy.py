@@ -233,9 +233,12 @@ def _pause(memory: LaneMemory, turn: Turn, bounds: Bounds) -> Action | None:
     until_ms = memory.paused_until_ms
     if until_ms <= turn.now_ms:
         return None
-    troubled = memory.trouble is not None and memory.trouble.during is not Spill
     records = turn.first is not None and isinstance(turn.first.source, KafkaSource)
-    if not ((records and (troubled or memory.failing is not None)) or (turn.holds and troubled)):
+    if memory.trouble is None:
+        to_move = records and memory.failing is not None
+    else:
+        to_move = memory.trouble.during is not Spill and (records or turn.holds)
+    if not to_move:
         if memory.trouble is not None:
             # What met it would only meet it again.
             return Wait(until_ms)

@@ -226,7 +226,16 @@ class LaneWorker(LaneTask):
     async def turn(self) -> Onward:
         """Carry out one action. Whatever goes wrong, the lane goes on."""
         try:
-            return await self._step()
+            action = self._decided()
+        except Exception as e:  # noqa: BLE001 - a mistake of this project's own
+            # Decided again at once, it would go wrong again, and nothing else in this process would get its turn.
+            self._troubled("the next action cannot be decided", e)
+            return Rest(self._memory.paused_until_ms)
+        try:
+            onward = await self._carry_out(action)
+            if self._memory.trouble is not None:
+                self._on(Succeeded(self._doing))
+            return onward
         except TableRefusedError as e:
             return self._troubled(f"the table refuses a write: {shown(str(e))}")
         except UnreadableHeadError as e:
@@ -270,17 +279,13 @@ class LaneWorker(LaneTask):
             log.warning("%s: records cannot be produced, trying on: %s", self.lane.pk, shown(str(error)), extra=fields)
         return CONTINUE
 
-    async def _step(self) -> Onward:
-        """Carry out one action."""
+    def _decided(self) -> Action:
         off = differs(self._services.table_clock.check, self._bounds.lease_margin_ms)
         turn = self.queue.turn(self._services.clock.now_ms(), clock_differs=off)
         self._on(turn)
         action = decide(self._memory, turn, self._bounds)
         self._doing = type(action)
-        onward = await self._carry_out(action)
-        if self._memory.trouble is not None:
-            self._on(Succeeded(self._doing))
-        return onward
+        return action
 
     async def _carry_out(self, action: Action) -> Onward:  # noqa: C901 - one case for each action
         match action:
