@@ -25,7 +25,7 @@ from tenuto.lane.head import WATERMARK
 from tenuto.lane.writes import Absent, AbsentOrAtMost, AbsentOrEquals, Clause, Delete, Equals, Put, Update
 from tenuto.machine.phases import TRANSITIONS, Phase
 from tenuto.protocol.ids import InvocationId, Lane
-from tenuto.protocol.messages import Head, Run, Trim
+from tenuto.protocol.messages import ClaimedRun, Head, Trim
 from tenuto.protocol.records import Bundle, Event, KafkaSource, MessageSource, PublishOut, Success
 
 ROOT: Final = Path(__file__).resolve().parents[1]
@@ -33,7 +33,7 @@ PAGE: Final = ROOT / "docs" / "internals" / "lane_protocol.md"
 
 LANE: Final = Lane("service", "key")
 EVENT: Final = Event(str(InvocationId(LANE, "nonce")), "handler", KafkaSource("epoch", "topic", 0, 7, 0))
-RUN: Final = Run(event=EVENT, ver=3, start_ms=0, first_out=0, attempt=1, holder="holder", lease_ms=0)
+RUN: Final = ClaimedRun(event=EVENT, ver=3, start_ms=0, first_out=0, attempt=1, holder="holder", lease_ms=0)
 IDLE: Final = Head(ver=3, pend="mark", base={"name": None})
 OWNED: Final = Head(ver=4, run=RUN, slots={"0": b""}, base={"name": None})
 MESSAGE: Final = Event(str(InvocationId(LANE, "other")), "handler", MessageSource("sender", "1.0"))

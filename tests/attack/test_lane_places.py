@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tenuto import ObjectContext, VirtualObject
-from tenuto.protocol.messages import Head, Run, ServiceManifest
+from tenuto.protocol.messages import ClaimedRun, Head, ServiceManifest
 from tenuto.protocol.records import CallSource, Event, Failed, Failure, PublishOut, ResultOut
 from tenuto.service import Services
 from tenuto_control.core.lane_memory import Known, LaneMemory
@@ -174,8 +174,8 @@ def test_a_head_weighs_what_it_holds(size: int, place: str) -> None:
     assert head_bytes(head) <= 4 * held + REST_BYTES
 
 
-def _run(event: Event) -> Run:
-    return Run(event, ver=1, start_ms=1, first_out=1, attempt=1, holder="h", lease_ms=1)
+def _run(event: Event) -> ClaimedRun:
+    return ClaimedRun(event, ver=1, start_ms=1, first_out=1, attempt=1, holder="h", lease_ms=1)
 
 
 def test_what_is_nested_deep_is_weighed_all_the_same() -> None:

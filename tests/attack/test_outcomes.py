@@ -25,6 +25,7 @@ from tenuto import InvocationRetryPolicy, ObjectContext, ObjectSharedContext, Vi
 from tenuto.protocol.ids import AwakeableId, InvocationId, Lane
 from tenuto.protocol.messages import (
     Activation,
+    ClaimedRun,
     Committed,
     EventResult,
     Fenced,
@@ -33,7 +34,6 @@ from tenuto.protocol.messages import (
     Manifest,
     Outcome,
     Rejected,
-    Run,
     Speculated,
     Stopped,
     Suspended,
@@ -129,7 +129,7 @@ def first_of(request: Activation) -> Event:
     return request.events[0] if request.events else _run_of(request).event
 
 
-def _run_of(request: Activation) -> Run:
+def _run_of(request: Activation) -> ClaimedRun:
     assert request.head.run is not None
     return request.head.run
 
@@ -150,7 +150,7 @@ def ended(request: Activation, **changes: Any) -> Head:
 def asleep(request: Activation, **changes: Any) -> Head:
     """What a suspension of its first event would leave, with nothing to wait for."""
     ver = request.head.ver + 1
-    run = Run(first_of(request), ver, NOW, 0, 1, request.holder, NOW + 9_000, awaits=(), wake_ms=NOW)
+    run = ClaimedRun(first_of(request), ver, NOW, 0, 1, request.holder, NOW + 9_000, awaits=(), wake_ms=NOW)
     return Head(ver=ver, run=replace(run, **changes))
 
 

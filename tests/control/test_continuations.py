@@ -22,7 +22,7 @@ from tenuto.lane.timers import GuardTimer, timer_put
 from tenuto.lane.transitions import Effects, claim
 from tenuto.lane.writes import Applied
 from tenuto.protocol.ids import Lane
-from tenuto.protocol.messages import Activation, Head, Run, decode_request, encode
+from tenuto.protocol.messages import Activation, ClaimedRun, Head, decode_request, encode
 from tenuto.runtime.activation import activate
 from tenuto.runtime.environment import Environment, InlineWriteLoop
 from tenuto.service import Services
@@ -381,7 +381,7 @@ def test_a_tick_leaves_alone_what_others_run() -> None:
         f = function(failing(5, []))
         lane = Lane("box", "k")
         event = f.event_of_call(failing(5, []).handlers["event"], "k", "c1")
-        held = Run(event, 1, 0, 0, 1, "another", f.clock.now_ms() + 60_000)
+        held = ClaimedRun(event, 1, 0, 0, 1, "another", f.clock.now_ms() + 60_000)
         assert isinstance(f.table.apply(claim(lane, Head(), Effects(), held, "t", drain=False)), Applied)
         f.table.apply(timer_put(GuardTimer(lane, event.nonce, f.clock.now_ms(), "g")))
         await asyncio.sleep(1)

@@ -16,7 +16,7 @@ from msgspec.structs import replace as with_fields
 
 from tenuto.protocol.ids import InvocationId, Lane
 from tenuto.protocol.limits import FINISHED_TTL_MS
-from tenuto.protocol.messages import Head, Run, Trim
+from tenuto.protocol.messages import ClaimedRun, Head, Trim
 from tenuto.protocol.records import Event, KafkaSource, Out, PublishOut
 from tenuto_control.core.lane_memory import (
     DRAIN_EVENTS_MAX,
@@ -55,7 +55,7 @@ from tenuto_control.core.lane_memory import (
     Unserved,
     named_by,
 )
-from tenuto_control.core.lane_policy import Drain, ReadHead, Ship, Spill, Wait, decide
+from tenuto_control.core.lane_policy import DrainInbox, ReadHead, Ship, Spill, Wait, decide
 from tests.control.test_lane_policy import BOUNDS
 
 NOW = 10_000_000
@@ -67,7 +67,7 @@ def record(offset: int) -> Event:
     return Event(str(InvocationId(LANE, f"k{offset}")), "h", KafkaSource("0", "t", 0, offset, 0))
 
 
-RUN = Run(event=record(5), ver=1, start_ms=0, first_out=0, attempt=1, holder="here.4", lease_ms=NOW + 1_000)
+RUN = ClaimedRun(event=record(5), ver=1, start_ms=0, first_out=0, attempt=1, holder="here.4", lease_ms=NOW + 1_000)
 ASLEEP = with_fields(RUN, awaits=("0",), wake_ms=NOW + 9_000)
 RUNNING = Head(ver=2, run=RUN)
 
@@ -334,7 +334,7 @@ def test_calls_that_have_their_results_and_work_that_is_finished_need_no_id() ->
 times = st.integers(NOW - 20_000, NOW + 20_000)
 nonces = st.frozensets(st.sampled_from(["m1", "m2", "c1"]))
 entries = st.frozensets(st.sampled_from(["1.0", "2.0", "2.1"]))
-kinds: st.SearchStrategy[type[object]] = st.sampled_from([Ship, Drain])
+kinds: st.SearchStrategy[type[object]] = st.sampled_from([Ship, DrainInbox])
 heads = st.builds(
     Head,
     pend=st.none() | st.just("p"),

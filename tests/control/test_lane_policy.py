@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace as with_fields
 
 from tenuto.protocol.ids import InvocationId, Lane
-from tenuto.protocol.messages import Head, Run
+from tenuto.protocol.messages import ClaimedRun, Head
 from tenuto.protocol.records import (
     AwakeableSlot,
     CallSource,
@@ -53,13 +53,13 @@ from tenuto_control.core.lane_policy import (
     OUTRUN_MAX,
     Action,
     Bounds,
-    Drain,
+    DrainInbox,
     HandOver,
     Idle,
     Invoke,
     ReadHead,
     Release,
-    Resume,
+    ResumeRun,
     Ship,
     Spill,
     TakeOver,
@@ -129,7 +129,7 @@ def away(
 CALL = event("c1", CallSource())
 MARK = KafkaSource("0", "t", 0, 0, 0).watermark
 OUT: dict[str, Out] = {"1.0": PublishOut("t", None)}
-RUNNING = Run(event=record(5), ver=1, start_ms=0, first_out=0, attempt=1, holder="here.1", lease_ms=NOW + 1_000)
+RUNNING = ClaimedRun(event=record(5), ver=1, start_ms=0, first_out=0, attempt=1, holder="here.1", lease_ms=NOW + 1_000)
 EXPIRED = with_fields(RUNNING, lease_ms=NOW - BOUNDS.lease_margin_ms)
 MARGIN = with_fields(RUNNING, lease_ms=NOW - BOUNDS.lease_margin_ms + 1)
 ASLEEP = with_fields(RUNNING, awaits=("0",), wake_ms=NOW + 9_000)
@@ -162,8 +162,8 @@ TABLE: list[tuple[str, Case, Action]] = [
         Release(),
     ),
     ("the watermark is the next offset", case(Head(watermarks={MARK: 7}), record(7), 1), Invoke()),
-    ("a mark goes before the queue", case(Head(pend="p"), record(7), 1), Drain()),
-    ("a look goes before the queue", case(Head(), record(7), 1, look=True), Drain()),
+    ("a mark goes before the queue", case(Head(pend="p"), record(7), 1), DrainInbox()),
+    ("a look goes before the queue", case(Head(), record(7), 1, look=True), DrainInbox()),
     ("an outbox goes first", case(Head(out=OUT, pend="p"), record(7), 1, look=True), Ship()),
     ("an outbox, in a pause", case(Head(out=OUT), pause=PAUSE), Ship()),
     (
@@ -213,9 +213,9 @@ TABLE: list[tuple[str, Case, Action]] = [
         Wait(NOW + 50),
     ),
     ("an event too long behind a sleep", case(Head(run=ASLEEP), record(7), 1, blocked_ms=BLOCKED), Spill()),
-    ("a sleep that is over", case(Head(run=DUE, slots=SLEPT)), Resume(("0",))),
-    ("a pause between attempts that is over", case(Head(run=with_fields(DUE, awaits=()))), Resume(())),
-    ("an answer", case(Head(run=WAITING, slots=ANSWERED)), Resume(())),
+    ("a sleep that is over", case(Head(run=DUE, slots=SLEPT)), ResumeRun(("0",))),
+    ("a pause between attempts that is over", case(Head(run=with_fields(DUE, awaits=()))), ResumeRun(())),
+    ("an answer", case(Head(run=WAITING, slots=ANSWERED)), ResumeRun(())),
     ("an answer, in a pause", case(Head(run=WAITING, slots=ANSWERED), pause=PAUSE), Wait(PAUSED)),
     ("an answer, with an outbox", case(Head(run=WAITING, slots=ANSWERED, out=OUT)), Ship()),
     (
@@ -305,7 +305,7 @@ TABLE: list[tuple[str, Case, Action]] = [
     (
         "a lane that its user has left for long, a call handed over",
         away(None, Head(pend="p"), handed=1, changed_ms=NOW - BOUNDS.owner_ms),
-        Drain(),
+        DrainInbox(),
     ),
     ("a call handed over that may have its result", away(None, Head(), handed=1), Wait(NOW + BOUNDS.call_look_ms)),
     ("outrun again and again", away(record(7), Head(), outrun=OUTRUN_MAX, changed_ms=LATELY), HandOver()),
@@ -347,7 +347,7 @@ slots = st.dictionaries(
     st.sampled_from(["0", "0a", "1a"]), st.just(pack(AwakeableSlot(Success()))), max_size=2
 ).flatmap(lambda filled: st.builds(lambda due: {**filled, "0d": pack(DueSlot(due))}, times))
 runs = st.builds(
-    Run,
+    ClaimedRun,
     event=st.builds(record, st.integers(0, 9)),
     ver=st.just(1),
     start_ms=st.just(0),
@@ -406,7 +406,7 @@ def cases(draw: st.DrawFn) -> Case:
 def test_nothing_starts_while_a_run_is_active(case: Case) -> None:
     head = case.memory.head
     if head is not None and head.run is not None:
-        assert not isinstance(case.decided(), Invoke | Drain)
+        assert not isinstance(case.decided(), Invoke | DrainInbox)
 
 
 @given(cases())
@@ -419,7 +419,7 @@ def test_nothing_is_decided_on_a_head_that_is_not_known(case: Case) -> None:
 def test_only_a_run_is_resumed_or_taken_over(case: Case) -> None:
     action, head = case.decided(), case.memory.head
     run = head.run if head else None
-    if isinstance(action, Resume):
+    if isinstance(action, ResumeRun):
         assert head is not None
         assert run is not None
         assert run.suspended
@@ -463,7 +463,7 @@ def test_who_has_a_clock_that_differs_takes_over_nothing_of_others_and_does_not_
 @given(cases())
 def test_no_attempt_begins_in_a_pause(case: Case) -> None:
     if case.memory.paused_until_ms > NOW:
-        assert not isinstance(case.decided(), Invoke | Drain | Resume | TakeOver)
+        assert not isinstance(case.decided(), Invoke | DrainInbox | ResumeRun | TakeOver)
         assert case.turn.handed or case.memory.head is not None or not isinstance(case.decided(), ReadHead)
 
 
@@ -486,7 +486,7 @@ def test_an_outbox_leaves_before_offsets_go_or_work_starts(case: Case) -> None:
     action = case.decided()
     if (head.run is None or head.run.suspended) and not case.turn.handed:
         assert isinstance(action, Ship if case.memory.ship_again_ms <= NOW else Wait | Spill)
-    assert not isinstance(action, Release | Invoke | Drain | Resume | TrimHead | Idle)
+    assert not isinstance(action, Release | Invoke | DrainInbox | ResumeRun | TrimHead | Idle)
 
 
 @given(cases())
@@ -545,13 +545,13 @@ def carried_out(action: Action, memory: LaneMemory, turn: Turn, head: Head) -> t
         case HandOver():
             head = with_fields(head, pend="p")
             memory, left, handed = memory.on(LookBegun()), 0, 1
-        case Drain():
+        case DrainInbox():
             head = with_fields(head, out=kept, pend=None)
             memory = memory.on(LookBegun())
         case Invoke():
             head = with_fields(head, out=kept)
             left = 0
-        case Resume() | TakeOver():
+        case ResumeRun() | TakeOver():
             head = with_fields(head, out=kept, run=None, slots={})
         case Wait(until_ms):
             now_ms = until_ms

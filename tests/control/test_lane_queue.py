@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from tenuto.protocol.ids import InvocationId, Lane
 from tenuto.protocol.limits import VALUE_BYTES_MAX
-from tenuto.protocol.messages import Head, Run
+from tenuto.protocol.messages import ClaimedRun, Head
 from tenuto.protocol.records import CallSource, Event, KafkaSource, PublishOut, ResultOut, Success
 from tenuto_control.core.lane_memory import Turn
 from tenuto_control.dispatcher.lane_queue import RESULT_LOOK_MS, LaneQueue
@@ -230,7 +230,7 @@ def test_a_queued_call_that_was_tried_here_may_have_been_ended_elsewhere() -> No
         tried, new = call("c1"), call("c2")
         tried.attempted = True
         queue = queue_of(tried, new)
-        run = Run(tried.event, ver=1, start_ms=0, first_out=0, attempt=1, holder="there.1", lease_ms=NOW)
+        run = ClaimedRun(tried.event, ver=1, start_ms=0, first_out=0, attempt=1, holder="there.1", lease_ms=NOW)
         assert queue.to_look_for(Head(ver=1, run=run), NOW) == []
         moved = Head(ver=3, run=replace(run, event=call("c9").event))
         assert queue.to_look_for(moved, NOW) == [tried]

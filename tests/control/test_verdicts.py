@@ -14,6 +14,7 @@ from msgspec.structs import replace as with_fields
 
 from tenuto.protocol.ids import InvocationId, Lane
 from tenuto.protocol.messages import (
+    ClaimedRun,
     Committed,
     EventResult,
     Fenced,
@@ -24,7 +25,6 @@ from tenuto.protocol.messages import (
     Outcome,
     Rejected,
     RetryPolicy,
-    Run,
     ServiceManifest,
     Speculated,
     Stopped,
@@ -85,7 +85,7 @@ def event(offset: int, handler: str = "work") -> Event:
 
 
 ONE, TWO, FEW = event(1), event(2), event(3, "few")
-RUN: Final = Run(ONE, 4, 10, 0, 6, "h0", 900)
+RUN: Final = ClaimedRun(ONE, 4, 10, 0, 6, "h0", 900)
 ASLEEP: Final = with_fields(RUN, awaits=(), wake_ms=NOW + 1_500, error="no luck", attempt=7)
 
 
@@ -201,7 +201,7 @@ def test_a_failed_run_that_is_tried_again_later_is_told_with_its_own_attempt() -
     ],
     ids=["it only sleeps", "it waits for an answer", "it is awake"],
 )
-def test_a_suspension_alone_is_no_failure(run: Run) -> None:
+def test_a_suspension_alone_is_no_failure(run: ClaimedRun) -> None:
     verdict, _ = judged(ALONE, Suspended((), Head(ver=5, run=run), 2))
     assert isinstance(verdict, Ended)
     assert verdict.warned is None

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from tenuto.errors import ProtocolError
 from tenuto.protocol.ids import InvocationId, Lane
-from tenuto.protocol.messages import Activation, Head, ModeTag, Run, Trim, decode_request, encode
+from tenuto.protocol.messages import Activation, ClaimedRun, Head, ModeTag, Trim, decode_request, encode
 from tenuto.protocol.modes import Drain, Mode, Resume, Shared, Speculate, activation_of, mode_of
 from tenuto.protocol.records import Event, KafkaSource, ResultOut, Success
 
@@ -24,7 +24,7 @@ def event(offset: int) -> Event:
     return Event(str(InvocationId(LANE, f"n{offset}")), "work", source, b"x")
 
 
-RUN: Final = Run(event(1), 3, 10, 0, 2, "h1", 900, secret=b"s")
+RUN: Final = ClaimedRun(event(1), 3, 10, 0, 2, "h1", 900, secret=b"s")
 HEAD: Final = Head(
     ver=3,
     tok="a",

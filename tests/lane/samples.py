@@ -8,7 +8,7 @@ from __future__ import annotations
 from tenuto.lane.head import head_key, pack_run
 from tenuto.lane.writes import Applied, Item, Refused, Value, Write, apply
 from tenuto.protocol.ids import InvocationId, Lane, kafka_nonce, message_nonce
-from tenuto.protocol.messages import Run
+from tenuto.protocol.messages import ClaimedRun
 from tenuto.protocol.records import (
     AwakeableSlot,
     CallSource,
@@ -26,7 +26,7 @@ KAFKA = KafkaSource("0", "users", 0, OFFSET, 1_000)
 EVENT = Event(str(InvocationId(LANE, kafka_nonce("0", "users", 0, OFFSET))), "update", KAFKA, b'{"n": 1}')
 MESSAGE = Event(str(InvocationId(LANE, message_nonce("sender", 0))), "update", MessageSource("s/a", "1.0"))
 CALL = Event(str(InvocationId(LANE, "c1")), "update", CallSource(keep_result=True))
-RUN = Run(event=EVENT, ver=4, start_ms=1_000, first_out=0, attempt=1, holder="h1", lease_ms=9_000)
+RUN = ClaimedRun(event=EVENT, ver=4, start_ms=1_000, first_out=0, attempt=1, holder="h1", lease_ms=9_000)
 ANSWER = pack(AwakeableSlot(Success(b"1")))
 OUT = SendOut("other", "bob", "inv_x", "greet")
 

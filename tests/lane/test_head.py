@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tenuto.lane.head import BASE, FIN, OUT, STATE, WATERMARK, head_key, pack_run, parse_head, slot_attribute
 from tenuto.lane.writes import Item
-from tenuto.protocol.messages import Head, Run
+from tenuto.protocol.messages import ClaimedRun, Head
 from tenuto.protocol.records import PublishOut, ResultOut, SendOut, Success, pack
 from tests.lane.samples import EVENT, LANE, RUN, idle, owned
 
@@ -23,7 +23,7 @@ outs = st.one_of(
     st.builds(ResultOut, names, st.builds(Success, st.none() | data)),
 )
 runs = st.builds(
-    Run,
+    ClaimedRun,
     event=st.just(EVENT),
     ver=st.integers(1, 10**6),
     start_ms=st.integers(0, 10**13),

@@ -14,7 +14,7 @@ from tenuto.lane.transitions import Effects, claim, takeover
 from tenuto.lane.writes import Answer, Applied, Update, Write
 from tenuto.protocol.ids import InvocationId, Lane, kafka_nonce
 from tenuto.protocol.limits import FLUSH_DELAY_MS_MAX, OUT_PER_WRITE_MAX
-from tenuto.protocol.messages import Activation, Fenced, Head, Outcome, Run, Suspended
+from tenuto.protocol.messages import Activation, ClaimedRun, Fenced, Head, Outcome, Suspended
 from tenuto.protocol.records import Event, KafkaSource
 from tenuto.runtime.activation import activate
 from tenuto.runtime.environment import Environment, InlineWriteLoop
@@ -70,7 +70,7 @@ def test_equal_slots_of_the_next_attempt_are_not_taken_for_ones_own() -> None:
 
     async def scenario() -> tuple[Outcome, Outcome]:
         table = OvertakenTable()
-        run = Run(EVENT, 1, 0, 0, 1, "first", DEADLINE_MS)
+        run = ClaimedRun(EVENT, 1, 0, 0, 1, "first", DEADLINE_MS)
         claimed = _head(table.apply(claim(LANE, Head(), Effects(), run, "t1", drain=False)))
         second: list[Outcome] = []
 
@@ -105,7 +105,7 @@ def test_a_run_that_was_lost_while_its_handler_rested_is_not_reported_as_committ
     box = VirtualObject("box")
     table = MemoryTable()
     ends_ms = _clock_ms() + DEADLINE_MS
-    run = Run(EVENT, 1, 0, 0, 1, "first", ends_ms)
+    run = ClaimedRun(EVENT, 1, 0, 0, 1, "first", ends_ms)
     claimed = _head(table.apply(claim(LANE, Head(), Effects(), run, "t1", drain=False)))
 
     def overtaken() -> None:

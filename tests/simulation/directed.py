@@ -22,7 +22,7 @@ from tenuto.lane.transitions import Effects, Progress, WakeCondition, claim, inb
 from tenuto.lane.writes import Answer, Applied, Delete, Update, Write
 from tenuto.protocol.ids import InvocationId, Lane, kafka_nonce, message_nonce
 from tenuto.protocol.limits import AWAKEABLES_BYTES_MAX
-from tenuto.protocol.messages import Activation, Head, Run
+from tenuto.protocol.messages import Activation, ClaimedRun, Head
 from tenuto.protocol.records import Event, KafkaSource, MessageSource, RunSlot, Success, unpack_slot
 from tenuto.runtime.activation import activate
 from tenuto.runtime.environment import Environment, InlineWriteLoop
@@ -230,7 +230,7 @@ def woken_for_nothing(without: frozenset[str]) -> None:
         meter = Meter(Services([asker]), table=table)
         lane = Lane("asker", "k")
         event = meter.event_of_call(ask, "k", "c1")
-        run = Run(event, 1, 0, 0, 1, "another", meter.clock.now_ms() + 1_000)
+        run = ClaimedRun(event, 1, 0, 0, 1, "another", meter.clock.now_ms() + 1_000)
         claimed = table.apply(claim(lane, Head(), Effects(), run, "t", drain=False))
         assert isinstance(claimed, Applied)
         meter.dispatcher.look(lane)
@@ -486,7 +486,9 @@ def twins(handler_name: str, first: Twin, second: Twin) -> Callable[[frozenset[s
             event = Event(
                 str(InvocationId(LANE, kafka_nonce("0", "t", 0, 0))), handler_name, KafkaSource("0", "t", 0, 0, 0), b"1"
             )
-            claimed = table.apply(claim(LANE, Head(), Effects(), Run(event, 1, 0, 0, 1, "h", 0), "t", drain=False))
+            claimed = table.apply(
+                claim(LANE, Head(), Effects(), ClaimedRun(event, 1, 0, 0, 1, "h", 0), "t", drain=False)
+            )
             assert isinstance(claimed, Applied)
             answer = table.apply(takeover(LANE, parse_head(claimed.item), "h2", clock.now_ms() + 10_000, {}, "t"))
             assert isinstance(answer, Applied)

@@ -25,7 +25,7 @@ from tenuto.lane.timers import SWEEP_CURSOR, SendTimer, Timer, parse_timer
 from tenuto.lane.transitions import inbox_events
 from tenuto.lane.writes import Delete, Item, Write
 from tenuto.protocol.ids import InvocationId, digest
-from tenuto.protocol.messages import Head, Run
+from tenuto.protocol.messages import ClaimedRun, Head
 from tenuto.protocol.records import (
     AwakeableSlot,
     BundleOut,
@@ -461,7 +461,7 @@ def _passed(head: Head, event: Event) -> bool:
     return isinstance(source, KafkaSource) and source.offset < head.watermarks.get(source.watermark, 0)
 
 
-def _ids(run: Run | None, source: str, offset: int) -> list[str]:
+def _ids(run: ClaimedRun | None, source: str, offset: int) -> list[str]:
     if run is None or not isinstance(run.event.source, KafkaSource):
         return []
     kafka = run.event.source

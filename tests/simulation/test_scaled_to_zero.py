@@ -15,7 +15,7 @@ from tenuto.hosts.event_scheduler import SweepTick
 from tenuto.lane.transitions import Effects, claim
 from tenuto.lane.writes import Applied
 from tenuto.protocol.ids import Lane
-from tenuto.protocol.messages import Head, Run
+from tenuto.protocol.messages import ClaimedRun, Head
 from tenuto.service import Services
 from tenuto.store.port import Page, TableUnavailableError
 from tenuto_control.limits import SERVERLESS, Limits
@@ -87,7 +87,7 @@ def test_a_lane_that_is_told_of_something_halts_all_the_same() -> None:
         f = function(adding())
         lane = Lane("box", "k")
         event = f.event_of_call(adding().handlers["event"], "k", "c1")
-        held = Run(event, 1, 0, 0, 1, "another", f.clock.now_ms() + 60_000)
+        held = ClaimedRun(event, 1, 0, 0, 1, "another", f.clock.now_ms() + 60_000)
         assert isinstance(f.table.apply(claim(lane, Head(), Effects(), held, "t", drain=False)), Applied)
         f.dispatcher.look(lane)
         await asyncio.sleep(1)

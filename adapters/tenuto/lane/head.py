@@ -26,7 +26,7 @@ import msgspec
 from tenuto.lane.writes import Item, Key, Value
 from tenuto.protocol.decoding import bounded
 from tenuto.protocol.ids import Lane
-from tenuto.protocol.messages import Head, Run
+from tenuto.protocol.messages import ClaimedRun, Head
 from tenuto.protocol.records import Event, unpack_out
 
 HEAD_SK = "H"
@@ -67,7 +67,7 @@ def slot_attribute(run_ver: int, slot: str) -> str:
     return f"{JOURNAL}{run_ver}.{slot}"
 
 
-def pack_run(run: Run) -> bytes:
+def pack_run(run: ClaimedRun) -> bytes:
     """The stored form of a run's fixed part."""
     return _run_encoder.encode(RunRecord(run.event, run.ver, run.start_ms, run.first_out, run.input_item, run.secret))
 
@@ -136,12 +136,12 @@ def _parse_item(item: Item) -> Head:
     )
 
 
-def _parse_run(item: Item) -> Run | None:
+def _parse_run(item: Item) -> ClaimedRun | None:
     packed = _optional(bytes, "run", item)
     if packed is None:
         return None
     fixed = _decode_run(packed)
-    return Run(
+    return ClaimedRun(
         event=fixed.event,
         ver=fixed.ver,
         start_ms=fixed.start_ms,

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from tenuto.lane.writes import Item, Key, Put, Value
 from tenuto.protocol.ids import Lane, digest, out_sequence
 from tenuto.protocol.limits import BUNDLE_BYTES_MAX, INLINE_BYTES_MAX
-from tenuto.protocol.messages import Run
+from tenuto.protocol.messages import ClaimedRun
 from tenuto.protocol.records import (
     Bundle,
     BundleOut,
@@ -28,7 +28,7 @@ from tenuto.protocol.records import (
 )
 
 
-def answer_name(run: Run, slot: str, mark: str) -> str:
+def answer_name(run: ClaimedRun, slot: str, mark: str) -> str:
     """Sort key of such a result; the mark is part of it, so that answers that compete do not share it."""
     return f"A#{run.ver:012d}#{slot}#{digest(mark)}"
 
@@ -61,7 +61,7 @@ def input_put(lane: Lane, name: str, data: bytes | None, carried: Carried | None
     return Put(Key(lane.pk, name), attributes)
 
 
-def segment_name(run: Run, ver: int, number: int, own: str) -> str:
+def segment_name(run: ClaimedRun, ver: int, number: int, own: str) -> str:
     """Sort key of a journal segment.
 
     The writer's `ver` and process are part of it, so that an attempt that was fenced off can never overwrite a segment

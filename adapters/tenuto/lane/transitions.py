@@ -40,7 +40,7 @@ from tenuto.protocol.limits import (
     TOMBSTONE_TTL_S,
     VALUE_BYTES_MAX,
 )
-from tenuto.protocol.messages import Head, Run, Trim
+from tenuto.protocol.messages import ClaimedRun, Head, Trim
 from tenuto.protocol.records import (
     CallSource,
     Event,
@@ -132,7 +132,7 @@ def claim(
     lane: Lane,
     head: Head,
     before: Effects,
-    run: Run,
+    run: ClaimedRun,
     tok: str,
     *,
     drain: bool,
@@ -197,7 +197,7 @@ class Progress:
         return bool(self.slots or self.out or self.rolled or self.apart)
 
 
-def checkpoint(lane: Lane, ver: int, run: Run, progress: Progress, own: str) -> Update:
+def checkpoint(lane: Lane, ver: int, run: ClaimedRun, progress: Progress, own: str) -> Update:
     """3. Journal slots, one attribute each: rewriting the journal whole would erase what others put into it.
 
     `own` names the process that writes. An invocation that was delivered twice has a twin, which holds the same `ver`:
@@ -225,7 +225,7 @@ class WakeCondition:
 def suspend(
     lane: Lane,
     ver: int,
-    run: Run,
+    run: ClaimedRun,
     progress: Progress,
     state: Mapping[str, bytes | None],
     base: Mapping[str, bytes | None],
@@ -281,7 +281,7 @@ def _owned(name: str, ver: int, own: str) -> tuple[Clause, ...]:
     return Equals(f"{name}.ver", "ver", ver), AbsentOrEquals(f"{name}.own", OWN, own)
 
 
-def _progress(run: Run, progress: Progress) -> tuple[dict[str, Value], tuple[str, ...]]:
+def _progress(run: ClaimedRun, progress: Progress) -> tuple[dict[str, Value], tuple[str, ...]]:
     sets: dict[str, Value] = {slot_attribute(run.ver, s): data for s, data in progress.slots.items()}
     sets |= {OUT + out_sequence(run.ver, i): pack(entry) for i, entry in progress.out.items()}
     if progress.segments is not None:

@@ -28,7 +28,7 @@ class RetryPolicy(Struct, frozen=True):
     max_attempts: int | None = None
 
 
-class Run(Struct, frozen=True):
+class ClaimedRun(Struct, frozen=True):
     """The one active invocation of a lane. Fixed at its claim; only attempt, holder, lease and suspension change.
 
     A large input is not in `event` but in the item that `input_item` names; so are headers and raw key, when they are
@@ -73,7 +73,7 @@ class Head(Struct, frozen=True):
     watermarks: dict[str, int] = {}
     out: dict[str, Out] = {}
     fin: dict[str, int] = {}
-    run: Run | None = None
+    run: ClaimedRun | None = None
     slots: dict[str, bytes] = {}
     segments: tuple[str, ...] = ()
     stray: tuple[str, ...] = ()

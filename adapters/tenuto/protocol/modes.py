@@ -13,7 +13,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from tenuto.errors import ProtocolError
-from tenuto.protocol.messages import Activation, Head, ModeTag, Run, Trim
+from tenuto.protocol.messages import Activation, ClaimedRun, Head, ModeTag, Trim
 from tenuto.protocol.records import Event
 
 NO_TRIM = Trim()
@@ -46,7 +46,7 @@ class Drain(Struct, frozen=True):
 class Resume(Struct, frozen=True):
     """Run the head's own run, which is taken over already. `late`: it was handed back once, its lease being over."""
 
-    run: Run
+    run: ClaimedRun
     late: bool = False
 
 
@@ -72,7 +72,7 @@ def activation_of(
     hold_ms: int,
 ) -> Activation:
     """The message that asks for a mode, from this head; `trace` is added where it is known."""
-    own: tuple[ModeTag, tuple[Event, ...], int, bool, Run | None, bool]
+    own: tuple[ModeTag, tuple[Event, ...], int, bool, ClaimedRun | None, bool]
     match mode:
         case Speculate(events, attempt, claim_first):
             own = "speculate", events, attempt, claim_first, None, False

@@ -59,7 +59,7 @@ from tenuto.protocol.limits import (
     OUT_PER_WRITE_MAX,
     VALUE_BYTES_MAX,
 )
-from tenuto.protocol.messages import Activation, Head, Run
+from tenuto.protocol.messages import Activation, ClaimedRun, Head
 from tenuto.protocol.records import (
     BundleOut,
     CallSource,
@@ -187,7 +187,7 @@ class LaneWriter:
             raise FencedError("the run's input is gone: the run is over")
         return Loaded(with_item(run.event, item), slots)
 
-    async def claim(self, new: NewRun, before: Effects, finished: Finished) -> Run:
+    async def claim(self, new: NewRun, before: Effects, finished: Finished) -> ClaimedRun:
         """Take the lane for a run, together with the effects of the events before it. Raises FencedError.
 
         What has finished of it, and what will, comes through `finished`.
@@ -200,7 +200,7 @@ class LaneWriter:
             if isinstance(event.source, CallSource) and not self._drains:
                 await self._put_guard(event)
             stored, input_item = await self._put_input(event)
-            run = Run(
+            run = ClaimedRun(
                 event=stored,
                 ver=self._head.ver + 1,
                 start_ms=new.start_ms,
@@ -341,7 +341,7 @@ class LaneWriter:
     # --- parts of writes --------------------------------------------------------------------------------------------
 
     @property
-    def _run(self) -> Run:
+    def _run(self) -> ClaimedRun:
         """The invocation that the lane is held for."""
         if self._head.run is None:
             raise FencedError("no run is owned")

@@ -18,7 +18,7 @@ from tenuto.lane.transitions import Effects, WakeCondition
 from tenuto.machine.journal import Journal
 from tenuto.protocol.ids import Lane
 from tenuto.protocol.limits import SECRET_BYTES
-from tenuto.protocol.messages import Activation, Head, Run
+from tenuto.protocol.messages import Activation, ClaimedRun, Head
 from tenuto.protocol.records import Event
 from tenuto.runtime.environment import Environment
 from tenuto.runtime.lane_writer import (
@@ -42,7 +42,7 @@ class Lease:
         self.journal = Journal()
         self._attempt = request.attempt
         # From a takeover or a claim to the commit or suspension.
-        self._run: Run | None = request.head.run if request.mode == "resume" else None
+        self._run: ClaimedRun | None = request.head.run if request.mode == "resume" else None
         self._event: Event | None = None
         self._before: Callable[[], Effects] = Effects
         self._secret: bytes | None = None if self._run is None else self._run.secret
@@ -66,7 +66,7 @@ class Lease:
         return self._run is not None
 
     @property
-    def run(self) -> Run:
+    def run(self) -> ClaimedRun:
         """The invocation that the lease is held for, as it was claimed or taken over. Raises FencedError."""
         if self._run is None:
             raise FencedError("no run is owned")

@@ -20,7 +20,7 @@ from msgspec.structs import replace
 
 from tenuto.lane.tries import failures_of
 from tenuto.protocol.limits import FINISHED_TTL_MS
-from tenuto.protocol.messages import Head, Run, Trim
+from tenuto.protocol.messages import ClaimedRun, Head, Trim
 from tenuto.protocol.records import Event
 
 DRAIN_EVENTS_MAX: Final = 50
@@ -361,7 +361,7 @@ class LaneMemory(Struct, frozen=True):
         """Which attempt at this event the next one is, from 1, as far as this process knows and the head tells."""
         return max(self._times(event.id), failures_of(head, event)) + 1
 
-    def holder(self, run: Run, process: str) -> Holder:
+    def holder(self, run: ClaimedRun, process: str) -> Holder:
         """Whose the run is. `process` is this process's name, which the names of its holders begin with."""
         if run.holder in self.ended:
             return Holder.ENDED
@@ -375,7 +375,7 @@ class LaneMemory(Struct, frozen=True):
         """Whether the head has changed after a time, as far as this process has seen."""
         return self.sighting.changed_ms > time_ms
 
-    def crashes(self, run: Run) -> int | None:
+    def crashes(self, run: ClaimedRun) -> int | None:
         """The run's new count of failures if its function is known to have failed, else None."""
         return run.failures + 1 if self.crashed else None
 

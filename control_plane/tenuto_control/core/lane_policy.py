@@ -17,7 +17,7 @@ from typing import TypeAlias, assert_never
 
 from tenuto.lane.transitions import ANY_ANSWER
 from tenuto.protocol.limits import FINISHED_CALL_MS
-from tenuto.protocol.messages import Head, Run
+from tenuto.protocol.messages import ClaimedRun, Head
 from tenuto.protocol.records import CallSource, DueSlot, Event, KafkaSource, ResultOut, unpack_slot
 from tenuto_control.core.lane_memory import Holder, LaneMemory, Turn, named_by
 
@@ -44,7 +44,7 @@ class ReadHead:
 
 
 @dataclass(frozen=True, slots=True)
-class Resume:
+class ResumeRun:
     """The suspended run can go on; `over` are the slots of sleeps that have ended."""
 
     over: tuple[str, ...]
@@ -76,7 +76,7 @@ class HandOver:
 
 
 @dataclass(frozen=True, slots=True)
-class Drain:
+class DrainInbox:
     """Look into the inbox and run what waits there."""
 
 
@@ -105,7 +105,7 @@ class Idle:
 
 
 Action: TypeAlias = (
-    ReadHead | Resume | TakeOver | Ship | Release | Spill | HandOver | Drain | Invoke | TrimHead | Wait | Idle
+    ReadHead | ResumeRun | TakeOver | Ship | Release | Spill | HandOver | DrainInbox | Invoke | TrimHead | Wait | Idle
 )
 
 OUTRUN_MAX = 3
@@ -151,7 +151,7 @@ def _free(memory: LaneMemory, turn: Turn, bounds: Bounds, head: Head) -> Action:
     if outrun and first is not None and _used_lately(memory, turn, bounds):
         return HandOver()
     if head.pend is not None or memory.look:
-        return Drain()
+        return DrainInbox()
     if first is not None:
         return Invoke()
     if turn.handed:
@@ -276,7 +276,7 @@ def finished(head: Head, event: Event, now_ms: int) -> bool:
     return not kept or now_ms - at_ms < FINISHED_CALL_MS
 
 
-def can_wake(head: Head, run: Run, now_ms: int) -> bool:
+def can_wake(head: Head, run: ClaimedRun, now_ms: int) -> bool:
     """Whether a suspended run has something to go on with."""
     answered = any(_there(head, slot) for slot in run.awaits or ())
     return answered or (run.wake_ms is not None and run.wake_ms <= now_ms)
@@ -287,7 +287,7 @@ def _there(head: Head, slot: str) -> bool:
     return slot in head.slots or (slot.startswith(ANY_ANSWER) and slot != ANY_ANSWER + (head.ans or ""))
 
 
-def _running(memory: LaneMemory, turn: Turn, bounds: Bounds, head: Head, run: Run) -> Action:
+def _running(memory: LaneMemory, turn: Turn, bounds: Bounds, head: Head, run: ClaimedRun) -> Action:
     holder = memory.holder(run, bounds.process)
     match holder:
         case Holder.ENDED:
@@ -310,11 +310,11 @@ def _running(memory: LaneMemory, turn: Turn, bounds: Bounds, head: Head, run: Ru
     return _blocked(memory, turn, bounds, head) or waits
 
 
-def _suspended(memory: LaneMemory, turn: Turn, bounds: Bounds, head: Head, run: Run) -> Action:
+def _suspended(memory: LaneMemory, turn: Turn, bounds: Bounds, head: Head, run: ClaimedRun) -> Action:
     if can_wake(head, run, turn.now_ms) or (memory.hurried and _pauses(run)):
         if memory.paused_until_ms > turn.now_ms:
             return Wait(memory.paused_until_ms)
-        return Resume(ended_sleeps(head, run, turn.now_ms))
+        return ResumeRun(ended_sleeps(head, run, turn.now_ms))
     first = turn.first
     if first is not None and first.id == run.event.id and isinstance(first.source, KafkaSource):
         # As for a finished event: without the offset, nothing would lead back to what has been delivered.
@@ -333,12 +333,12 @@ def _suspended(memory: LaneMemory, turn: Turn, bounds: Bounds, head: Head, run: 
     return _watch(memory, turn, bounds, until_ms) if _awaits_answers(head, run) else Wait(until_ms)
 
 
-def _pauses(run: Run) -> bool:
+def _pauses(run: ClaimedRun) -> bool:
     """Whether a suspended run waits for nothing but its next attempt, after one that failed."""
     return run.error is not None and not run.awaits
 
 
-def _awaits_answers(head: Head, run: Run) -> bool:
+def _awaits_answers(head: Head, run: ClaimedRun) -> bool:
     """Whether a suspended run waits for more than sleeps."""
     return any(f"{slot}d" not in head.slots for slot in run.awaits or ())
 
@@ -352,7 +352,7 @@ def _blocked(memory: LaneMemory, turn: Turn, bounds: Bounds, head: Head) -> Acti
     return Spill() if turn.records and _overdue(memory, turn, bounds) else None
 
 
-def ended_sleeps(head: Head, run: Run, now_ms: int) -> tuple[str, ...]:
+def ended_sleeps(head: Head, run: ClaimedRun, now_ms: int) -> tuple[str, ...]:
     """Awaited sleeps whose time has come."""
     due = (slot for slot in run.awaits or () if slot not in head.slots)
     return tuple(slot for slot in due if (at := due_ms(head, slot)) is not None and at <= now_ms)

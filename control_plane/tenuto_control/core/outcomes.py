@@ -23,6 +23,7 @@ from tenuto.protocol.limits import (
     VALUE_BYTES_MAX,
 )
 from tenuto.protocol.messages import (
+    ClaimedRun,
     Committed,
     EventResult,
     Fenced,
@@ -31,7 +32,6 @@ from tenuto.protocol.messages import (
     Manifest,
     Outcome,
     Rejected,
-    Run,
     Speculated,
     Suspended,
 )
@@ -372,7 +372,7 @@ def _kept_entry_problem(sequence: str, entry: Out, lane: Lane) -> str | None:
             assert_never(entry)
 
 
-def _run_problem(head: Head, run: Run, lane: Lane) -> str | None:
+def _run_problem(head: Head, run: ClaimedRun, lane: Lane) -> str | None:
     problem = _own_problem(run.event.id, lane)
     if problem is not None:
         return f"its run: {problem}"

@@ -54,13 +54,13 @@ from tenuto_control.core.lane_memory import (
 from tenuto_control.core.lane_policy import (
     Action,
     Bounds,
-    Drain,
+    DrainInbox,
     HandOver,
     Idle,
     Invoke,
     ReadHead,
     Release,
-    Resume,
+    ResumeRun,
     Ship,
     Spill,
     TakeOver,
@@ -291,7 +291,7 @@ class LaneWorker(LaneTask):
         match action:
             case ReadHead():
                 await self._read_head()
-            case Resume(over):
+            case ResumeRun(over):
                 await self._take_over(over, failed=False)
             case TakeOver():
                 await self._take_over((), failed=True)
@@ -303,7 +303,7 @@ class LaneWorker(LaneTask):
                 await self._spill()
             case HandOver():
                 return await self._hand_over()
-            case Drain():
+            case DrainInbox():
                 await self._drain()
             case Invoke():
                 await self._invoke()
