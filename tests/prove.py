@@ -1,4 +1,4 @@
-"""The long proof: the model, crashes at every write, mutants, kills, several control planes on the real stack, seeds.
+"""The long proof: the model, crashes, mutants, foreign bytes, kills, several control planes on the real stack, seeds.
 
 Owns the order, the budgets (TENUTO_PROVE_SECONDS for the simulation, of which mutants take what they need, and
 TENUTO_PROVE_CHAOS_EVENTS for the real stack, TENUTO_PROVE_MODEL_STATES for each scenario of the model) and the last
@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable
 
+from tests.attack.examples import TIMES
 from tests.model import proof
 from tests.simulation import exhaustive, mutants, scenarios
 from tests.simulation.directed import DIRECTED
@@ -29,6 +31,8 @@ FIRST_SEED = 1_000_000
 SEEDS_MAX = 100_000_000
 SEEDS_SECONDS_MIN = 30.0
 SHOWN_MAX = 10
+SHOWN_LINES_MAX = 60
+ATTACK_TIMES = 10
 
 
 class Tally:
@@ -59,6 +63,7 @@ def main() -> int:
         tally.take(1, [] if verdict.problem is None else [verdict])
     print(f"  {tally.passed + tally.failed - modelled} runs, {time.monotonic() - began:.0f} s", flush=True)
     _mutants(tally)
+    _attacks(tally)
     simulated = time.monotonic() - began
     _chaos(tally, int(os.environ.get("TENUTO_PROVE_CHAOS_EVENTS", DEFAULT_CHAOS_EVENTS)))
     _hand_over(tally)
@@ -106,6 +111,17 @@ def _hand_over(tally: Tally) -> None:
         print(f"one key over {planes} control planes", flush=True)
         wrong = asyncio.run(hand_over.measure(lambda line: print(f"  {line}", flush=True), planes)).problems()
         tally.take(1, [Verdict("hand-over", "python -m tests.stack.hand_over", "; ".join(wrong))] if wrong else [])
+
+
+def _attacks(tally: Tally) -> None:
+    """Foreign bytes into every decoder and loop, many more of them than `make test` generates."""
+    print(f"foreign bytes, {ATTACK_TIMES} times as many as in make test", flush=True)
+    command = [sys.executable, "-m", "pytest", "-q", "--numprocesses", "auto", "--dist", "loadfile", "tests/attack"]
+    environment = {**os.environ, TIMES: str(ATTACK_TIMES)}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    problem = "\n".join(ended.stdout.splitlines()[-SHOWN_LINES_MAX:]) if ended.returncode else None
+    replay = f"{TIMES}={ATTACK_TIMES} python -m pytest tests/attack"
+    tally.take(1, [] if problem is None else [Verdict("foreign bytes", replay, problem)])
 
 
 def _mutants(tally: Tally) -> None:

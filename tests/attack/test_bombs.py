@@ -29,6 +29,7 @@ from tenuto_control.drivers.kafka_batches import HELD_MAX, Answer, Fetched
 from tenuto_control.drivers.kafka_codecs import TooLargeInflatedError, inflated
 from tenuto_control.loops import consume
 from tenuto_control.ports import LogRecord
+from tests.attack.examples import examples
 from tests.hostile.test_fetch_answers import BAD, GOOD, LIMITS, Broker, Reader
 from tests.support.raw_batches import CODECS, Raw, batch
 
@@ -102,7 +103,7 @@ def test_no_codec_gives_more_than_its_bound(name: str) -> None:
 
 @pytest.mark.parametrize("kind", COMPRESSED)
 @given(content=st.binary(min_size=1, max_size=3_000), repeated=st.integers(1, 40), off=st.sampled_from((-1, 0, 1)))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 def test_the_bound_is_exact(kind: str, content: bytes, repeated: int, off: int) -> None:
     whole = content * repeated
     bound = max(0, len(whole) + off)

@@ -40,6 +40,7 @@ from tenuto.protocol.records import (
     unpack_result,
     unpack_slot,
 )
+from tests.attack.examples import examples
 
 LANE = Lane("box", "k")
 EVENT = Event(str(InvocationId(LANE, "c1")), "put", CallSource(keep_result=True), b"1", (("h", b"v"),))
@@ -93,7 +94,7 @@ def test_no_depth_is_more_than_bad_data(number: int) -> None:
 
 
 @pytest.mark.parametrize("number", range(len(DECODERS)), ids=lambda n: f"{n}-{DECODERS[n][0].__name__}")
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 @given(data=st.data())
 def test_bytes_of_any_kind_are_refused_in_one_way(number: int, data: st.DataObject) -> None:
     decode, valid = DECODERS[number]
@@ -128,7 +129,7 @@ ITEMS = _items()
 
 
 @pytest.mark.parametrize("number", range(len(ITEMS)))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 @given(data=st.data())
 def test_items_of_any_content_are_read_or_refused_in_one_way(number: int, data: st.DataObject) -> None:
     read, valid = ITEMS[number]

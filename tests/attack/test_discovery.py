@@ -33,6 +33,7 @@ from tenuto_control.core.manifests import FUNCTION_TIMEOUT_MS_MAX, in_force
 from tenuto_control.core.metrics import Tally
 from tenuto_control.core.routing import Subscription
 from tenuto_control.ports import FunctionMissingError, FunctionUnreachableError
+from tests.attack.examples import examples
 from tests.support.virtual_time import run_virtual
 
 SHOP: Final = ServiceManifest("orders", keyed=True, handlers=(HandlerManifest("place", "exclusive"),))
@@ -285,7 +286,7 @@ manifests = st.builds(Manifest, st.lists(services, max_size=3).map(tuple), st.in
 answers = st.one_of(st.binary(max_size=60), values.map(msgspec.json.encode), manifests.map(encode))
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(80), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(story=st.lists(answers, min_size=1, max_size=3))
 def test_whatever_a_function_answers_the_others_are_served(
     story: list[bytes], caplog: pytest.LogCaptureFixture
@@ -310,7 +311,7 @@ def test_whatever_a_function_answers_the_others_are_served(
 sets_of_services = st.sets(st.sampled_from("abcde"), max_size=3)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(st.lists(st.dictionaries(st.sampled_from("123"), sets_of_services | st.none(), min_size=3), max_size=6))
 def test_no_service_is_ever_two_functions_and_none_moves_against_the_will_of_its_own(
     story: list[dict[str, set[str] | None]],

@@ -25,6 +25,7 @@ from tenuto.store.port import TableRefusedError
 from tenuto_control.config import ConfigError, parse
 from tenuto_control.ingress import create_app
 from tenuto_control.ingress.gate import is_loopback
+from tests.attack.examples import examples
 from tests.attack.http_server import Reply, post, reply_of, serving
 from tests.costs.meter import CountingTable, Meter
 from tests.support.virtual_time import run_virtual
@@ -124,7 +125,7 @@ ids = st.one_of(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(150), deadline=None, suppress_health_check=list(HealthCheck))
 @given(ids, st.sampled_from(("invocations/{}/attach", "invocations/{}/output", "awakeables/{}/resolve")))
 def test_an_id_that_leads_nowhere_is_the_callers_mistake(identity: str, path: str) -> None:
     async def scenario() -> None:
@@ -171,7 +172,7 @@ bodies = st.one_of(
 kinds = st.sampled_from((b"application/json", b"text/plain", b"application/x+json; charset=latin-1", b"\xff"))
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(80), deadline=None, suppress_health_check=list(HealthCheck))
 @given(bodies, kinds, st.sampled_from(("resolve", "reject")))
 def test_whatever_answers_an_awakeable_it_is_taken_or_refused(body: bytes, kind: bytes, way: str) -> None:
     async def scenario() -> None:
@@ -192,7 +193,7 @@ def test_whatever_answers_an_awakeable_it_is_taken_or_refused(body: bytes, kind:
     run_virtual(scenario())
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(100), deadline=None, suppress_health_check=list(HealthCheck))
 @given(bodies, kinds, st.sampled_from(("call", "send")))
 def test_whatever_a_body_is_the_answer_is_no_error_of_the_control_plane(body: bytes, kind: bytes, way: str) -> None:
     async def scenario() -> None:
@@ -278,7 +279,7 @@ pieces = st.lists(
 ).map(b"".join)
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(15), deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(st.lists(pieces, min_size=1, max_size=3), min_size=10, max_size=15))
 def test_no_bytes_on_a_socket_are_answered_with_500(connections: list[list[bytes]]) -> None:
     async def scenario() -> None:

@@ -30,6 +30,7 @@ from tenuto_control.dispatcher.lane_places import (
 )
 from tenuto_control.limits import MIB, Limits
 from tenuto_control.ports import Target
+from tests.attack.examples import examples
 from tests.attack.test_memory import Allocated, traced, virtually
 from tests.attack.test_memory import lane as lane_of
 from tests.costs.meter import Meter
@@ -116,7 +117,7 @@ def test_what_goes_on_comes_first_and_calls_and_records_take_turns() -> None:
 
 
 @given(st.lists(st.tuples(st.sampled_from(list(Kind)), st.booleans(), st.integers(0, 400_000)), max_size=60))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 def test_no_place_is_lost_and_the_bytes_are_kept_to(asked: list[tuple[Kind, bool, int]]) -> None:
     order: list[str] = []
     limits = Limits(lanes_at_work_bytes_max=2_000_000, lanes_at_work_max=20)
@@ -189,7 +190,7 @@ def test_what_is_nested_deep_is_weighed_all_the_same() -> None:
 @given(
     st.lists(st.tuples(st.sampled_from(["keep", "take", "hold", "release"]), st.integers(0, 5), st.integers(0, 3_000)))
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 def test_heads_are_kept_within_their_bytes_and_the_books_balance(steps: list[tuple[str, int, int]]) -> None:
     heads = Heads(4, 12_000)
     for what, n, size in steps:

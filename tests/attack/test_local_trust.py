@@ -31,6 +31,7 @@ from tenuto_local import EmbeddedStack, FunctionSpec
 from tenuto_local.gateway_contract import ADMIN_DYNAMODB, ADMIN_FUNCTIONS, ADMIN_HEADER, ADMIN_VARIABLE
 from tenuto_local.http_server import Request
 from tenuto_local.signatures import claim_of, proven
+from tests.attack.examples import examples
 from tests.support.stack import aws_client, run
 
 NOWHERE = "http://127.0.0.1:9"
@@ -140,7 +141,7 @@ def test_no_page_is_answered_whatever_it_knows(
     assert set(run(stack.describe_functions())) == {"tells"}
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(given_secret=st.none() | st.text(st.characters(min_codepoint=33, max_codepoint=126), max_size=80))
 @pytest.mark.parametrize("method", ["GET", "POST"])
 @pytest.mark.parametrize("path", [ADMIN_FUNCTIONS, ADMIN_DYNAMODB])
@@ -215,7 +216,7 @@ def test_clients_of_another_start_are_refused_by_every_service(
 TEXT = st.text(st.characters(min_codepoint=32, max_codepoint=0x2FF, exclude_categories=["C"]), max_size=12)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(
     segments=st.lists(TEXT, max_size=3),
     query=st.dictionaries(TEXT.filter(bool), TEXT, max_size=3),

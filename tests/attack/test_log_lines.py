@@ -32,6 +32,7 @@ from tenuto_control.drivers import log_lines
 from tenuto_control.drivers.log_lines import LINE_CHARACTERS_MAX, SERIES_LINES_MAX, SERIES_S, Lines
 from tenuto_control.ingress import answers
 from tenuto_control.ports import LogUnavailableError
+from tests.attack.examples import examples
 from tests.costs.meter import meter_of
 from tests.hostile.world import HostileWorld
 from tests.support.virtual_time import run_virtual
@@ -166,7 +167,7 @@ def test_what_raises_when_it_is_looked_at_is_printed_all_the_same() -> None:
         assert lines_of("text", record_of("odd", error=error))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(st.text(st.characters(), max_size=700), st.sampled_from(["text", "json"]))
 def test_whatever_is_written_a_line_is_a_line(text: str, form: str) -> None:
     (line,) = lines_of(form, record_of("%s", text, key=text))

@@ -42,6 +42,7 @@ from tenuto_control.limits import MIB, Limits
 from tenuto_control.loops import consume
 from tenuto_control.loops.consume import RECORD_OVERHEAD_BYTES, Consumer
 from tenuto_control.ports import LogRecord, Pending, TopicPartition
+from tests.attack.examples import examples
 from tests.control.test_consume import RecordingExecution, source_of
 from tests.costs.meter import Meter
 from tests.support.memory_kafka import MemoryKafka
@@ -358,7 +359,7 @@ HEADER = st.tuples(st.text(max_size=9), st.binary(max_size=2_000))
     st.binary(max_size=200),
     st.lists(HEADER, max_size=4),
 )
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 def test_a_record_weighs_more_than_its_contents(key: bytes, value: bytes, headers: list[tuple[str, bytes]]) -> None:
     record = LogRecord("t", 0, 0, 0, key, value, tuple(headers))
     contents = len(key) + len(value) + sum(len(name.encode()) + len(content) for name, content in headers)

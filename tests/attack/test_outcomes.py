@@ -62,6 +62,7 @@ from tenuto_control.core.log_fields import SHOWN_CHARACTERS_MAX
 from tenuto_control.drivers.lambda_invoke import LambdaInvoker
 from tenuto_control.limits import ANSWER_BYTES_MAX
 from tenuto_control.ports import FunctionFailedError, FunctionUnreachableError, InvokeError, Pending
+from tests.attack.examples import examples
 from tests.hostile.world import DEAD, HostileWorld
 from tests.support.virtual_time import run_virtual
 
@@ -467,7 +468,7 @@ def changed(value: Any, path: tuple[Any, ...], new: Any, *, named: bool) -> Any:
 mutation = st.tuples(st.integers(0, 10_000), st.sampled_from(ODD), st.booleans())
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(80), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     model=st.sampled_from(sorted(MODELS)),
     mutations=st.lists(mutation, min_size=1, max_size=3),
@@ -502,7 +503,7 @@ def test_whatever_is_changed_in_an_answer_the_others_go_on(
     assert unforeseen(caplog) == []
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(answer=st.one_of(st.binary(max_size=200), st.recursive(st.sampled_from(ODD), st.lists).map(msgspec.json.encode)))
 def test_so_they_do_whatever_bytes_are_answered(answer: bytes, caplog: pytest.LogCaptureFixture) -> None:
     async def scenario() -> None:

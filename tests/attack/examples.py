@@ -1,0 +1,17 @@
+"""How many members of a kind are generated: few in `make test`, many in `make prove`.
+
+Owns the factor. Does not own what is generated.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+
+TIMES: Final = "TENUTO_ATTACK_TIMES"
+"""Set in the environment, so many times as many members are tried."""
+
+
+def examples(quick: int) -> int:
+    """The number of generated members, where `make test` tries `quick`."""
+    return quick * int(os.environ.get(TIMES, "1"))
