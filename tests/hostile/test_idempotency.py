@@ -464,7 +464,9 @@ def test_a_wait_ends_when_its_caller_says(kind: str, wait_s: float, *, kept: boo
             assert answer == Success(b'"one"')
         await asyncio.sleep(30)
         assert world.effects() == ["one"]
-        assert bodies == ["one"], "an attempt that ran was thrown away"
+        if wait_s:
+            # Without a wait the call goes to the inbox before it has begun, and its guard calls the other process.
+            assert bodies == ["one"], "an attempt that ran was thrown away"
         await world.close()
 
     run_virtual(scenario())

@@ -63,7 +63,7 @@ def test_always_on_there_is_no_dispatcher_function(templates: Templates) -> None
 def test_always_on_calls_may_come_through_a_load_balancer(templates: Templates) -> None:
     deployed = deploy(templates, Shape="AlwaysOn", LoadBalancer="true", VpcId="vpc-1", **NETWORK)
     assert deployed["ControlPlane/Balancer"].properties["Scheme"] == "internal"
-    assert deployed["ControlPlane/Targets"].properties["HealthCheckPath"] == "/ready"
+    assert deployed["ControlPlane/Targets"].properties["HealthCheckPath"] == "/health"
     (target,) = deployed["ControlPlane/Service"].properties["LoadBalancers"]
     assert target["TargetGroupArn"] == "ControlPlane/Targets"
 

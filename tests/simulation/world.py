@@ -48,7 +48,7 @@ from tests.simulation.twins import (
 )
 from tests.support.memory_kafka import MemoryKafka, Operation
 
-PROGRESS_WITHIN_S = 600.0
+PROGRESS_WITHIN_S = 1_000.0
 """Virtual time without faults within which some event or step must finish: the longest sleeps and pauses, several
 times."""
 
