@@ -84,7 +84,7 @@ format: $(STAMP) ## rewrite what ruff can put right
 	@$(RUN) -m ruff check --quiet --fix-only
 	@exec $(RUN) -m ruff format --quiet
 
-lock: ## resolve pyproject.toml and requirements/dev.in anew into requirements/dev.txt (needs uv)
+lock: ## resolve every locked file under requirements/ again (needs uv)
 	@exec sh tools/lock.sh
 
 lock-jars: java $(STAMP) ## fetch Kafka and DynamoDB Local afresh and list the hashes of their jars

@@ -94,7 +94,7 @@ def test_at_scale_to_zero_a_short_sleep_is_paid_as_time_of_two_functions() -> No
     # Claim, three checkpoints, commit; one more if a step followed the sleep, which the estimate allows for.
     assert short["DynamoDB writes, write units"] == pytest.approx(6 * 0.625)
     assert short["Lambda handler, GB-s"] == pytest.approx(MILLION * 5.1 * 0.5 * 0.0000133334)
-    assert short["Lambda dispatcher, GB-s"] == pytest.approx(MILLION / 10 * (5.1 + 0.02) * 0.5 * 0.0000133334)
+    assert short["Lambda dispatcher, GB-s"] == pytest.approx(MILLION / 10 * (5.1 + 0.02) * 0.0000133334)
     assert "EventBridge Scheduler, schedules" not in short
 
 
@@ -110,7 +110,7 @@ def test_at_scale_to_zero_a_dispatcher_sits_out_a_short_suspension() -> None:
     waited = amounts(replace(THREE_STEPS_AND_A_SLEEP, shape="scale-to-zero", hold_seconds=1))
     assert "EventBridge Scheduler, schedules" not in waited
     seconds = (0.1 + 0.02) / 10 + 0.1 + 0.02 + 5
-    assert waited["Lambda dispatcher, GB-s"] == pytest.approx(MILLION * seconds * 0.5 * 0.0000133334)
+    assert waited["Lambda dispatcher, GB-s"] == pytest.approx(MILLION * seconds * 0.0000133334)
 
 
 def test_an_always_on_control_plane_asks_the_scheduler_for_long_sleeps_alone() -> None:

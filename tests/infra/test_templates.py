@@ -10,6 +10,7 @@ from starlette.routing import Route
 
 from tenuto_control import memory
 from tenuto_control.config import ENVIRONMENT, FUNCTION_VARIABLE
+from tenuto_control.core.costs import HOLD_SECONDS, SCALE_TO_ZERO, Workload
 from tenuto_control.drivers.log_lines import FORMAT_VARIABLE
 from tenuto_control.ingress import create_app
 from tenuto_control.lambda_entry import PARTIAL_VARIABLE
@@ -172,3 +173,17 @@ def test_both_kinds_of_api_have_the_routes_of_the_ingress_and_no_other(templates
     assert {one.properties["RouteKey"] for one in http.values() if one.type == "AWS::ApiGatewayV2::Route"} == ROUTES
     paths = deploy(templates, Api="Rest")["RestApi/Api"].properties["Body"]["paths"]
     assert {f"{verb.upper()} {path}" for path, verbs in paths.items() for verb in verbs} == ROUTES
+
+
+def test_costs_are_estimated_for_what_the_templates_deploy(templates: Templates) -> None:
+    estimated = Workload()
+    scaled = deploy(templates)
+    dispatcher, handler = scaled["Dispatcher/Dispatcher"].properties, scaled["Functions/UserUpdates"].properties
+    assert int(dispatcher["MemorySize"]) == estimated.dispatcher_mb
+    assert int(handler["MemorySize"]) == estimated.memory_mb
+    assert handler["Architectures"] == [estimated.architecture]
+    held_ms = int(dispatcher["Environment"]["Variables"]["TENUTO_HOLD_SLEEP_MS"])
+    assert held_ms == HOLD_SECONDS[SCALE_TO_ZERO] * 1000
+    task = deploy(templates, Shape="AlwaysOn", SubnetIds="subnet-1")["ControlPlane/Task"].properties
+    assert int(task["Cpu"]) == estimated.vcpu * 1024
+    assert int(task["Memory"]) == estimated.task_gb * 1024

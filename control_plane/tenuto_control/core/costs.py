@@ -105,7 +105,7 @@ class Workload:
         None, "sleeps up to this long stay in the function (default: always-on 0.3, scale-to-zero 20)"
     )
     records_per_poll: float = _option(10.0, "scale-to-zero: records that one dispatcher invocation takes", 1, 10_000)
-    dispatcher_mb: int = _option(512, "scale-to-zero: memory of the dispatcher function", 128, 10_240)
+    dispatcher_mb: int = _option(1_024, "scale-to-zero: memory of the dispatcher function", 128, 10_240)
     dispatch_ms: float = _option(20.0, "scale-to-zero: what a dispatcher invocation takes besides its handlers, in ms")
 
     def __post_init__(self) -> None:
