@@ -104,7 +104,7 @@ ROWS: Final = (
         transitions.takeover,
         "dispatcher",
         transitions.takeover(LANE, OWNED, "holder", 0, {"0": b""}, "tok"),
-        "read the head again. Invoke with the head that the write left. Pause, or attempts fence each other for ever",
+        "read the head again. Invoke with the head that the write left. Pause, or attempts keep fencing each other",
     ),
     Row(
         transitions.final_commit,
@@ -116,7 +116,7 @@ ROWS: Final = (
         transitions.slots_put,
         "whoever resolves",
         transitions.slots_put(LANE, OWNED, {"2a": b""}, "mark"),
-        "nobody waits, it was answered, or another answer came first: read the head again. No response: as refused",
+        "no run waits, it was answered, or another answer came first: read the head again. No response: as refused",
     ),
     Row(
         items.answer_put,
@@ -134,7 +134,7 @@ ROWS: Final = (
         transitions.inbox_again,
         "ingress",
         transitions.inbox_again(LANE, EVENT, 0),
-        "somebody else did so, or the tombstone is another one",
+        "another process did so, or the tombstone is another one",
     ),
     Row(
         transitions.inbox_aside,
@@ -449,7 +449,7 @@ def rules() -> str:
         both = " and ".join(f"`{label}`" for label in labels)
         texts = "; ".join(says[label] for label in labels)
         lines.append(f'| {both} | {texts} | together: *{hunt.law}* in "{hunt.scenario}" |')
-    lines += ["", "## Rules that nobody misses", "", "Kept as a defence against a mistake in the others.", ""]
+    lines += ["", "## Redundant rules", "", "Kept as a defence against a mistake in the others.", ""]
     lines += [f"- `{label}`: {argument}." for label, argument in {**EQUIVALENT, **mutants.EQUIVALENT}.items()]
     return "\n".join([*lines, ""])
 

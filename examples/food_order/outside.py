@@ -5,11 +5,12 @@ Owns what they answer, which depends on nothing but the order.
 
 from __future__ import annotations
 
+import os
 from typing import Literal, TypeAlias
 
 from pydantic import BaseModel, PositiveInt
 
-from examples.ledger import Ledger
+from examples.ledger import DIRECTORY_VARIABLE, Ledger
 from tenuto import TerminalError
 
 LEDGER = Ledger("food_order")
@@ -66,7 +67,12 @@ def offer_to_drivers(order: Order, offer: str) -> None:
 
 
 def open_offers() -> dict[str, str]:
-    """Order id to the awakeable id that its drivers were given."""
+    """Order id to the awakeable id that its drivers were given.
+
+    Raises LookupError when the environment does not say where the example keeps its record.
+    """
+    if not os.environ.get(DIRECTORY_VARIABLE):
+        raise LookupError(f"{DIRECTORY_VARIABLE} is not set: paste the export line that `make dev` prints")
     return {c.subject: str(c.answer) for c in LEDGER.calls() if c.system == "offer to drivers"}
 
 

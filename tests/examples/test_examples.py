@@ -283,3 +283,9 @@ def test_the_truth_of_profiles_notices_what_is_wrong() -> None:
     for features in ([*sent[1:], sent[0]], [sent[0], *sent], [sent[0], *sent[2:]]):
         tampered = (record_id, key, json.dumps(json.loads(value) | {"features": features}).encode())
         assert profile_events.differences(made, [tampered, *good[1:]])
+
+
+def test_open_offers_name_the_variable_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(ledger.DIRECTORY_VARIABLE)
+    with pytest.raises(LookupError, match=ledger.DIRECTORY_VARIABLE):
+        order_outside.open_offers()

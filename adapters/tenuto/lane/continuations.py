@@ -32,7 +32,7 @@ def continuation_begin(pk: str, owner: str, until_ms: int, now_ms: int) -> Updat
 def continuation_pass(pk: str, owner: str, successor: str, until_ms: int) -> Update:
     """Hand a lane on to the invocation that is given `successor`, which takes it by this write as well.
 
-    With a time that is over, nobody looks after the lane from then on.
+    With a time that is over, the lane is unattended from then on.
     """
     own = Equals("continuation.own", "owner", owner)
     return Update(continuation_key(pk), _named(successor, until_ms), (), (own,))

@@ -221,7 +221,7 @@ def letter_put(letter: Letter) -> Put:
 
 
 def letter_redriving(letter: str, now_ms: int) -> Update:
-    """Say that somebody begins to run a letter again, unless somebody did so before."""
+    """Mark a letter as being redriven, unless it is marked already."""
     clauses = (Equals("redrive.live", "live", 1), Absent("redrive.first", "since"))
     return Update(letter_key(letter), {"since": now_ms}, (), clauses)
 
