@@ -105,7 +105,7 @@ async def _work(parts: Assembly, stop: asyncio.Event) -> None:
     for task in ended - {waiting}:
         # Not one of them does so by itself, so somebody will want to know which one it was.
         log.critical("%s has ended, and with it this process", task.get_name())
-    log.info("stopping: what runs may end, then the rest is left to Kafka and the table")
+    log.info("stopping: letting running work finish; the rest stays in Kafka and the table")
     server.should_exit = True
     if consume is not None:
         consuming.stop()
@@ -218,7 +218,7 @@ async def _answered(ask: Callable[[], Awaitable[object]], who: str | None, refus
             raise ConfigError(f"{refusal}: {e}") from e
         except TableUnavailableError as e:
             if who is not None:
-                log.warning("%s does not answer, trying on: %s", who, shown(str(e)))
+                log.warning("%s does not answer, still trying: %s", who, shown(str(e)))
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 2, 5.0)
         else:

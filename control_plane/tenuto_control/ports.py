@@ -289,7 +289,7 @@ class Resolution(Enum):
     CONFLICT = "conflict"
     """It had another result already, which stays."""
     UNKNOWN = "unknown"
-    """No invocation waits under that id (any more)."""
+    """No invocation waits under that id any longer."""
 
 
 class Errand(NamedTuple):

@@ -79,9 +79,9 @@ def test_a_table_that_does_not_answer_is_waited_for(caplog: pytest.LogCaptureFix
     lines = [record.getMessage() for record in caplog.records]
     assert client.asked == 9
     assert [line.partition(";")[0] for line in lines] == [
-        "the table does not answer, for 2 s by now",
-        "the table does not answer, for 6 s by now",
-        "the table does not answer, for 14 s by now",
+        "the table has not answered for 2 s",
+        "the table has not answered for 6 s",
+        "the table has not answered for 14 s",
     ]
     assert all(record.exc_info is None for record in caplog.records)
 

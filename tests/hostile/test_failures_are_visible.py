@@ -583,7 +583,7 @@ def test_a_table_that_does_not_answer_is_told_of_once_for_the_process(
         sweeping.cancel()
         assert len(shop.ran) == 20
         *away, back = said
-        assert all(line.startswith("the table does not answer, for ") for _, line in away)
+        assert all(line.startswith("the table has not answered for ") for _, line in away)
         at = [time - gone_s for time, _ in away]
         assert 2 <= at[0] <= 2.6
         assert 3 <= len(at) <= 7

@@ -70,7 +70,7 @@ class DeadLetterOffice:
         """A letter and what it holds: the event with its input and headers, or the record. Raises NoSuchLetterError."""
         found = await self._delivery.letters.read(name)
         if found is None:
-            raise NoSuchLetterError(f"there is no dead letter {name!r} (any more)")
+            raise NoSuchLetterError(f"there is no dead letter {name!r}")
         return found
 
     async def redrive(self, name: str) -> str:

@@ -30,7 +30,7 @@ CountName: TypeAlias = Literal[
 suspensions, events and messages that their handler ended by a terminal error, dead letters in a topic or in the table,
 records set aside in the table as their topic takes none of them, failed tries to produce to a topic that is not there,
 write requests of dispatcher and functions, requests of the dispatcher that the table refused, items of the table that
-were met and could not be read or treated, and loops of the process that ended by an error and were begun again."""
+were met and could not be read or treated, and loops of the process that ended with an error and were restarted."""
 
 SampleName: TypeAlias = Literal[
     "Lag", "AgeMs", "WakeLatenessMs", "UnreadablePartitions", "FunctionsUnanswered", "ClockDifferenceMs"
@@ -58,7 +58,7 @@ class Metrics(Protocol):
 
 
 class Uncounted:
-    """For whoever looks at no metrics."""
+    """No-op metrics sink."""
 
     def count(self, name: CountName, n: int = 1) -> None:
         """See `Metrics.count`: nothing is kept."""

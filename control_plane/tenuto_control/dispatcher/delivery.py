@@ -407,7 +407,7 @@ def _unawaited(awakeable: str) -> None:
         log.info("an answer to an awakeable is dropped: what it names is no awakeable id")
     else:
         fields = log_fields.of_invocation(name.invocation)
-        log.info("nobody waits for awakeable %s (any more)", awakeable, extra=fields)
+        log.info("nothing waits for awakeable %s any longer", awakeable, extra=fields)
 
 
 def fits(event: Event) -> bool:

@@ -276,7 +276,9 @@ class LaneWorker(LaneTask):
         self._on(ProducedInVain(self._services.clock.now_ms()))
         if self._memory.vain_ships == 1 and not isinstance(error, TopicUnusableError):
             fields = log_fields.of_lane(self.lane)
-            log.warning("%s: records cannot be produced, trying on: %s", self.lane.pk, shown(str(error)), extra=fields)
+            log.warning(
+                "%s: records cannot be produced, still trying: %s", self.lane.pk, shown(str(error)), extra=fields
+            )
         return CONTINUE
 
     def _decided(self) -> Action:

@@ -121,7 +121,7 @@ class Outages:
         """A line, when it is time for one."""
         if self._since_s is None or now_s < self._next_s:
             return
-        log.warning("the table does not answer, for %.0f s by now; trying on: %s", now_s - self._since_s, self._error)
+        log.warning("the table has not answered for %.0f s; still trying: %s", now_s - self._since_s, self._error)
         self._lines += 1
         self._next_s = now_s + min(FIRST_LINE_S * 2**self._lines, LINE_PAUSE_S_MAX)
 

@@ -181,7 +181,7 @@ class PartitionFetcher(Fetcher):  # type: ignore[misc] # the base class carries 
             trouble = self._hold(tp, offset, "its log has no such offset", passing=True)
             if trouble.attempts == 1:
                 _log.warning(
-                    "%s/%d: its log has no offset %d (any more); reading on at the oldest record it has", *tp, offset
+                    "%s/%d: its log no longer has offset %d; reading resumes at its oldest record", *tp, offset
                 )
             return
         if error.invalid_metadata:

@@ -237,7 +237,10 @@ class _Ingress:
             case Resolution.CONFLICT:
                 raise RefusedError("another answer came first, and it stays", HTTPStatus.CONFLICT)
             case Resolution.UNKNOWN:
-                raise RefusedError("nobody waits for this awakeable (any more)", HTTPStatus.NOT_FOUND)
+                raise RefusedError(
+                    "nothing waits for this awakeable: its id was never issued, or its invocation has ended",
+                    HTTPStatus.NOT_FOUND,
+                )
             case unforeseen:
                 assert_never(unforeseen)
 
