@@ -1,0 +1,362 @@
+# ruff: noqa: INP001 - tools are run as files, not imported as a package
+"""Writes `docs/reference/configuration.md` from `tenuto_control.config` and `tenuto_control.limits`.
+
+    python tools/document_configuration.py           # write the page
+    python tools/document_configuration.py --check   # exit 1 when the page differs from the code
+
+Owns the form of the page and the meaning of each key. Sections, keys, types, defaults and variables come from the code,
+and a test compares the two: a key without a meaning here, or a meaning without a key, is an error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import msgspec
+
+from tenuto_control import memory
+from tenuto_control.config import (
+    DEFAULT_FILE,
+    ENVIRONMENT,
+    FUNCTION_VARIABLE,
+    AwsConfig,
+    EncryptionConfig,
+    FunctionConfig,
+    HttpConfig,
+    KafkaConfig,
+    SchedulerConfig,
+    SubscriptionConfig,
+    TableConfig,
+)
+from tenuto_control.drivers.log_lines import FORMAT_VARIABLE
+from tenuto_control.lambda_entry import CONFIG_VARIABLE, PARTIAL_VARIABLE
+from tenuto_control.limits import MIB, SERVERLESS, Limits
+
+ROOT: Final = Path(__file__).resolve().parents[1]
+PAGE: Final = ROOT / "docs" / "reference" / "configuration.md"
+NO_DEFAULT: Final = object()
+
+Meanings = Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A section of the file: its title, its class, what it is for, and what each key means."""
+
+    title: str
+    kind: type[Any]
+    about: str
+    meanings: Meanings
+
+
+SECTIONS: Final = (
+    Section(
+        "[kafka]",
+        KafkaConfig,
+        "How to reach the brokers. Passwords belong in the environment.",
+        {
+            "bootstrap_servers": "brokers as `host:port`, separated by commas",
+            "group_id": "the consumer group",
+            "security_protocol": "how clients connect",
+            "sasl_mechanism": "how clients sign in, with a SASL protocol",
+            "sasl_username": "the user name, with a SASL protocol",
+            "sasl_password": "the password, with a SASL protocol",
+            "ssl_cafile": "path of the certificates that sign the brokers'; without it, those of the system",
+            "ssl_certfile": "path of the client's certificate",
+            "ssl_keyfile": "path of the client's private key",
+            "ssl_key_password": "the password of that key",
+            "iam": "sign in to Amazon MSK with the AWS credentials of the process, over `SASL_SSL`",
+        },
+    ),
+    Section("[table]", TableConfig, "The DynamoDB table.", {"name": "name of the table"}),
+    Section(
+        "[encryption]",
+        EncryptionConfig,
+        "With this section, payloads are [encrypted](../guides/security.md#encryption) before they are stored.",
+        {"kms_key_id": "id, ARN or alias of the KMS key that wraps the data keys"},
+    ),
+    Section(
+        "[aws]",
+        AwsConfig,
+        "Endpoints and credentials come from AWS's own variables.",
+        {"region": "the region; without it, AWS's own variables and files decide"},
+    ),
+    Section(
+        "[functions.<name>]",
+        FunctionConfig,
+        "One section for each Lambda function with handlers; at least one.",
+        {
+            "function": "name or ARN of the function; without it, `<name>`",
+            "qualifier": "version or alias to invoke",
+            "concurrency": (
+                "invocations at once, by one control plane; stay below the function's reserved concurrency"
+            ),
+        },
+    ),
+    Section(
+        "[[subscriptions]]",
+        SubscriptionConfig,
+        "One section for each topic. [Kafka](../guides/kafka.md#subscriptions) explains them.",
+        {
+            "topic": "the topic; each has one subscription",
+            "target": "the handler, as `service/handler`",
+            "key": "which key a record has: `utf-8`, `bytes` or `json:<field>[.<field>]`",
+            "ordering": "which records run one after the other: those of a `key`, of a `partition`, or `none`",
+            "dead_letter": "topic for records that can never be handled; by default the topic's with `.dead-letter`",
+            "epoch": "one pass over the topic; a new value [replays](../guides/kafka.md#replaying-on-purpose) it",
+            "start": "where a group without offsets begins; always on only",
+        },
+    ),
+    Section(
+        "[http]",
+        HttpConfig,
+        "Where calls are served. [HTTP](http.md#browsers) explains origins and hosts.",
+        {
+            "host": "address to listen on",
+            "port": "port to listen on",
+            "cors_origins": 'origins from which pages may call, such as `"https://app.example"`; `"*"` is every page',
+            "hosts": (
+                "host names that are served besides those of the machine; without it, a control plane on 127.0.0.1 "
+                "serves only these, and one on another address serves any"
+            ),
+        },
+    ),
+    Section(
+        "[scheduler]",
+        SchedulerConfig,
+        "EventBridge Scheduler, which wakes a dispatcher that scales to zero. The template sets it by variables.",
+        {
+            "role_arn": "ARN of the role that the Scheduler takes on to invoke the target",
+            "target_arn": "ARN of the function that wake-ups invoke",
+            "group": "schedule group",
+            "dlq_arn": "ARN of the queue for wake-ups that could not be delivered",
+        },
+    ),
+)
+
+LIMITS: Final[Mapping[str, Meanings]] = {
+    "Records in a process": {
+        "partition_records_max": "unreleased records of one partition, which pauses beyond it until half are free",
+        "partition_bytes_max": "the same, in bytes",
+        "process_records_max": "unreleased records of all partitions of the process",
+        "process_bytes_max": "the same, in bytes, each record with the lane that waits with it",
+        "poll_records_max": "records that one poll hands out",
+        "poll_bytes_max": "a poll hands out no further record once it has so many bytes",
+        "fetch_bytes_max": "one broker's answer to a fetch; a larger batch comes alone",
+        "batch_inflated_bytes_max": "a compressed batch, inflated; a larger one becomes a dead letter as it was sent",
+        "poll_timeout_ms": "how long a poll waits for records",
+        "commit_interval_ms": "between two commits of offsets",
+        "quarantine_concurrency": "records moved to dead-letter topics at once",
+        "topic_patience_ms": (
+            "how long a record waits for a topic that is missing or forbidden, before it is kept in the table"
+        ),
+    },
+    "Lanes": {
+        "lanes_at_work_max": "lanes at work at once; others wait their turn",
+        "lanes_at_work_bytes_max": "the same, in bytes of their heads",
+        "lanes_max": "lanes at work or waiting; beyond it, hints are dropped and paused lanes are left to the sweep",
+        "lane_cache_max": "heads of idle lanes in memory",
+        "lane_cache_bytes_max": "the same, in bytes",
+        "lane_calls_max": "calls and events that wait for one key; further calls get 503",
+        "batch_events_max": "events of one key that one invocation takes",
+        "batch_bytes_max": "the same, in bytes of their inputs",
+        "spill_after_ms": "events that wait so long for a busy key move to its inbox",
+        "spill_records_max": "events of a waiting key that move to its inbox at once, before that time",
+        "lease_margin_ms": "how long after its end a foreign lease is respected, and how far clocks may differ",
+        "call_look_ms": "how long a head is trusted that other processes may change, while a call waits for it",
+        "event_look_ms": "the same, while an event waits for it",
+        "owner_ms": "a process that changed a head within this time is left to continue with its lane",
+        "guard_delay_ms": "when the guard of a few writes falls due",
+        "commit_guard_ms": "when the guard of a commit with messages of calls falls due",
+    },
+    "Invocations": {
+        "invoke_concurrency_max": "invocations at once, of all functions",
+        "invoke_bytes_max": "requests of invocations under way, copies included; further ones wait",
+        "invoke_connect_timeout_ms": "connecting to Lambda",
+        "invoke_read_timeout_ms": "waiting for an answer; above the longest timeout of a function (900 s)",
+        "invoke_retry_initial_ms": "the first pause after an invocation that Lambda refused",
+        "invoke_retry_max_ms": "the longest such pause",
+        "aws_connect_timeout_ms": "connecting to any other AWS service",
+        "aws_read_timeout_ms": "waiting for its answer",
+        "aws_connections_max": "connections to one AWS service",
+    },
+    "Kafka group and failures": {
+        "drain_timeout_ms": "how long running work may finish at a rebalance or stop",
+        "session_timeout_ms": "a member that is silent for so long loses its partitions",
+        "heartbeat_interval_ms": "between two heartbeats",
+        "log_request_timeout_ms": "one request to Kafka, commits and produced records included",
+        "topic_lives_timeout_ms": "how long a batch of a mapping waits for the ids of its topics; then it fails",
+        "topic_lives_request_timeout_ms": "one request for these ids",
+        "log_retry_initial_ms": "the first pause after a failed request to Kafka",
+        "log_retry_max_ms": "the longest such pause",
+        "unreadable_retry_initial_ms": "the first pause of a partition that cannot be read",
+        "unreadable_retry_max_ms": "the longest such pause",
+        "unreadable_after_ms": "a failure of this length makes a partition unreadable",
+        "unreadable_log_max_ms": "the longest pause between two log lines about such a partition",
+        "table_retry_initial_ms": "the first pause after a request that the table did not answer",
+        "table_retry_max_ms": "the longest such pause",
+        "table_refused_retry_max_ms": "the longest pause of a lane whose write the table refuses",
+        "failure_log_interval_ms": "the shortest pause between two log lines about one lasting failure",
+    },
+    "Timers and sweeps": {
+        "sweep_interval_ms": "between two sweeps",
+        "sweep_lanes_max": "lanes that may be active before the sweep starts more",
+        "sweep_lookback_ms": "how far back a wide sweep looks",
+        "sweep_wide_interval_ms": "between two wide sweeps",
+        "sweep_deep_interval_ms": "between two sweeps of older timers",
+        "sweep_deep_buckets_max": "minutes of timers that one of these looks at",
+        "timer_postpone_ms": "how far a due timer moves on that is still needed; doubles up to an hour",
+        "hold_sleep_ms": "sleeps up to this length are held in the function",
+        "wheel_horizon_ms": "timers due within this time are held in memory",
+        "wheel_bytes_max": "what they may take; the sweep finds the others",
+        "scheduler_threshold_ms": "sleeps of at least this length have a schedule outside, too",
+        "scheduler_lead_ms": "how long before the end of a sleep that schedule fires",
+        "linger_ms": "scaled to zero, how long an invocation waits for what is due next",
+    },
+    "HTTP": {
+        "http_wait_ms_max": "how long a call is held open before the answer is an id to attach to",
+        "hand_over_ms_max": "how long a call may take to become durable after its wait; then 503",
+        "accept_ms_max": "how long a send may take to become durable; then 503",
+        "results_awaited_max": "callers that wait for a result that is stored elsewhere; others get their 202 at once",
+        "result_poll_initial_ms": "the first pause between two looks for such a result",
+        "result_poll_max_ms": "the longest such pause",
+        "calls_max": "requests that wait, and calls that wait or run; further ones get 503",
+        "calls_bytes_max": "what these may hold: bodies and unsent results",
+        "http_connections_max": "open connections, always 512 below the limit of open files",
+        "http_keep_alive_ms": "how long an unused connection stays open; longer than a load balancer keeps it",
+    },
+    "Metrics": {"metrics_interval_ms": "between two writes of metrics, always on"},
+}
+
+VARIABLES: Final[Mapping[str, str]] = {
+    "TENUTO_CONFIG_FILE": f"the configuration file; `{DEFAULT_FILE}` without it. `--config` comes before it",
+    "TENUTO_LOG_LEVEL": "`debug`, `info` (default), `warning`, `error` or `critical`. `--log-level` comes before it",
+    FORMAT_VARIABLE: "`text` or `json`: [logs](../guides/operate.md#logs). `--log-format` comes before it",
+    memory.VARIABLE: "memory of the process in MiB, by which its limits are [checked](../guides/operate.md#scale)",
+    CONFIG_VARIABLE: "dispatcher function: path of the file in its artefact",
+    PARTIAL_VARIABLE: (
+        "dispatcher function: `true` if its mapping takes [partial answers](../guides/deploy.md#which-kafka)"
+    ),
+}
+"""Variables of the control plane that replace no key of the file."""
+
+
+def page() -> str:
+    """The whole page."""
+    lines = [
+        "# Configuration",
+        "",
+        "<!-- Written by tools/document_configuration.py: change the code or the tool, and run it. -->",
+        "",
+        f"A control plane reads one TOML file, by default `{DEFAULT_FILE}`, and checks",
+        "the whole file when it starts. An environment variable overrides its key in the file; an empty one counts as",
+        "absent. `tenuto check` reads both and reports what is wrong. Keys without a default are required.",
+        "",
+    ]
+    for section in SECTIONS:
+        lines += [f"## `{section.title}`", "", section.about, "", *_table(section), ""]
+    lines += [
+        "## `[limits]`",
+        "",
+        "Bounds of one control plane process, all above zero. Where scaling to zero has another default, it follows in",
+        "brackets. [Scale](../guides/operate.md#scale) and [Limits](../guides/operate.md#limits) say what happens",
+        "beyond a bound.",
+        "",
+    ]
+    for title, meanings in LIMITS.items():
+        lines += [f"### {title}", "", "| key | default | unit | meaning |", "|---|---|---|---|"]
+        lines += [_limit_row(name, meaning) for name, meaning in meanings.items()] + [""]
+    lines += ["## Environment variables", "", "| variable | sets |", "|---|---|"]
+    lines += [f"| `{name}` | `{key}` of `[{section}]` |" for name, (section, key) in ENVIRONMENT.items()]
+    of_function = "`function` of `[functions.<name>]`, the name in capitals and `-` written `_`"
+    lines.append(f"| `{FUNCTION_VARIABLE}<NAME>` | {of_function} |")
+    lines += [f"| `{name}` | {meaning} |" for name, meaning in VARIABLES.items()]
+    lines += [
+        "",
+        "In a handler's function, `TENUTO_KMS_KEY_ID` makes it [encrypt](../guides/security.md#encryption) whatever",
+        "the control plane asks for. AWS's region, credentials and endpoints, and OpenTelemetry's",
+        "[exporter](../guides/operate.md#traces), have their own variables.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def missing() -> list[str]:
+    """Keys of the code without a meaning here, and meanings without a key."""
+    found = [
+        f"{section.title} {name}"
+        for section in SECTIONS
+        for name in {one.name for one in msgspec.structs.fields(section.kind)} ^ set(section.meanings)
+    ]
+    told = [name for meanings in LIMITS.values() for name in meanings]
+    found += [f"[limits] {name}" for name in {one.name for one in dataclasses.fields(Limits)} ^ set(told)]
+    found += [f"[limits] {name} twice" for name in set(told) if told.count(name) > 1]
+    return sorted(found)
+
+
+def _table(section: Section) -> Iterator[str]:
+    yield "| key | type | default | meaning |"
+    yield "|---|---|---|---|"
+    hints = typing.get_type_hints(section.kind)
+    for one in msgspec.structs.fields(section.kind):
+        default = "" if one.required else _value(one.default)
+        yield f"| `{one.name}` | {_type(hints[one.name])} | {default} | {section.meanings[one.name]} |"
+
+
+def _limit_row(name: str, meaning: str) -> str:
+    """A row about a limit, whose unit is the end of its name."""
+    size = "_bytes_" in name
+    parts = name.split("_")
+    unit = "bytes" if size else "ms" if "ms" in parts else ""
+    default = _number(getattr(Limits(), name), size=size)
+    if name in SERVERLESS:
+        default += f" ({_number(SERVERLESS[name], size=size)})"
+    return f"| `{name}` | {default} | {unit} | {meaning} |"
+
+
+def _number(value: int, *, size: bool) -> str:
+    return f"{value:,} ({value // MIB} MiB)" if size and value % MIB == 0 else f"{value:,}"
+
+
+def _type(hint: Any) -> str:
+    """A type in a reader's words."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_type(one) for one in arguments if one is not type(None))
+    if origin is Literal:
+        return " or ".join(f"`{one}`" for one in arguments)
+    if origin is tuple:
+        return f"list of {_type(arguments[0])}"
+    return {str: "text", int: "whole number", bool: "true or false"}[hint]
+
+
+def _value(default: Any) -> str:
+    if default is None:
+        return "none"
+    return f"`{json.dumps(list(default) if isinstance(default, tuple) else default)}`"
+
+
+def main() -> int:
+    """Write the page, or with --check say whether it is up to date."""
+    parser = argparse.ArgumentParser(description="Write docs/reference/configuration.md.")
+    parser.add_argument("--check", action="store_true", help="compare only")
+    arguments = parser.parse_args()
+    if missing():
+        raise SystemExit("without a meaning, or without a key: " + ", ".join(missing()))
+    if arguments.check:
+        return int(PAGE.read_text("utf-8") != page())
+    PAGE.write_text(page(), "utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
