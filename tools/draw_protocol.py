@@ -114,13 +114,13 @@ ROWS: Final = (
     ),
     Row(
         transitions.slots_put,
-        "whoever resolves",
+        "resolver",
         transitions.slots_put(LANE, OWNED, {"2a": b""}, "mark"),
         "no run waits, it was answered, or another answer came first: read the head again. No response: as refused",
     ),
     Row(
         items.answer_put,
-        "whoever resolves, before 8",
+        "resolver, before 8",
         items.answer_put(LANE, "A#1", b""),
         "no response: repeat",
     ),
@@ -192,13 +192,13 @@ ROWS: Final = (
     ),
     Row(
         dead_letters.letter_redriving,
-        "whoever runs it again",
+        "operator who redrives",
         dead_letters.letter_redriving(LETTER.id, 0),
         "a redrive began before: that time counts",
     ),
     Row(
         dead_letters.letter_done,
-        "whoever runs it again or discards it",
+        "operator who redrives or discards",
         dead_letters.letter_done(LETTER.id, 0),
         "no response: repeat",
     ),

@@ -22,7 +22,7 @@ def continuation_key(pk: str) -> Key:
 def continuation_begin(pk: str, owner: str, until_ms: int, now_ms: int) -> Update:
     """Look after a lane until a time, as the only one. `owner` is unique.
 
-    Whoever is refused leaves the lane alone: however often a batch is delivered again and the sweep comes by, one
+    A refused invocation leaves the lane alone: however often a batch is delivered again and the sweep comes by, one
     invocation at a time waits for it.
     """
     over = AbsentOrAtMost("continuation.over", "until", now_ms)
