@@ -20,7 +20,7 @@ from tenuto.store.data_keys import DataKeys
 from tenuto.store.port import Table, TableRefusedError, TableUnavailableError
 from tenuto_control.admin.deployments import DISCOVERY_S_MAX
 from tenuto_control.assembly import Assembly, assembled, quiet_libraries
-from tenuto_control.config import Config, ConfigError
+from tenuto_control.config import Config, ConfigError, HttpConfig
 from tenuto_control.core.log_fields import shown
 from tenuto_control.core.metrics import Uncounted
 from tenuto_control.dispatcher.outages import watched
@@ -86,7 +86,7 @@ async def _unless(stop: asyncio.Event, work: asyncio.Task[None]) -> bool:
 
 async def _work(parts: Assembly, stop: asyncio.Event) -> None:
     config, limits, loops = parts.config, parts.config.limits, parts.loops
-    listener = _listen(config)
+    listener = listening(config.http)
     server = _server(parts)
     kept = {"sweep": parts.sweeper.run, "discovery": parts.deployments.refresh, "metrics": lambda: _report(parts)}
     tasks = [asyncio.create_task(loops.keep(name, run), name=name) for name, run in kept.items()]
@@ -161,16 +161,18 @@ async def _report(parts: Assembly) -> None:
         parts.report()
 
 
-def _listen(config: Config) -> socket.socket:
+def listening(http: HttpConfig) -> socket.socket:
     """Take the address. uvicorn would end the process in the middle of its start when that cannot be had."""
-    host, port = config.http.host, config.http.port
+    host, port = http.host, http.port
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
-    except OSError as e:
+    except (OSError, ValueError, TypeError, OverflowError) as e:
+        # All but the first are about a host or port that can never be one.
         listener.close()
-        raise ConfigError(f"cannot listen on {host}:{port}: {e.strerror}; set [http] or TENUTO_HTTP_PORT") from e
+        why = (e.strerror if isinstance(e, OSError) else None) or str(e)
+        raise ConfigError(f"cannot listen on {host}:{port}: {why}; set [http] or TENUTO_HTTP_PORT") from e
     return listener
 
 

@@ -1,24 +1,25 @@
 """Reads `tenuto.toml` and the environment into one checked `Config`.
 
-Owns the file's shape, its defaults, what the environment overrides, and the words that explain a mistake.
-Does not own what the values do. Secrets belong in the environment; a file may hold them, and no message or
-`repr` shows them.
+Owns the file's shape, its defaults, what the environment overrides, which rule a value has to satisfy, and how a
+mistake is named. Does not own the rules (`core.settings`) nor what the values do. Secrets belong in the environment; a
+file may hold them, and no message or `repr` shows them.
 """
 
 from __future__ import annotations
 
 import difflib
 import os
-import re
 import tomllib
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Final, Literal, NoReturn, TypeAlias
 
 import msgspec
 from msgspec import Struct
 
+from tenuto_control.core import settings
 from tenuto_control.core.routing import Ordering, Start, Subscription, parse_key_rule
 from tenuto_control.limits import Limits
 
@@ -60,8 +61,26 @@ SWITCHES = ("iam",)
 """Keys of ENVIRONMENT that hold `true` or `false`."""
 
 
+DIGITS_MAX: Final = 18
+"""Longest whole number that a variable may hold: below what fits into 64 bits."""
+
+
 class ConfigError(Exception):
     """The configuration cannot be used. The message names the file or variable, the key, and the way out."""
+
+
+class _MistakeError(Exception):
+    """A mistake at a place in the file, such as "http.port". The text is the rest of a sentence about it."""
+
+    def __init__(self, where: str, problem: str) -> None:
+        super().__init__(f"{where}: {problem}")
+        self.where = where
+        self.problem = problem
+
+
+Text: TypeAlias = Annotated[str, settings.text_problem]
+Secret: TypeAlias = Annotated[str, settings.secret_problem]
+TopicName: TypeAlias = Annotated[str, settings.topic_name_problem]
 
 
 class KafkaConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -70,16 +89,16 @@ class KafkaConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     `iam` signs in to Amazon MSK with the process's AWS credentials.
     """
 
-    bootstrap_servers: str = "127.0.0.1:9092"
-    group_id: str = "tenuto"
+    bootstrap_servers: Annotated[str, settings.brokers_problem] = "127.0.0.1:9092"
+    group_id: Text = "tenuto"
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
     sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "PLAIN"
-    sasl_username: str | None = None
-    sasl_password: str | None = None
-    ssl_cafile: str | None = None
-    ssl_certfile: str | None = None
-    ssl_keyfile: str | None = None
-    ssl_key_password: str | None = None
+    sasl_username: Text | None = None
+    sasl_password: Secret | None = None
+    ssl_cafile: Text | None = None
+    ssl_certfile: Text | None = None
+    ssl_keyfile: Text | None = None
+    ssl_key_password: Secret | None = None
     iam: bool = False
 
     def __repr__(self) -> str:
@@ -89,7 +108,7 @@ class KafkaConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 class TableConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`[table]`: the DynamoDB table of lanes."""
 
-    name: str = "tenuto"
+    name: Annotated[str, settings.table_problem] = "tenuto"
 
 
 class EncryptionConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -98,13 +117,13 @@ class EncryptionConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     `kms_key_id` is its id, ARN or alias.
     """
 
-    kms_key_id: str
+    kms_key_id: Text
 
 
 class AwsConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`[aws]`: the region; None leaves it to AWS's own environment variables and files."""
 
-    region: str | None = None
+    region: Annotated[str, settings.region_problem] | None = None
 
 
 class FunctionConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -113,20 +132,20 @@ class FunctionConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     `concurrency` bounds this control plane's simultaneous invocations: stay below the function's reserved concurrency.
     """
 
-    function: str | None = None
-    qualifier: str | None = None
-    concurrency: int = 100
+    function: Annotated[str, settings.function_problem] | None = None
+    qualifier: Annotated[str, settings.function_problem] | None = None
+    concurrency: Annotated[int, settings.concurrency_problem] = 100
 
 
 class SubscriptionConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`[[subscriptions]]`: a topic and the handler that takes its records. `target` is "service/handler"."""
 
-    topic: str
-    target: str
-    key: str = "utf-8"
+    topic: TopicName
+    target: Annotated[str, settings.target_problem]
+    key: Text = "utf-8"
     ordering: Ordering = "key"
-    dead_letter: str | None = None
-    epoch: str = "0"
+    dead_letter: TopicName | None = None
+    epoch: Annotated[str, settings.epoch_problem] = "0"
     start: Start = "earliest"
 
 
@@ -137,10 +156,10 @@ class HttpConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     such as "tenuto.example"; without it, an ingress on 127.0.0.1 takes names of its own machine alone, others any name.
     """
 
-    host: str = "127.0.0.1"
-    port: int = 8080
-    cors_origins: tuple[str, ...] = ()
-    hosts: tuple[str, ...] = ()
+    host: Annotated[str, settings.listened_problem] = "127.0.0.1"
+    port: Annotated[int, settings.port_problem] = 8080
+    cors_origins: Annotated[tuple[str, ...], settings.origins_problem] = ()
+    hosts: Annotated[tuple[str, ...], settings.hosts_problem] = ()
 
 
 class SchedulerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -149,10 +168,10 @@ class SchedulerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     `dlq_arn` is a queue for wake-ups that could not be delivered: hints all of them, but a sign of trouble.
     """
 
-    role_arn: str
-    target_arn: str
-    group: str = "default"
-    dlq_arn: str | None = None
+    role_arn: Text
+    target_arn: Text
+    group: Text = "default"
+    dlq_arn: Text | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,10 +188,6 @@ class Config:
     subscriptions: tuple[Subscription, ...] = ()
     limits: Limits = field(default_factory=Limits)
 
-
-_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[a-z0-9._-]+(?::[0-9]{1,5})?|[a-z]+://\[[0-9a-f:.]+\](?::[0-9]{1,5})?")
-
-_HOST = re.compile(r"[A-Za-z0-9._-]+|[0-9a-f:.]+")
 
 _SECTIONS: Mapping[str, type[Any]] = {
     "kafka": KafkaConfig,
@@ -208,80 +223,108 @@ def parse(text: str, file: str, environment: Mapping[str, str], limits: Mapping[
     """
     try:
         raw = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as e:
+    except (ValueError, RecursionError) as e:
+        # Not only TOMLDecodeError: a number may have too many digits, and arrays may nest too deeply.
         raise ConfigError(f"{file}: not TOML: {e}") from e
-    _check_names(raw, [*_SECTIONS, "functions", "subscriptions"], file, "")
-    if limits:
-        raw["limits"] = {**limits, **_table(raw.get("limits", {}), file, "limits")}
-    _apply(environment, raw, file)
+    variables: dict[str, str] = {}
+    try:
+        return _config(raw, environment, limits, variables)
+    except _MistakeError as e:
+        variable = variables.get(e.where)
+        raise ConfigError(f"{variable}: {e.problem}" if variable else f"{file}: {e}") from e
 
-    sections = {name: _convert(raw[name], kind, file, name) for name, kind in _SECTIONS.items() if name in raw}
+
+def _config(
+    raw: dict[str, Any], environment: Mapping[str, str], limits: Mapping[str, int] | None, variables: dict[str, str]
+) -> Config:
+    """The configuration. `variables` gets the places that environment variables set. Raises _MistakeError."""
+    _check_names(raw, [*_SECTIONS, "functions", "subscriptions"], "")
+    if limits:
+        raw["limits"] = {**limits, **_table(raw.get("limits", {}), "limits")}
+    _check_functions(_table(raw.get("functions", {}), "functions"))
+    _apply(environment, raw, variables)
+
+    sections = {name: _convert(raw[name], kind, name) for name, kind in _SECTIONS.items() if name in raw}
     functions = {
-        name: _convert(value, FunctionConfig, file, f"functions.{name}")
-        for name, value in _table(raw.get("functions", {}), file, "functions").items()
+        name: _convert(value, FunctionConfig, f"functions.{name}") for name, value in raw.get("functions", {}).items()
     }
     if not functions:
-        raise ConfigError(f"{file}: functions: none is configured; add a section such as [functions.my-function]")
-    config = Config(functions=functions, subscriptions=_subscriptions(raw, file), **sections)
-    _check_kafka(config.kafka, file)
-    _check_origins(config.http.cors_origins, file)
-    _check_hosts(config.http.hosts, file)
+        raise _MistakeError("functions", "none is configured; add a section such as [functions.my-function]")
+    config = Config(functions=functions, subscriptions=_subscriptions(raw), **sections)
+    _check_kafka(config.kafka)
     return config
 
 
-def _apply(environment: Mapping[str, str], raw: dict[str, Any], file: str) -> None:
+def _apply(environment: Mapping[str, str], raw: dict[str, Any], variables: dict[str, str]) -> None:
     """Lay environment variables over the file's values. An empty variable counts as absent."""
     for variable, (section, key) in ENVIRONMENT.items():
         text = environment.get(variable)
         if not text:
             continue
+        where = f"{section}.{key}"
+        variables[where] = variable
         value: str | int = text
         if key in SWITCHES:
             if text not in ("true", "false"):
-                raise ConfigError(f"{variable}: expected true or false, not {text!r}")
+                raise _MistakeError(where, f"expected true or false, not {text!r}")
             value = text == "true"
         if key in NUMBERS:
-            if not text.isascii() or not text.isdigit():
-                raise ConfigError(f"{variable}: expected a whole number, not {text!r}")
+            if not text.isascii() or not text.isdigit() or len(text) > DIGITS_MAX:
+                raise _MistakeError(where, f"expected a whole number, not {settings.quoted(text)}")
             value = int(text)
-        _table(raw.setdefault(section, {}), file, section)[key] = value
-    for name, section_value in _table(raw.get("functions", {}), file, "functions").items():
-        text = environment.get(FUNCTION_VARIABLE + name.upper().replace("-", "_"))
+        _table(raw.setdefault(section, {}), section)[key] = value
+    for name, section_value in raw.get("functions", {}).items():
+        variable = _variable_of(name)
+        text = environment.get(variable)
         if text:
-            _table(section_value, file, f"functions.{name}")["function"] = text
+            variables[f"functions.{name}.function"] = variable
+            _table(section_value, f"functions.{name}")["function"] = text
 
 
-def _subscriptions(raw: Mapping[str, Any], file: str) -> tuple[Subscription, ...]:
+def _variable_of(function: str) -> str:
+    return FUNCTION_VARIABLE + function.upper().replace("-", "_")
+
+
+def _check_functions(functions: Mapping[str, Any]) -> None:
+    """Names of functions, each with a variable of its own."""
+    named: dict[str, str] = {}
+    for name in functions:
+        problem = settings.label_problem(name)
+        if problem is not None:
+            raise _MistakeError("functions", problem)
+        first = named.setdefault(_variable_of(name), name)
+        if first != name:
+            raise _MistakeError(
+                f"functions.{name}",
+                f"shares the variable {_variable_of(name)} with functions.{first}; rename one of the two",
+            )
+
+
+def _subscriptions(raw: Mapping[str, Any]) -> tuple[Subscription, ...]:
     listed = raw.get("subscriptions", [])
     if not isinstance(listed, list):
-        raise ConfigError(f"{file}: subscriptions: write each one as a [[subscriptions]] section, with double brackets")
+        raise _MistakeError("subscriptions", "write each one as a [[subscriptions]] section, with double brackets")
     subscriptions: dict[str, Subscription] = {}
     for index, value in enumerate(listed):
         where = f"subscriptions[{index}]"
-        subscription = _subscription(_convert(value, SubscriptionConfig, file, where), file, where)
+        subscription = _subscription(_convert(value, SubscriptionConfig, where), where)
         if subscription.topic in subscriptions:
-            raise ConfigError(
-                f'{file}: {where}.topic: "{subscription.topic}" has a subscription already; '
-                "a topic has one handler, which can send on to others"
+            raise _MistakeError(
+                f"{where}.topic",
+                f'"{subscription.topic}" has a subscription already; a topic has one handler, which can send on to '
+                "others",
             )
         subscriptions[subscription.topic] = subscription
-    for subscription in subscriptions.values():
-        if subscription.dead_letter_topic == subscription.topic:
-            raise ConfigError(f'{file}: "{subscription.topic}" is its own dead-letter topic; name another')
     return tuple(subscriptions.values())
 
 
-def _subscription(section: SubscriptionConfig, file: str, where: str) -> Subscription:
-    if not section.topic:
-        raise ConfigError(f"{file}: {where}.topic: is empty; name a Kafka topic")
-    service, slash, handler = section.target.partition("/")
-    if not service or not slash or not handler or "/" in handler:
-        raise ConfigError(f'{file}: {where}.target: expected "service/handler", not "{section.target}"')
+def _subscription(section: SubscriptionConfig, where: str) -> Subscription:
+    service, _, handler = section.target.partition("/")
     try:
         rule = parse_key_rule(section.key)
     except ValueError as e:
-        raise ConfigError(f"{file}: {where}.key: {e}") from e
-    return Subscription(
+        raise _MistakeError(f"{where}.key", str(e)) from e
+    subscription = Subscription(
         topic=section.topic,
         service=service,
         handler=handler,
@@ -291,61 +334,102 @@ def _subscription(section: SubscriptionConfig, file: str, where: str) -> Subscri
         epoch=section.epoch,
         start=section.start,
     )
+    dead_letters = subscription.dead_letter_topic
+    if dead_letters == subscription.topic:
+        raise _MistakeError(f"{where}.dead_letter", f'"{dead_letters}" is its own dead-letter topic; name another')
+    if settings.topic_name_problem(dead_letters) is not None:
+        raise _MistakeError(
+            f"{where}.topic", "its name is too long for that of its dead-letter topic; name one with dead_letter"
+        )
+    return subscription
 
 
-def _check_origins(origins: tuple[str, ...], file: str) -> None:
-    for origin in origins:
-        if origin != "*" and _ORIGIN.fullmatch(origin) is None:
-            raise ConfigError(
-                f"{file}: http.cors_origins: {origin!r} is no origin; write scheme and host as a browser does, such as "
-                '"https://app.example" or "http://localhost:3000", or "*" for all'
-            )
-
-
-def _check_hosts(hosts: tuple[str, ...], file: str) -> None:
-    for host in hosts:
-        if _HOST.fullmatch(host) is None:
-            raise ConfigError(
-                f'{file}: http.hosts: {host!r} is no host; write a name without scheme and port, such as "api.example"'
-            )
-
-
-def _check_kafka(kafka: KafkaConfig, file: str) -> None:
+def _check_kafka(kafka: KafkaConfig) -> None:
     if kafka.iam and kafka.security_protocol not in ("PLAINTEXT", "SASL_SSL"):
-        raise ConfigError(f"{file}: kafka.security_protocol: iam uses SASL_SSL; leave it out, or iam")
+        raise _MistakeError("kafka.security_protocol", "iam uses SASL_SSL; leave it out, or iam")
     if not kafka.iam and kafka.security_protocol.startswith("SASL"):
         for key, variable in (
             ("sasl_username", "TENUTO_KAFKA_SASL_USERNAME"),
             ("sasl_password", "TENUTO_KAFKA_SASL_PASSWORD"),
         ):
             if not getattr(kafka, key):
-                raise ConfigError(f"{file}: kafka.{key}: {kafka.security_protocol} needs it; set {variable}")
-    if not kafka.bootstrap_servers.strip(" ,"):
-        raise ConfigError(f"{file}: kafka.bootstrap_servers: is empty; write host:port, several with commas between")
+                raise _MistakeError(f"kafka.{key}", f"{kafka.security_protocol} needs it; set {variable}")
 
 
-def _convert(value: Any, kind: type[Any], file: str, where: str) -> Any:
+# --- one section -----------------------------------------------------------------------------------------------------
+
+
+def _convert(value: Any, kind: type[Any], where: str) -> Any:
+    """A section as its class, each value of its type and by its rule. Raises _MistakeError."""
     names = kind.__struct_fields__ if issubclass(kind, Struct) else tuple(one.name for one in fields(kind))
-    _check_names(_table(value, file, where), names, file, where)
+    hints = typing.get_type_hints(kind, include_extras=True)
+    _check_names(_table(value, where), names, where)
     try:
-        return msgspec.convert(value, kind)
+        section = msgspec.convert(value, kind)
     except msgspec.ValidationError as e:
-        # msgspec ends its messages with " - at `$.key`"; the key reads better in front, where every other
-        # error has it.
-        message, _, place = str(e).partition(" - at `$")
-        raise ConfigError(f"{file}: {where}{place.rstrip('`')}: {message[:1].lower()}{message[1:]}") from e
+        _explain(e, hints, where)
+    for name in value:
+        for rule in _rules(hints[name]):
+            found = getattr(section, name)
+            problem = None if found is None else rule(found)
+            if problem is not None:
+                raise _MistakeError(f"{where}.{name}", problem)
+    return section
 
 
-def _table(value: Any, file: str, where: str) -> dict[str, Any]:
+def _explain(error: msgspec.ValidationError, hints: Mapping[str, Any], where: str) -> NoReturn:
+    """Say by key, and in TOML's words, what msgspec refuses. Raises _MistakeError."""
+    # msgspec ends its messages with " - at `$.key`"; the key reads better in front, where every other error has it.
+    message, _, place = str(error).partition(" - at `$")
+    at = where + place.rstrip("`")
+    hint = hints.get(place.strip(".`").partition("[")[0])
+    if message.startswith("Object missing required field `"):
+        raise _MistakeError(f"{at}.{message.split('`')[1]}", "is missing") from error
+    if message.startswith("Invalid enum value") or typing.get_origin(hint) is Literal:
+        raise _MistakeError(at, f"expected {_one_of(typing.get_args(hint))}") from error
+    if message.startswith("Expected `"):
+        in_list = place.endswith("]`")
+        expected = next((words for name, words in _EXPECTED.items() if message.startswith(f"Expected `{name}")), None)
+        if expected is not None:
+            raise _MistakeError(at, f"expected {expected}{' in each place of the list' if in_list else ''}") from error
+    # A check of a class, such as of `Limits`, which names its field itself.
+    name, _, problem = message.partition(" ")
+    if name in hints:
+        raise _MistakeError(f"{at}.{name}", problem) from error
+    raise _MistakeError(at, f"{message[:1].lower()}{message[1:]}") from error
+
+
+_EXPECTED: Final = {
+    "str": "text; write it in quotes",
+    "int": "a whole number, without quotes",
+    "bool": "true or false, without quotes",
+    "array": 'a list of texts, such as ["one", "two"]',
+}
+"""What a value of the wrong type should have been, by msgspec's name for the type."""
+
+
+def _one_of(values: tuple[Any, ...]) -> str:
+    """`"a", "b" or "c"`."""
+    texts = [f'"{value}"' for value in values]
+    return f"{', '.join(texts[:-1])} or {texts[-1]}"
+
+
+def _rules(hint: Any) -> list[Any]:
+    """The rules of `core.settings` in a hint, also in one such as `Text | None`."""
+    own = list(getattr(hint, "__metadata__", ()))
+    return own + [rule for part in typing.get_args(hint) if not own for rule in _rules(part)]
+
+
+def _table(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise ConfigError(f"{file}: {where}: expected a section, written [{where}], not a single value")
+        raise _MistakeError(where, f"expected a section, written [{where}], not a single value")
     return value
 
 
-def _check_names(value: Mapping[str, Any], known: list[str] | tuple[str, ...], file: str, where: str) -> None:
+def _check_names(value: Mapping[str, Any], known: list[str] | tuple[str, ...], where: str) -> None:
     for name in value:
         if name in known:
             continue
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
         hint = f'did you mean "{near[0]}"?' if near else "known are " + ", ".join(sorted(known))
-        raise ConfigError(f"{file}: {where + '.' if where else ''}{name}: unknown key; {hint}")
+        raise _MistakeError(f"{where + '.' if where else ''}{name}", f"unknown key; {hint}")

@@ -20,11 +20,18 @@ SWEEP_CURSOR_LAG_MINUTES = 60
 """The sweep's cursor stays this far behind, so that a slow process may still put timers into recent buckets."""
 
 
+LIMIT_MAX = 2**31 - 1
+"""Largest duration and number that a limit may be: 24 days. Kafka's protocol has no larger ones."""
+
+LIMIT_BYTES_MAX = 2**40
+"""Largest size that a limit may be: more memory than a process has."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """Bounds of one control plane process.
 
-    All are positive; construction raises ValueError naming the one that is not.
+    All are positive and bounded; construction raises ValueError whose text begins with the name of the one that is not.
     """
 
     # Records between their delivery and their release. A partition above its bound is paused until half of it
@@ -179,11 +186,23 @@ class Limits:
     otherwise send a request into a connection that is being closed, and answer 502."""
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            most = (
+                LIMIT_MAX
+                if not field.name.endswith("bytes_max") or field.name == "fetch_bytes_max"
+                else LIMIT_BYTES_MAX
+            )
+            if value <= 0:
+                raise ValueError(f"{field.name} must be above zero, not {value}")
+            if value > most:
+                raise ValueError(f"{field.name} must be at most {most}, not {value}")
         if self.scheduler_lead_ms >= self.scheduler_threshold_ms:
             raise ValueError("scheduler_lead_ms must be below scheduler_threshold_ms: a wake-up would ask for another")
-        for field in fields(self):
-            if getattr(self, field.name) <= 0:
-                raise ValueError(f"{field.name} must be above zero, not {getattr(self, field.name)}")
+        if self.heartbeat_interval_ms >= self.session_timeout_ms:
+            raise ValueError(
+                "heartbeat_interval_ms must be below session_timeout_ms: the group would expel its members"
+            )
 
 
 def near_lookback_ms(limits: Limits) -> int:

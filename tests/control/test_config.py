@@ -100,10 +100,10 @@ SUBSCRIPTION = '[[subscriptions]]\ntopic = "t"\ntarget = "s/h"\n'
             "[limits]\ncommit_intervall_ms = 1\n",
             'limits.commit_intervall_ms: unknown key; did you mean "commit_interval_ms"',
         ),
-        ("[limits]\ncommit_interval_ms = 0\n", "commit_interval_ms must be above zero, not 0"),
-        ('[limits]\ncommit_interval_ms = "1"\n', "limits.commit_interval_ms: expected `int`, got `str`"),
-        ('[http]\nport = "x"\n', "http.port: expected `int`, got `str`"),
-        ("[scheduler]\ngroup = 'g'\n", "scheduler: object missing required field `role_arn`"),
+        ("[limits]\ncommit_interval_ms = 0\n", "limits.commit_interval_ms: must be above zero, not 0"),
+        ('[limits]\ncommit_interval_ms = "1"\n', "limits.commit_interval_ms: expected a whole number, without quotes"),
+        ('[http]\nport = "x"\n', "http.port: expected a whole number, without quotes"),
+        ("[scheduler]\ngroup = 'g'\n", "scheduler.role_arn: is missing"),
         ("kafka = 1\n", "kafka: expected a section, written [kafka]"),
         ("[functions]\napp = 1\n", "functions.app: expected a section"),
         (
@@ -113,7 +113,7 @@ SUBSCRIPTION = '[[subscriptions]]\ntopic = "t"\ntarget = "s/h"\n'
         (MINIMAL + "[subscriptions]\ntopic = 't'\n", "with double brackets"),
         (
             MINIMAL + "[[subscriptions]]\ntopic = 't'\n",
-            "subscriptions[0]: object missing required field `target`",
+            "subscriptions[0].target: is missing",
         ),
         (
             MINIMAL + "[[subscriptions]]\ntopic='t'\ntarget='h'\n",
@@ -125,7 +125,7 @@ SUBSCRIPTION = '[[subscriptions]]\ntopic = "t"\ntarget = "s/h"\n'
         ),
         (
             MINIMAL + SUBSCRIPTION + "ordering = 'keys'\n",
-            "subscriptions[0].ordering: invalid enum value 'keys'",
+            'subscriptions[0].ordering: expected "key", "partition" or "none"',
         ),
         (MINIMAL + SUBSCRIPTION + "dead_letter = 't'\n", '"t" is its own dead-letter topic'),
         (MINIMAL + SUBSCRIPTION + SUBSCRIPTION, 'subscriptions[1].topic: "t" has a subscription already'),
@@ -145,7 +145,7 @@ def test_mistakes_are_named_with_the_way_out(text: str, message: str) -> None:
 
 
 def test_a_wrong_variable_is_named() -> None:
-    with pytest.raises(ConfigError, match="TENUTO_HTTP_PORT: expected a whole number, not 'eighty'"):
+    with pytest.raises(ConfigError, match='TENUTO_HTTP_PORT: expected a whole number, not "eighty"'):
         parse(MINIMAL, "tenuto.toml", {"TENUTO_HTTP_PORT": "eighty"})
 
 

@@ -1,0 +1,162 @@
+"""What a value in `tenuto.toml` has to be, besides its type.
+
+Owns one rule for each kind of value: a function that returns what is wrong, as the end of a sentence that begins with
+the key, or None. Does not own which key has which rule (`tenuto_control.config`) nor reading the file.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from tenuto.protocol.limits import TARGET_NAME_BYTES_MAX
+from tenuto.protocol.topics import topic_problem
+from tenuto_control.core.log_fields import shown
+from tenuto_control.core.manifests import name_is_possible
+
+PORT_MAX: Final = 65_535
+
+CONCURRENCY_MAX: Final = 1_000_000
+"""Far above the concurrent executions an account may have."""
+
+LABEL_CHARACTERS_MAX: Final = 64
+"""Longest name of a function (AWS Lambda quotas), and longest epoch, which is part of every watermark's name."""
+
+QUOTED_CHARACTERS_MAX: Final = 120
+"""So much of a value is quoted."""
+
+_LABEL: Final = re.compile(rf"[A-Za-z0-9_-]{{1,{LABEL_CHARACTERS_MAX}}}")
+_FUNCTION: Final = re.compile(r"[A-Za-z0-9_:$-]{1,256}")
+_TABLE: Final = re.compile(r"[A-Za-z0-9_.-]{3,255}|arn:[A-Za-z0-9_.:/-]{1,1000}")
+_REGION: Final = re.compile(r"[a-z0-9-]{1,64}")
+_EPOCH: Final = re.compile(rf"[A-Za-z0-9._-]{{1,{LABEL_CHARACTERS_MAX}}}")
+_BROKER: Final = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::([0-9]{1,5}))?")
+_LISTENED: Final = re.compile(r"[A-Za-z0-9._-]{1,253}|[0-9A-Fa-f:.]{2,45}(?:%[A-Za-z0-9]+)?")
+_ORIGIN: Final = re.compile(
+    r"[a-z][a-z0-9+.-]*://[a-z0-9._-]+(?::[0-9]{1,5})?|[a-z]+://\[[0-9a-f:.]+\](?::[0-9]{1,5})?"
+)
+_HOST: Final = re.compile(r"[A-Za-z0-9._-]+|[0-9a-f:.]+")
+
+
+def quoted(value: object) -> str:
+    """A value as a message shows it: on one line, and bounded."""
+    return shown(f'"{value}"' if isinstance(value, str) else str(value), QUOTED_CHARACTERS_MAX)
+
+
+def text_problem(value: str) -> str | None:
+    """Any text that stands for something: not empty, printable, without spaces at its ends."""
+    if not value.strip():
+        return "is empty; write a value, or leave the key out"
+    if value != value.strip():
+        return f"{quoted(value)} begins or ends with a space; remove it"
+    return None if value.isprintable() else f"{quoted(value)} holds a control character; remove it"
+
+
+def secret_problem(value: str) -> str | None:
+    """A password: anything but nothing. No message shows it."""
+    return None if value else "is empty; write a value, or leave the key out"
+
+
+def port_problem(value: int) -> str | None:
+    """A port to listen on."""
+    return None if 1 <= value <= PORT_MAX else f"expected 1 to {PORT_MAX}, not {quoted(value)}"
+
+
+def concurrency_problem(value: int) -> str | None:
+    """A number of simultaneous invocations."""
+    if value < 1:
+        return f"must be at least 1, not {quoted(value)}"
+    return None if value <= CONCURRENCY_MAX else f"must be at most {CONCURRENCY_MAX:,}, not {quoted(value)}"
+
+
+def table_problem(value: str) -> str | None:
+    """The name or ARN of a DynamoDB table (DynamoDB naming rules)."""
+    if _TABLE.fullmatch(value):
+        return None
+    return f"{quoted(value)} is no name of a table: 3 to 255 of the characters a-z A-Z 0-9 _ . and -"
+
+
+def topic_name_problem(value: str) -> str | None:
+    """The name of a Kafka topic."""
+    problem = topic_problem(value)
+    return None if problem is None else shown(problem)
+
+
+def label_problem(value: str) -> str | None:
+    """The name of a section [functions.<name>]: environment variables and log lines name it."""
+    if _LABEL.fullmatch(value):
+        return None
+    return (
+        f"{quoted(value)} is no name of a function: 1 to {LABEL_CHARACTERS_MAX} of the characters a-z A-Z 0-9 _ and -; "
+        "an ARN belongs into the key function"
+    )
+
+
+def function_problem(value: str) -> str | None:
+    """The name or ARN of a Lambda function, or a version or alias of one."""
+    if _FUNCTION.fullmatch(value):
+        return None
+    return f"{quoted(value)} is no name or ARN of a Lambda function: the characters are a-z A-Z 0-9 _ - : and $"
+
+
+def region_problem(value: str) -> str | None:
+    """A region of AWS."""
+    return None if _REGION.fullmatch(value) else f'{quoted(value)} is no region; write one such as "eu-central-1"'
+
+
+def epoch_problem(value: str) -> str | None:
+    """An operator's name for one pass over a topic."""
+    if _EPOCH.fullmatch(value):
+        return None
+    return f"{quoted(value)} is no epoch: 1 to {LABEL_CHARACTERS_MAX} of the characters a-z A-Z 0-9 . _ and -"
+
+
+def target_problem(value: str) -> str | None:
+    """A "service/handler" that can be declared."""
+    service, slash, handler = value.partition("/")
+    if not service or not slash or not handler or "/" in handler:
+        return f'expected "service/handler", not {quoted(value)}'
+    if name_is_possible(service) and name_is_possible(handler):
+        return None
+    return (
+        f"{quoted(value)} names what no function can serve: names of services and handlers have 1 to "
+        f"{TARGET_NAME_BYTES_MAX} bytes of printable characters"
+    )
+
+
+def brokers_problem(value: str) -> str | None:
+    """Addresses of brokers, with commas between them."""
+    brokers = [one.strip() for one in value.split(",") if one.strip()]
+    if not brokers:
+        return "is empty; write host:port, several with commas between"
+    for broker in brokers:
+        found = _BROKER.fullmatch(broker)
+        if found is None or (found[1] is not None and port_problem(int(found[1]))):
+            return f"{quoted(broker)} is no broker; write host:port, several with commas between"
+    return None
+
+
+def listened_problem(value: str) -> str | None:
+    """A name or address to listen on."""
+    if _LISTENED.fullmatch(value):
+        return None
+    return f'{quoted(value)} is no host; write an address without scheme and port, such as "127.0.0.1" or "0.0.0.0"'
+
+
+def origins_problem(value: tuple[str, ...]) -> str | None:
+    """Origins of pages that may call, or "*"."""
+    for origin in value:
+        if origin != "*" and _ORIGIN.fullmatch(origin) is None:
+            return (
+                f"{quoted(origin)} is no origin; write scheme and host as a browser does, such as "
+                '"https://app.example" or "http://localhost:3000", or "*" for all'
+            )
+    return None
+
+
+def hosts_problem(value: tuple[str, ...]) -> str | None:
+    """Names by which the ingress is addressed."""
+    for host in value:
+        if _HOST.fullmatch(host) is None:
+            return f'{quoted(host)} is no host; write a name without scheme and port, such as "api.example"'
+    return None
