@@ -26,6 +26,7 @@ from tenuto.result_hints import inspectable, result_hint
 from tenuto.runtime.commands import Commands
 from tenuto.runtime.futures import AwakeableFuture, DurableFuture
 from tenuto.runtime.steps import RunLimits, step_key
+from tenuto.runtime.unawaited import refuse_unawaited
 from tenuto.serde import BytesSerde, OutboundSerde, OwnTypesSerde, Serde, serde_for
 
 T = TypeVar("T")
@@ -195,6 +196,9 @@ class _Durable(_Shared):
             checks.wrong_type(
                 f"ctx.run({checks.shown(called)}, ...) takes a callable and its arguments, not {type(action).__name__}"
             )
+        for argument in (*args, *kwargs.values()) if kwargs else args:
+            if isinstance(argument, DurableFuture):
+                refuse_unawaited(argument, f"{checks.where()}an argument of ctx.run({checks.shown(called)}, ...)")
         plain = action if type(action) is types.FunctionType else inspectable(action)
         call = functools.partial(plain, *args, **kwargs) if args or kwargs else plain
         serde = options.serde
@@ -431,7 +435,9 @@ class _Named(Generic[T]):
         try:
             return self.serde.serialize(value)
         except UnserialisableError as e:
-            raise e.naming(checks.where() + self.what) from None
+            what = checks.where() + self.what
+            refuse_unawaited(value, what)
+            raise e.naming(what) from None
 
     def deserialize(self, data: bytes) -> T:
         try:

@@ -100,12 +100,13 @@ class BadInputError(TerminalError):
 
     `expected` names the type, `problem` what is wrong, `at` the place in the value (`$` is the whole of it,
     `$.user.age` a field). `what` is what was being read, such as "the input of profile/user_event": a serde
-    does not know it, so the runtime adds it with `naming`. The message never quotes the value, which may be
-    secret.
+    does not know it, so the runtime adds it with `naming`. A problem that begins with `$` names its places itself, of
+    which `at` is the first. The message never quotes the value, which may be secret.
     """
 
     def __init__(self, expected: str, problem: str, at: str = "$", what: str = "a value") -> None:
-        super().__init__(f"{what} is not a valid {expected}: {problem} (at {at})", 400)
+        place = "" if problem.startswith("$") else f" (at {at})"
+        super().__init__(f"{what} is not a valid {expected}: {problem}{place}", 400)
         self.args = (expected, problem, at, what)
         self.expected = expected
         self.problem = problem

@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar
 from tenuto import checks
 from tenuto.errors import TenutoError, UnserialisableError
 from tenuto.runtime.handlers import HandlerSpec, Kind
+from tenuto.runtime.unawaited import refuse_unawaited
 from tenuto.serde import BytesSerde
 
 I = TypeVar("I")  # noqa: E741 - the handler's input
@@ -44,6 +45,8 @@ class Handler(Generic[I, O]):
         try:
             data = self.spec.input.serialize(argument)
         except UnserialisableError as e:
-            raise e.naming(f"{checks.where()}the message to {self.spec.target}") from None
+            what = f"{checks.where()}the message to {self.spec.target}"
+            refuse_unawaited(argument, what)
+            raise e.naming(what) from None
         # None is sent as no input at all, once its type has admitted it.
         return None if argument is None else data

@@ -6,7 +6,10 @@ Owns what requests are charged at and what the command says. Does not own how ma
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import math
 import re
 import shlex
 from dataclasses import fields, replace
@@ -217,6 +220,10 @@ def test_the_architecture_chooses_the_price_of_time() -> None:
         ("scheduler_per_million = -1", "expected a price in dollars"),
         ("scheduler_per_million = nan", "expected a price in dollars"),
         ("scheduler_per_million = inf", "expected a price in dollars"),
+        ("scheduler_per_million = 1e300", "expected a price in dollars"),
+        (f"scheduler_per_million = {'9' * 400}", "expected a price in dollars"),
+        (f"scheduler_per_million = {'9' * 5_000}", "not TOML: "),
+        (f"x = {'[' * 5_000}", "not TOML: "),
         ("= 1", "not TOML: "),
     ],
 )
@@ -238,8 +245,9 @@ def test_every_option_has_its_bounds() -> None:
     [
         ("--steps -1", "tenuto: --steps: expected a number between 0 and 10,000, not -1"),
         ("--steps 1.5", "tenuto cost: argument --steps: invalid int value: '1.5'; see tenuto cost --help"),
-        ("--events nan", "tenuto: --events: expected a number at least 0, not nan"),
-        ("--events inf", "tenuto: --events: expected a number at least 0, not inf"),
+        ("--events nan", "tenuto: --events: expected a number between 0 and 1,000,000,000,000,000, not nan"),
+        ("--events inf", "tenuto: --events: expected a number between 0 and 1,000,000,000,000,000, not inf"),
+        ("--sleep-seconds 1e300", "tenuto: --sleep-seconds: expected a number between 0 and 3,155,760,000"),
         ("--batch 0.5", "tenuto: --batch: expected a number between 1 and 100, not 0.5"),
         (
             "--batch 50 --shape scale-to-zero",
@@ -266,6 +274,30 @@ def test_a_mistake_is_one_line(
     assert said.out == ""
     assert len(said.err.splitlines()) == 1
     assert said.err.startswith(message)
+
+
+@pytest.mark.parametrize("shape", ["always-on", "scale-to-zero"])
+@pytest.mark.parametrize("calls", [False, True])
+def test_the_largest_of_everything_has_a_price(shape: str, calls: bool) -> None:
+    largest = {one.name: one.metadata["high"] for one in fields(Workload) if "high" in one.metadata}
+    largest |= {"slow_code": True, "calls": calls, "shape": shape}
+    for hold_seconds in (None, largest["hold_seconds"]):
+        workload = Workload(**largest | {"hold_seconds": hold_seconds})
+        made = estimate(workload, parse_prices("scheduler_per_million = 1e9"))
+        assert 0 < made.total < float("inf")
+        assert "inf" not in as_text(made, break_even(workload, US_EAST_1))
+
+
+@given(st.sampled_from([one.name for one in fields(Workload) if "high" in one.metadata]), st.floats())
+def test_no_number_ends_in_a_traceback(name: str, value: float) -> None:
+    written = repr(int(value)) if math.isfinite(value) and value == int(value) else repr(value)
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as said:
+        try:
+            status = main(["cost", f"--{name.replace('_', '-')}={written}", "--sleeps=1"])
+        except SystemExit as e:
+            status = int(e.code or 0)
+    assert status in (0, 2)
+    assert len(said.getvalue().splitlines()) == (status == 2)
 
 
 def test_the_command_for_programs(capsys: pytest.CaptureFixture[str]) -> None:

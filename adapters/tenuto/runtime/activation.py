@@ -73,6 +73,7 @@ from tenuto.runtime.handlers import HandlerSpec, Registry, read_nothing
 from tenuto.runtime.lane_writer import Left
 from tenuto.runtime.lease import Lease, may_continue
 from tenuto.runtime.state import StateView
+from tenuto.runtime.unawaited import refuse_unawaited
 
 log = logging.getLogger("tenuto.handler")
 
@@ -316,6 +317,7 @@ class _Invocation:
         if spec is None:
             raise LookupError(event.handler)
         self._spec: HandlerSpec = spec
+        self._input = _input_of(spec)
         self._event = event
         self._lease = lease
         self._initial = initial
@@ -397,7 +399,10 @@ class _Invocation:
         Where its text came from outside, with the rejection of an awakeable, it is not shown.
         """
         text, fields = f"{self._spec.target} {what}: %s", attempt.log_fields()
-        if terminal.foreign:
+        if isinstance(terminal, BadInputError) and terminal.what == self._input and terminal.__cause__ is None:
+            # No line of the handler has run: a traceback would show the runtime alone.
+            log.warning(text, shown(describe(terminal)), extra=fields)
+        elif terminal.foreign:
             log.warning(text, f"{type(terminal).__name__}, by the rejection of an awakeable", extra=fields)
         else:
             log.warning(text, shown(describe(terminal)), exc_info=printable(error), extra=fields)
@@ -414,7 +419,9 @@ class _Invocation:
         try:
             return spec.output.serialize(value)
         except UnserialisableError as e:
-            raise e.naming(f"the result of {spec.target}") from None
+            what = f"the result of {spec.target}"
+            refuse_unawaited(value, what, "return ")
+            raise e.naming(what) from None
 
     async def _failed(self, attempt: Attempt, error: BaseException, failures: int) -> End | None:
         """What a failed attempt leads to; None: the next attempt, in this function."""
@@ -522,6 +529,10 @@ class _Invocation:
         return max(self._lease.journal.next_out, *(p + 1 for p in out), 0)
 
 
+def _input_of(spec: HandlerSpec) -> str:
+    return f"the input of {spec.target}"
+
+
 def _argument(spec: HandlerSpec, event: Event) -> Any:
     """The handler's argument; a missing input (tombstone, empty body) is None, if the handler's type admits that.
 
@@ -533,9 +544,9 @@ def _argument(spec: HandlerSpec, event: Event) -> Any:
             return spec.input.deserialize(event.input)
         return read_nothing(spec.input)
     except BadInputError as e:
-        raise e.naming(f"the input of {spec.target}") from e.__cause__
+        raise e.naming(_input_of(spec)) from e.__cause__
     except BaseException as e:  # noqa: BLE001 - raised by the user's own type, over this input
-        error, what = steps.checked(e), f"the input of {spec.target}"
+        error, what = steps.checked(e), _input_of(spec)
         raise BadInputError("value of its type", f"decoding it raised {type(error).__name__}", what=what) from error
 
 

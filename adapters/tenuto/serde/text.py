@@ -273,9 +273,8 @@ def pydantic_value(adapter: TypeAdapter[T], data: bytes, hint: Any) -> T:
 def _describe_pydantic(error: ValidationError, hint: Any) -> tuple[str, str]:
     """Where and why validation failed, without any of the input.
 
-    Only the names of fields and types are shown of a location (keys of a dict are input), and of a problem
-    only its code, such as `int_parsing` or `missing` (pydantic's messages quote tags, and those of user
-    checks anything).
+    Only the names of fields and types are shown of a location (keys of a dict are input), and of a problem only what
+    its code stands for (pydantic's messages quote tags, and those of user checks anything).
     """
     known = _names_in_schema(adapter_of(hint).core_schema)
     problems = error.errors(include_url=False, include_context=False, include_input=False)
@@ -285,11 +284,65 @@ def _describe_pydantic(error: ValidationError, hint: Any) -> tuple[str, str]:
             f"[{step}]" if isinstance(step, int) else f".{step}" if step in known else "[...]"
             for step in problem["loc"]
         )
-        places.append((f"${path}", problem["type"]))
+        places.append((f"${path}", _words_of(problem["type"])))
     at, first = places[0]
-    more = "".join(f"; {code} at {place}" for place, code in places[1:])
+    if len(problems) == 1:
+        return at, first
     hidden = len(problems) - len(places)
-    return at, f"{first}{more}" + (f"; and {hidden} more" if hidden else "")
+    listed = "; ".join(f"{place}: {words}" for place, words in places)
+    return at, listed + (f"; and {hidden} more" if hidden else "")
+
+
+_BY_CODE: Final = {
+    "missing": "is missing",
+    "extra_forbidden": "an unknown field",
+    "enum": "not one of the allowed values",
+    "literal_error": "not one of the allowed values",
+    "union_tag_invalid": "the tag names no known type",
+    "union_tag_not_found": "the tag is missing",
+    "json_invalid": "JSON is malformed",
+    "value_error": "refused by a check of the type",
+    "assertion_error": "refused by a check of the type",
+    "none_required": "expected null",
+    "int_from_float": "expected a whole number",
+    "finite_number": "expected a finite number",
+    "model_type": "expected an object",
+    "model_attributes_type": "expected an object",
+    "dataclass_type": "expected an object",
+    "mapping_type": "expected an object",
+    "string_pattern_mismatch": "does not match the pattern",
+}
+_BY_TYPE: Final = {
+    "string": "text",
+    "bytes": "text",
+    "int": "a whole number",
+    "float": "a number",
+    "decimal": "a number",
+    "bool": "true or false",
+    "list": "a list",
+    "tuple": "a list",
+    "set": "a list",
+    "frozen_set": "a list",
+    "dict": "an object",
+    "uuid": "a UUID",
+    "url": "a URL",
+    "date": "a date",
+    "datetime": "a date and time",
+    "time": "a time",
+    "time_delta": "a duration",
+}
+_OF_TYPE: Final = ("_type", "_parsing", "_parsing_size", "_from_date_parsing", "_from_datetime_parsing")
+
+
+def _words_of(code: str) -> str:
+    """What pydantic's code of a problem stands for. One that is not known here is shown with spaces."""
+    if code in _BY_CODE:
+        return _BY_CODE[code]
+    for ending in _OF_TYPE:
+        expected = _BY_TYPE.get(code.removesuffix(ending)) if code.endswith(ending) else None
+        if expected is not None:
+            return f"expected {expected}"
+    return f"does not fit the type ({code.replace('_', ' ')})"
 
 
 def _names_in_schema(schema: Any) -> set[str]:

@@ -195,12 +195,13 @@ class Deployments:
 
     async def _ask(self, name: str, tries: int = DISCOVERY_TRIES_MAX, *, quietly: bool = False) -> Manifest:
         """A function's manifest. Raises DiscoveryError."""
-        last = ""
+        last = hint = ""
         for tried in range(tries):
             if tried:
                 if not quietly:
                     log.warning("function %s does not answer discovery, asking again: %s", name, last)
                 await asyncio.sleep(DISCOVERY_PAUSE_S)
+            hint = ""
             try:
                 answer = await self._invoker.invoke(name, encode(Discover()))
             except FunctionMissingError as e:
@@ -217,8 +218,9 @@ class Deployments:
                 case Rejected(failure):
                     raise DiscoveryError(f"refuses discovery: {shown(failure.message)}")
                 case str() as last:
-                    pass
-        raise DiscoveryError(f"does not answer discovery: {last}. It has to export a handler made by aws.handler(...)")
+                    # An answer, and not that of a handler of tenuto.
+                    hint = ". It has to export a handler made by aws.handler(...)"
+        raise DiscoveryError(f"does not answer discovery: {last}{hint}")
 
 
 def _read(answer: bytes) -> Manifest | Rejected | str:

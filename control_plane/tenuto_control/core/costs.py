@@ -18,7 +18,14 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Final, NamedTuple, TypeVar
 
-from tenuto.protocol.limits import COMMANDS_MAX, HOLD_SLEEP_MS_MAX, OUT_PER_WRITE_MAX, TIMER_BUCKET_MS, TIMER_SHARDS
+from tenuto.protocol.limits import (
+    COMMANDS_MAX,
+    HOLD_SLEEP_MS_MAX,
+    OUT_PER_WRITE_MAX,
+    SLEEP_MS_MAX,
+    TIMER_BUCKET_MS,
+    TIMER_SHARDS,
+)
 from tenuto_control.limits import SWEEP_CURSOR_LAG_MINUTES, Limits, near_lookback_ms
 
 T = TypeVar("T")
@@ -30,6 +37,9 @@ ARCHITECTURES: Final = ("arm64", "x86_64")
 
 THOUSAND: Final = 1_000
 MILLION: Final = 1_000_000
+EVENTS_MAX: Final = 10**15
+"""Far above what any topic has in a month; every amount stays a number that can be written out."""
+PRICE_MAX: Final = 10**9
 MB_PER_GB: Final = 1_024
 HOURS_PER_MONTH: Final = 730
 MINUTES_PER_MONTH: Final = HOURS_PER_MONTH * 60
@@ -63,7 +73,7 @@ HOLD_SECONDS: Final = {ALWAYS_ON: HOLD_SLEEP_MS_MAX / 1000, SCALE_TO_ZERO: 20.0}
 suspension is precise to a minute."""
 
 
-def _option(default: T, text: str, low: float = 0, high: float = math.inf) -> T:
+def _option(default: T, text: str, low: float = 0, high: float = 1) -> T:
     """A field with what the command line says about it and the bounds it is held to."""
     made: T = field(default=default, metadata={"help": text, "low": low, "high": high})
     return made
@@ -83,13 +93,13 @@ class Workload:
     input, and up to 2 KB of journal; state that is overwritten before a suspension counts twice.
     """
 
-    events: float = _option(1_000_000.0, "events a month")
+    events: float = _option(1_000_000.0, "events a month", high=EVENTS_MAX)
     steps: int = _option(0, "steps (ctx.run) of each event, one after the other", high=COMMANDS_MAX)
     slow_code: bool = _option(default=False, text="the code after a step takes longer than 20 ms")
     sleeps: int = _option(
         0, "sleeps of each event; an attempt that fails and waits over a second is one, too", high=1_000
     )
-    sleep_seconds: float = _option(5.0, "how long each sleep is")
+    sleep_seconds: float = _option(5.0, "how long each sleep is", high=SLEEP_MS_MAX / 1000)
     sends: int = _option(0, "messages of each event, to keys whose handlers only touch state", high=OUT_PER_WRITE_MAX)
     calls: bool = _option(default=False, text="the events are HTTP calls, not records from Kafka")
     batch: float = _option(1.0, "waiting events of one key that an invocation takes", 1, Limits().batch_events_max)
@@ -98,15 +108,19 @@ class Workload:
     duration_ms: float = _option(100.0, "one turn of a handler, in ms", 1, 900_000)
     architecture: str = _choice("of the functions", ARCHITECTURES)
     shape: str = _choice("what runs the control plane", SHAPES)
-    tasks: int = _option(1, "always-on: containers", 1)
+    tasks: int = _option(1, "always-on: containers", 1, 10_000)
     vcpu: float = _option(0.25, "always-on: vCPU of a container", 0.25, 16)
     task_gb: float = _option(0.5, "always-on: GB of memory of a container", 0.5, 120)
     hold_seconds: float | None = _option(
-        None, "sleeps up to this long stay in the function (default: always-on 0.3, scale-to-zero 20)"
+        None,
+        "sleeps up to this long stay in the function (default: always-on 0.3, scale-to-zero 20)",
+        high=900,
     )
     records_per_poll: float = _option(10.0, "scale-to-zero: records that one dispatcher invocation takes", 1, 10_000)
     dispatcher_mb: int = _option(1_024, "scale-to-zero: memory of the dispatcher function", 128, 10_240)
-    dispatch_ms: float = _option(20.0, "scale-to-zero: what a dispatcher invocation takes besides its handlers, in ms")
+    dispatch_ms: float = _option(
+        20.0, "scale-to-zero: what a dispatcher invocation takes besides its handlers, in ms", 0, 900_000
+    )
 
     def __post_init__(self) -> None:
         for one in fields(self):
@@ -119,8 +133,7 @@ class Workload:
                 low, high = (
                     f"{bound:,g}" if bound < MILLION else f"{bound:,}" for bound in (known["low"], known["high"])
                 )
-                bounds = f"at least {low}" if known["high"] == math.inf else f"between {low} and {high}"
-                raise ValueError(f"{name}: expected a number {bounds}, not {value:g}")
+                raise ValueError(f"{name}: expected a number between {low} and {high}, not {value:g}")
         if self.batch > self.records_per_poll and self.shape == SCALE_TO_ZERO and not self.calls:
             raise ValueError("--batch: a batch cannot hold more records than --records-per-poll")
 
@@ -177,7 +190,8 @@ def parse_prices(text: str, base: PriceList = US_EAST_1) -> PriceList:
     """A list of prices from TOML: what it names replaces the `base`. Raises PricesError."""
     try:
         raw = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as e:
+    except (ValueError, RecursionError) as e:
+        # Not only TOMLDecodeError: a number may have too many digits, and arrays may nest too deeply.
         raise PricesError(f"not TOML: {e}") from e
     known = [one.name for one in fields(PriceList)]
     for name, value in raw.items():
@@ -185,7 +199,7 @@ def parse_prices(text: str, base: PriceList = US_EAST_1) -> PriceList:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
             hint = f'did you mean "{near[0]}"?' if near else "known are " + ", ".join(known)
             raise PricesError(f"{name}: unknown key; {hint}")
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= PRICE_MAX:
             raise PricesError(f"{name}: expected a price in dollars, such as {getattr(base, name)}")
     return replace(base, **raw)
 
