@@ -41,7 +41,7 @@ java:
 plan:
 	@exec sh tools/require_java.sh plan "$(VENV)"
 
-demo: plan $(STAMP) ## run the examples on a real stream and check the outcome (two minutes at most)
+demo: plan $(STAMP) ## run the examples on a real stream and check the outcome (two minutes at most, after setup)
 	@exec sh tools/run.sh $(RUN) -m tenuto_local.demo
 
 dev: java $(STAMP) ## keep the stack up for one example: make dev APP=examples/food_order

@@ -38,7 +38,7 @@ pip() {
 rm -f "$stamp"
 # A change of pyproject.toml alone renews the editable installation and keeps the packages.
 if ! cmp -s "$requirements" "$venv/installed.txt"; then
-    echo "setup: $("$python" --version), $(grep -c '==' "$requirements") pinned packages into $venv (about a minute, once)"
+    echo "setup: $("$python" --version), $(grep -c '==' "$requirements") pinned packages into $venv (one to three minutes, once)"
     "$python" -m venv --clear "$venv"
     # The file is a complete lock, so there is nothing to resolve; and pip would not accept a pin without extras for a
     # requirement that has some.

@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import fields
 from pathlib import Path
 from typing import NoReturn
@@ -75,7 +75,11 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text in (
         ("run", "run a control plane: consume, dispatch, sweep and serve HTTP"),
-        ("check", "read the configuration, ask the functions, and say what is wrong; 1: something cannot be seen"),
+        (
+            "check",
+            "read the configuration, ask the functions, and say what is wrong; exit status 1 if a function or handler "
+            "cannot be found",
+        ),
         (
             "rotate-data-key",
             "make a new data key for the payloads written from now on; those written before stay as they are",
@@ -141,7 +145,8 @@ def _cost(options: argparse.Namespace) -> int:
 
 def _check(config: Config, options: argparse.Namespace) -> int:
     """Say what is configured, served, and wrong. Raises ConfigError."""
-    print(f"{options.config}: {len(config.functions)} functions, {len(config.subscriptions)} subscriptions", flush=True)
+    found_text = f"{_counted(config.functions, 'function')}, {_counted(config.subscriptions, 'subscription')}"
+    print(f"{options.config}: {found_text}", flush=True)
     too_much = memory_problem(config.limits, task_to_be(os.environ))
     if too_much is not None:
         print(f"warning: {too_much}", file=sys.stderr, flush=True)
@@ -155,6 +160,10 @@ def _check(config: Config, options: argparse.Namespace) -> int:
     for problem in found.problems:
         _complain(ConfigError(problem), options.log_format)
     return EXIT_UNSEEN if found.problems else 0
+
+
+def _counted(things: Sized, name: str) -> str:
+    return f"{len(things)} {name}{'' if len(things) == 1 else 's'}"
 
 
 def _rotate(config: Config) -> int:

@@ -26,7 +26,7 @@ from tenuto_control.core.lane_memory import LaneMemory, Turn
 from tenuto_control.core.lane_policy import Action, Bounds
 from tenuto_control.core.metrics import Tally
 from tenuto_control.ingress.readiness import ready
-from tenuto_control.loops.restarts import PAUSE_MS_MAX, STEADY_MS, Loops
+from tenuto_control.loops.restarts import RESTART_PAUSE_MS_MAX, STEADY_MS, Loops
 from tests.costs.meter import CountingTable, Meter, meter_of
 from tests.support.virtual_time import VirtualClock, run_virtual
 
@@ -82,7 +82,7 @@ def test_a_loop_that_fails_is_begun_again_and_others_go_on(
         assert "secret" not in str(told)
         pauses = [after - before for before, after in itertools.pairwise(begun[1:])]
         assert pauses == sorted(pauses)
-        assert pauses[-1] == PAUSE_MS_MAX
+        assert pauses[-1] == RESTART_PAUSE_MS_MAX
         assert turns >= (clock.now_ms() - begun[0]) / 1_000 - 1
         await asyncio.sleep(STEADY_MS / 1_000 + 1)
         assert ready([], stopped=loops.stopped) == {"status": "ready"}
@@ -154,7 +154,7 @@ def test_the_sweep_finds_what_waited_while_a_mistake_kept_it_from_running() -> N
         assert [one.name for one in loops.stopped] == ["sweep"]
         assert (timer.key.pk, timer.key.sk) in table.items
         table.wrong = False
-        await asyncio.sleep(PAUSE_MS_MAX / 1_000 + STEADY_MS / 1_000 + 1)
+        await asyncio.sleep(RESTART_PAUSE_MS_MAX / 1_000 + STEADY_MS / 1_000 + 1)
         assert (timer.key.pk, timer.key.sk) not in table.items
         assert not loops.stopped
         await _ended([sweeping])

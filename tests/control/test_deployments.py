@@ -322,7 +322,7 @@ def test_check_tells_on_the_command_line(tmp_path: Path) -> None:
 
     ended = check()
     assert ended.returncode == 1
-    assert f"{file}: 1 functions, 1 subscriptions" in ended.stdout
+    assert f"{file}: 1 function, 1 subscription" in ended.stdout
     assert "[functions.f] does not answer discovery" in ended.stderr
     assert "subscription of 't': s/h cannot be seen" in ended.stderr
     assert "Traceback" not in ended.stderr

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import pytest
 
-from tenuto_local.app import LOG_BYTES_MAX, complete, lines_of
+from tenuto_control.ingress.listing import as_text
+from tenuto_local.app import LOG_BYTES_MAX, NO_SERVICES, complete, lines_of, why_unanswered
 
 RECORD = b"[WARNING]\t2026-11-29T12:00:00.000Z\tid\tfailed\n"
 LAST = b"ValueError: no"
@@ -32,3 +33,15 @@ def test_what_has_no_end_of_line_is_shown_once_it_grows_no_more(data: bytes, gro
 def test_a_record_starts_a_line_of_its_own() -> None:
     lines = lines_of(LAST + RECORD + b"  in [WARNING] brackets\n")
     assert lines == [LAST.decode(), RECORD.decode().rstrip(), "  in [WARNING] brackets"]
+
+
+def test_an_app_that_does_not_start_says_why_once() -> None:
+    lines = [
+        "WARNING function shop does not answer discovery, asking again: it is slow",
+        'WARNING [functions.shop-2] does not answer discovery: function "shop-2" failed: another',
+        'WARNING [functions.shop] does not answer discovery: function "shop" failed: TypeError: no; its work waits',
+        "INFO listening",
+    ]
+    assert why_unanswered("shop", "\n".join(lines)) == 'function "shop" failed: TypeError: no'
+    assert why_unanswered("shop", "") == "it serves nothing"
+    assert as_text([], "$TENUTO_URL").strip() == NO_SERVICES

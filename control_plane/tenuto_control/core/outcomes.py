@@ -57,7 +57,7 @@ from tenuto.protocol.texts import problem_of_name
 from tenuto_control.core.flights import Flight
 from tenuto_control.core.manifests import name_is_possible
 
-STATE_NAME_BYTES_MAX: Final = 2_048
+STORED_NAME_BYTES_MAX: Final = 2_048
 """Far above what a function lets a handler use; DynamoDB takes names of attributes up to 64 KB."""
 
 NONCE_BYTES_MAX: Final = 128
@@ -128,7 +128,7 @@ def _speculated_problem(outcome: Speculated, flight: Flight) -> str | None:
     if isinstance(flight.mode, Shared) and (outcome.state or outcome.out):
         return "it has effects of a handler that only reads"
     for name in outcome.state:
-        if not 0 < len((STATE + name).encode(errors="replace")) - len(STATE) <= STATE_NAME_BYTES_MAX:
+        if not 0 < len((STATE + name).encode(errors="replace")) - len(STATE) <= STORED_NAME_BYTES_MAX:
             return "the name of a state is empty or too long"
     ended = events[: len(results)]
     for number, entry in enumerate(outcome.out):
@@ -337,7 +337,7 @@ def _head_problem(head: Head, lane: Lane) -> str | None:
     if weight + sum(len(value or b"") for value in head.base.values()) > HEAD_BYTES_MAX:
         return f"it weighs more than the {HEAD_BYTES_MAX:,} bytes of an item"
     texts = (head.tok, head.pend, head.ans, *head.segments, *head.state, *head.base, *head.slots, *head.fin)
-    if any(text is not None and len(text) > STATE_NAME_BYTES_MAX for text in texts):
+    if any(text is not None and len(text) > STORED_NAME_BYTES_MAX for text in texts):
         return "a name in it is too long"
     if not all(0 <= offset <= OFFSET_MAX for offset in head.watermarks.values()):
         return "a watermark cannot be"

@@ -69,7 +69,9 @@ async def open_clients(config: Config) -> AsyncIterator[AwsClients]:
                     session.create_client("kms", region_name=region, config=_service_settings(limits))
                 )
         except (BotoCoreError, ValueError) as e:
-            raise ConfigError(f"AWS: {e}; set AWS_REGION or [aws] region, and check AWS_ENDPOINT_URL") from e
+            raise ConfigError(
+                f"AWS: {str(e).rstrip('.')}; set AWS_REGION or [aws] region, and check AWS_ENDPOINT_URL"
+            ) from e
         yield AwsClients(dynamodb, lambda_, scheduler, kms)
 
 

@@ -16,8 +16,8 @@ from tenuto_control.config import ConfigError
 from tenuto_control.core.metrics import Metrics
 from tenuto_control.ports import Clock, StoppedLoop
 
-PAUSE_MS_MIN = 1_000
-PAUSE_MS_MAX = 60_000
+RESTART_PAUSE_MS_MIN = 1_000
+RESTART_PAUSE_MS_MAX = 60_000
 """The pause before a loop is begun again: the shortest, and what it doubles up to."""
 
 STEADY_MS = 30_000
@@ -82,7 +82,7 @@ class Loops:
         trouble = self._troubles.setdefault(name, _Trouble(self._clock.now_ms(), 0, ""))
         trouble.times += 1
         trouble.reason = _reason(error)
-        pause_ms = min(PAUSE_MS_MIN << min(trouble.times - 1, 10), PAUSE_MS_MAX)
+        pause_ms = min(RESTART_PAUSE_MS_MIN << min(trouble.times - 1, 10), RESTART_PAUSE_MS_MAX)
         if trouble.times & (trouble.times - 1) == 0:
             again = f", {trouble.times} times in a row" if trouble.times > 1 else ""
             text = "%s has ended by an error%s, and begins again in %.0f s; everything else goes on"

@@ -42,6 +42,8 @@ QUEUE_LIMIT: Final = 500
 LOG_INTERVAL_S: Final = 0.2
 LOG_BYTES_MAX: Final = 64 * 1024
 HTTP_TIMEOUT_S: Final = 10.0
+NO_SERVICES: Final = "no services"
+"""The listing of an ingress that knows of no handler (`tenuto_control.ingress.listing`)."""
 _RECORD = re.compile(r"(?<=.)(?=\[(?:DEBUG|INFO|WARNING|ERROR|CRITICAL)\]\t\d{4}-)")
 _STAMP = re.compile(r"^\d{4}-\d\d-\d\d (\d\d:\d\d:\d\d),\d+ (\w+) +")
 
@@ -123,6 +125,8 @@ async def _introduce(app: App, system: System, directory: Path) -> None:
         session.get(system.ingress, headers={"accept": "text/plain"}) as answer,
     ):
         handlers = await answer.text()
+    if handlers.strip() == NO_SERVICES:
+        raise LocalStackError(f"{app.name} does not start: {why_unanswered(app.name, planes_log(system))}")
     print(f"\n{app.name} is up. In a second terminal:\n")
     print(f"  export BOOTSTRAP={system.bootstrap_servers} INGRESS={system.ingress} {DIRECTORY_VARIABLE}={directory}\n")
     for topic in app.topics:
@@ -134,6 +138,18 @@ async def _introduce(app: App, system: System, directory: Path) -> None:
     print(
         "Its log follows; a changed handler needs a new start. Ctrl-C ends everything and leaves nothing.\n", flush=True
     )
+
+
+def planes_log(system: System) -> str:
+    """What the control planes have logged."""
+    return "\n".join(plane.log_path.read_text("utf-8", "replace") for plane in system.control_planes)
+
+
+def why_unanswered(function: str, log: str) -> str:
+    """What a control plane's log says, the last time, of a function whose answer to discovery does not count."""
+    said = re.findall(rf"\[functions\.{re.escape(function)}\] (.+)", log)
+    reason = said[-1].removesuffix("; its work waits") if said else "it serves nothing"
+    return reason.removeprefix("does not answer discovery: ")
 
 
 async def _follow(paths: Sequence[Path]) -> None:
