@@ -17,7 +17,7 @@ from tenuto.handler import Handler
 from tenuto.protocol.durations import Duration, milliseconds
 from tenuto.protocol.messages import HandlerManifest, Manifest, RetryPolicy, ServiceManifest
 from tenuto.runtime.commands import Commands
-from tenuto.runtime.handlers import HandlerSpec, Kind, admits_nothing
+from tenuto.runtime.handlers import HandlerSpec, Kind, admits_nothing, input_form
 from tenuto.serde import MISSING, hints_of, output_serde_for, serde_for
 
 O = TypeVar("O")  # noqa: E741 - the handler's output
@@ -238,4 +238,4 @@ def _require_function(function: Any, target: str) -> None:
 
 
 def _manifest(spec: HandlerSpec) -> HandlerManifest:
-    return HandlerManifest(spec.name, spec.kind, spec.retry, spec.takes_input, spec.nullable)
+    return HandlerManifest(spec.name, spec.kind, spec.retry, spec.takes_input, spec.nullable, input_form(spec.input))

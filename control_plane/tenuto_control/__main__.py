@@ -23,6 +23,11 @@ from tenuto_control.core.log_fields import shown
 from tenuto_control.drivers import log_lines
 from tenuto_control.memory import memory_problem, task_to_be
 
+CHECK_TEXT = (
+    "read the configuration, ask the functions, and say what is wrong; exit status 1 if a function or handler "
+    "cannot be found"
+)
+
 EXIT_UNSEEN = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
@@ -75,11 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text in (
         ("run", "run a control plane: consume, dispatch, sweep and serve HTTP"),
-        (
-            "check",
-            "read the configuration, ask the functions, and say what is wrong; exit status 1 if a function or handler "
-            "cannot be found",
-        ),
+        ("check", CHECK_TEXT),
         (
             "rotate-data-key",
             "make a new data key for the payloads written from now on; those written before stay as they are",

@@ -485,3 +485,46 @@ def test_the_import_is_light_and_typed_serdes_import_no_pydantic() -> None:
     assert all(len(run) == 1 for run in runs), runs
     # The quickest of three: the limit is on the import's work, not on what else the machine does.
     assert min(float(run[0]) for run in runs) < IMPORT_LIMIT_MS
+
+
+def test_several_problems_are_named_with_their_places_first() -> None:
+    with pytest.raises(BadInputError) as caught:
+        serde_for(Form).deserialize(b'{"count":"s3cr3t","extra":1}')
+    assert caught.value.at == "$.id"
+    assert str(caught.value) == (
+        "a value is not a valid Form: $.id: is missing; $.dish: is missing; $.count: expected a whole number; "
+        "and 1 more"
+    )
+    with pytest.raises(BadInputError) as caught:
+        serde_for(Form).deserialize(b'{"id":"a","dish":"b","count":1}')
+    assert str(caught.value) == "a value is not a valid Form: is missing (at $.at)"
+
+
+class Form(pydantic.BaseModel):
+    """A model with several fields that have to be there."""
+
+    id: str
+    dish: str
+    count: int
+    at: datetime
+
+
+@pytest.mark.parametrize(
+    ("hint", "data", "says"),
+    [
+        (str, b"1", "expected text"),
+        (int, b"1.5", "expected a whole number"),
+        (float, b'"x"', "expected a number"),
+        (bool, b"[]", "expected true or false"),
+        (list[int], b"1", "expected a list"),
+        (dict[str, int], b"1", "expected an object"),
+        (datetime, b'"x"', "expected a date and time"),
+        (UUID, b'"x"', "expected a UUID"),
+        (Colour, b'"x"', "not one of the allowed values"),
+    ],
+    ids=lambda item: ascii(item)[:30],
+)
+def test_what_pydantic_refuses_is_said_in_plain_words(hint: Any, data: bytes, says: str) -> None:
+    model = pydantic.create_model("Holder", value=(hint, ...))
+    with pytest.raises(BadInputError, match=rf"^a value is not a valid Holder: {says} \(at \$\.value\)$"):
+        serde_for(model).deserialize(b'{"value":' + data + b"}")

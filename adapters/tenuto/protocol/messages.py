@@ -181,6 +181,10 @@ class Late(Struct, frozen=True, tag="late"):
     now_ms: int
 
 
+InputForm: TypeAlias = Literal["object", "array", "text", "number", "boolean", "bytes"]
+"""What a handler's input looks like as JSON, or bytes as they are: for examples that people are shown."""
+
+
 class HandlerManifest(Struct, frozen=True):
     """One handler as discovery reports it.
 
@@ -193,6 +197,7 @@ class HandlerManifest(Struct, frozen=True):
     retry: RetryPolicy = RetryPolicy()
     takes_input: bool = True
     nullable: bool = True
+    input_form: InputForm = "object"
 
 
 class ServiceManifest(Struct, frozen=True):

@@ -5,12 +5,12 @@ Owns the resolved form of a handler: serdes, kind, policy. Does not own how user
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 from tenuto.errors import BadInputError
-from tenuto.protocol.messages import RetryPolicy
+from tenuto.protocol.messages import InputForm, RetryPolicy
 from tenuto.serde import BytesSerde, Serde
 
 Kind = Literal["exclusive", "shared", "stateless"]
@@ -51,6 +51,40 @@ def admits_nothing(serde: Serde[Any]) -> bool:
     except Exception:  # noqa: BLE001 - a validator of the user's own; its handler tells what it makes of nothing
         return True
     return True
+
+
+_SAMPLES: Final[Mapping[InputForm, bytes]] = {
+    "object": b"{}",
+    "array": b"[]",
+    "text": b'"text"',
+    "number": b"1",
+    "boolean": b"true",
+}
+
+
+def input_form(serde: Serde[Any]) -> InputForm:
+    """What an input looks like: the first form that is not refused for what it is. A serde of the user's: an object."""
+    if isinstance(serde, BytesSerde):
+        return "bytes"
+    for form, sample in _SAMPLES.items():
+        try:
+            serde.deserialize(sample)
+        except BadInputError as e:
+            if _is_another_type(e):
+                continue
+        except Exception:  # noqa: BLE001 - a validator of the user's own, which has something to say about this form
+            return form
+        return form
+    # Dates, ids and the like.
+    return "text"
+
+
+def _is_another_type(error: BadInputError) -> bool:
+    """Whether the whole of a value is of the wrong type, rather than wrong in a part or in its contents."""
+    several = error.problem.startswith("$")
+    return error.at == "$" and (
+        several or (error.problem.startswith(("Expected `", "expected ")) and "length" not in error.problem)
+    )
 
 
 class Registry(Protocol):

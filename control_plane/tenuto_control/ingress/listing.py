@@ -6,11 +6,11 @@ Owns the 404s and 400s that name what exists. Does not own discovery.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, Final, Protocol
 
-from tenuto.protocol.messages import HandlerManifest, ServiceManifest
+from tenuto.protocol.messages import HandlerManifest, InputForm, ServiceManifest
 from tenuto_control.ingress.paths import Target, encode_segment
 from tenuto_control.ingress.problems import RefusedError
 from tenuto_control.ingress.requests import suggestion
@@ -21,6 +21,16 @@ NAMES_SHOWN_MAX: Final = 20
 
 BASE: Final = "$TENUTO_URL"
 """What lines to paste begin with where the control plane does not know its own address."""
+
+_BODIES: Final[Mapping[InputForm, str]] = {
+    "object": "--json '{}'",
+    "array": "--json '[]'",
+    "text": "--json '\"text\"'",
+    "number": "--json 1",
+    "boolean": "--json true",
+    "bytes": "--data-binary bytes",
+}
+"""An input of each form, to begin with."""
 
 EXAMPLE_KEY: Final = "my-key"
 
@@ -107,7 +117,7 @@ def _curl(service: ServiceManifest, handler: HandlerManifest, base: str) -> str:
     url = f"{base}/call/{path}"
     # A variable is to be replaced, and all that follows it is percent-encoded.
     url = f'"{url}"' if base.startswith("$") else shlex.quote(url)
-    return f"curl {url} --json '{{}}'" if handler.takes_input else f"curl -X POST {url}"
+    return f"curl {url} {_BODIES[handler.input_form]}" if handler.takes_input else f"curl -X POST {url}"
 
 
 def _no_such(what: str, name: str, known: Sequence[str]) -> str:
