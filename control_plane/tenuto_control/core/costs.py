@@ -99,7 +99,7 @@ class Workload:
     sleeps: int = _option(
         0, "sleeps of each event; an attempt that fails and waits over a second is one, too", high=1_000
     )
-    sleep_seconds: float = _option(5.0, "how long each sleep is", high=SLEEP_MS_MAX / 1000)
+    sleep_seconds: float = _option(5.0, "how long each sleep is", high=SLEEP_MS_MAX // 1000)
     sends: int = _option(0, "messages of each event, to keys whose handlers only touch state", high=OUT_PER_WRITE_MAX)
     calls: bool = _option(default=False, text="the events are HTTP calls, not records from Kafka")
     batch: float = _option(1.0, "waiting events of one key that an invocation takes", 1, Limits().batch_events_max)
