@@ -120,7 +120,8 @@ def test_a_function_that_does_not_answer_is_asked_again_a_few_times(caplog: pyte
 
     found, functions = deployments({"shop": [away]})
     run_virtual(found.discover(100.0))
-    assert found.unanswered["shop"].startswith("does not answer discovery: no answer within 3 s")
+    # What it exports cannot be known, so nothing is said about it.
+    assert found.unanswered["shop"] == "does not answer discovery: no answer within 3 s"
     assert len(functions.asked) == DISCOVERY_TRIES_MAX
 
 

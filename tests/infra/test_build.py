@@ -180,7 +180,7 @@ def test_the_container_would_start_from_the_same_files(built: Path) -> None:
         text=True,
         timeout=CHILD_SECONDS_MAX,
     )
-    assert answer.stdout == "tenuto.toml: 1 functions, 1 subscriptions\n"
+    assert answer.stdout == "tenuto.toml: 1 function, 1 subscription\n"
 
 
 def test_a_handler_answers_with_nothing_but_its_artefact(handler_artefact: Path) -> None:
