@@ -27,6 +27,11 @@ LIMIT_BYTES_MAX = 2**40
 """Largest size that a limit may be: more memory than a process has."""
 
 
+LIMITS_MIN: Mapping[str, int] = {"batch_inflated_bytes_max": 16 * 1024, "http_keep_alive_ms": 1_000}
+"""Limits of which less would do harm in silence: a producer's ordinary batches (`batch.size`) would be dead letters, and
+uvicorn, which counts in seconds, would close each connection after its answer."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """Bounds of one control plane process.
@@ -195,6 +200,8 @@ class Limits:
             )
             if value <= 0:
                 raise ValueError(f"{field.name} must be above zero, not {value}")
+            if value < LIMITS_MIN.get(field.name, 1):
+                raise ValueError(f"{field.name} must be at least {LIMITS_MIN[field.name]}, not {value}")
             if value > most:
                 raise ValueError(f"{field.name} must be at most {most}, not {value}")
         if self.scheduler_lead_ms >= self.scheduler_threshold_ms:

@@ -115,6 +115,8 @@ def test_a_topic_whose_dead_letter_topic_has_too_long_a_name_needs_another() -> 
         ("[encryption]", "encryption.kms_key_id: is missing"),
         ('[scheduler]\nrole_arn = ""\ntarget_arn = "t"', "scheduler.role_arn: is empty"),
         ("[limits]\nheartbeat_interval_ms = 10000", "limits.heartbeat_interval_ms: must be below session_timeout_ms"),
+        ("[limits]\nbatch_inflated_bytes_max = 1", "limits.batch_inflated_bytes_max: must be at least 16384, not 1"),
+        ("[limits]\nhttp_keep_alive_ms = 999", "limits.http_keep_alive_ms: must be at least 1000, not 999"),
         ("[limits]\ncommit_interval_ms = 1.5", "limits.commit_interval_ms: expected a whole number"),
         ("[limits]\ncommit_interval_ms = true", "limits.commit_interval_ms: expected a whole number"),
         ("[kafka]\niam = 1", "kafka.iam: expected true or false, without quotes"),
