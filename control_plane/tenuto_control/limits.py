@@ -28,8 +28,8 @@ LIMIT_BYTES_MAX = 2**40
 
 
 LIMITS_MIN: Mapping[str, int] = {"batch_inflated_bytes_max": 16 * 1024, "http_keep_alive_ms": 1_000}
-"""Limits of which less would do harm in silence: a producer's ordinary batches (`batch.size`) would be dead letters, and
-uvicorn, which counts in seconds, would close each connection after its answer."""
+"""Limits of which less would do harm in silence: ordinary batches of a producer (`batch.size`) would be dead letters,
+and uvicorn, which counts in seconds, would close each connection after its answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
