@@ -5,6 +5,7 @@ Owns the two parts alone, with lanes that nobody runs. Does not own what a whole
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -91,13 +92,31 @@ def test_a_function_has_so_many_lanes_at_work_and_another_one_begins_at_once(con
 
 def test_functions_take_turns_when_the_process_is_full() -> None:
     order: list[str] = []
-    places = LanePlaces(Limits(lanes_at_work_max=10), Catalogue())
-    lanes = entered(places, order, "a", 100)
-    lanes += entered(places, order, "b", 100) + entered(places, order, "nobody's", 100)
-    assert order == [f"a {n}" for n in range(10)]
-    for lane in lanes[:9]:
-        places.leave(lane, 100)
-    assert sorted(name.split()[0] for name in order[10:]) == ["a"] * 3 + ["b"] * 3 + ["nobody's"] * 3
+    places = LanePlaces(Limits(lanes_at_work_max=16), Catalogue())
+    for service in ("a", "b", "nobody's"):
+        entered(places, order, service, 100)
+    # Each has half of what the others leave.
+    assert Counter(name.split()[0] for name in order) == {"a": 8, "b": 4, "nobody's": 2}
+    for _ in range(60):
+        places.leave(next(iter(places._held)), 100)
+    assert all(count >= 10 for count in Counter(name.split()[0] for name in order[14:]).values())
+
+
+def test_lanes_that_never_end_leave_places_and_memory_for_other_functions() -> None:
+    """Whatever their heads are taken to weigh, and however many functions hang."""
+    for hanging in range(1, 5):
+        order: list[str] = []
+        places = LanePlaces(Limits(), Catalogue(1_000))
+        for n in range(hanging):
+            entered(places, order, f"hangs{n}", 3_000)
+        entered(places, order, "quick", 20)
+        assert "quick 0" in order
+        for _ in range(100):
+            ended = [lane for lane in places._held if lane.service == "quick"]
+            if not ended:
+                break
+            places.leave(ended[0], 100)
+        assert sum(name.startswith("quick") for name in order) == 20
 
 
 def test_what_goes_on_comes_first_and_calls_and_records_take_turns() -> None:
@@ -143,12 +162,13 @@ def test_large_heads_make_room_for_fewer_lanes() -> None:
         for _ in range(1_000):
             places.leave(next(lanes), size)
         cost = WORKING_BYTES + HEAD_COPIES * size
-        room = min(Limits().lanes_at_work_bytes_max // cost, LANES_PER_INVOCATION * 100)
+        room = min(Limits().lanes_at_work_bytes_max // 2 // cost, LANES_PER_INVOCATION * 100)
         assert abs(places.at_work - room) <= room // 4 + 1
     # Before anything is known, they may be large.
     places = LanePlaces(Limits(), Catalogue())
     entered(places, [], "s", 5_000)
-    assert places.at_work == Limits().lanes_at_work_bytes_max // (WORKING_BYTES + HEAD_COPIES * UNKNOWN_HEAD_BYTES)
+    unknown = WORKING_BYTES + HEAD_COPIES * UNKNOWN_HEAD_BYTES
+    assert places.at_work == Limits().lanes_at_work_bytes_max // 2 // unknown
 
 
 # --- heads ------------------------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from tenuto import ObjectContext, VirtualObject
 from tenuto.lane.timers import SendTimer, SleepTimer, Timer
 from tenuto.lane.transitions import result_key
 from tenuto.protocol.ids import InvocationId, Lane
+from tenuto.protocol.messages import ServiceManifest
 from tenuto.protocol.records import Event
 from tenuto.service import Services
 from tenuto_control import memory
@@ -41,7 +42,7 @@ from tenuto_control.dispatcher.wheel import Wheel
 from tenuto_control.limits import MIB, Limits
 from tenuto_control.loops import consume
 from tenuto_control.loops.consume import RECORD_OVERHEAD_BYTES, Consumer
-from tenuto_control.ports import LogRecord, Pending, TopicPartition
+from tenuto_control.ports import LogRecord, Pending, Target, TopicPartition
 from tests.attack.examples import examples
 from tests.control.test_consume import RecordingExecution, source_of
 from tests.costs.meter import Meter
@@ -370,25 +371,48 @@ def test_a_record_weighs_more_than_its_contents(key: bytes, value: bytes, header
 
 
 @virtually
-async def test_requests_under_way_share_room_in_the_order_in_which_they_ask() -> None:
+async def test_requests_under_way_share_room() -> None:
+    """A function's in the order in which they ask; none that hold something pass by one that holds nothing for ever."""
     capacity = Capacity(9, 100)
     order: list[str] = []
 
-    async def ask(name: str, size: int) -> None:
-        async with capacity.room(size):
+    async def ask(function: str, name: str, size: int) -> None:
+        target = Target(function, ServiceManifest(function, keyed=True, handlers=()), 1_000, 9)
+        async with capacity.room(target, size):
             order.append(name)
             await asyncio.sleep(1)
 
-    tasks = [asyncio.create_task(ask(name, size)) for name, size in (("a", 60), ("b", 60), ("c", 1), ("huge", 900))]
+    asked = [("f", "a", 60), ("f", "b", 60), ("f", "c", 1), ("g", "huge", 900), ("f", "d", 1), ("h", "e", 30)]
+    tasks = [asyncio.create_task(ask(*one)) for one in asked]
     await asyncio.sleep(0.5)
-    assert order == ["a"]
-    gone = asyncio.create_task(ask("gone", 1))
-    last = asyncio.create_task(ask("last", 100))
+    assert order == ["a", "e"]
+    gone = asyncio.create_task(ask("f", "gone", 1))
     await asyncio.sleep(0)
     gone.cancel()
-    await asyncio.gather(*tasks, gone, last, return_exceptions=True)
-    assert order == ["a", "b", "c", "huge", "last"]
-    assert capacity._room._held == 0
+    await asyncio.gather(*tasks, gone, return_exceptions=True)
+    assert sorted(order) == ["a", "b", "c", "d", "e", "huge"]
+    assert [name for name in order if name in "abcd"] == ["a", "b", "c", "d"]
+    assert not capacity._room._held
+
+
+@virtually
+async def test_requests_that_are_never_answered_leave_room_for_other_functions() -> None:
+    capacity = Capacity(100, 100)
+    answered: list[str] = []
+
+    async def ask(function: str, size: int, seconds: float) -> None:
+        target = Target(function, ServiceManifest(function, keyed=True, handlers=()), 1_000, 9)
+        async with capacity.room(target, size):
+            await asyncio.sleep(seconds)
+            answered.append(function)
+
+    hanging = [asyncio.create_task(ask(name, 10, 10_000)) for name in ("hangs", "hangs too") for _ in range(30)]
+    tasks = [asyncio.create_task(ask("quick", size, 0.1)) for size in (1, 10, 20) for _ in range(5)]
+    await asyncio.wait_for(asyncio.gather(*tasks), 60)
+    for task in hanging:
+        task.cancel()
+    await asyncio.gather(*hanging, return_exceptions=True)
+    assert not capacity._room._held
 
 
 @virtually

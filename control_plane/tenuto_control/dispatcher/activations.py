@@ -198,7 +198,7 @@ class Activations:
         return departing(self.lane, head, mode, name, trim, self._lessons, target.manifest, now_ms)
 
     async def _invoke(self, target: Target, flight: Flight) -> Outcome | InvokeError:
-        async with self.services.capacity.room(REQUEST_COPIES * _request_bytes(flight)):
+        async with self.services.capacity.room(target, REQUEST_COPIES * _request_bytes(flight)):
             return await self._invoke_now(target, flight)
 
     async def _invoke_now(self, target: Target, flight: Flight) -> Outcome | InvokeError:

@@ -33,13 +33,13 @@ class Capacity:
         self._room = _Room(request_bytes_max)
 
     @asynccontextmanager
-    async def room(self, size_bytes: int) -> AsyncIterator[None]:
+    async def room(self, target: Target, size_bytes: int) -> AsyncIterator[None]:
         """Hold room for a request while it is under way: with a place, and before the request is made."""
-        await self._room.take(size_bytes)
+        await self._room.take(target.function, size_bytes)
         try:
             yield
         finally:
-            self._room.give(size_bytes)
+            self._room.give(target.function, size_bytes)
 
     @asynccontextmanager
     async def place(self, target: Target, *, begun: bool = False) -> AsyncIterator[None]:
@@ -103,45 +103,66 @@ class _Places:
 
 
 class _Room:
-    """A number of bytes that requests share, in the order in which they ask. One that is larger than all goes alone."""
+    """A number of bytes that requests share, each function's in the order in which they ask.
+
+    A function that holds some of it may hold half of what the others leave: one that never answers would otherwise hold
+    it all. A request that is larger than all goes alone.
+    """
 
     def __init__(self, bytes_max: int) -> None:
         self._bytes_max = bytes_max
-        self._held = 0
-        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._held: dict[str, int] = {}
+        self._waiting: dict[str, deque[tuple[int, asyncio.Future[None]]]] = {}
 
-    async def take(self, size: int) -> None:
+    async def take(self, function: str, size: int) -> None:
         """Wait until there is room for that much, and hold it."""
-        if not self._waiting and self._fits(size):
-            self._held += size
+        if function not in self._waiting and self._fits(function, size):
+            self._hold(function, size)
             return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((size, turn))
+        self._waiting.setdefault(function, deque()).append((size, turn))
         try:
             await turn
         except asyncio.CancelledError:
             if not turn.cancelled():
                 # The room came at the moment of giving up.
-                self._held -= size
+                self._hold(function, -size)
             self._go_on()
             raise
 
-    def give(self, size: int) -> None:
+    def give(self, function: str, size: int) -> None:
         """Give room back."""
-        self._held -= size
+        self._hold(function, -size)
         self._go_on()
 
-    def _fits(self, size: int) -> bool:
-        return self._held == 0 or self._held + size <= self._bytes_max
+    def _hold(self, function: str, size: int) -> None:
+        held = self._held.get(function, 0) + size
+        if held:
+            self._held[function] = held
+        else:
+            self._held.pop(function, None)
+
+    def _fits(self, function: str, size: int) -> bool:
+        held, own = sum(self._held.values()), self._held.get(function, 0)
+        if held == 0:
+            return True
+        if held + size > self._bytes_max:
+            return False
+        if own == 0:
+            return True
+        # What holds nothing yet may need more than is free at any one time: meanwhile nobody else takes more.
+        passed_by = any(other not in self._held for other in self._waiting)
+        return not passed_by and own + size <= (self._bytes_max - held + own) // 2
 
     def _go_on(self) -> None:
-        while self._waiting:
-            size, turn = self._waiting[0]
-            if turn.cancelled():
-                self._waiting.popleft()
-                continue
-            if not self._fits(size):
-                return
-            self._waiting.popleft()
-            self._held += size
-            turn.set_result(None)
+        for function, waiting in list(self._waiting.items()):
+            while waiting:
+                size, turn = waiting[0]
+                if not turn.cancelled():
+                    if not self._fits(function, size):
+                        break
+                    self._hold(function, size)
+                    turn.set_result(None)
+                waiting.popleft()
+            if not waiting:
+                del self._waiting[function]

@@ -69,6 +69,7 @@ class _Function:
 
     share: int
     at_work: int = 0
+    bytes: int = 0
     head_bytes: int = UNKNOWN_HEAD_BYTES
     listed: bool = False
     begun: deque[Waiting] = field(default_factory=deque)
@@ -158,6 +159,7 @@ class LanePlaces:
             return
         function, reserved = held
         function.at_work -= 1
+        function.bytes -= reserved
         self._bytes -= reserved
         if head_bytes is not None:
             expected = function.head_bytes
@@ -188,15 +190,32 @@ class LanePlaces:
             function.listed = True
             self._ring.append(function)
 
+    def _fits(self, function: _Function, cost: int) -> bool:
+        """Whether one more lane of a function may work: in all, and in what is the function's own part.
+
+        That is half of what the other functions leave: one whose lanes never end would otherwise take it all.
+        """
+        if not self._held:
+            return True
+        lanes_max, bytes_max = self._limits.lanes_at_work_max, self._limits.lanes_at_work_bytes_max
+        if len(self._held) >= lanes_max or self._bytes + cost > bytes_max:
+            return False
+        if function.at_work == 0:
+            return True
+        others, others_bytes = len(self._held) - function.at_work, self._bytes - function.bytes
+        few = function.at_work < max(1, (lanes_max - others) // 2)
+        return few and function.bytes + cost <= (bytes_max - others_bytes) // 2
+
     def _go(self) -> None:
-        while self._ring:
+        passed_by = 0
+        while passed_by < len(self._ring):
             function = self._ring[0]
             cost = WORKING_BYTES + HEAD_COPIES * function.head_bytes
-            if self._held and (
-                len(self._held) >= self._limits.lanes_at_work_max
-                or self._bytes + cost > self._limits.lanes_at_work_bytes_max
-            ):
-                return
+            if not self._fits(function, cost):
+                self._ring.rotate(-1)
+                passed_by += 1
+                continue
+            passed_by = 0
             self._ring.popleft()
             function.listed = False
             records = len(function.records)
@@ -206,6 +225,7 @@ class LanePlaces:
             self._hinted -= 1 - begins
             if lane.start():
                 function.at_work += 1
+                function.bytes += cost
                 self._held[lane] = function, cost
                 self._bytes += cost
             self._list(function)
