@@ -16,6 +16,9 @@ MIB = 1024 * 1024
 ANSWER_BYTES_MAX = 6 * MIB
 """Largest answer of a function that is read: a synchronous Lambda invocation answers no more (AWS Lambda quotas)."""
 
+SWEEP_CURSOR_RECOVERED_MINUTES = 24 * 60
+"""How far back timers are looked for after the sweep's cursor was found ahead of time, as a wrong clock moves it."""
+
 SWEEP_CURSOR_LAG_MINUTES = 60
 """The sweep's cursor stays this far behind, so that a slow process may still put timers into recent buckets."""
 

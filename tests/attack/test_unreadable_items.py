@@ -14,17 +14,27 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
+from typing import Any, cast
 
 import pytest
 from msgspec import structs
 
 from tenuto import ObjectContext, VirtualObject
 from tenuto.lane.head import head_key, parse_head
-from tenuto.lane.timers import GuardTimer, SendTimer, SleepTimer, Timer, parse_timer, timer_bucket, timer_put
-from tenuto.lane.transitions import inbox_put, mark_pend
+from tenuto.lane.timers import (
+    SWEEP_CURSOR,
+    GuardTimer,
+    SendTimer,
+    SleepTimer,
+    Timer,
+    parse_timer,
+    timer_bucket,
+    timer_put,
+)
+from tenuto.lane.transitions import check_inbox_events, inbox_put, mark_pend
 from tenuto.lane.writes import Foreign, Item, Key, Put, Value
-from tenuto.protocol.ids import InvocationId, Lane
-from tenuto.protocol.limits import TIMER_BUCKET_MS
+from tenuto.protocol.ids import InvocationId, Lane, kafka_nonce
+from tenuto.protocol.limits import PARTS_MAX, TIMER_BUCKET_MS
 from tenuto.protocol.records import (
     BundleOut,
     CallSource,
@@ -42,7 +52,7 @@ from tenuto.service import Services
 from tenuto_control.core.metrics import Tally
 from tenuto_control.limits import Limits
 from tenuto_control.ports import OverloadedError, Resolution
-from tests.costs.meter import CountingTable, Meter
+from tests.costs.meter import CountingTable, Meter, meter_of
 from tests.support.virtual_time import EPOCH_MS, run_virtual
 
 NAP_S = 40
@@ -585,3 +595,41 @@ def test_an_outbox_entry_that_can_go_nowhere_keeps_no_other_from_leaving(caplog:
         with caplog.at_level(logging.ERROR, "tenuto"):
             run_virtual(one(name, bad))
         assert 0 < len(caplog.records) < 10, name
+
+
+@pytest.mark.parametrize("cursor", ["ahead", 10**30, -5, "text"])
+def test_a_cursor_that_is_ahead_of_time_is_brought_back(cursor: object) -> None:
+    """A wrong clock has moved it, or somebody has: timers before it would never be looked for again."""
+    box = VirtualObject("box")
+
+    @box.handler()
+    async def nap(ctx: ObjectContext, n: int) -> None:
+        await ctx.sleep(timedelta(minutes=5))
+        ctx.set("slept", n)
+
+    async def scenario() -> None:
+        meter = meter_of(box)
+        minute = meter.clock.now_ms() // 60_000 + 119 if cursor == "ahead" else cursor
+        meter.table.apply(Put(SWEEP_CURSOR, {"minute": cast("Any", minute)}))
+        meter.deliver(nap, "k")
+        await asyncio.sleep(2)
+        await meter.dispatcher.kill()
+        await asyncio.sleep(90 * 60)
+        later = Meter(Services([box]), table=meter.table, process="later")
+        sweeping = asyncio.create_task(later.sweeper.run())
+        await asyncio.sleep(1_200)
+        sweeping.cancel()
+        assert meter.head("box", "k").state == {"slept": b"1"}
+        await later.dispatcher.kill()
+
+    run_virtual(scenario())
+
+
+def test_an_inbox_item_of_more_parts_than_any_record_has_is_set_aside() -> None:
+    lane = Lane("box", "k")
+    nonce = kafka_nonce("0", "t", 0, 1)
+    event = Event.of(InvocationId(lane, nonce), "touch", KafkaSource("0", "t", 0, 1, 0))
+    for parts in (-1, PARTS_MAX + 1, 10**7):
+        item: Item = {"pk": lane.pk, "sk": inbox_put(lane, event).key.sk, "ev": pack(event), "parts": parts}
+        with pytest.raises(ValueError, match="parts"):
+            check_inbox_events(lane, item)

@@ -36,6 +36,7 @@ from tenuto.protocol.ids import Lane, digest, offset_position, out_sequence
 from tenuto.protocol.limits import (
     AWAITS_MAX,
     LANE_TTL_S,
+    PARTS_MAX,
     RESULT_TTL_S,
     TOMBSTONE_TTL_S,
     VALUE_BYTES_MAX,
@@ -453,6 +454,9 @@ def check_inbox_events(lane: Lane, item: Item) -> tuple[Event, ...]:
     if not events:
         raise ValueError("it holds no event")
     check_waiting(lane, events[0])
+    parts = item.get("parts", 0)
+    if not isinstance(parts, int) or not 0 <= parts <= PARTS_MAX:
+        raise ValueError(f"its input is said to be in other than 0 to {PARTS_MAX} parts")
     if inbox_key(lane, events[0]).sk != item["sk"]:
         raise ValueError("its place is not that of its event")
     origins = {_origin(event) for event in events}

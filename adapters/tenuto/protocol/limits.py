@@ -28,6 +28,9 @@ VALUE_BYTES_MAX = 350_000
 INLINE_BYTES_MAX = 2_048
 """Inputs and step results above this size go to items of their own: the head is billed whole on every write."""
 
+PARTS_MAX = 64
+"""Items into which one large input may be divided, of VALUE_BYTES_MAX each: more than any record is read with."""
+
 INBOX_ITEM_EVENTS_MAX = 200
 INBOX_ITEM_BYTES_MAX = 64_000
 """What one inbox item holds of a Kafka source's events, with their ids: it is read whole for the first of them."""

@@ -20,6 +20,7 @@ from tenuto.protocol.limits import (
     AWAITS_MAX,
     AWAKEABLE_BYTES_MAX,
     EVENT_HEADERS_BYTES_MAX,
+    PARTS_MAX,
     VALUE_BYTES_MAX,
 )
 from tenuto.protocol.messages import (
@@ -280,7 +281,7 @@ def _letter_problem(entry: BuriedOut) -> str | None:
         return "the status of a dead letter is none from 400 to 599"
     if not (0 <= entry.at_ms <= TIME_MS_MAX and 0 <= entry.first_ms <= TIME_MS_MAX):
         return "the times of a dead letter cannot be"
-    if not (0 <= entry.attempts <= COUNT_MAX and 0 <= entry.parts <= COUNT_MAX and 0 <= entry.size <= COUNT_MAX):
+    if not (0 <= entry.attempts <= COUNT_MAX and 0 <= entry.parts <= PARTS_MAX and 0 <= entry.size <= COUNT_MAX):
         return "the numbers of a dead letter cannot be"
     return None
 

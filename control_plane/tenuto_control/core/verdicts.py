@@ -220,7 +220,9 @@ def judge(
 ) -> tuple[Verdict, Lessons]:
     """What follows from the answer to an activation, and what the lane has learned by it."""
     before = lessons
-    lessons = replace(lessons, tried=flight.tried, late=False, fenced=0, fenced_at=None, restless=0)
+    lessons = replace(lessons, tried=flight.tried, late=False)
+    if _got_on(answer, now_ms):
+        lessons = replace(lessons, fenced=0, fenced_at=None, restless=0)
     match answer:
         case Speculated() if answer.results:
             return Commit(answer), lessons
@@ -249,6 +251,22 @@ def judge(
             raise AssertionError("a manifest is no outcome of an activation")
         case _:
             assert_never(answer)
+
+
+def _got_on(answer: Outcome | NoOutcome, now_ms: int) -> bool:
+    """Whether something has ended, or waits for what is to come. Pauses that grow begin anew only then.
+
+    Otherwise answers without progress that alternate would each have the others' pauses begin anew.
+    """
+    match answer:
+        case Speculated():
+            return bool(answer.results)
+        case Committed():
+            return True
+        case Suspended(_, head):
+            return head.run is None or not can_wake(head, head.run, now_ms)
+        case _:
+            return False
 
 
 def judge_commit(

@@ -143,6 +143,13 @@ class LanePlaces:
         """What is set aside for them."""
         return self._bytes
 
+    def crowds(self, service: str, lanes_max: int) -> bool:
+        """Whether lanes of one function, at work or waiting for more than records, are half of what others leave."""
+        function = self._function(service)
+        own = function.at_work + len(function.begun) + len(function.calls)
+        others = len(self._held) + self._hinted - own
+        return own > 0 and own >= (lanes_max - others) // 2
+
     def enter(self, lane: Waiting, kind: Kind) -> None:
         """Start a lane as soon as there is a place for it, which may be at once."""
         function = self._function(lane.service)

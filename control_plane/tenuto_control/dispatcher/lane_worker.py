@@ -16,7 +16,7 @@ from typing import assert_never
 from tenuto.lane.head import UnreadableHeadError, head_key, parse_head
 from tenuto.lane.timers import SleepTimer
 from tenuto.lane.transitions import clear_pend, result_key, stored_result, takeover, trim_head
-from tenuto.lane.writes import Applied, Item
+from tenuto.lane.writes import Applied, Item, Refused
 from tenuto.protocol.backoff import pause_ms
 from tenuto.protocol.ids import Lane
 from tenuto.protocol.limits import INBOX_ITEM_EVENTS_MAX
@@ -78,6 +78,7 @@ from tenuto_control.dispatcher.lane_task import CONTINUE, Continue, LaneTask, On
 from tenuto_control.dispatcher.parts import Parts
 from tenuto_control.dispatcher.tries import counted
 from tenuto_control.dispatcher.work import Attempted, CallWork, KafkaWork, Work
+from tenuto_control.dispatcher.writer import Written
 from tenuto_control.ports import LogUnavailableError, Resting, Target, TopicPartition, TopicUnusableError
 
 log = logging.getLogger("tenuto.lane")
@@ -367,7 +368,7 @@ class LaneWorker(LaneTask):
         written = await self._services.writer.write(
             takeover(self.lane, head, holder, lease_ms, slept, tok, crashes), tok
         )
-        left = parse_head(written.answer.item)
+        left = _left(written, head)
         self._learn(left)
         if not isinstance(written.answer, Applied):
             return
@@ -451,7 +452,7 @@ class LaneWorker(LaneTask):
             self._on(HeadDropped())
         elif head.pend is not None:
             written = await self._services.writer.write(clear_pend(self.lane, head, self._memory.trim(head)))
-            self._learn(parse_head(written.answer.item))
+            self._learn(_left(written, head))
 
     async def _set_aside(self, unreadable: Sequence[tuple[Item, Exception]]) -> None:
         """Move inbox items out of the way that cannot be read: the key goes on without them."""
@@ -541,6 +542,17 @@ class LaneWorker(LaneTask):
         if head is None:
             raise AssertionError("the policy reads the head before anything else")
         return head
+
+
+def _left(written: Written, head: Head) -> Head:
+    """The head that a write from this head has left, or has met.
+
+    Raises ValueError when it was refused though nothing has changed: tried again at once it would be refused again.
+    """
+    left = parse_head(written.answer.item)
+    if isinstance(written.answer, Refused) and left == head:
+        raise ValueError(f"a write is refused by a head that has not changed: ver {head.ver}")
+    return left
 
 
 def _age_ms(event: Event, now_ms: int) -> int:

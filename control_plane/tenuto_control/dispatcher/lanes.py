@@ -219,8 +219,12 @@ class Lanes:
         return worker
 
     def _hinted(self, lane: Lane) -> LaneWorker | None:
-        """The worker of a lane that a hint is about. None when there are too many lanes: the sweep comes by again."""
-        if lane not in self._workers and not self._make_room():
+        """The worker of a lane that a hint is about. None when there are too many lanes: the sweep comes by again.
+
+        One function's lanes may be too many by themselves, so that others' are not refused for them.
+        """
+        crowds = lane not in self._workers and self._places.crowds(lane.service, self._parts.limits.lanes_max)
+        if crowds or (lane not in self._workers and not self._make_room()):
             return None
         return self._worker(lane, None, Kind.BEGUN)
 

@@ -29,11 +29,12 @@ from tenuto.protocol.ids import Lane, digest
 from tenuto.protocol.limits import TIMER_BUCKET_MS, TIMER_SHARDS
 from tenuto.store.memory import SORT_KEY_BYTES_MAX
 from tenuto.store.port import TableRefusedError, TableUnavailableError, UnstorableError
+from tenuto_control.core.clocks import differs
 from tenuto_control.dispatcher.inbox import Inbox
 from tenuto_control.dispatcher.parts import Wiring
 from tenuto_control.dispatcher.unreadable_items import UnreadableItems
 from tenuto_control.dispatcher.writer import Writer
-from tenuto_control.limits import SWEEP_CURSOR_LAG_MINUTES, near_lookback_ms
+from tenuto_control.limits import SWEEP_CURSOR_LAG_MINUTES, SWEEP_CURSOR_RECOVERED_MINUTES, near_lookback_ms
 from tenuto_control.ports import Waking
 from tenuto_control.tasks import all_of
 
@@ -82,6 +83,7 @@ class Sweeper:
         self._table = wiring.table
         self._waking = waking
         self._clock = wiring.clock
+        self._table_clock = wiring.table_clock
         self._rng = wiring.rng
         self._limits = wiring.limits
         self._writer = Writer(wiring.table, wiring.limits, wiring.metrics)
@@ -139,10 +141,21 @@ class Sweeper:
         return True
 
     async def sweep_deep(self) -> None:
-        """Look at older buckets from the stored cursor on, and move the cursor past those that are empty."""
+        """Look at older buckets from the stored cursor on, and move the cursor past those that are empty.
+
+        That is left to others while this machine's clock is known to be wrong: buckets that it takes for old have not
+        had their timers yet.
+        """
+        if differs(self._table_clock.check, self._limits.lease_margin_ms):
+            return
         now = self._clock.now_ms() // TIMER_BUCKET_MS
         item = await self._table.get(SWEEP_CURSOR)
         stored = item.get("minute") if item else None
+        if item is not None and (not isinstance(stored, int) or not 0 <= stored <= now):
+            # It only ever grows, so nothing else would bring it back.
+            log.warning("the sweep's cursor was ahead of time, older timers are looked for once more")
+            stored = now - SWEEP_CURSOR_RECOVERED_MINUTES
+            await self._table.write(Put(SWEEP_CURSOR, {"minute": stored}))
         cursor = stored if isinstance(stored, int) else now - SWEEP_CURSOR_LAG_MINUTES
         recent = now - self._limits.sweep_lookback_ms // TIMER_BUCKET_MS
         empty = True
