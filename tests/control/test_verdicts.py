@@ -263,6 +263,18 @@ def test_a_run_that_never_waits_for_anything_is_resumed_at_intervals() -> None:
     assert judge(flight_of(Resume(RUN)), Suspended((), asleep, 1), lessons, LIMITS, NOW)[1].restless == 0
 
 
+def test_answers_that_get_nowhere_by_turns_do_not_have_each_others_pauses_begin_anew() -> None:
+    awake = Head(ver=5, run=with_fields(RUN, awaits=(), wake_ms=NOW))
+    lessons, pauses = Lessons(), []
+    for n in range(16):
+        answer = Fenced("taken") if n % 2 else Suspended((), awake, 1)
+        verdict, lessons = judge(flight_of(Resume(RUN), lessons, Head(ver=n, run=RUN)), answer, lessons, LIMITS, NOW)
+        if isinstance(verdict, Ended):
+            pauses.append(verdict.pause_ms)
+    assert pauses == sorted(pauses)
+    assert pauses[-1] >= 900
+
+
 @pytest.mark.parametrize(("asked", "pause"), [(None, None), (0, None), (-5, None), (3, 10), (10**18, 31_536_000_000)])
 def test_a_pause_that_is_none_is_left_to_the_policy(asked: int | None, pause: int | None) -> None:
     verdict, _ = judged(ALONE, Speculated((), stopped=Stopped(ONE.id, Failure("no"), asked)))
