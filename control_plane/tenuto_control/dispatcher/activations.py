@@ -19,12 +19,14 @@ from tenuto.protocol.ids import Lane
 from tenuto.protocol.limits import PAYLOAD_BYTES_MAX
 from tenuto.protocol.messages import (
     Activation,
+    Committed,
     EventResult,
     Head,
     Outcome,
     Rejected,
     Speculated,
     Stopped,
+    Suspended,
     Trim,
     decode_outcome,
     encode,
@@ -246,11 +248,17 @@ class Activations:
     def _early(self, outcome: Outcome) -> Rejected | None:
         """Why an outcome waits with its sender: it is for a handler that its service does not have, as far as is known.
 
-        Delivered, it would keep the receiver's key from everything behind it until there is such a handler.
+        Delivered, it would keep the receiver's key from everything behind it until there is such a handler. What a
+        function says to have committed by itself is looked up, and delivered only if it is there.
         """
-        if not isinstance(outcome, Speculated):
-            return None
-        for entry in outcome.out:
+        match outcome:
+            case Speculated(out=entries):
+                pass
+            case Committed(head=head) | Suspended(head=head):
+                entries = tuple(head.out.values())
+            case _:
+                return None
+        for entry in entries:
             if isinstance(entry, SendOut):
                 found = self.services.targets.find(entry.service)
                 if found is not None and all(handler.name != entry.handler for handler in found.manifest.handlers):
