@@ -26,7 +26,7 @@ from botocore.exceptions import ClientError
 
 from tenuto.errors import ProtocolError
 from tenuto.hosts import activation, event_scheduler, kafka_event_source
-from tenuto.lane.timers import SendTimer, timer_put
+from tenuto.lane.timers import SWEEP_CURSOR, SendTimer, timer_put
 from tenuto.lane.writes import Put
 from tenuto.protocol.ids import AwakeableId, InvocationId, Lane
 from tenuto.protocol.records import Event, KafkaSource, SendOut
@@ -344,6 +344,7 @@ async def timers_cannot_be_read(w: MarkedWorld, m: Marked) -> None:
     broken = {name: MARK if isinstance(value, str) else value for name, value in put.attributes.items()}
     await w.table.write(replace(put, key=replace(put.key, sk=put.key.sk + "x"), attributes=broken))
     await w.table.write(replace(put, key=replace(put.key, sk=put.key.sk + "y"), attributes={"secret": MARK}))
+    await w.table.write(Put(SWEEP_CURSOR, {"minute": MARK}))
     await asyncio.sleep(LONG_S)
 
 
