@@ -262,6 +262,12 @@ ROWS: Final = (
         timers.cursor_put(0),
         "another sweeper is further",
     ),
+    Row(
+        timers.cursor_reset,
+        "sweep",
+        timers.cursor_reset(0),
+        "no response: the next sweep finds it again",
+    ),
 )
 
 HEADER: Final = """\

@@ -36,6 +36,7 @@ from tenuto_control.ingress import create_app
 from tenuto_control.limits import Limits
 from tenuto_control.pace import Pace
 from tenuto_control.ports import OverloadedError, Pending, UndecidedError
+from tests.attack import asgi
 from tests.attack.http_server import ANSWER_S_MAX, Server, post, reply_of, serving
 from tests.control import in_memory_execution
 from tests.control.in_memory_execution import InMemoryExecution
@@ -338,7 +339,8 @@ def test_a_wait_ends_when_it_says_whatever_is_throttled(wait_s: int, answered_of
         began_s = loop.time()
 
         async def asked(method: str, path: str, body: bytes) -> tuple[int, float]:
-            status = await _status(app, method, path, body, wait_s)
+            headers = ((b"prefer", b"wait=%d" % wait_s), (b"content-type", b"application/json"))
+            status, _ = await asgi.asked(app, method, path, body, headers)
             return status, loop.time() - began_s
 
         for status, after_s in await asyncio.gather(*(asked(*one) for one in requests)):
@@ -354,30 +356,6 @@ def _rewired(meter: Meter, table: Any) -> Any:
     wiring = replace(meter.wiring, table=watched(table, Uncounted()))
     meter.dispatcher = Dispatcher(wiring)
     return wiring
-
-
-async def _status(app: Starlette, method: str, path: str, body: bytes, wait_s: int) -> int:
-    scope = {
-        "type": "http",
-        "method": method,
-        "path": path,
-        "raw_path": path.encode(),
-        "query_string": b"",
-        "root_path": "",
-        "headers": [(b"prefer", b"wait=%d" % wait_s), (b"content-type", b"application/json")],
-    }
-    sent: list[Any] = []
-    messages = [{"type": "http.request", "body": body, "more_body": False}]
-
-    async def receive() -> Any:
-        return messages.pop() if messages else await asyncio.get_running_loop().create_future()
-
-    async def send(message: Any) -> None:
-        sent.append(message)
-
-    await app(scope, receive, send)
-    status: int = sent[0]["status"]
-    return status
 
 
 # --- turns of the event loop ---------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from tenuto.store.port import TableRefusedError
 from tenuto_control.config import ConfigError, parse
 from tenuto_control.ingress import create_app
 from tenuto_control.ingress.gate import is_loopback
+from tests.attack.asgi import asked
 from tests.attack.examples import examples
 from tests.attack.http_server import Reply, post, reply_of, serving
 from tests.costs.meter import CountingTable, Meter
@@ -74,35 +75,6 @@ def app_of(meter: Meter, **options: Any) -> Starlette:
 
 async def _ready() -> None:
     return None
-
-
-async def asked(
-    app: Starlette, method: str, path: str, body: bytes = b"", headers: tuple[tuple[bytes, bytes], ...] = ()
-) -> tuple[int, bytes]:
-    """Status and body of an answer."""
-    scope = {
-        "type": "http",
-        "http_version": "1.1",
-        "method": method,
-        "scheme": "http",
-        "path": path,
-        "raw_path": path.encode(),
-        "query_string": b"",
-        "root_path": "",
-        "headers": list(headers),
-        "server": ("127.0.0.1", 80),
-    }
-    sent: list[Any] = []
-    messages = [{"type": "http.request", "body": body, "more_body": False}]
-
-    async def receive() -> Any:
-        return messages.pop() if messages else await asyncio.get_running_loop().create_future()
-
-    async def send(message: Any) -> None:
-        sent.append(message)
-
-    await app(scope, receive, send)
-    return sent[0]["status"], b"".join(message.get("body", b"") for message in sent[1:])
 
 
 # --- ids -----------------------------------------------------------------------------------------------------------

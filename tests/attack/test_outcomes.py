@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from datetime import timedelta
 from types import SimpleNamespace
@@ -295,6 +295,14 @@ def unforeseen(caplog: pytest.LogCaptureFixture) -> list[str]:
     return odd + [line for line in caplog.messages if len(line) > SHOWN_CHARACTERS_MAX + 300 or not line.isprintable()]
 
 
+def play(scenario: Callable[[], Coroutine[Any, Any, None]], caplog: pytest.LogCaptureFixture) -> None:
+    """Run a scenario to its end, in which no lane meets anything unforeseen."""
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "tenuto"):
+        run_virtual(scenario())
+    assert unforeseen(caplog) == []
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_an_answer_that_cannot_be_is_a_failed_attempt_and_reaches_nobody(
     name: str, caplog: pytest.LogCaptureFixture
@@ -319,9 +327,7 @@ def test_an_answer_that_cannot_be_is_a_failed_attempt_and_reaches_nobody(
         await asyncio.sleep(1)
         assert town.ran[-1] == "k"
 
-    with caplog.at_level(logging.INFO, "tenuto"):
-        run_virtual(scenario())
-    assert unforeseen(caplog) == []
+    play(scenario, caplog)
     assert any("attempt at act failed: " in line for line in caplog.messages)
 
 
@@ -348,9 +354,7 @@ def test_so_it_is_in_the_other_modes(name: str, mode: str, caplog: pytest.LogCap
         await asyncio.sleep(1)
         assert town.ran[-1] == "k"
 
-    with caplog.at_level(logging.INFO, "tenuto"):
-        run_virtual(scenario())
-    assert unforeseen(caplog) == []
+    play(scenario, caplog)
 
 
 @pytest.mark.parametrize("mode", ["speculate", "drain", "resume"])
@@ -369,9 +373,7 @@ def test_an_answer_that_gets_nowhere_makes_no_hot_loop(name: str, mode: str, cap
         assert len(town.asked) <= WHILE_S + 10
         assert sum(town.world.table.requests.values()) < 400
 
-    with caplog.at_level(logging.INFO, "tenuto"):
-        run_virtual(scenario())
-    assert unforeseen(caplog) == []
+    play(scenario, caplog)
     assert len(caplog.messages) < 40
 
 
@@ -390,9 +392,7 @@ def test_a_message_to_a_handler_that_is_not_there_waits_with_its_sender(caplog: 
         await asyncio.sleep(15)
         assert town.ran[-1] == "k"
 
-    with caplog.at_level(logging.INFO, "tenuto"):
-        run_virtual(scenario())
-    assert unforeseen(caplog) == []
+    play(scenario, caplog)
     assert "bad/k: a message to good/later waits: no function serves that handler" in caplog.messages
 
 
@@ -497,10 +497,7 @@ def test_whatever_is_changed_in_an_answer_the_others_go_on(
         await neighbours_go_on(town, 0)
         assert len(town.asked) <= WHILE_S + 10
 
-    caplog.clear()
-    with caplog.at_level(logging.INFO, "tenuto"):
-        run_virtual(scenario())
-    assert unforeseen(caplog) == []
+    play(scenario, caplog)
 
 
 @settings(max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -514,10 +511,7 @@ def test_so_they_do_whatever_bytes_are_answered(answer: bytes, caplog: pytest.Lo
         assert town.asked == ["speculate"] * 3
         assert len(town.world.kafka.records(DEAD)) == 1
 
-    caplog.clear()
-    with caplog.at_level(logging.INFO, "tenuto"):
-        run_virtual(scenario())
-    assert unforeseen(caplog) == []
+    play(scenario, caplog)
 
 
 @pytest.mark.parametrize("name", [*REFUSED, *LAZY])

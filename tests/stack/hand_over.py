@@ -20,9 +20,8 @@ from pathlib import Path
 
 import aiohttp
 
-from tenuto_local.system import System
 from tests.stack import app
-from tests.stack.world import World, app_function
+from tests.stack.world import World, jobs_system
 
 FUNCTION_TIMEOUT_S = 20.0
 """So long a lease is: who waits for one shows."""
@@ -35,14 +34,6 @@ STEP_MS = 500
 ROUNDS = 5
 LOAD_CALLS = 200
 LOAD_APART_S = 0.02
-TOPICS = {"jobs": 4, "jobs.dead-letter": 1, app.ECHO_TOPIC: 1}
-CONFIG = """
-[functions.app]
-
-[[subscriptions]]
-topic = "jobs"
-target = "account/work"
-"""
 
 Say = Callable[[str], None]
 
@@ -79,8 +70,7 @@ async def measure(say: Say, planes: int) -> Waits:
     """Start a system with so many control planes, reach one key over all of them, stop it."""
     with tempfile.TemporaryDirectory(prefix="tenuto-hand-over-") as folder:
         notes = Path(folder) / "notes"
-        function = app_function(notes, FUNCTION_TIMEOUT_S)
-        async with System([function], topics=TOPICS, config_text=CONFIG, control_planes=planes) as system:
+        async with jobs_system(notes, FUNCTION_TIMEOUT_S, partitions=4, control_planes=planes) as system:
             waits = await _measured(World(system, notes))
             say(waits.line())
             return waits

@@ -21,9 +21,8 @@ import aiohttp
 import msgspec
 from aiokafka import AIOKafkaProducer
 
-from tenuto_local.system import System
 from tests.stack import app
-from tests.stack.world import World, app_function
+from tests.stack.world import World, jobs_system
 
 FOLLOWERS = (2_000, 4_000, 20_000)
 OTHER_KEYS = 100
@@ -33,14 +32,6 @@ LASTS_S = 20.0
 
 SLEEP_S = LASTS_S + 5
 DRAINED_S_MAX = 120.0
-TOPICS = {"jobs": 1, "jobs.dead-letter": 1, app.ECHO_TOPIC: 1}
-CONFIG = """
-[functions.app]
-
-[[subscriptions]]
-topic = "jobs"
-target = "account/work"
-"""
 
 Say = Callable[[str], None]
 
@@ -70,7 +61,7 @@ async def measure(say: Say, followers: tuple[int, ...] = FOLLOWERS) -> list[Meas
     """Start a system, load it without followers, then with, stop it."""
     with tempfile.TemporaryDirectory(prefix="tenuto-slow-key-") as folder:
         notes = Path(folder) / "notes"
-        async with System([app_function(notes, 20.0)], topics=TOPICS, config_text=CONFIG) as system:
+        async with jobs_system(notes, 20.0, partitions=1) as system:
             world = World(system, notes)
             await _measured(world, 0, at_once=False)  # The first events also start the functions.
             found = []

@@ -26,6 +26,13 @@ from tests.support.stack import run
 
 ROOT = Path(__file__).resolve().parents[2]
 EVENTUALLY_S = 20.0
+JOBS = """
+[functions.app]
+
+[[subscriptions]]
+topic = "jobs"
+target = "account/work"
+"""
 LOOK_AGAIN_S = 0.05
 
 
@@ -124,6 +131,13 @@ class World:
         ):
             data = await answer.read()
             return Reply(answer.status, msgspec.json.decode(data) if data else None, answer.headers)
+
+
+def jobs_system(notes: Path, timeout_s: float, *, partitions: int, control_planes: int = 1) -> System:
+    """A system of `app`, whose topic `jobs` goes to `account/work`."""
+    topics = {"jobs": partitions, "jobs.dead-letter": 1, app.ECHO_TOPIC: 1}
+    function = app_function(notes, timeout_s)
+    return System([function], topics=topics, config_text=JOBS, control_planes=control_planes)
 
 
 def app_function(notes: Path, timeout_s: float) -> FunctionSpec:

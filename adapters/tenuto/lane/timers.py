@@ -128,6 +128,11 @@ def cursor_put(minute: int) -> Update:
     return Update(SWEEP_CURSOR, {"minute": minute}, (), (AbsentOrAtMost("cursor.further", "minute", minute),))
 
 
+def cursor_reset(minute: int) -> Put:
+    """Look for timers from here on, whatever has been swept: `cursor_put` does not move a cursor back."""
+    return Put(SWEEP_CURSOR, {"minute": minute})
+
+
 def _kind(timer: Timer) -> str:
     """What an item calls its kind."""
     match timer:

@@ -412,7 +412,11 @@ def inbox_again(lane: Lane, event: Event, ttl: int) -> Update:
 
 def tombstone(lane: Lane, event: Event, now_ms: int) -> Put:
     """14. What stays of a drained message, so that a late duplicate is refused."""
-    return Put(inbox_key(lane, event), {"done": 1, "ttl": now_ms // 1000 + TOMBSTONE_TTL_S})
+    return _tombstone_at(inbox_key(lane, event), now_ms)
+
+
+def _tombstone_at(place: Key, now_ms: int) -> Put:
+    return Put(place, {"done": 1, "ttl": now_ms // 1000 + TOMBSTONE_TTL_S})
 
 
 def inbox_key(lane: Lane, event: Event) -> Key:
@@ -439,7 +443,7 @@ def inbox_aside(item: Item) -> Put:
 
 def inbox_gone(item: Item, now_ms: int) -> Put:
     """After `inbox_aside`: what stays in its place, so that a late duplicate is refused."""
-    return Put(Key(str(item["pk"]), str(item["sk"])), {"done": 1, "ttl": now_ms // 1000 + TOMBSTONE_TTL_S})
+    return _tombstone_at(Key(str(item["pk"]), str(item["sk"])), now_ms)
 
 
 def check_inbox_events(lane: Lane, item: Item) -> tuple[Event, ...]:

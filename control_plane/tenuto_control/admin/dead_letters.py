@@ -111,4 +111,4 @@ def redriven(event: Event) -> Event:
     keyed = lane.key != former
     # An invocation of a service without keys is a lane of its own.
     own = lane if keyed else lane._replace(key=nonce)
-    return Event(str(InvocationId(own, nonce)), event.handler, CallSource(one_way=True), event.input, event.headers)
+    return Event.of(InvocationId(own, nonce), event.handler, CallSource(one_way=True), event.input, event.headers)

@@ -18,7 +18,7 @@ from tenuto.protocol.messages import Discover, Manifest, Rejected, ServiceManife
 from tenuto.serde import problem_of
 from tenuto_control.config import Config, ConfigError
 from tenuto_control.core.flights import Repeated
-from tenuto_control.core.log_fields import shown
+from tenuto_control.core.log_fields import said_again, shown
 from tenuto_control.core.manifests import MANIFEST_BYTES_MAX, Known, in_force, manifest_problem, serves
 from tenuto_control.core.metrics import Metrics, Uncounted
 from tenuto_control.core.routing import Subscription
@@ -135,7 +135,7 @@ class Deployments:
         failing = {name: self._failing.get(name, Repeated()).again("") for name in known.problems}
         for name, problem in known.problems.items():
             times = failing[name].times
-            if times & (times - 1) == 0:
+            if said_again(times):
                 then = "what it served before stays in force" if name in known.manifests else "its work waits"
                 again = f" ({times} times)" if times > 1 else ""
                 log.warning("[functions.%s] %s; %s%s", name, problem, then, again)

@@ -1,4 +1,4 @@
-"""The fields of log lines: which key, invocation and attempt a line is about.
+"""The fields of log lines: which key, invocation and attempt a line is about; and which of many equal lines are said.
 
 Owns their names, which are those that `tenuto.logs` gives to the lines of functions, so that one query finds both.
 Nothing that a field holds is payload. Does not own how a line looks (`drivers.log_lines`).
@@ -12,7 +12,16 @@ from tenuto.protocol.ids import InvocationId, Lane
 from tenuto.protocol.records import Event
 from tenuto.protocol.texts import SHOWN_CHARACTERS_MAX, shown
 
-__all__ = ["SHOWN_CHARACTERS_MAX", "Fields", "of_event", "of_invocation", "of_lane", "shown", "shown_reason"]
+__all__ = [
+    "SHOWN_CHARACTERS_MAX",
+    "Fields",
+    "of_event",
+    "of_invocation",
+    "of_lane",
+    "said_again",
+    "shown",
+    "shown_reason",
+]
 
 Fields: TypeAlias = dict[str, str | int]
 """What goes into `extra` of a log call."""
@@ -21,6 +30,11 @@ Fields: TypeAlias = dict[str, str | int]
 def shown_reason(text: str, *, foreign: bool) -> str:
     """Why something failed, as it may stand in a line; a `foreign` text is payload (see `Failure`)."""
     return "the text of a rejection, which is not shown" if foreign else shown(text)
+
+
+def said_again(times: int) -> bool:
+    """Whether what has happened so often in a row is logged: at the first, second, fourth, eighth … time."""
+    return times & (times - 1) == 0
 
 
 def of_lane(lane: Lane) -> Fields:

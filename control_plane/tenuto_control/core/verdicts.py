@@ -31,7 +31,7 @@ from tenuto.protocol.modes import Drain, Resume, Speculate
 from tenuto.protocol.records import Event
 from tenuto_control.core.flights import Flight, Lessons
 from tenuto_control.core.lane_policy import can_wake
-from tenuto_control.core.log_fields import shown
+from tenuto_control.core.log_fields import said_again, shown
 from tenuto_control.limits import Limits
 
 COMMITS_REFUSED_MAX = 3
@@ -121,8 +121,8 @@ class Warned(Struct, frozen=True):
 
     @property
     def due(self) -> bool:
-        """Whether it is logged: at the first, second, fourth, eighth … time in a row."""
-        return self.times & (self.times - 1) == 0
+        """Whether it is logged."""
+        return said_again(self.times)
 
 
 class Commit(Struct, frozen=True):
@@ -234,7 +234,7 @@ def judge(
         case Speculated():
             raise AssertionError("an outcome that neither ended an event nor says which one failed is no outcome")
         case Committed() | Suspended():
-            return _ended(flight, answer, lessons, before.restless, limits, now_ms)
+            return _ended(flight, answer, lessons, limits, now_ms)
         case Late():
             text = "a resumed run came too late for its lease, it is taken over anew"
             warned, lessons = _warned(flight, text, replace(lessons, late=True))
@@ -261,12 +261,15 @@ def _got_on(answer: Outcome | NoOutcome, now_ms: int) -> bool:
     match answer:
         case Speculated():
             return bool(answer.results)
-        case Committed():
-            return True
-        case Suspended(_, head):
-            return head.run is None or not can_wake(head, head.run, now_ms)
+        case Committed(_, head) | Suspended(_, head):
+            return not _restless(head, now_ms)
         case _:
             return False
+
+
+def _restless(head: Head, now_ms: int) -> bool:
+    """Whether a head holds a suspended run that waits for nothing to come."""
+    return head.run is not None and head.run.suspended and can_wake(head, head.run, now_ms)
 
 
 def judge_commit(
@@ -317,7 +320,7 @@ def _stopped(flight: Flight, head: Head, failed: Event, stopped: Stopped, lesson
 
 
 def _ended(
-    flight: Flight, outcome: Committed | Suspended, lessons: Lessons, restless: int, limits: Limits, now_ms: int
+    flight: Flight, outcome: Committed | Suspended, lessons: Lessons, limits: Limits, now_ms: int
 ) -> tuple[Ended, Lessons]:
     lessons = replace(lessons, claim_first=False, one_by_one=False)
     run, warned, pause = outcome.head.run, None, 0
@@ -325,11 +328,11 @@ def _ended(
         again_s = max(0.0, (run.wake_ms - now_ms) / 1000)
         text = f"attempt at {run.event.handler} failed, next in {again_s:.1f} s: {shown(run.error)}"
         warned, lessons = _warned(flight, text, lessons, run.event, run.attempt)
-    if run is not None and run.suspended and can_wake(outcome.head, run, now_ms):
-        lessons = replace(lessons, restless=restless + 1)
-        if restless:
-            doubled = limits.invoke_retry_initial_ms * 2 ** min(restless, FENCED_DOUBLINGS_MAX)
+    if _restless(outcome.head, now_ms):
+        if lessons.restless:
+            doubled = limits.invoke_retry_initial_ms * 2 ** min(lessons.restless, FENCED_DOUBLINGS_MAX)
             pause = max(0, min(doubled, RESTLESS_PAUSE_MS_MAX) - (now_ms - flight.began_ms))
+        lessons = replace(lessons, restless=lessons.restless + 1)
     suspended = isinstance(outcome, Suspended)
     return Ended(outcome.head, outcome.results, outcome.writes, suspended, warned, pause), lessons
 

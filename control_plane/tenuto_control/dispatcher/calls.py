@@ -13,7 +13,7 @@ from typing import assert_never
 from tenuto.lane.head import UnreadableHeadError, head_key, parse_head
 from tenuto.protocol.limits import GUARD_MARGIN_MS, VALUE_BYTES_MAX
 from tenuto.protocol.messages import Head
-from tenuto.protocol.records import CallSource, Event, Failed, Success, event_bytes
+from tenuto.protocol.records import Event, Failed, Success, event_bytes
 from tenuto_control.dispatcher.delivery import fits
 from tenuto_control.dispatcher.lane_worker import LaneWorker
 from tenuto_control.dispatcher.lanes import Lanes
@@ -103,8 +103,7 @@ class Calls:
         if worker.let_go(work):
             return
         work.keep = True
-        event = work.event
-        event = Event(event.id, event.handler, CallSource(keep_result=True), event.input, event.headers)
+        event = work.to_keep()
         try:
             try:
                 head = parse_head(await self._parts.writer.table.get(head_key(worker.lane)))

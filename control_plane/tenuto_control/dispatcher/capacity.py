@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Final
 
+from tenuto_control.core.shares import may_take
 from tenuto_control.ports import Target
 
 BEGUN_IN_A_ROW_MAX: Final = 4
@@ -105,8 +106,7 @@ class _Places:
 class _Room:
     """A number of bytes that requests share, each function's in the order in which they ask.
 
-    A function that holds some of it may hold half of what the others leave: one that never answers would otherwise hold
-    it all. A request that is larger than all goes alone.
+    A function that holds some of it takes more by `core.shares`. A request that is larger than all goes alone.
     """
 
     def __init__(self, bytes_max: int) -> None:
@@ -148,11 +148,9 @@ class _Room:
             return True
         if held + size > self._bytes_max:
             return False
-        if own == 0:
-            return True
         # What holds nothing yet may need more than is free at any one time: meanwhile nobody else takes more.
-        passed_by = any(other not in self._held for other in self._waiting)
-        return not passed_by and own + size <= (self._bytes_max - held + own) // 2
+        passed_by = own > 0 and any(other not in self._held for other in self._waiting)
+        return not passed_by and may_take(size, own, held - own, self._bytes_max)
 
     def _go_on(self) -> None:
         for function, waiting in list(self._waiting.items()):

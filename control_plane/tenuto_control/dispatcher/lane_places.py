@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Final, Protocol, TypeAlias
 
+from tenuto_control.core.shares import may_take
 from tenuto_control.limits import Limits
 from tenuto_control.ports import Targets
 
@@ -147,8 +148,7 @@ class LanePlaces:
         """Whether lanes of one function, at work or waiting for more than records, are half of what others leave."""
         function = self._function(service)
         own = function.at_work + len(function.begun) + len(function.calls)
-        others = len(self._held) + self._hinted - own
-        return own > 0 and own >= (lanes_max - others) // 2
+        return not may_take(1, own, len(self._held) + self._hinted - own, lanes_max)
 
     def enter(self, lane: Waiting, kind: Kind) -> None:
         """Start a lane as soon as there is a place for it, which may be at once."""
@@ -198,20 +198,15 @@ class LanePlaces:
             self._ring.append(function)
 
     def _fits(self, function: _Function, cost: int) -> bool:
-        """Whether one more lane of a function may work: in all, and in what is the function's own part.
-
-        That is half of what the other functions leave: one whose lanes never end would otherwise take it all.
-        """
+        """Whether one more lane of a function may work: in all, and in what is the function's own part."""
         if not self._held:
             return True
         lanes_max, bytes_max = self._limits.lanes_at_work_max, self._limits.lanes_at_work_bytes_max
         if len(self._held) >= lanes_max or self._bytes + cost > bytes_max:
             return False
-        if function.at_work == 0:
-            return True
         others, others_bytes = len(self._held) - function.at_work, self._bytes - function.bytes
-        few = function.at_work < max(1, (lanes_max - others) // 2)
-        return few and function.bytes + cost <= (bytes_max - others_bytes) // 2
+        few = may_take(1, function.at_work, others, lanes_max)
+        return few and may_take(cost, function.bytes, others_bytes, bytes_max)
 
     def _go(self) -> None:
         passed_by = 0

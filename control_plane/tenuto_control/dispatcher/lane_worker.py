@@ -70,7 +70,7 @@ from tenuto_control.core.lane_policy import (
     finished,
     passed,
 )
-from tenuto_control.core.log_fields import shown
+from tenuto_control.core.log_fields import said_again, shown
 from tenuto_control.dispatcher.activations import Activations
 from tenuto_control.dispatcher.inbox import Inbox, InboxView
 from tenuto_control.dispatcher.lane_queue import LaneQueue
@@ -260,7 +260,7 @@ class LaneWorker(LaneTask):
         """Let time pass after an error that what is due next may only meet again: more each time, and say so less."""
         onward = self._set_back()
         times = self._memory.troubles
-        if times & (times - 1) == 0:
+        if said_again(times):
             again = f" ({times} times)" if times > 1 else ""
             fields = log_fields.of_lane(self.lane)
             log.error("%s: %s%s", self.lane.pk, text, again, exc_info=error, extra=fields)

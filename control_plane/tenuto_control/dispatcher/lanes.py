@@ -223,9 +223,10 @@ class Lanes:
 
         One function's lanes may be too many by themselves, so that others' are not refused for them.
         """
-        crowds = lane not in self._workers and self._places.crowds(lane.service, self._parts.limits.lanes_max)
-        if crowds or (lane not in self._workers and not self._make_room()):
-            return None
+        if lane not in self._workers:
+            crowds = self._places.crowds(lane.service, self._parts.limits.lanes_max)
+            if crowds or not self._make_room():
+                return None
         return self._worker(lane, None, Kind.BEGUN)
 
     @property

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 
-from tenuto_control.core.log_fields import shown
+from tenuto_control.core.log_fields import said_again, shown
 from tenuto_control.core.metrics import Metrics
 
 KNOWN_MAX = 1_000
@@ -38,13 +38,9 @@ class UnreadableItems:
         times = self._times[what]
         if times == 1:
             self._met += 1
-        if not _is_power_of_two(times) or (times == 1 and self._met > NAMED_MAX and not _is_power_of_two(self._met)):
+        if not said_again(times) or (times == 1 and self._met > NAMED_MAX and not said_again(self._met)):
             return
         again = f" ({times} times)" if times > 1 else ""
         others = f"; it is one of {self._met} such items" if self._met > NAMED_MAX else ""
         reason = shown(f"{type(error).__name__}: {error}")
         log.error("%s cannot be treated and is left aside, others go on%s%s: %s", what, again, others, reason)
-
-
-def _is_power_of_two(number: int) -> bool:
-    return number & (number - 1) == 0

@@ -8,6 +8,7 @@ that would fail as if the control plane were at fault.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 from starlette.requests import Request
@@ -24,27 +25,24 @@ NONCE_BYTES_MAX: Final = 255
 
 def invocation_in(request: Request) -> str:
     """The invocation's id in the path. Raises RefusedError (400) when it is none."""
-    text = paths.decode_segment(request.path_params["id"])
-    try:
-        found = InvocationId.parse(text)
-        proper = str(found) == text and _is_proper(found)
-    except ValueError:
-        proper = False
-    if not proper:
-        raise RefusedError("this is not an invocation id; one begins with inv_ and is given by /call and /send")
-    return text
+    refusal = "this is not an invocation id; one begins with inv_ and is given by /call and /send"
+    return _id_in(request, InvocationId.parse, refusal)
 
 
 def awakeable_in(request: Request) -> str:
     """The awakeable's id in the path. Raises RefusedError (400) when it is none."""
+    refusal = "this is not an awakeable id; one begins with awk_ and is made by the handler that waits"
+    return _id_in(request, lambda text: AwakeableId.parse(text).invocation, refusal)
+
+
+def _id_in(request: Request, invocation_of: Callable[[str], InvocationId], refusal: str) -> str:
     text = paths.decode_segment(request.path_params["id"])
     try:
-        found = AwakeableId.parse(text)
-        proper = str(found) == text and _is_proper(found.invocation)
+        proper = _is_proper(invocation_of(text))
     except ValueError:
         proper = False
     if not proper:
-        raise RefusedError("this is not an awakeable id; one begins with awk_ and is made by the handler that waits")
+        raise RefusedError(refusal)
     return text
 
 

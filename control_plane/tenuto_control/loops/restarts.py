@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from tenuto_control import cancellation
 from tenuto_control.config import ConfigError
+from tenuto_control.core.log_fields import said_again
 from tenuto_control.core.metrics import Metrics
 from tenuto_control.ports import Clock, StoppedLoop
 
@@ -83,7 +84,7 @@ class Loops:
         trouble.times += 1
         trouble.reason = _reason(error)
         pause_ms = min(RESTART_PAUSE_MS_MIN << min(trouble.times - 1, 10), RESTART_PAUSE_MS_MAX)
-        if trouble.times & (trouble.times - 1) == 0:
+        if said_again(trouble.times):
             again = f", {trouble.times} times in a row" if trouble.times > 1 else ""
             text = "%s has ended by an error%s, and begins again in %.0f s; everything else goes on"
             log.critical(text, name, again, pause_ms / 1_000, exc_info=error)

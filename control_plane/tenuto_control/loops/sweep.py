@@ -20,6 +20,7 @@ from tenuto.lane.timers import (
     SleepTimer,
     Timer,
     cursor_put,
+    cursor_reset,
     parse_timer,
     timer_bucket,
     timer_put,
@@ -152,10 +153,9 @@ class Sweeper:
         item = await self._table.get(SWEEP_CURSOR)
         stored = item.get("minute") if item else None
         if item is not None and (not isinstance(stored, int) or not 0 <= stored <= now):
-            # It only ever grows, so nothing else would bring it back.
             log.warning("the sweep's cursor was ahead of time, older timers are looked for once more")
             stored = now - SWEEP_CURSOR_RECOVERED_MINUTES
-            await self._table.write(Put(SWEEP_CURSOR, {"minute": stored}))
+            await self._table.write(cursor_reset(stored))
         cursor = stored if isinstance(stored, int) else now - SWEEP_CURSOR_LAG_MINUTES
         recent = now - self._limits.sweep_lookback_ms // TIMER_BUCKET_MS
         empty = True
