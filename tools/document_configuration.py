@@ -100,6 +100,13 @@ SECTIONS: Final = (
             "concurrency": (
                 "invocations at once, by one control plane; stay below the function's reserved concurrency"
             ),
+            "handler": "the function's code, as `module:name`; read by `tenuto dev` and `tenuto sam` alone, as the rest",
+            "memory_mb": "its memory when deployed, 128 to 10,240; without it, 512",
+            "timeout_s": "the time an invocation has, 1 to 900; without it, what runs or deploys it decides",
+            "environment": (
+                'its environment variables; `{ parameter = "Name" }` takes the value from a parameter of the deployment'
+            ),
+            "policies": "managed policies that its role gets when deployed: AWS's own by name, others by ARN",
         },
     ),
     Section(
@@ -336,6 +343,8 @@ def _type(hint: Any) -> str:
         return " or ".join(f"`{one}`" for one in arguments)
     if origin is tuple:
         return f"list of {_type(arguments[0])}"
+    if origin is dict:
+        return "table"
     return {str: "text", int: "whole number", bool: "true or false"}[hint]
 
 

@@ -130,11 +130,18 @@ class FunctionConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """`[functions.<name>]`: a Lambda function by name or ARN; `function` defaults to the section's name.
 
     `concurrency` bounds this control plane's simultaneous invocations: stay below the function's reserved concurrency.
+    A control plane ignores the other keys, which are for what starts or deploys the function: `handler` is where its
+    code is, "module:name"; `memory_mb`, `timeout_s` and `environment` are what it gets; `policies` go to its role.
     """
 
     function: Annotated[str, settings.function_problem] | None = None
     qualifier: Annotated[str, settings.function_problem] | None = None
     concurrency: Annotated[int, settings.concurrency_problem] = 100
+    handler: Annotated[str, settings.handler_problem] | None = None
+    memory_mb: Annotated[int, settings.memory_problem] | None = None
+    timeout_s: Annotated[int, settings.timeout_problem] | None = None
+    environment: Annotated[dict[str, str | dict[str, str]], settings.environment_problem] | None = None
+    policies: Annotated[tuple[str, ...], settings.policies_problem] = ()
 
 
 class SubscriptionConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -388,7 +395,7 @@ def _explain(error: msgspec.ValidationError, hints: Mapping[str, Any], where: st
     if message.startswith("Invalid enum value") or typing.get_origin(hint) is Literal:
         raise _MistakeError(at, f"expected {_one_of(typing.get_args(hint))}") from error
     if message.startswith("Expected `"):
-        in_list = place.endswith("]`")
+        in_list = place.endswith("]`") and "dict[" not in str(hint)
         expected = next((words for name, words in _EXPECTED.items() if message.startswith(f"Expected `{name}")), None)
         if expected is not None:
             raise _MistakeError(at, f"expected {expected}{' in each place of the list' if in_list else ''}") from error
@@ -400,10 +407,12 @@ def _explain(error: msgspec.ValidationError, hints: Mapping[str, Any], where: st
 
 
 _EXPECTED: Final = {
+    "str | object": 'text in quotes, or { parameter = "Name" }',
     "str": "text; write it in quotes",
     "int": "a whole number, without quotes",
     "bool": "true or false, without quotes",
     "array": 'a list of texts, such as ["one", "two"]',
+    "object": "a section of its own, or values in braces",
 }
 """What a value of the wrong type should have been, by msgspec's name for the type."""
 

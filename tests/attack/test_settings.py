@@ -172,3 +172,43 @@ def test_a_port_in_use_is_one_line() -> None:
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=rf"cannot listen on 127\.0\.0\.1:{port}: Address already in use; set"):
             listening(HttpConfig(port=port))
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ('handler = "orders"', "handler: "),
+        ('handler = "orders:"', "handler: "),
+        ('handler = "../orders:handler"', "handler: "),
+        ("memory_mb = 127", "memory_mb: expected 128 to 10,240"),
+        ("memory_mb = 10241", "memory_mb: expected 128 to 10,240"),
+        ("timeout_s = 0", "timeout_s: expected 1 to 900"),
+        ("timeout_s = 901", "timeout_s: expected 1 to 900"),
+        ('environment = "x"', "environment: expected a section of its own"),
+        ("environment = { A = 1 }", "environment[...]: expected text in quotes"),
+        ('environment = { "A-B" = "x" }', "environment: "),
+        ('environment = { AWS_REGION = "x" }', "environment: "),
+        ('environment = { TENUTO_TABLE = "x" }', "environment: "),
+        ('environment = { A = { other = "B" } }', "environment: A: write a text"),
+        ('environment = { A = { parameter = "B C" } }', "environment: A: write a text"),
+        ('policies = ["a b"]', "policies: "),
+        ('policies = ["arn:aws:s3:::bucket"]', "policies: "),
+    ],
+)
+def test_what_deploys_no_function_is_refused(line: str, problem: str) -> None:
+    assert mistake(f"[functions.shop]\n{line}\n").startswith(f"tenuto.toml: functions.shop.{problem}")
+
+
+def test_what_deploys_a_function_is_read_whole() -> None:
+    text = """
+[functions.shop]
+handler = "shop.handlers:handler"
+memory_mb = 1024
+timeout_s = 30
+environment = { A = "x", B = { parameter = "QueueUrl" } }
+policies = ["AmazonSQSReadOnlyAccess", "arn:aws:iam::111122223333:policy/mine"]
+"""
+    shop = parse(text, "tenuto.toml", {}).functions["shop"]
+    assert (shop.handler, shop.memory_mb, shop.timeout_s) == ("shop.handlers:handler", 1024, 30)
+    assert shop.environment == {"A": "x", "B": {"parameter": "QueueUrl"}}
+    assert shop.policies == ("AmazonSQSReadOnlyAccess", "arn:aws:iam::111122223333:policy/mine")

@@ -7,6 +7,7 @@ the key, or None. Does not own which key has which rule (`tenuto_control.config`
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Final
 
 from tenuto.protocol.limits import TARGET_NAME_BYTES_MAX
@@ -22,11 +23,24 @@ CONCURRENCY_MAX: Final = 1_000_000
 LABEL_CHARACTERS_MAX: Final = 64
 """Longest name of a function (AWS Lambda quotas), and longest epoch, which is part of every watermark's name."""
 
+MEMORY_MB: Final = (128, 10_240)
+"""Least and most memory of a function (AWS Lambda quotas)."""
+
+TIMEOUT_S_MAX: Final = 900
+"""Longest time of an invocation (AWS Lambda quotas)."""
+
+RESERVED_VARIABLES: Final = ("AWS_", "LAMBDA_", "TENUTO_", "POWERTOOLS_")
+"""How variables begin that Lambda or a deployment of tenuto sets."""
+
 QUOTED_CHARACTERS_MAX: Final = 120
 """So much of a value is quoted."""
 
 _LABEL: Final = re.compile(rf"[A-Za-z0-9_-]{{1,{LABEL_CHARACTERS_MAX}}}")
 _FUNCTION: Final = re.compile(r"[A-Za-z0-9_:$-]{1,256}")
+_HANDLER: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z_][A-Za-z0-9_]*)*:[A-Za-z_][A-Za-z0-9_]*")
+_VARIABLE: Final = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,255}")
+_PARAMETER: Final = re.compile(r"[A-Za-z][A-Za-z0-9]{0,254}")
+_POLICY: Final = re.compile(r"arn:aws[a-z-]*:iam::[A-Za-z0-9:/+=,.@_-]{1,500}|[A-Za-z0-9+=,.@_/-]{1,128}")
 _TABLE: Final = re.compile(r"[A-Za-z0-9_.-]{3,255}|arn:[A-Za-z0-9_.:/-]{1,1000}")
 _REGION: Final = re.compile(r"[a-z0-9-]{1,64}")
 _EPOCH: Final = re.compile(rf"[A-Za-z0-9._-]{{1,{LABEL_CHARACTERS_MAX}}}")
@@ -97,6 +111,42 @@ def function_problem(value: str) -> str | None:
     if _FUNCTION.fullmatch(value):
         return None
     return f"{quoted(value)} is no name or ARN of a Lambda function: the characters are a-z A-Z 0-9 _ - : and $"
+
+
+def handler_problem(value: str) -> str | None:
+    """The place of a function's handler in the project's code, which is imported by this name."""
+    if _HANDLER.fullmatch(value):
+        return None
+    return f'{quoted(value)} is no handler; write "module:name", such as "orders.handlers:handler"'
+
+
+def memory_problem(value: int) -> str | None:
+    """Memory of a function, in MB (AWS Lambda quotas)."""
+    low, high = MEMORY_MB
+    return None if low <= value <= high else f"expected {low} to {high:,}, not {quoted(value)}"
+
+
+def timeout_problem(value: int) -> str | None:
+    """The time an invocation has, in seconds (AWS Lambda quotas)."""
+    return None if 1 <= value <= TIMEOUT_S_MAX else f"expected 1 to {TIMEOUT_S_MAX}, not {quoted(value)}"
+
+
+def environment_problem(value: Mapping[str, str | Mapping[str, str]]) -> str | None:
+    """Environment variables of a function: a text, or the parameter of a deployment that gives it."""
+    for name, text in value.items():
+        if not _VARIABLE.fullmatch(name):
+            return f"{quoted(name)} is no name of an environment variable"
+        if name.startswith(RESERVED_VARIABLES):
+            return f"{quoted(name)} belongs to Lambda or to tenuto; choose another name"
+        if not isinstance(text, str) and (text.keys() != {"parameter"} or not _PARAMETER.fullmatch(text["parameter"])):
+            return f'{name}: write a text, or {{ parameter = "Name" }} with the name of a parameter of the deployment'
+    return None
+
+
+def policies_problem(value: tuple[str, ...]) -> str | None:
+    """Managed policies: AWS's own by name, others by ARN."""
+    wrong = next((one for one in value if not _POLICY.fullmatch(one)), None)
+    return None if wrong is None else f"{quoted(wrong)} is no name or ARN of a managed policy"
 
 
 def region_problem(value: str) -> str | None:
