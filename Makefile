@@ -15,7 +15,7 @@ AUDIT_STAMP := $(AUDIT_VENV)/.complete
 AUDITED := control function function_kms dev audit
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo dev test test-localstack audit validate prove soak-memory bench lint format types contracts lock lock-jars clean java plan
+.PHONY: help setup demo dev test test-localstack audit validate prove soak-memory bench lint format types contracts lock lock-jars wheel clean java plan
 .NOTPARALLEL:
 .SUFFIXES:
 MAKEFLAGS += --no-print-directory --no-builtin-rules
@@ -90,6 +90,9 @@ lock: ## resolve every locked file under requirements/ again (needs uv)
 lock-jars: java $(STAMP) ## fetch Kafka and DynamoDB Local afresh and list the hashes of their jars
 	@exec $(RUN) tools/lock_jars.py
 
+wheel: $(STAMP) ## build the wheel into dist/; the same sources make the same bytes
+	@exec $(RUN) tools/build_wheel.py
+
 clean: ## remove what these commands created
 	@rm -rf $(VENV) $(AWS_VENV) $(AUDIT_VENV) .venv-localstack .aws-sam .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
-	@find adapters control_plane infra tests examples bench -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+	@find adapters control_plane infra cli tests examples bench -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

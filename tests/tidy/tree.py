@@ -15,7 +15,7 @@ LINE_COLUMNS_MAX: Final = 120
 FILE_LINES_MAX: Final = 600
 FUNCTION_LINES_MAX: Final = 70
 
-SOURCE_ROOTS: Final = ("adapters", "control_plane", "infra/local")
+SOURCE_ROOTS: Final = ("adapters", "control_plane", "infra/local", "cli")
 """Folders on the import path. They are no packages themselves."""
 
 _GIT_SECONDS_MAX: Final = 30

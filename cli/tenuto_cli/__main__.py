@@ -1,0 +1,98 @@
+"""`tenuto`: finds the command that is asked for, imports its module, and runs it.
+
+Owns the help, the version, and the line about an extra that is not installed. Does not own any command.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from tenuto_cli.commands import COMMANDS, OPTIONS_WITH_VALUE, Command, extra_of, named
+
+HELP_COLUMN = 18
+EXIT_USAGE = 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line. Returns the exit status."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    name = command_word(given)
+    if name is None:
+        if "--version" in given:
+            print(version_line())
+            return 0
+        print(help_text())
+        return 0 if {"-h", "--help"} & set(given) else EXIT_USAGE
+    command = named(name)
+    if command is None:
+        from tenuto_cli.parsing import did_you_mean
+
+        hint = did_you_mean(name, (known.name for known in COMMANDS))
+        print(f"tenuto: there is no command {name!r}; {hint} See tenuto --help", file=sys.stderr)
+        return EXIT_USAGE
+    return run(command, given)
+
+
+def run(command: Command, arguments: Sequence[str]) -> int:
+    """Run one command; an extra that is missing is one line with the way to install it."""
+    try:
+        module = importlib.import_module(command.module)
+        # What stands before the command is for the control plane, whose parser knows every one of its commands.
+        status: int = module.main(arguments)
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        extra = extra_of(missing)
+        if extra is None:
+            raise
+        extras = ",".join(dict.fromkeys([*command.extras, extra]))
+        print(
+            f"tenuto: {command.name} needs the extra {extra!r}, which is not installed (no package {missing}): "
+            f'pip install "tenuto[{extras}]"',
+            file=sys.stderr,
+        )
+        return EXIT_USAGE
+    return status
+
+
+def command_word(arguments: Sequence[str]) -> str | None:
+    """The first word that is no option nor the value of one."""
+    words = iter(arguments)
+    for word in words:
+        if word in OPTIONS_WITH_VALUE:
+            next(words, None)
+        elif not word.startswith("-"):
+            return word
+        elif word in {"-h", "--help", "--version"}:
+            return None
+    return None
+
+
+def help_text() -> str:
+    """What `tenuto --help` prints."""
+    lines = [f"  {command.name:<{HELP_COLUMN}}{command.help}" for command in COMMANDS]
+    return "\n".join(
+        [
+            "usage: tenuto COMMAND ...",
+            "",
+            "Durable handlers for Kafka events and calls.",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "tenuto COMMAND --help has the arguments of one; tenuto --version says which tenuto this is.",
+        ]
+    )
+
+
+def version_line() -> str:
+    """Such as `tenuto 0.1.0 (Python 3.13.1)`."""
+    import platform
+    from importlib.metadata import version
+
+    return f"tenuto {version('tenuto')} (Python {platform.python_version()})"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

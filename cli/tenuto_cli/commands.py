@@ -1,0 +1,63 @@
+"""The commands of `tenuto`: a line about each, the module that runs it, and the extras that it needs.
+
+Owns the list, which the help, the completion and the reference page are made from. Imports none of the modules.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+CONTROL: Final = "tenuto_control.__main__"
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One command. `module` has `main(arguments)` and `parser()`; `extras` are those of the distribution."""
+
+    name: str
+    help: str
+    module: str
+    extras: tuple[str, ...] = ()
+
+
+COMMANDS: Final = (
+    Command("run", "run a control plane: consume, dispatch, sweep and serve HTTP", CONTROL, ("control",)),
+    Command("check", "check the configuration, and ask the functions what they serve", CONTROL, ("control",)),
+    Command("cost", "estimate what a month of events costs", CONTROL),
+    Command("rotate-data-key", "make a new data key for the payloads written from now on", CONTROL, ("control", "kms")),
+)
+
+OPTIONS_WITH_VALUE: Final = ("--log-level", "--log-format")
+"""Options that may stand before a command; they belong to the control plane's."""
+
+IMPORTED_BY: Final = {
+    "control": (
+        "aiobotocore",
+        "aiokafka",
+        "aws_lambda_powertools",
+        "botocore",
+        "cramjam",
+        "httptools",
+        "mangum",
+        "starlette",
+        "uvicorn",
+        "uvloop",
+    ),
+    "kms": ("cryptography",),
+    "otel": ("opentelemetry",),
+    "pydantic": ("pydantic",),
+    "local": ("aiohttp", "awslambdaric", "boto3", "localstack_client", "rich", "watchfiles"),
+    "debug": ("debugpy",),
+}
+"""The packages that each extra brings, by the names under which they are imported."""
+
+
+def extra_of(package: str) -> str | None:
+    """The extra that brings a package, such as `aiokafka`; None for any other package."""
+    return next((extra for extra, packages in IMPORTED_BY.items() if package in packages), None)
+
+
+def named(name: str) -> Command | None:
+    """A command by its name."""
+    return next((command for command in COMMANDS if command.name == name), None)

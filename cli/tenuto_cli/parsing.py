@@ -1,0 +1,36 @@
+"""How every command of `tenuto` reads its arguments, and the one line that answers a mistake.
+
+Owns the parser and the error. Does not own any command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from collections.abc import Iterable
+from typing import Final, NoReturn
+
+EXIT_FAILED: Final = 1
+EXIT_USAGE: Final = 2
+EXIT_INTERRUPTED: Final = 130
+
+
+class UsageError(Exception):
+    """A mistake of the person at the keyboard. The message is one line that names the way out."""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaint is one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong and where to look, and end the process with status 2."""
+        self.exit(EXIT_USAGE, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The end of a complaint about an unknown word: the nearest known one, or all of them."""
+    names = sorted(known)
+    near = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
+    if near:
+        return f"did you mean {near[0]!r}?"
+    return f"there is {', '.join(names)}" if names else "there is none"
