@@ -1,6 +1,9 @@
 # The control plane of the always-on shape, for ARM as the template runs it:
 #
+# tenuto sam: this example alone
 #     docker build --platform linux/arm64 --build-arg CONFIG=examples/user_updates/tenuto.toml --tag tenuto .
+# tenuto sam: end
+# tenuto sam: commands
 #
 # This project's CI has no container engine, so this file is not run there; what it installs and starts is.
 #
@@ -10,6 +13,7 @@
 #     docker buildx imagetools inspect python:3.13-slim    # names the digest of the index of all platforms
 #     docker build --build-arg BASE=python:3.13-slim@sha256:... --platform linux/arm64 --tag tenuto .
 ARG BASE=python:3.13-slim
+# tenuto sam: this example alone
 FROM ${BASE} AS build
 
 COPY requirements/control.txt /tmp/control.txt
@@ -21,7 +25,7 @@ COPY control_plane/tenuto_control /app/tenuto_control
 # Compiled here, since the running container's disk is read only.
 RUN python -m compileall -q /app
 
-
+# tenuto sam: end
 FROM ${BASE}
 
 LABEL org.opencontainers.image.title="tenuto" \
@@ -29,9 +33,12 @@ LABEL org.opencontainers.image.title="tenuto" \
       org.opencontainers.image.licenses="Apache-2.0" \
       tenuto.tested="not run in this project's CI, which has no container engine"
 
+# tenuto sam: this example alone
 COPY --from=build /app /app
 ARG CONFIG=examples/user_updates/tenuto.toml
 COPY ${CONFIG} /app/tenuto.toml
+# tenuto sam: end
+# tenuto sam: files
 
 ENV PYTHONPATH=/app \
     PYTHONDONTWRITEBYTECODE=1 \

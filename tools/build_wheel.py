@@ -18,7 +18,18 @@ from pathlib import Path
 from typing import Final
 
 ROOT: Final = Path(__file__).resolve().parents[1]
-SOURCES: Final = ("adapters", "control_plane", "infra", "cli", "pyproject.toml", "README.md", "LICENSE")
+SOURCES: Final = (
+    "adapters",
+    "control_plane",
+    "infra",
+    "cli",
+    "requirements",
+    "template.yaml",
+    "Dockerfile",
+    "pyproject.toml",
+    "README.md",
+    "LICENSE",
+)
 EPOCH_S: Final = "1577836800"
 """2020-01-01: a zip cannot hold dates before 1980, and today's would make each day's wheel another one."""
 

@@ -100,7 +100,7 @@ SECTIONS: Final = (
             "concurrency": (
                 "invocations at once, by one control plane; stay below the function's reserved concurrency"
             ),
-            "handler": "the function's code, as `module:name`; read by `tenuto dev` and `tenuto sam` alone, as the rest",
+            "handler": "the function's code, as `module:name`; this and the rest are for `tenuto dev` and `tenuto sam`",
             "memory_mb": "its memory when deployed, 128 to 10,240; without it, 512",
             "timeout_s": "the time an invocation has, 1 to 900; without it, what runs or deploys it decides",
             "environment": (

@@ -47,9 +47,9 @@ class Resource:
     properties: Mapping[str, Any]
 
 
-def deploy(templates: Templates, **parameters: Any) -> dict[str, Resource]:
+def deploy(templates: Templates, root: str = "template.yaml", **parameters: Any) -> dict[str, Resource]:
     """Every resource of the root stack and the stacks below it, by name."""
-    return {resource.name: resource for resource in _Stack(templates, "template.yaml", "", parameters).all_resources()}
+    return {resource.name: resource for resource in _Stack(templates, root, "", parameters).all_resources()}
 
 
 class _Stack:
@@ -125,7 +125,9 @@ class _Stack:
             case "Fn::GetAtt":
                 return self._attribute(argument.split(".", 1) if isinstance(argument, str) else argument)
             case "Fn::Sub":
-                return re.sub(r"\$\{([^}!]+)\}", lambda match: str(self._substitute(match[1])), argument)
+                text, names = (argument, {}) if isinstance(argument, str) else argument
+                given = {name: self._value(value) for name, value in names.items()}
+                return re.sub(r"\$\{([^}!]+)\}", lambda match: str(self._substitute(match[1], given)), text)
             case "Fn::FindInMap":
                 table, row, column = self._value(argument)
                 return self._template["Mappings"][table][row][column]
@@ -133,7 +135,9 @@ class _Stack:
                 assert function in PLAIN, f"{function} is not among the functions that the templates use"
                 return PLAIN[function](self._value(argument))
 
-    def _substitute(self, name: str) -> Any:
+    def _substitute(self, name: str, given: Mapping[str, Any]) -> Any:
+        if name in given:
+            return given[name]
         return self._attribute(name.split(".", 1)) if "." in name else self._ref(name)
 
     def _ref(self, name: str) -> Any:

@@ -199,8 +199,8 @@ def test_an_alarm_watches_invocations_for_each_record(templates: Templates) -> N
 def test_alarms(templates: Templates, shape: str) -> None:
     deployed = deploy(templates, Shape=shape, AlarmTopicArn="arn:topic", **NETWORK)
     alarms = {name.rpartition("/")[2]: one for name, one in deployed.items() if one.type == "AWS::CloudWatch::Alarm"}
-    common = {"DeadLettersAlarm", "HandlerErrorsAlarm", "LagAlarm", "RecordsRefusedAlarm", "ThrottlesAlarm"}
-    common |= {"ClockAlarm", "FunctionsUnansweredAlarm"}
-    scaled = {"DispatcherErrorsAlarm", "InvocationsAlarm", "SweepAlarm", "WakeUpsAlarm"}
+    common = {"ClockAlarm", "DeadLettersAlarm", "FunctionsUnansweredAlarm", "LagAlarm", "RecordsRefusedAlarm"}
+    common |= {"UserUpdatesErrorsAlarm", "UserUpdatesThrottlesAlarm"}
+    scaled = {"DispatcherErrorsAlarm", "DispatcherThrottlesAlarm", "InvocationsAlarm", "SweepAlarm", "WakeUpsAlarm"}
     assert alarms.keys() == common | (scaled if shape == "ScaleToZero" else {"UnreadablePartitionsAlarm"})
     assert all(alarm.properties["AlarmActions"] == ["arn:topic"] for alarm in alarms.values())

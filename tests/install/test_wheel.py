@@ -16,8 +16,12 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from tenuto_cli.__main__ import main
 from tenuto_cli.commands import COMMANDS, IMPORTED_BY, Command
+from tenuto_cli.sam.places import TABLE, TABLE_IN_WHEEL
+from tenuto_cli.sam.rendering import PLACES
 from tests.install.environment import Bare, built_wheel
+from tests.sam.project import write_project
 from tests.tidy import tree
 
 HELP_SECONDS_MAX = 0.2
@@ -63,7 +67,8 @@ def test_the_wheel_holds_what_the_packages_hold(wheel: Path) -> None:
     }
     # The local folder is within infra, whose other files belong to the deployment.
     assert sources <= names
-    assert {name for name in names if ".dist-info/" not in name} - sources == {"tenuto_local/table.json"}
+    deployment = {f"tenuto_cli/sam/data/{name}" for name in PLACES if name != TABLE}
+    assert {name for name in names if ".dist-info/" not in name} - sources == {TABLE_IN_WHEEL, *deployment}
 
 
 def test_a_service_runs_from_the_wheel(bare: Bare, tmp_path: Path) -> None:
@@ -123,3 +128,14 @@ def test_every_extra_is_known_by_what_it_brings() -> None:
             for distribution in brought.get(package, [])
         }
         assert wanted <= known, f"the extra {extra} brings {wanted - known}, which tenuto_cli.commands does not know"
+
+
+def test_a_project_is_deployed_from_the_wheel(bare: Bare, tmp_path: Path) -> None:
+    """The templates are in the wheel, and what is written is what the repository writes."""
+    installed, repository = write_project(tmp_path / "a" / "shop"), write_project(tmp_path / "b" / "shop")
+    ended = bare.run("tenuto", "sam", "--quiet", cwd=installed)
+    assert ended.returncode == 0, ended.stderr
+    assert main(["sam", str(repository), "--quiet"]) == 0
+    for path in (repository / "deploy").rglob("*"):
+        if path.is_file():
+            assert (installed / path.relative_to(repository)).read_bytes() == path.read_bytes(), path.name

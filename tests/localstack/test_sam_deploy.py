@@ -175,7 +175,7 @@ def test_the_rule_sweeps_each_minute(client: Client, outputs: dict[str, str]) ->
 def test_what_a_person_looks_at_is_there(client: Client, outputs: dict[str, str], run_name: str) -> None:
     names = {one["AlarmName"] for one in client("cloudwatch").describe_alarms()["MetricAlarms"]}
     prefix = f"{run_name}-sam"
-    expected = {"dead-letters", "dispatcher-errors", "lag", "no-sweep", "throttles", "wake-ups-dlq"}
+    expected = {"dead-letters", "dispatcher-errors", "lag", "no-sweep", "dispatcher-throttles", "wake-ups-dlq"}
     assert {f"{prefix}-{one}" for one in expected} <= names
     groups = {one["Name"] for one in client("scheduler").list_schedule_groups()["ScheduleGroups"]}
     assert prefix in groups

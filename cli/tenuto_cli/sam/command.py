@@ -1,0 +1,140 @@
+"""`tenuto sam`: reads the project, and makes the folder of its deployment what it should be.
+
+Owns the command line, the comparison with what is there, and writing. Does not own what is written (`rendering`).
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from tenuto_cli.parsing import EXIT_FAILED, EXIT_USAGE, Parser
+from tenuto_cli.sam.model import DeploymentError, Project, problems
+from tenuto_cli.sam.places import templates
+from tenuto_cli.sam.reading import read
+from tenuto_cli.sam.rendering import WRITTEN_BY, files, parameters_of
+from tenuto_cli.sam.starting import starting_files
+
+FOLDER: Final = "deploy"
+DIFF_LINES_MAX: Final = 60
+"""So many lines of one file's difference are shown; a lock that changed has thousands."""
+
+ABOUT: Final = (
+    "Write the SAM templates of a project into a folder: its functions with their roles, the control plane, and an "
+    "event source mapping for each subscription, as tenuto.toml says. The project's own template.yaml, which has them "
+    "as a nested application, is written once and then left alone. Run it again whenever tenuto.toml changes; "
+    "`sam build` and `sam deploy` do the rest."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A file that is not what it should be. `before` is None when it is not there, `after` when it should not be."""
+
+    path: Path
+    before: str | None
+    after: str | None
+
+
+def parser() -> Parser:
+    """The command's options."""
+    made = Parser(prog="tenuto sam", description=ABOUT)
+    made.add_argument(
+        "project", nargs="?", default=".", type=Path, help="the folder with tenuto.toml; default: this one"
+    )
+    made.add_argument(
+        "--out", default=FOLDER, metavar="FOLDER", help=f"what is written, in the project; default: {FOLDER}"
+    )
+    made.add_argument("--check", action="store_true", help="write nothing; exit status 1 if something would change")
+    made.add_argument("--quiet", action="store_true", help="name the files alone, without their differences")
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command. The exit status: 1 when --check finds a difference, 2 for a mistake, which is said."""
+    options = parser().parse_args(_own(arguments))
+    project: Path = options.project
+    try:
+        found = read(project / "tenuto.toml")
+        wanted = deployment(found, _folder(options.out), project.resolve().name)
+    except DeploymentError as e:
+        print(f"tenuto sam: {e}", file=sys.stderr)
+        return EXIT_USAGE
+    changes = list(_changes(project, wanted, _folder(options.out)))
+    for change in changes:
+        _show(change, project, quiet=options.quiet)
+    if options.check:
+        if changes:
+            print(f"tenuto sam: {options.out} is not what tenuto.toml says; run `tenuto sam`", file=sys.stderr)
+        return EXIT_FAILED if changes else 0
+    for change in changes:
+        _write(change)
+    if not changes:
+        print(f"{options.out} is up to date")
+    return 0
+
+
+def _own(arguments: Sequence[str] | None) -> list[str]:
+    """The arguments behind the command's own name."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    return given[1:] if given[:1] == ["sam"] else given
+
+
+def deployment(project: Project, folder: str, name: str) -> dict[str, str]:
+    """Every file of a project's deployment, by its path from the project's root. Raises DeploymentError."""
+    own = templates()
+    problem = next(problems(project, parameters_of(own["template.yaml"])), None)
+    if problem is not None:
+        raise DeploymentError(problem)
+    made = {f"{folder}/{place}": text for place, text in files(own, project, folder).items()}
+    return made | starting_files(name, folder)
+
+
+def _folder(out: str) -> str:
+    """The folder as a path below the project, with slashes. Raises DeploymentError."""
+    parts = Path(out).parts
+    if not parts or Path(out).is_absolute() or ".." in parts:
+        raise DeploymentError(f"--out: {out!r} is no folder inside the project")
+    return "/".join(parts)
+
+
+def _changes(root: Path, wanted: Mapping[str, str], folder: str) -> Iterator[Change]:
+    """What differs. Raises DeploymentError when a file in the way was not written by this command."""
+    for place, text in sorted(wanted.items()):
+        path = root / place
+        before = path.read_text("utf-8") if path.is_file() else None
+        if before is not None and not place.startswith(f"{folder}/"):
+            continue
+        if before != text:
+            yield Change(path, before, text)
+    for path in sorted((root / folder).rglob("*")):
+        place = path.relative_to(root).as_posix()
+        if place not in wanted and path.is_file() and WRITTEN_BY in path.read_text("utf-8", errors="replace")[:200]:
+            yield Change(path, path.read_text("utf-8"), None)
+
+
+def _show(change: Change, root: Path, *, quiet: bool) -> None:
+    name = change.path.relative_to(root).as_posix()
+    if change.before is None:
+        print(f"  new      {name}")
+        return
+    print(f"  {'changed' if change.after is not None else 'removed'}  {name}")
+    if quiet or change.after is None:
+        return
+    lines = list(difflib.unified_diff(change.before.splitlines(), change.after.splitlines(), n=2, lineterm=""))[2:]
+    for line in lines[:DIFF_LINES_MAX]:
+        print(f"    {line}".rstrip())
+    if len(lines) > DIFF_LINES_MAX:
+        print(f"    … and {len(lines) - DIFF_LINES_MAX} more lines")
+
+
+def _write(change: Change) -> None:
+    if change.after is None:
+        change.path.unlink()
+        return
+    change.path.parent.mkdir(parents=True, exist_ok=True)
+    change.path.write_text(change.after, "utf-8")
