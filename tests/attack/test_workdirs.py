@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tenuto_local import jars
+from tenuto_local.cache import locked
 from tenuto_local.errors import ConfigurationError
 from tenuto_local.workdir import Workdir, open_lock, own_folder, sweep_abandoned, write_private
 
@@ -172,7 +172,7 @@ def test_the_locks_of_the_cache_follow_no_link(tmp_path: Path, victim: Path, mon
     monkeypatch.setenv("TENUTO_CACHE", str(cache))
 
     async def scenario() -> None:
-        async with jars.locked("maven"):
+        async with locked("maven"):
             raise AssertionError("a link was taken for a lock")
 
     with pytest.raises(OSError, match="symbolic links"):

@@ -1,4 +1,4 @@
-"""One contract for every `Table`: the reference in memory, and the DynamoDB drivers over two servers.
+"""One contract for every `Table`: the reference in memory, and the DynamoDB drivers over three servers.
 
 Owns what a table promises to lanes. Does not own which writes lanes make.
 """
@@ -41,9 +41,9 @@ from tenuto.store.dynamodb import BlockingDynamoTable, DynamoTable
 from tenuto.store.encrypted import EncryptedTable
 from tenuto.store.memory import MemoryTable
 from tenuto.store.port import Table, TableRefusedError
-from tenuto_local.dynamodb_local import DynamoDBLocal
-from tenuto_local.errors import ConfigurationError
+from tenuto_local.errors import ConfigurationError, PrerequisiteMissing
 from tenuto_local.table import create_table
+from tenuto_local.table_engine import NATIVE, REFERENCE, EngineKind
 from tests.contract.table_clients import TABLE, client_for, fresh, use_environment
 from tests.support.memory_kms import MemoryKms
 from tests.support.moto import moto_server
@@ -60,8 +60,29 @@ MOTO_CANNOT = {
 @pytest.fixture(scope="module")
 def dynamodb_local() -> Iterator[str]:
     """The endpoint of a DynamoDB Local that has the table."""
+    yield from served(REFERENCE)
+
+
+@pytest.fixture(scope="module")
+def dynoxide() -> Iterator[str]:
+    """The endpoint of a dynoxide that has the table; skipped where the program cannot be had."""
+    try:
+        yield from served(NATIVE)
+    except PrerequisiteMissing as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module", params=["dynamodb_local", "dynoxide"])
+def server(request: pytest.FixtureRequest) -> str:
+    """The endpoint of each engine of the embedded stack."""
+    endpoint_url: str = request.getfixturevalue(request.param)
+    return endpoint_url
+
+
+def served(engine: EngineKind) -> Iterator[str]:
+    """Run an engine that has the table."""
     with tempfile.TemporaryDirectory(prefix="tenuto-contract-") as workdir:
-        server = DynamoDBLocal(Path(workdir))
+        server = engine.make(Path(workdir))
         asyncio.run(server.start())
         try:
             asyncio.run(create_lanes(server.endpoint_url))
@@ -84,7 +105,11 @@ async def create_lanes(endpoint_url: str) -> None:
         await create_table(client, TABLE)
 
 
-@pytest.fixture(params=["memory", "dynamodb_local", "blocking", "moto", "encrypted"])
+BLOCKING = {"blocking": "dynamodb_local", "dynoxide_blocking": "dynoxide"}
+"""The driver of functions, and which server it is tried over."""
+
+
+@pytest.fixture(params=["memory", "dynamodb_local", "dynoxide", *BLOCKING, "moto", "encrypted"])
 def open_table(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Open:
     """How to open the table under test."""
     kind: str = request.param
@@ -95,8 +120,8 @@ def open_table(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     if kind == "encrypted":
         endpoint_url: str = request.getfixturevalue("dynamodb_local")
         return lambda: open_encrypted(endpoint_url)
-    endpoint_url = request.getfixturevalue("dynamodb_local" if kind == "blocking" else kind)
-    if kind == "blocking":
+    endpoint_url = request.getfixturevalue(BLOCKING.get(kind, kind))
+    if kind in BLOCKING:
         use_environment(monkeypatch, endpoint_url)
         return open_blocking
     return lambda: open_async(endpoint_url)
@@ -384,7 +409,7 @@ def test_going_on_needs_no_item_there_and_stays_in_range(open_table: Open) -> No
     run(open_table, scenario)
 
 
-def test_pages_join_across_the_megabyte_limit(dynamodb_local: str) -> None:
+def test_pages_join_across_the_megabyte_limit(server: str) -> None:
     async def scenario(table: Table) -> None:
         pk = fresh().pk
         for n in range(4):
@@ -396,7 +421,7 @@ def test_pages_join_across_the_megabyte_limit(dynamodb_local: str) -> None:
         assert [i["sk"] for i in first.items + second.items] == ["S#0", "S#1", "S#2", "S#3"]
         assert second.last is None
 
-    run(lambda: open_async(dynamodb_local), scenario)
+    run(lambda: open_async(server), scenario)
 
 
 def test_delete_all_takes_few_requests(open_table: Open) -> None:
@@ -460,10 +485,10 @@ def writes_to(key: Key) -> st.SearchStrategy[Write]:
 
 
 @pytest.fixture(scope="module")
-def blocking_table(dynamodb_local: str) -> Iterator[BlockingDynamoTable]:
+def blocking_table(server: str) -> Iterator[BlockingDynamoTable]:
     """One blocking table for many event loops, which only it can serve."""
     with pytest.MonkeyPatch.context() as patch:
-        use_environment(patch, dynamodb_local)
+        use_environment(patch, server)
         table = BlockingDynamoTable(TABLE)
         yield table
         table.close()
@@ -488,11 +513,11 @@ def test_memory_and_dynamodb_answer_alike(blocking_table: BlockingDynamoTable, w
 # --- what only DynamoDB has ---------------------------------------------------------------------------
 
 
-def test_a_missing_table_is_refused(dynamodb_local: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    use_environment(monkeypatch, dynamodb_local)
+def test_a_missing_table_is_refused(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_environment(monkeypatch, server)
 
     async def main() -> None:
-        async with client_for(dynamodb_local) as client:
+        async with client_for(server) as client:
             for table in (DynamoTable(client, "nowhere"), BlockingDynamoTable("nowhere")):
                 with pytest.raises(TableRefusedError, match=r"^get_item on table nowhere: ResourceNotFound"):
                     await table.get(fresh())
@@ -500,9 +525,9 @@ def test_a_missing_table_is_refused(dynamodb_local: str, monkeypatch: pytest.Mon
     asyncio.run(main())
 
 
-def test_write_units_are_what_dynamodb_bills(dynamodb_local: str) -> None:
+def test_write_units_are_what_dynamodb_bills(server: str) -> None:
     async def main() -> None:
-        async with client_for(dynamodb_local) as client:
+        async with client_for(server) as client:
             table = DynamoTable(client, TABLE, count_capacity=True)
             key = fresh()
 
@@ -524,9 +549,9 @@ def test_write_units_are_what_dynamodb_bills(dynamodb_local: str) -> None:
     asyncio.run(main())
 
 
-def test_items_are_stored_as_any_tool_reads_them(dynamodb_local: str) -> None:
+def test_items_are_stored_as_any_tool_reads_them(server: str) -> None:
     async def main() -> None:
-        async with client_for(dynamodb_local) as client:
+        async with client_for(server) as client:
             key = fresh()
             attributes: Item = {
                 "ver": 3,
@@ -543,11 +568,11 @@ def test_items_are_stored_as_any_tool_reads_them(dynamodb_local: str) -> None:
     asyncio.run(main())
 
 
-def test_creating_the_table_again_changes_nothing(dynamodb_local: str) -> None:
+def test_creating_the_table_again_changes_nothing(server: str) -> None:
     twice = f"{TABLE}-twice"
 
     async def main() -> None:
-        async with client_for(dynamodb_local) as client:
+        async with client_for(server) as client:
             await asyncio.gather(*(create_table(client, twice) for _ in range(3)))
             await create_table(client, twice)
             described = await client.describe_time_to_live(TableName=twice)
@@ -559,9 +584,9 @@ def test_creating_the_table_again_changes_nothing(dynamodb_local: str) -> None:
     asyncio.run(main())
 
 
-def test_a_table_of_other_make_is_not_taken(dynamodb_local: str) -> None:
+def test_a_table_of_other_make_is_not_taken(server: str) -> None:
     async def main() -> None:
-        async with client_for(dynamodb_local) as client:
+        async with client_for(server) as client:
             await client.create_table(
                 TableName=f"{TABLE}-other",
                 AttributeDefinitions=[{"AttributeName": "id", "AttributeType": "S"}],

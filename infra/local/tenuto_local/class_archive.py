@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+from tenuto_local.cache import Progress, locked
 from tenuto_local.errors import LocalStackError
-from tenuto_local.jars import Progress, java_identity, locked
+from tenuto_local.jars import java_identity
 
 TrainingRun = Callable[[list[str]], Awaitable[None]]
 

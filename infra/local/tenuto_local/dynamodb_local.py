@@ -1,7 +1,7 @@
-"""A real DynamoDB Local: in memory, one database for all credentials, on the loopback interface only.
+"""A real DynamoDB Local: one database for all credentials, on the loopback interface only.
 
-Owns its process and its port. Its data live as long as it does. Creates no tables. It checks no signature; that web
-pages do not reach it is the launcher's part (`maven/LoopbackDynamoDB.java`).
+Owns its process and its port. Its data live as long as it does, unless it is given a folder for them. Creates no
+tables. It checks no signature; that web pages do not reach it is the launcher's part (`maven/LoopbackDynamoDB.java`).
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from tenuto_local.cache import Progress, silent
 from tenuto_local.errors import ProcessFailed
-from tenuto_local.jars import DYNAMODB_LOCAL, RESOURCES, Progress, classpath, compile_java, fetch, silent
+from tenuto_local.jars import DYNAMODB_LOCAL, RESOURCES, classpath, compile_java, fetch
 from tenuto_local.ports import LOOPBACK, free_port
 from tenuto_local.processes import ManagedProcess
 
@@ -32,10 +33,16 @@ JVM_FLAGS = (
 
 
 class DynamoDBLocal:
-    """One DynamoDB Local under `workdir`. With `port` None, a free one is chosen and kept for its life."""
+    """One DynamoDB Local under `workdir`. With `port` None, a free one is chosen and kept for its life.
 
-    def __init__(self, workdir: Path, port: int | None = None, progress: Progress = silent) -> None:
+    It keeps the table in memory, or in the folder `data`, which makes a write about four times as expensive.
+    """
+
+    def __init__(
+        self, workdir: Path, port: int | None = None, progress: Progress = silent, data: Path | None = None
+    ) -> None:
         self._workdir = workdir
+        self._data = data
         self._fixed_port = port
         self._port = port or 0
         self._progress = progress
@@ -57,11 +64,13 @@ class DynamoDBLocal:
         """Fetch what is missing, then start and wait until requests are served. Raises `LocalStackError`."""
         home = await fetch(DYNAMODB_LOCAL, self._progress)
         launcher = await compile_java(RESOURCES / "LoopbackDynamoDB.java", home)
+        if self._data is not None:
+            self._data.mkdir(parents=True, exist_ok=True)
         for attempt in range(1, START_ATTEMPTS_MAX + 1):
             self._port = self._fixed_port or free_port()
             self._process = ManagedProcess(
                 "DynamoDB Local",
-                _java(home, launcher, self._workdir, self._port),
+                _java(home, launcher, self._workdir, self._port, self._data),
                 self._workdir / "dynamodb.log",
                 ready_marker=READY_MARKER,
                 ready_timeout_s=READY_TIMEOUT_S,
@@ -82,8 +91,9 @@ class DynamoDBLocal:
             await self._process.stop()
 
 
-def _java(home: Path, launcher: Path, workdir: Path, port: int) -> list[str]:
+def _java(home: Path, launcher: Path, workdir: Path, port: int, data: Path | None) -> list[str]:
     # It unpacks a native library into the temporary directory, and a SIGKILL would leave it there.
     native = [f"-Dsqlite4java.library.path={home / 'lib'}", f"-Djava.io.tmpdir={workdir}"]
-    options = ["-port", str(port), "-inMemory", "-sharedDb", "-disableTelemetry"]
+    kept = ["-inMemory"] if data is None else ["-dbPath", str(data)]
+    options = ["-port", str(port), *kept, "-sharedDb", "-disableTelemetry"]
     return ["java", *JVM_FLAGS, *native, "-cp", classpath(home, launcher), "LoopbackDynamoDB", *options]

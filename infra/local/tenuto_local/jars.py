@@ -1,38 +1,28 @@
 """The Java components: fetching them once with Maven, and the command lines that run them.
 
-Owns the cache directory (`$TENUTO_CACHE`, default `~/.cache/tenuto`), its locks and its layout. A finished
-component is complete or absent, never half there: everything is made in a temporary directory and renamed. What Maven
-has fetched is used only if it has the hashes that the repository lists (`jar_hashes`).
-Two processes may do it at the same time; the second waits for the first. Nothing touches the network once a
-component is there. Knows nothing of how a component is configured.
+Owns which jars a component needs and how they are laid out in the cache (`cache`). A finished component is complete or
+absent, never half there: everything is made in a temporary directory and renamed. What Maven has fetched is used only
+if it has the hashes that the repository lists (`jar_hashes`). Nothing touches the network once a component is there.
+Knows nothing of how a component is configured.
 """
 
 from __future__ import annotations
 
-import asyncio
-import fcntl
 import hashlib
 import os
 import shutil
-import tempfile
-import time
 import zipfile
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from tenuto_local import jar_hashes
+from tenuto_local.cache import Progress, TemporarySibling, cache_root, locked, run_to_end, silent
 from tenuto_local.errors import FetchFailed, PrerequisiteMissing
 from tenuto_local.processes import ManagedProcess
-from tenuto_local.workdir import open_lock, own_folder
-
-Progress = Callable[[str], None]
+from tenuto_local.workdir import own_folder
 
 MAVEN_TIMEOUT_S = 600.0
 JAVAC_TIMEOUT_S = 60.0
-LOCK_WAIT_S = 900.0
-LOCK_POLL_S = 0.1
 RESOURCES = Path(__file__).parent / "maven"
 VERIFIED = "verified.sha256"
 """In a component's directory: the list of hashes that it was compared with."""
@@ -60,16 +50,6 @@ KAFKA_BROKER = JarSet("the Kafka broker", "kafka_2.13-4.3.1", "kafka.pom.xml", 4
 DYNAMODB_LOCAL = JarSet("DynamoDB Local", "dynamodb-local-3.1.0", "dynamodb.pom.xml", 48)
 
 
-def silent(_line: str) -> None:
-    """A `Progress` that shows nothing."""
-
-
-def cache_root() -> Path:
-    """The cache directory, as configured; it may not exist yet."""
-    configured = os.environ.get("TENUTO_CACHE")
-    return Path(configured).expanduser().resolve() if configured else Path.home() / ".cache" / "tenuto"
-
-
 def java_identity() -> str:
     """A short name for the installed Java: class archives fit only the very JVM that wrote them."""
     java = shutil.which("java")
@@ -95,7 +75,7 @@ async def fetch(jar_set: JarSet, progress: Progress = silent) -> Path:
         if shutil.which("mvn") is None:
             raise PrerequisiteMissing(f"Maven (mvn) is needed once, to fetch {jar_set.title}, and was not found")
         progress(f"fetching {jar_set.title} (about {jar_set.size_mb} MB, once)")
-        with _TemporarySibling(home) as staging:
+        with TemporarySibling(home) as staging:
             # Maven's own repository is not made for two downloads of the same artifact at once.
             async with locked("maven"):
                 await download(jar_set, staging)
@@ -112,7 +92,7 @@ async def download(jar_set: JarSet, folder: Path, *options: str) -> None:
     shutil.copy(RESOURCES / jar_set.pom, folder / "pom.xml")
     argv = ["mvn", "-q", "-B", *options, COPY_DEPENDENCIES, "-DoutputDirectory=lib", "-DincludeScope=runtime"]
     maven = ManagedProcess("mvn", argv, folder / "maven.log", cwd=folder)
-    await _run_to_end(maven, MAVEN_TIMEOUT_S, f"{jar_set.title} could not be fetched; check the network")
+    await run_to_end(maven, MAVEN_TIMEOUT_S, f"{jar_set.title} could not be fetched; check the network")
 
 
 def _verified(jar_set: JarSet, home: Path) -> bool:
@@ -150,61 +130,13 @@ async def compile_java(source: Path, home: Path) -> Path:
     async with locked(f"{home.name}-classes"):
         if jar.exists():
             return jar
-        with _TemporarySibling(jar) as staging:
+        with TemporarySibling(jar) as staging:
             classes = staging / "classes"
             argv = ["javac", "-nowarn", "-d", str(classes), "-cp", classpath(home), str(source)]
             compiler = ManagedProcess("javac", argv, staging / "javac.log")
-            await _run_to_end(compiler, JAVAC_TIMEOUT_S, f"{source.name} could not be compiled")
+            await run_to_end(compiler, JAVAC_TIMEOUT_S, f"{source.name} could not be compiled")
             with zipfile.ZipFile(staging / "out.jar", "w") as archive:
                 for path in sorted(classes.rglob("*.class")):
                     archive.write(path, path.relative_to(classes))
             (staging / "out.jar").rename(jar)
     return jar
-
-
-@asynccontextmanager
-async def locked(name: str) -> AsyncIterator[None]:
-    """Hold the lock `name` of the cache among all processes; the system frees it when its holder dies."""
-    path = own_folder(cache_root()) / f".{name}.lock"
-    deadline = time.monotonic() + LOCK_WAIT_S
-    lock = open_lock(path)
-    try:
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise FetchFailed(f"another process has held {path} for {LOCK_WAIT_S:.0f} s") from None
-                await asyncio.sleep(LOCK_POLL_S)
-        yield
-    finally:
-        os.close(lock)
-
-
-class _TemporarySibling:
-    """A directory beside `target`, hence on the same file system, removed unless it was renamed away."""
-
-    def __init__(self, target: Path) -> None:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        self._path = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-
-    def __enter__(self) -> Path:
-        return self._path
-
-    def __exit__(self, *_: object) -> None:
-        shutil.rmtree(self._path, ignore_errors=True)
-
-
-async def _run_to_end(process: ManagedProcess, timeout_s: float, complaint: str) -> None:
-    process.spawn()
-    try:
-        status = await process.wait_exit(timeout_s)
-        if status == 0:
-            return
-        outcome = f"took more than {timeout_s:.0f} s" if status is None else f"ended with status {status}"
-        lines = process.log_since_start().strip().splitlines()
-        detail = next((line for line in lines if "ERROR" in line or "error" in line), "it said nothing")
-        raise FetchFailed(f"{complaint} ({process.name} {outcome}: {detail})")
-    finally:
-        await process.kill()

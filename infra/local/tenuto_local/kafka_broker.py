@@ -10,9 +10,10 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from tenuto_local.cache import Progress, cache_root, locked, silent
 from tenuto_local.class_archive import archive_flags
 from tenuto_local.errors import FetchFailed, ProcessFailed
-from tenuto_local.jars import KAFKA_BROKER, Progress, cache_root, classpath, fetch, locked, silent
+from tenuto_local.jars import KAFKA_BROKER, classpath, fetch
 from tenuto_local.ports import LOOPBACK, free_port
 from tenuto_local.processes import ManagedProcess
 

@@ -4,8 +4,8 @@ Owns what is started and that all of it ends: on leaving, on an error half-way, 
 when this process is killed. What the environment already names is used and not started:
 
     TENUTO_BOOTSTRAP_SERVERS    no broker
-    AWS_ENDPOINT_URL_DYNAMODB   no DynamoDB Local
-    AWS_ENDPOINT_URL            no gateway and no DynamoDB Local; functions are expected to be deployed there
+    AWS_ENDPOINT_URL_DYNAMODB   no table engine
+    AWS_ENDPOINT_URL            no gateway and no table engine; functions are expected to be deployed there
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import aiohttp
 import msgspec
 
 from tenuto_local.aws_api import credentials, region
-from tenuto_local.dynamodb_local import DynamoDBLocal
+from tenuto_local.cache import Progress, silent
 from tenuto_local.errors import ConfigurationError, ProcessFailed
 from tenuto_local.gateway_contract import (
     ADMIN_DYNAMODB,
@@ -35,12 +35,13 @@ from tenuto_local.gateway_contract import (
     ADMIN_VARIABLE,
     READY_MARKER,
 )
-from tenuto_local.jars import DYNAMODB_LOCAL, KAFKA_BROKER, Progress, fetched, silent
+from tenuto_local.jars import KAFKA_BROKER, fetched
 from tenuto_local.kafka_broker import KafkaBroker
 from tenuto_local.lambda_service.function_spec import FunctionSpec
 from tenuto_local.ports import LOOPBACK, free_port
 from tenuto_local.prerequisites import check_prerequisites
 from tenuto_local.processes import ManagedProcess
+from tenuto_local.table_engine import TableEngine, chosen_engine
 from tenuto_local.workdir import Workdir, write_private
 
 GATEWAY_READY_TIMEOUT_S = 20.0
@@ -71,11 +72,21 @@ class EmbeddedStack:
 
     It is bound to no event loop, but (on Linux) to the thread that starts it: its processes die with that
     thread. With `workdir` None everything it writes goes to a temporary directory that is removed at the end.
+    `table_engine` names one of `table_engine.ENGINES`, by default that of TENUTO_TABLE_ENGINE, else DynamoDB Local;
+    `table_data` is a folder in which the table outlives the stack.
     """
 
     def __init__(
-        self, functions: Sequence[FunctionSpec] = (), workdir: Path | None = None, progress: Progress = silent
+        self,
+        functions: Sequence[FunctionSpec] = (),
+        workdir: Path | None = None,
+        progress: Progress = silent,
+        *,
+        table_engine: str | None = None,
+        table_data: Path | None = None,
     ) -> None:
+        self._engine = chosen_engine(table_engine)
+        self._table_data = table_data
         self._functions = [spec.check() for spec in functions]
         self._requested_workdir = workdir
         self._progress = progress
@@ -84,7 +95,7 @@ class EmbeddedStack:
         self._secret = secrets.token_hex(32)
         self._workdir: Workdir | None = None
         self._broker: KafkaBroker | None = None
-        self._dynamodb: DynamoDBLocal | None = None
+        self._dynamodb: TableEngine | None = None
         self._gateway: ManagedProcess | None = None
         self._gateway_url: str | None = None
 
@@ -103,10 +114,12 @@ class EmbeddedStack:
     async def start(self) -> None:
         """Start everything at once and wait until it serves; raises `LocalStackError`, with nothing left."""
         assert self._workdir is None, "the stack is already started"
-        if not (self._external.bootstrap_servers and self._external.dynamodb_endpoint_url):
+        jars = [] if self._external.bootstrap_servers else [KAFKA_BROKER]
+        jars += [] if self._external.dynamodb_endpoint_url else self._engine.jars
+        if jars:
             report = check_prerequisites()
-            complete = fetched(KAFKA_BROKER, DYNAMODB_LOCAL)
-            size_mb = KAFKA_BROKER.size_mb + DYNAMODB_LOCAL.size_mb
+            complete = fetched(*jars)
+            size_mb = sum(jar_set.size_mb for jar_set in jars)
             self._progress(report.line + ("" if complete else f", fetching about {size_mb} MB once"))
             report.require(maven=not complete)
         self._workdir = Workdir(self._requested_workdir)
@@ -166,7 +179,7 @@ class EmbeddedStack:
         if self._external.dynamodb_endpoint_url is not None:
             return self._external.dynamodb_endpoint_url
         if self._dynamodb is None:
-            raise ProcessFailed("DynamoDB Local is not running")
+            raise ProcessFailed("the table engine is not running")
         return self._dynamodb.endpoint_url
 
     @property
@@ -220,7 +233,9 @@ class EmbeddedStack:
 
     async def _start_aws(self) -> None:
         if self._external.dynamodb_endpoint_url is None:
-            self._dynamodb = DynamoDBLocal(_subdirectory(self.workdir, "dynamodb"), progress=self._progress)
+            self._dynamodb = self._engine.make(
+                _subdirectory(self.workdir, "dynamodb"), progress=self._progress, data=self._table_data
+            )
             await self._dynamodb.start()
         if self._external.aws_endpoint_url is None:
             await self._start_gateway()

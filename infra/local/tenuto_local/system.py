@@ -24,8 +24,8 @@ import aiohttp
 import msgspec
 from aiobotocore.session import get_session
 
+from tenuto_local.cache import Progress, silent
 from tenuto_local.errors import ConfigurationError, ProcessFailed
-from tenuto_local.jars import Progress, silent
 from tenuto_local.lambda_service.function_spec import FunctionSpec
 from tenuto_local.ports import LOOPBACK, free_port
 from tenuto_local.processes import ManagedProcess
@@ -124,7 +124,7 @@ class System:
 
     `topics` maps names to numbers of partitions. `config_text` is a `tenuto.toml`, in which addresses and the table's
     name are replaced by the stack's own. With `count_requests` every request to DynamoDB passes a counting proxy, which
-    costs about a millisecond each.
+    costs about a millisecond each. `table_engine` and `table_data` are those of `EmbeddedStack`.
     """
 
     def __init__(
@@ -138,6 +138,8 @@ class System:
         progress: Progress = silent,
         log_level: str = "info",
         count_requests: bool = False,
+        table_engine: str | None = None,
+        table_data: Path | None = None,
     ) -> None:
         assert control_planes >= 1, "a system has at least one control plane"
         self._functions = [_importable(spec) for spec in functions]
@@ -147,7 +149,7 @@ class System:
         self._progress = progress
         self._log_level = log_level
         self._count_requests = count_requests
-        self.stack = EmbeddedStack(self._functions, workdir, progress)
+        self.stack = EmbeddedStack(self._functions, workdir, progress, table_engine=table_engine, table_data=table_data)
         self.control_planes: list[ControlPlane] = []
 
     async def __aenter__(self) -> Self:

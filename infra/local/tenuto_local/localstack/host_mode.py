@@ -11,9 +11,9 @@ import os
 import sys
 from pathlib import Path
 
+from tenuto_local.cache import Progress, silent
 from tenuto_local.dynamodb_local import DynamoDBLocal
 from tenuto_local.errors import ProcessFailed
-from tenuto_local.jars import Progress, silent
 from tenuto_local.ports import LOOPBACK, free_port
 from tenuto_local.processes import ManagedProcess
 from tenuto_local.workdir import Workdir

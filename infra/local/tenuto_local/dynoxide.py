@@ -1,0 +1,118 @@
+"""dynoxide: a native table engine that speaks DynamoDB's protocol over SQLite, beside DynamoDB Local.
+
+Owns where the program comes from, its process and its address. Creates no tables. What it does differently from
+DynamoDB Local is in docs/internals/engines.md.
+
+It checks no signature and answers web pages, and has no option against either. So it listens on an address of the
+loopback network that is drawn anew at each start: a page that would try them all has 2^24 addresses with 14,000 ports
+each before it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+from random import SystemRandom
+from typing import Final
+
+from tenuto_local.cache import Progress, silent
+from tenuto_local.errors import LocalStackError, PrerequisiteMissing, ProcessFailed
+from tenuto_local.npm import NpmProgram, fetch_program
+from tenuto_local.ports import LOOPBACK, free_port
+from tenuto_local.processes import ManagedProcess
+
+PROGRAM: Final = NpmProgram(
+    title="dynoxide",
+    package="@dynoxide/linux-x64",
+    version="1.2.1",
+    integrity="sha512-sBHqlxJ9ANkLluFkYRfd5r8Y0ApFew4FhOrlhgRAgD4XzEoFOukEo1nuBTQ1+jTtofqwn4NWQ2k0Tn5mNTjgUg==",
+    member="package/dynoxide",
+    size_mb=8,
+)
+READY_TIMEOUT_S: Final = 20.0
+START_ATTEMPTS_MAX: Final = 3
+READY_MARKER: Final = "Dynoxide listening on"
+PORT_TAKEN: Final = "already in use"
+DATABASE: Final = "table.sqlite"
+
+
+class Dynoxide:
+    """One dynoxide under `workdir`, in memory, or with `data` in a file of that folder, which outlives it."""
+
+    def __init__(self, workdir: Path, progress: Progress = silent, data: Path | None = None) -> None:
+        self._workdir = workdir
+        self._progress = progress
+        self._data = data
+        self._endpoint_url = ""
+        self._process: ManagedProcess | None = None
+
+    @property
+    def endpoint_url(self) -> str:
+        """`http://host:port`, valid once started."""
+        return self._endpoint_url
+
+    @property
+    def pid(self) -> int:
+        """The process id; raises `ProcessFailed` when it does not run."""
+        if self._process is None:
+            raise ProcessFailed("dynoxide is not running")
+        return self._process.pid
+
+    async def start(self) -> None:
+        """Fetch the program if it is missing, then start it. Raises `LocalStackError`."""
+        program = await find_program(self._progress)
+        if self._data is not None:
+            self._data.mkdir(parents=True, exist_ok=True)
+        for attempt in range(1, START_ATTEMPTS_MAX + 1):
+            host, port = loopback_host(), free_port()
+            stored = [] if self._data is None else ["--db-path", str(self._data / DATABASE)]
+            self._process = ManagedProcess(
+                "dynoxide",
+                [str(program), "--host", host, "--port", str(port), *stored],
+                self._workdir / "dynoxide.log",
+                ready_marker=READY_MARKER,
+                ready_timeout_s=READY_TIMEOUT_S,
+                cwd=self._workdir,
+            )
+            try:
+                await self._process.start()
+            except ProcessFailed as error:
+                # Between choosing a free port and binding it, another process may have taken it.
+                if attempt == START_ATTEMPTS_MAX or PORT_TAKEN not in str(error):
+                    raise
+            else:
+                self._endpoint_url = f"http://{host}:{port}"
+                return
+
+    async def stop(self) -> None:
+        """Stop it; nothing happens when it does not run."""
+        if self._process is not None:
+            await self._process.stop()
+
+
+async def find_program(progress: Progress = silent) -> Path:
+    """The pinned program, else one on the PATH. Raises `PrerequisiteMissing` in one line when there is neither."""
+    try:
+        return await fetch_program(PROGRAM, progress)
+    except LocalStackError as error:
+        installed = shutil.which(PROGRAM.name)
+        if installed is None:
+            raise PrerequisiteMissing(
+                f"the table engine dynoxide cannot be had: {error}. Put a dynoxide on the PATH (for instance with "
+                "cargo install dynoxide-rs), or take the engine dynamodb-local"
+            ) from error
+        progress(f"the dynoxide on the PATH is used: {error}")
+        return Path(installed)
+
+
+def loopback_host() -> str:
+    """An address of the loopback network that cannot be guessed.
+
+    Only Linux listens on all of them. Where requests pass a proxy, the usual exception for 127.0.0.1 would not hold.
+    """
+    if not sys.platform.startswith("linux") or os.environ.get("HTTP_PROXY") or os.environ.get("http_proxy"):
+        return LOOPBACK
+    draw = SystemRandom()
+    return f"127.{draw.randint(1, 254)}.{draw.randint(0, 255)}.{draw.randint(1, 254)}"
