@@ -110,6 +110,7 @@ async def assembled(config: Config) -> AsyncIterator[Assembly]:
             process=process,
             table_name=config.table.name,
             encrypted=data_keys is not None,
+            functions=max(1, len(config.functions)),
             metrics=tally,
             tracer=tracer or Untraced(),
             table_clock=table_clock,
@@ -165,7 +166,7 @@ def _doors(config: Config) -> dict[str, Any]:
     return {
         "cors_origins": http.cors_origins,
         "hosts": http.hosts if http.hosts or is_loopback(http.host) else None,
-        "room": Room(limits.calls_max, limits.calls_bytes_max),
+        "room": Room(limits.calls_max, limits.calls_bytes_max, max(1, len(config.functions))),
     }
 
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from starlette.applications import Starlette
+from starlette.types import ASGIApp
 
 
 async def asked(
-    app: Starlette, method: str, path: str, body: bytes = b"", headers: tuple[tuple[bytes, bytes], ...] = ()
+    app: ASGIApp, method: str, path: str, body: bytes = b"", headers: tuple[tuple[bytes, bytes], ...] = ()
 ) -> tuple[int, bytes]:
     """Status and body of an answer."""
     scope = {

@@ -248,7 +248,7 @@ async def test_hints_are_left_to_the_sweep_when_there_are_too_many_lanes_and_rec
     meter = hanging(lanes_max=50)
     for n in range(500):
         meter.dispatcher.look(Lane("box", f"hint-{n}"))
-    assert len(meter.dispatcher.at_work) == 25, "half of what others leave"
+    assert len(meter.dispatcher.at_work) == 38, "what is kept for unknown services is left"
     for n in range(500):
         meter.deliver(keep, f"key-{n}")
     meter.answers.set()
@@ -372,8 +372,8 @@ def test_a_record_weighs_more_than_its_contents(key: bytes, value: bytes, header
 
 @virtually
 async def test_requests_under_way_share_room() -> None:
-    """A function's in the order in which they ask; none that hold something pass by one that holds nothing for ever."""
-    capacity = Capacity(9, 100)
+    """A function's in the order in which they ask. One that is larger than all has another's room, and only one has."""
+    capacity = Capacity(9, 100, functions=3)
     order: list[str] = []
 
     async def ask(function: str, name: str, size: int) -> None:
@@ -382,37 +382,18 @@ async def test_requests_under_way_share_room() -> None:
             order.append(name)
             await asyncio.sleep(1)
 
-    asked = [("f", "a", 60), ("f", "b", 60), ("f", "c", 1), ("g", "huge", 900), ("f", "d", 1), ("h", "e", 30)]
-    tasks = [asyncio.create_task(ask(*one)) for one in asked]
+    asked = [("f", "a", 60), ("f", "b", 60), ("f", "c", 1), ("g", "huge", 900), ("h", "vast", 900), ("h", "e", 3)]
+    tasks = [asyncio.create_task(ask(*one)) for one in [*asked, ("f", "d", 1)]]
     await asyncio.sleep(0.5)
-    assert order == ["a", "e"]
+    assert order == ["a", "huge"]
     gone = asyncio.create_task(ask("f", "gone", 1))
     await asyncio.sleep(0)
     gone.cancel()
     await asyncio.gather(*tasks, gone, return_exceptions=True)
-    assert sorted(order) == ["a", "b", "c", "d", "e", "huge"]
+    assert sorted(order) == ["a", "b", "c", "d", "e", "huge", "vast"]
     assert [name for name in order if name in "abcd"] == ["a", "b", "c", "d"]
-    assert not capacity._room._held
-
-
-@virtually
-async def test_requests_that_are_never_answered_leave_room_for_other_functions() -> None:
-    capacity = Capacity(100, 100)
-    answered: list[str] = []
-
-    async def ask(function: str, size: int, seconds: float) -> None:
-        target = Target(function, ServiceManifest(function, keyed=True, handlers=()), 1_000, 9)
-        async with capacity.room(target, size):
-            await asyncio.sleep(seconds)
-            answered.append(function)
-
-    hanging = [asyncio.create_task(ask(name, 10, 10_000)) for name in ("hangs", "hangs too") for _ in range(30)]
-    tasks = [asyncio.create_task(ask("quick", size, 0.1)) for size in (1, 10, 20) for _ in range(5)]
-    await asyncio.wait_for(asyncio.gather(*tasks), 60)
-    for task in hanging:
-        task.cancel()
-    await asyncio.gather(*hanging, return_exceptions=True)
-    assert not capacity._room._held
+    assert [name for name in order if name in ("vast", "e")] == ["vast", "e"]
+    assert (capacity._room._held, capacity._room._large) == ({}, None)
 
 
 @virtually
@@ -513,7 +494,7 @@ async def test_so_many_callers_wait_for_results_and_others_are_told_at_once() ->
     assert sum(task.done() for task in waiting) == 2
     assert all(isinstance(task.result(), Pending) for task in waiting if task.done())
     await asyncio.gather(*waiting)
-    assert (meter.dispatcher._results._waiting, meter.dispatcher._results._waiters) == (0, {})
+    assert (meter.dispatcher._results._room.items, meter.dispatcher._results._waiters) == (0, {})
 
 
 @virtually

@@ -34,11 +34,15 @@ class Calls:
         self._parts = parts
         self._lanes = lanes
         self._results = results
-        self._room = Room(parts.limits.calls_max, parts.limits.calls_bytes_max)
+        self._room = self._empty_room()
+
+    def _empty_room(self) -> Room:
+        limits = self._parts.limits
+        return Room(limits.calls_max, limits.calls_bytes_max, self._parts.functions)
 
     def hold(self, event: Event) -> Held:
         """Room for an event, until it is released. Raises OverloadedError."""
-        held = self._room.held()
+        held = self._room.held(self._parts.function(event.invocation.lane.service))
         try:
             held.enter()
             held.add(event_bytes(event))
@@ -49,7 +53,7 @@ class Calls:
 
     def clear(self) -> None:
         """Everything has been stopped."""
-        self._room = Room(self._parts.limits.calls_max, self._parts.limits.calls_bytes_max)
+        self._room = self._empty_room()
 
     async def answer(self, event: Event, wait_ms: int) -> Answer:
         """See `Execution.call`. Raises OverloadedError when too many calls wait, for the key or in all."""

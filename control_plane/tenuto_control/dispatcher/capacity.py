@@ -1,6 +1,7 @@
 """How many invocations run at once, in all and per function, what their requests may hold together, and who is next.
 
-Owns the places and the room for requests. Does not own what is done with them.
+Owns the places and the room for requests, and who waits for them. Does not own how much of them is one function's
+(`core.shares`), nor what is done with them.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
 from typing import Final
 
 from tenuto_control.core.shares import may_take
@@ -22,60 +24,57 @@ Lanes that wake for ever, such as failing ones, must not keep new work out.
 
 
 class Capacity:
-    """Places for invocations: what has begun comes first, and otherwise who came first.
+    """Places for invocations, and room for their requests.
 
-    A sleep that has ended is late from then on, while an event that still waits is merely not early; and an invocation
-    that ends makes its lane's head small again.
+    Of one function, what has begun comes first, and otherwise who came first. A sleep that has ended is late from then
+    on, while an event that still waits is merely not early; and an invocation that ends makes its lane's head small
+    again. Functions take turns, and each holds no more than `core.shares` leaves it of the `functions` that there are.
     """
 
-    def __init__(self, total: int, request_bytes_max: int) -> None:
-        self._all = _Places(total)
-        self._functions: dict[str, _Places] = {}
-        self._room = _Room(request_bytes_max)
+    def __init__(self, total: int, request_bytes_max: int, functions: int = 1) -> None:
+        self._total = total
+        self._count = functions
+        self._functions: dict[str, _Function] = {}
+        # Functions for which somebody waits, in turns.
+        self._ring: deque[_Function] = deque()
+        self._room = _Room(request_bytes_max, functions)
 
     @asynccontextmanager
     async def room(self, target: Target, size_bytes: int) -> AsyncIterator[None]:
         """Hold room for a request while it is under way: with a place, and before the request is made."""
-        await self._room.take(target.function, size_bytes)
+        large = await self._room.take(target.function, size_bytes)
         try:
             yield
         finally:
-            self._room.give(target.function, size_bytes)
+            self._room.give(target.function, size_bytes, large=large)
 
     @asynccontextmanager
     async def place(self, target: Target, *, begun: bool = False) -> AsyncIterator[None]:
         """Hold a place while an invocation of the target's function runs; `begun`: it goes on with a claimed run."""
-        own = self._functions.setdefault(target.function, _Places(target.concurrency))
-        async with own.held(begun=begun), self._all.held(begun=begun):
-            yield
-
-
-class _Places:
-    """A semaphore with two queues."""
-
-    def __init__(self, free: int) -> None:
-        self._free = free
-        self._begun: deque[asyncio.Future[None]] = deque()
-        self._new: deque[asyncio.Future[None]] = deque()
-        self._in_a_row = 0
-
-    @asynccontextmanager
-    async def held(self, *, begun: bool) -> AsyncIterator[None]:
-        """Wait for a place and hold it."""
-        await self._take(begun=begun)
+        function = self._functions.setdefault(target.function, _Function())
+        function.most = target.concurrency
+        await self._take(function, begun=begun)
         try:
             yield
         finally:
-            self._give()
+            self._give(function)
 
-    async def _take(self, *, begun: bool) -> None:
-        if self._free > 0:
-            # Nobody waits then: a place that is given back goes to who waits.
-            self._free -= 1
+    def _may_begin(self, function: _Function) -> bool:
+        if function.held >= function.most:
+            return False
+        others = (other.held for other in self._functions.values() if other.held and other is not function)
+        return may_take(1, function.held, others, self._total, self._count)
+
+    async def _take(self, function: _Function, *, begun: bool) -> None:
+        if not function.waits and self._may_begin(function):
+            function.held += 1
             return
-        queue = self._begun if begun else self._new
+        queue = function.begun if begun else function.new
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         queue.append(turn)
+        if not function.listed:
+            function.listed = True
+            self._ring.append(function)
         try:
             await turn
         except asyncio.CancelledError:
@@ -84,73 +83,115 @@ class _Places:
                     queue.remove(turn)
             else:
                 # The place came at the moment of giving up.
-                self._give()
+                self._give(function)
             raise
 
-    def _give(self) -> None:
-        while (turn := self._next()) is not None:
+    def _give(self, function: _Function) -> None:
+        function.held -= 1
+        passed_by = 0
+        while passed_by < len(self._ring):
+            first = self._ring.popleft()
+            if first.waits and not self._may_begin(first):
+                self._ring.append(first)
+                passed_by += 1
+                continue
+            passed_by = 0
+            turn = first.next()
+            if turn is None:
+                first.listed = False
+                continue
+            self._ring.append(first)
             if not turn.cancelled():
+                first.held += 1
                 turn.set_result(None)
-                return
-        self._free += 1
 
-    def _next(self) -> asyncio.Future[None] | None:
+
+@dataclass(slots=True, eq=False)
+class _Function:
+    """The places of one function: how many it may have and holds, and who waits for one."""
+
+    most: int = 1
+    held: int = 0
+    listed: bool = False
+    begun: deque[asyncio.Future[None]] = field(default_factory=deque)
+    new: deque[asyncio.Future[None]] = field(default_factory=deque)
+    in_a_row: int = 0
+
+    @property
+    def waits(self) -> bool:
+        """Whether somebody waits, who may have given up meanwhile."""
+        return bool(self.begun or self.new)
+
+    def next(self) -> asyncio.Future[None] | None:
         """Take who is next out of its queue."""
-        if self._begun and (not self._new or self._in_a_row < BEGUN_IN_A_ROW_MAX):
-            self._in_a_row = self._in_a_row + 1 if self._new else 0
-            return self._begun.popleft()
-        self._in_a_row = 0
-        return self._new.popleft() if self._new else None
+        if self.begun and (not self.new or self.in_a_row < BEGUN_IN_A_ROW_MAX):
+            self.in_a_row = self.in_a_row + 1 if self.new else 0
+            return self.begun.popleft()
+        self.in_a_row = 0
+        return self.new.popleft() if self.new else None
 
 
 class _Room:
     """A number of bytes that requests share, each function's in the order in which they ask.
 
-    A function that holds some of it takes more by `core.shares`. A request that is larger than all goes alone.
+    A function takes of it by `core.shares`. A request that is larger than what is kept for its function might find no
+    room for as long as others hold theirs: one such request at a time, whose function holds nothing else, goes beyond
+    the bound.
     """
 
-    def __init__(self, bytes_max: int) -> None:
+    def __init__(self, bytes_max: int, functions: int) -> None:
         self._bytes_max = bytes_max
+        self._functions = functions
         self._held: dict[str, int] = {}
-        self._waiting: dict[str, deque[tuple[int, asyncio.Future[None]]]] = {}
+        self._large: str | None = None
+        self._waiting: dict[str, deque[tuple[int, asyncio.Future[bool]]]] = {}
 
-    async def take(self, function: str, size: int) -> None:
-        """Wait until there is room for that much, and hold it."""
+    async def take(self, function: str, size: int) -> bool:
+        """Wait until there is room for that much, and hold it. Returns whether it is held beyond the bound."""
         if function not in self._waiting and self._fits(function, size):
-            self._hold(function, size)
-            return
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            return self._hold(function, size)
+        turn: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(function, deque()).append((size, turn))
         try:
-            await turn
+            return await turn
         except asyncio.CancelledError:
             if not turn.cancelled():
                 # The room came at the moment of giving up.
-                self._hold(function, -size)
-            self._go_on()
+                self.give(function, size, large=turn.result())
+            else:
+                self._go_on()
             raise
 
-    def give(self, function: str, size: int) -> None:
+    def give(self, function: str, size: int, *, large: bool) -> None:
         """Give room back."""
-        self._hold(function, -size)
+        if large:
+            self._large = None
+        else:
+            held = self._held.get(function, 0) - size
+            if held:
+                self._held[function] = held
+            else:
+                self._held.pop(function, None)
         self._go_on()
 
-    def _hold(self, function: str, size: int) -> None:
-        held = self._held.get(function, 0) + size
-        if held:
-            self._held[function] = held
-        else:
-            self._held.pop(function, None)
+    def _hold(self, function: str, size: int) -> bool:
+        if self._within(function, size):
+            self._held[function] = self._held.get(function, 0) + size
+            return False
+        self._large = function
+        return True
+
+    def _within(self, function: str, size: int) -> bool:
+        """Whether it fits beside what others hold."""
+        others = (held for other, held in self._held.items() if other != function)
+        own = self._held.get(function, 0)
+        alone = not self._held and self._large is None
+        return alone or may_take(size, own, others, self._bytes_max, self._functions)
 
     def _fits(self, function: str, size: int) -> bool:
-        held, own = sum(self._held.values()), self._held.get(function, 0)
-        if held == 0:
+        if self._within(function, size):
             return True
-        if held + size > self._bytes_max:
-            return False
-        # What holds nothing yet may need more than is free at any one time: meanwhile nobody else takes more.
-        passed_by = own > 0 and any(other not in self._held for other in self._waiting)
-        return not passed_by and may_take(size, own, held - own, self._bytes_max)
+        return self._large is None and function not in self._held
 
     def _go_on(self) -> None:
         for function, waiting in list(self._waiting.items()):
@@ -159,8 +200,7 @@ class _Room:
                 if not turn.cancelled():
                     if not self._fits(function, size):
                         break
-                    self._hold(function, size)
-                    turn.set_result(None)
+                    turn.set_result(self._hold(function, size))
                 waiting.popleft()
             if not waiting:
                 del self._waiting[function]

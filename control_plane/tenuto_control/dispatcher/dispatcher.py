@@ -45,7 +45,7 @@ class Dispatcher:
         self._wheel = parts.wheel
         self._background = parts.background
         self._lanes = Lanes(parts)
-        self._results = Results(wiring.table, wiring.clock, wiring.limits, self._lanes)
+        self._results = Results(wiring.table, parts, self._lanes)
         self._calls = Calls(parts, self._lanes, self._results)
 
     @property

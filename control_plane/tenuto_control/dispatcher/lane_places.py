@@ -89,6 +89,11 @@ class _Function:
                 return self.records
 
     @property
+    def wanting(self) -> int:
+        """How many of its lanes are at work, or wait for more than records."""
+        return self.at_work + len(self.begun) + len(self.calls)
+
+    @property
     def wants(self) -> bool:
         """Whether a lane waits that may begin now."""
         return self.at_work < self.share and bool(self.begun or self.calls or self.records)
@@ -114,9 +119,11 @@ Place: TypeAlias = tuple[_Function, int]
 class LanePlaces:
     """The places of one process."""
 
-    def __init__(self, limits: Limits, targets: Targets) -> None:
+    def __init__(self, limits: Limits, targets: Targets, functions: int = 1) -> None:
         self._limits = limits
         self._targets = targets
+        # Lanes of services that no function serves are one more that shares.
+        self._count = functions + 1
         self._functions: dict[str | None, _Function] = {}
         # Functions that have a lane to start, in turns.
         self._ring: deque[_Function] = deque()
@@ -145,10 +152,10 @@ class LanePlaces:
         return self._bytes
 
     def crowds(self, service: str, lanes_max: int) -> bool:
-        """Whether lanes of one function, at work or waiting for more than records, are half of what others leave."""
+        """Whether the lanes of one function, at work or waiting for more than records, are all that it may have."""
         function = self._function(service)
-        own = function.at_work + len(function.begun) + len(function.calls)
-        return not may_take(1, own, len(self._held) + self._hinted - own, lanes_max)
+        others = (other.wanting for other in self._functions.values() if other is not function and other.wanting)
+        return not may_take(1, function.wanting, others, lanes_max, self._count)
 
     def enter(self, lane: Waiting, kind: Kind) -> None:
         """Start a lane as soon as there is a place for it, which may be at once."""
@@ -198,15 +205,14 @@ class LanePlaces:
             self._ring.append(function)
 
     def _fits(self, function: _Function, cost: int) -> bool:
-        """Whether one more lane of a function may work: in all, and in what is the function's own part."""
-        if not self._held:
+        """Whether one more lane of a function may work, by what others leave it. Its first one always may."""
+        if function.at_work == 0:
             return True
         lanes_max, bytes_max = self._limits.lanes_at_work_max, self._limits.lanes_at_work_bytes_max
-        if len(self._held) >= lanes_max or self._bytes + cost > bytes_max:
+        others = [other for other in self._functions.values() if other.at_work and other is not function]
+        if not may_take(1, function.at_work, (other.at_work for other in others), lanes_max, self._count):
             return False
-        others, others_bytes = len(self._held) - function.at_work, self._bytes - function.bytes
-        few = may_take(1, function.at_work, others, lanes_max)
-        return few and may_take(cost, function.bytes, others_bytes, bytes_max)
+        return may_take(cost, function.bytes, (other.bytes for other in others), bytes_max, self._count)
 
     def _go(self) -> None:
         passed_by = 0

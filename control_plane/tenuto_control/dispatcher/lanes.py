@@ -40,7 +40,7 @@ class Lanes:
         limits = parts.limits
         self._workers: dict[Lane, LaneWorker] = {}
         self._known = Heads(limits.lane_cache_max, limits.lane_cache_bytes_max)
-        self._places = LanePlaces(limits, parts.targets)
+        self._places = LanePlaces(limits, parts.targets, parts.functions)
         # Those that rest and hold no work of this process: what they are for is in the table, and a timer leads there.
         self._spare: dict[Lane, LaneWorker] = {}
         self._halted = False

@@ -22,6 +22,7 @@ from tenuto_control.dispatcher.delivery import Delivery
 from tenuto_control.dispatcher.hints import Hints
 from tenuto_control.dispatcher.outages import WatchedTable
 from tenuto_control.dispatcher.recoveries import Recoveries
+from tenuto_control.dispatcher.room import UNOWNED
 from tenuto_control.dispatcher.unreadable_items import UnreadableItems
 from tenuto_control.dispatcher.wheel import Wheel
 from tenuto_control.dispatcher.writer import Writer
@@ -34,7 +35,8 @@ class Wiring:
     """What a control plane process is wired to.
 
     `process` is a name that no other process has, and that this one never had before. `encrypted` says whether
-    functions encrypt what they write into the table of this name.
+    functions encrypt what they write into the table of this name. `functions` is how many there are, among which is
+    shared what they share.
     """
 
     table: WatchedTable
@@ -48,6 +50,7 @@ class Wiring:
     process: str
     table_name: str
     encrypted: bool = False
+    functions: int = 1
     metrics: Metrics = field(default_factory=Uncounted)
     tracer: Tracer = field(default_factory=Untraced)
     table_clock: TableClock = field(default_factory=UncheckedClock)
@@ -98,6 +101,7 @@ class Parts:
     names: Names
     table_name: str
     encrypted: bool
+    functions: int
     metrics: Metrics
     tracer: Tracer
     table_clock: TableClock
@@ -117,6 +121,11 @@ class Parts:
         target = self.targets.find(service)
         found = next((h for h in target.manifest.handlers if h.name == handler), None) if target else None
         return found.retry if found else RetryPolicy()
+
+    def function(self, service: str) -> str:
+        """The function that serves a service; `room.UNOWNED` when none does."""
+        target = self.targets.find(service)
+        return UNOWNED if target is None else target.function
 
     def keyed(self, service: str) -> bool:
         """Whether a service is a virtual object."""
@@ -139,7 +148,7 @@ def parts_of(wiring: Wiring, hints: Hints, due: Callable[[Timer], None]) -> Part
         background,
         Recoveries(background, hints.retry),
         wiring.invoker,
-        Capacity(limits.invoke_concurrency_max, limits.invoke_bytes_max),
+        Capacity(limits.invoke_concurrency_max, limits.invoke_bytes_max, wiring.functions),
         wiring.targets,
         clock,
         wiring.rng,
@@ -147,6 +156,7 @@ def parts_of(wiring: Wiring, hints: Hints, due: Callable[[Timer], None]) -> Part
         names,
         wiring.table_name,
         wiring.encrypted,
+        wiring.functions,
         wiring.metrics,
         wiring.tracer,
         wiring.table_clock,

@@ -15,31 +15,35 @@ from tenuto.protocol.messages import Head
 from tenuto.protocol.records import CallSource, Event, Result
 from tenuto.store.port import Table
 from tenuto_control.dispatcher.lanes import Lanes
-from tenuto_control.limits import Limits
-from tenuto_control.ports import Answer, Clock, Pending, Unknown
+from tenuto_control.dispatcher.parts import Parts
+from tenuto_control.dispatcher.room import Room
+from tenuto_control.ports import Answer, OverloadedError, Pending, Unknown
 
 
 class Results:
     """Results, for whoever asks by an invocation's id."""
 
-    def __init__(self, table: Table, clock: Clock, limits: Limits, lanes: Lanes) -> None:
+    def __init__(self, table: Table, parts: Parts, lanes: Lanes) -> None:
         self._table = table
-        self._clock = clock
-        self._limits = limits
+        self._clock = parts.clock
+        self._limits = parts.limits
+        self._parts = parts
         self._lanes = lanes
         self._waiters: dict[str, set[asyncio.Future[Result]]] = {}
-        self._waiting = 0
+        self._room = Room(parts.limits.results_awaited_max, 1, parts.functions)
 
     async def of(self, invocation: InvocationId, wait_ms: int) -> Answer:
         """See `Execution.result`. Each that waits asks the table at intervals: beyond a bound, nobody waits."""
         name = str(invocation)
-        if self._waiting >= self._limits.results_awaited_max:
+        held = self._room.held(self._parts.function(invocation.lane.service))
+        try:
+            held.enter()
+        except OverloadedError:
             wait_ms = 0
         deadline = self._clock.now_ms() + wait_ms
         pause_ms = self._limits.result_poll_initial_ms
         told: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._waiters.setdefault(name, set()).add(told)
-        self._waiting += 1
         try:
             while True:
                 answer = await self._stored(invocation.lane, name)
@@ -51,7 +55,7 @@ class Results:
                     return told.result()
                 pause_ms = min(pause_ms * 2, self._limits.result_poll_max_ms)
         finally:
-            self._waiting -= 1
+            held.release()
             waiting = self._waiters[name]
             waiting.discard(told)
             if not waiting:

@@ -58,7 +58,9 @@ async def open_clients(config: Config) -> AsyncIterator[AwsClients]:
                 session.create_client("dynamodb", region_name=region, config=_service_settings(limits))
             )
             lambda_ = await stack.enter_async_context(
-                session.create_client("lambda", region_name=region, config=_invoke_settings(limits))
+                session.create_client(
+                    "lambda", region_name=region, config=_invoke_settings(limits, len(config.functions))
+                )
             )
             scheduler = await stack.enter_async_context(
                 session.create_client("scheduler", region_name=region, config=_service_settings(limits))
@@ -88,13 +90,13 @@ def _service_settings(limits: Limits) -> AioConfig:
     )
 
 
-def _invoke_settings(limits: Limits) -> AioConfig:
+def _invoke_settings(limits: Limits, functions: int) -> AioConfig:
     # One attempt only: a second one would be a second invocation. Keep-alive finds connections that died
-    # during a long wait.
+    # during a long wait. Functions are asked what they serve while others hold all places for invocations.
     return AioConfig(
         connect_timeout=limits.invoke_connect_timeout_ms / MS_PER_S,
         read_timeout=limits.invoke_read_timeout_ms / MS_PER_S,
-        max_pool_connections=limits.invoke_concurrency_max,
+        max_pool_connections=limits.invoke_concurrency_max + functions,
         retries={"total_max_attempts": 1},
         tcp_keepalive=True,
         parameter_validation=False,

@@ -14,8 +14,11 @@ from typing import Final
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tenuto_control.dispatcher.room import Held, Room
+from tenuto.protocol.ids import AwakeableId, InvocationId
+from tenuto_control.dispatcher.room import UNOWNED, Held, Room
 from tenuto_control.ingress import answers
+from tenuto_control.ingress.listing import Catalogue
+from tenuto_control.ingress.paths import decode_segment, raw_path
 from tenuto_control.ingress.problems import RefusedError
 from tenuto_control.ingress.requests import told_bytes
 from tenuto_control.pace import Pace
@@ -37,9 +40,10 @@ BODILESS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 class Admission:
     """Lets requests in while there is room, and answers 503 to others."""
 
-    def __init__(self, app: ASGIApp, room: Room) -> None:
+    def __init__(self, app: ASGIApp, room: Room, catalogue: Catalogue) -> None:
         self._app = app
         self._room = room
+        self._catalogue = catalogue
         self._looks = Pace(LOOKED_AT_PER_TURN)
         self._begins = Pace(BEGUN_PER_TURN)
 
@@ -49,7 +53,7 @@ class Admission:
             await self._app(scope, receive, send)
             return
         await self._looks.turn()
-        held = self._room.held()
+        held = self._room.held(self._owner(scope))
         request = Request(scope)
         request.state.held = held
         bodiless = request.method in BODILESS
@@ -78,6 +82,20 @@ class Admission:
             await self._app(scope, counting, send)
         finally:
             held.release()
+
+    def _owner(self, scope: Scope) -> str:
+        """The function that a request is for, as far as its path tells; what is wrong with that is said later on."""
+        try:
+            _, kind, name, *_ = raw_path(scope)[1].split("/")
+            text = decode_segment(name)
+            if kind == "invocations":
+                text = InvocationId.parse(text).lane.service
+            elif kind == "awakeables":
+                text = AwakeableId.parse(text).invocation.lane.service
+        except (ValueError, RefusedError):
+            return UNOWNED
+        target = self._catalogue.find(text)
+        return UNOWNED if target is None else target.function
 
 
 def hold_result(request: Request, value: bytes | None) -> None:

@@ -109,7 +109,7 @@ def create_app(
         middleware=[
             Middleware(Stopping),
             Middleware(Gate, origins=cors_origins, hosts=hosts),
-            Middleware(Admission, room=room or Room(limits.calls_max, limits.calls_bytes_max)),
+            Middleware(Admission, room=room or Room(limits.calls_max, limits.calls_bytes_max), catalogue=catalogue),
             Middleware(paths.RawPath),
         ],
         exception_handlers=answers.HANDLERS,
