@@ -221,6 +221,12 @@ ROWS: Final = (
         "no response: repeat",
     ),
     Row(
+        items.entry_aside,
+        "dispatcher",
+        items.entry_aside(LANE, "1.0", PublishOut("t", b""), "a reason"),
+        "no response: repeat",
+    ),
+    Row(
         items.input_put,
         "function, before 2",
         items.input_put(LANE, "V#1", b""),

@@ -123,7 +123,6 @@ async def assembled(config: Config) -> AsyncIterator[Assembly]:
             dispatcher,
             deployments,
             ready=probe(wiring.table),
-            wait_ms_max=limits.http_wait_ms_max,
             unreadable=lambda: unreadable.present,
             unanswered=lambda: deployments.unanswered,
             clock=lambda: table_clock.check,
@@ -161,9 +160,10 @@ def _scheduler(config: Config, clients: AwsClients) -> WakeScheduler:
 
 
 def _doors(config: Config) -> dict[str, Any]:
-    """Whom the ingress lets in, and how much of them."""
+    """Whom the ingress lets in, how much of them, and for how long."""
     http, limits = config.http, config.limits
     return {
+        "wait_ms_max": limits.http_wait_ms_max,
         "cors_origins": http.cors_origins,
         "hosts": http.hosts if http.hosts or is_loopback(http.host) else None,
         "room": Room(limits.calls_max, limits.calls_bytes_max, max(1, len(config.functions))),

@@ -20,7 +20,7 @@ from tenuto import ObjectContext, VirtualObject
 from tenuto.handler import Handler
 from tenuto.lane.transitions import result_key
 from tenuto.protocol.ids import InvocationId, Lane
-from tenuto.protocol.messages import HandlerManifest, ServiceManifest, decode_request
+from tenuto.protocol.messages import Activation, HandlerManifest, ServiceManifest, decode_request
 from tenuto.protocol.records import Success
 from tenuto.service import Services
 from tenuto_control.core.shares import kept, may_take
@@ -112,7 +112,7 @@ class Tenants(Meter):
     async def invoke(self, function: str, payload: bytes) -> bytes:
         if function == "d":
             return await Meter.invoke(self, function, payload)
-        assert decode_request(payload)
+        assert isinstance(decode_request(payload), Activation)
         self.hanging[function] += 1
         await asyncio.Event().wait()
         raise AssertionError

@@ -36,13 +36,10 @@ from tenuto.lane.writes import Foreign, Item, Key, Put, Value
 from tenuto.protocol.ids import InvocationId, Lane, kafka_nonce
 from tenuto.protocol.limits import PARTS_MAX, TIMER_BUCKET_MS
 from tenuto.protocol.records import (
-    BundleOut,
     CallSource,
     Event,
     KafkaSource,
     MessageSource,
-    PublishOut,
-    ResultOut,
     SendOut,
     Success,
     pack,
@@ -545,56 +542,7 @@ async def _resolution(meter: Meter, awakeable: str) -> Resolution | None:
         return None
 
 
-# --- outboxes --------------------------------------------------------------------------------------------------------
-
-
-def _bad_entries() -> dict[str, bytes]:
-    """Entries of an outbox that can be read, and delivered nowhere."""
-    good = SendOut("other", "told", str(InvocationId(Lane("other", "told"), "m7")), "note", b"1")
-    long = Lane("other", "k" * 3_000)
-    return {
-        "a key that no table takes": pack(structs.replace(good, key=long.key, event_id=str(InvocationId(long, "m1")))),
-        "a delayed one without an id": pack(structs.replace(good, event_id="garbage", due_ms=EPOCH_MS * 2)),
-        "a bundle that is none": pack(BundleOut("O#odd")),
-        "a bundle of deep bytes": pack(BundleOut("O#deep")),
-        "a result of no invocation": pack(ResultOut("x" * 3_000, Success(b"1"))),
-        "a record without its input": pack(PublishOut("t2", None, value_item="V#odd")),
-    }
-
-
-def test_an_outbox_entry_that_can_go_nowhere_keeps_no_other_from_leaving(caplog: pytest.LogCaptureFixture) -> None:
-    async def one(name: str, bad: bytes) -> None:
-        world = World()
-        told = Lane("other", "told")
-        good = SendOut("other", "told", str(InvocationId(told, "m7")), "note", b"1")
-        odd: dict[str, dict[str, Value]] = {
-            "O#odd": {"outs": FOREIGN},
-            "O#deep": {"outs": DEEP},
-            "V#odd": {"input": b"1", "carried": DEEP},
-        }
-        for sk, attributes in odd.items():
-            world.put(Put(Key(LANE.pk, sk), attributes))
-        head: dict[str, Value] = {"ver": 1, "o.000000000001.000001": bad, "o.000000000001.000002": pack(good)}
-        world.put(Put(head_key(LANE), head))
-        world.table.apply(timer_put(GuardTimer(LANE, "m9", EPOCH_MS - 1_000, "guard")))
-        async with world.plane() as meter:
-            await _others_go_on(meter, number=1)
-            assert meter.head("other", "told").state["noted"] == b"1", name
-            for _ in range(3):
-                meter.deliver(victim_note, "k", partition=1)
-            await asyncio.sleep(60)
-            offset = meter._offset
-            assert {offset, offset - 1, offset - 2} <= set(meter.released), f"{name}: its partition goes on"
-            left = world.table.items[LANE.pk, "H"]
-            assert left["o.000000000001.000001"] == bad, f"{name}: it is kept"
-            for sk, attributes in odd.items():
-                assert attributes.items() <= world.table.items[LANE.pk, sk].items(), name
-
-    for name, bad in _bad_entries().items():
-        caplog.clear()
-        with caplog.at_level(logging.ERROR, "tenuto"):
-            run_virtual(one(name, bad))
-        assert 0 < len(caplog.records) < 10, name
+# --- the cursor ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("cursor", ["ahead", 10**30, -5, "text"])

@@ -27,6 +27,9 @@ from tenuto.protocol.records import (
     unpack_carried,
 )
 
+SEQUENCE_CHARS_MAX = 64
+"""Longer places of an outbox are none that tenuto makes; they are shortened where they name an item."""
+
 
 def answer_name(run: ClaimedRun, slot: str, mark: str) -> str:
     """Sort key of such a result; the mark is part of it, so that answers that compete do not share it."""
@@ -46,6 +49,12 @@ def bundle_name(ver: int, number: int, own: str) -> str:
 def bundle_put(lane: Lane, name: str, bundle: Bundle) -> Put:
     """Outgoing entries that the head has no room for, put before the write of the head that names them."""
     return Put(Key(lane.pk, name), {"outs": pack(bundle)})
+
+
+def entry_aside(lane: Lane, sequence: str, entry: Out, reason: str) -> Put:
+    """Keep an outgoing entry that can never be delivered in an item of its lane, with the reason: its head drops it."""
+    name = sequence if len(sequence) <= SEQUENCE_CHARS_MAX else digest(sequence)
+    return Put(Key(lane.pk, f"U#O#{name}"), {"out": pack(entry), "why": reason})
 
 
 def input_name(nonce: str, holder: str) -> str:

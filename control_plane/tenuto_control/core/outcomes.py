@@ -238,9 +238,9 @@ def _send_problem(entry: SendOut) -> str | None:
     headers = headers_bytes(entry.headers)
     if headers > EVENT_HEADERS_BYTES_MAX:
         return f"the headers of a message may weigh {EVENT_HEADERS_BYTES_MAX:,} bytes"
-    if entry.due_ms is not None and len(entry.input or b"") + headers > VALUE_BYTES_MAX:
-        # At once, it could go in parts, if its own lane's head has room for it. A timer is one item.
-        return f"a delayed message may hold {VALUE_BYTES_MAX:,} bytes, headers included"
+    if len(entry.input or b"") + headers > VALUE_BYTES_MAX:
+        # An inbox item is one item, and so is a timer. Only what came from Kafka waits in parts.
+        return f"a message may hold {VALUE_BYTES_MAX:,} bytes, headers included"
     return None
 
 
@@ -349,16 +349,21 @@ def _head_problem(head: Head, lane: Lane) -> str | None:
     if head.tried is not None and not 0 <= head.tried[1] <= COUNT_MAX:
         return "the number of failed attempts cannot be"
     for sequence, entry in head.out.items():
-        problem = _kept_entry_problem(sequence, entry, lane)
+        problem = kept_entry_problem(sequence, entry, lane)
         if problem is not None:
             return f"an outgoing entry: {problem}"
     return None if head.run is None else _run_problem(head, head.run, lane)
 
 
-def _kept_entry_problem(sequence: str, entry: Out, lane: Lane) -> str | None:
-    """Of an entry that is said to be in the outbox of a lane."""
+def kept_entry_problem(sequence: str, entry: Out, lane: Lane) -> str | None:
+    """Of an entry that is in the outbox of a lane, or is said to be."""
     if _SEQUENCE.fullmatch(sequence) is None:
         return "its place cannot be"
+    return kept_problem(entry, lane)
+
+
+def kept_problem(entry: Out, lane: Lane) -> str | None:
+    """Why an entry that a lane keeps for delivery can never be delivered, or is not its own to send."""
     match entry:
         case BundleOut():
             named = entry.item.startswith("O#") and len(entry.item) <= ITEM_NAME_BYTES_MAX

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import assert_never
+from typing import TypeVar, assert_never
 
 from msgspec.structs import replace
 
@@ -52,6 +52,7 @@ from tenuto_control.dispatcher.dead_letters import Letters, produce_largest
 from tenuto_control.dispatcher.guards import Guards
 from tenuto_control.dispatcher.hints import Hints
 from tenuto_control.dispatcher.patience import TopicPatience
+from tenuto_control.dispatcher.undeliverable import Undeliverable
 from tenuto_control.dispatcher.writer import Writer, Written, at_once
 from tenuto_control.limits import Limits
 from tenuto_control.ports import (
@@ -64,10 +65,14 @@ from tenuto_control.ports import (
     TopicUnusableError,
 )
 
+T = TypeVar("T", bound=Out)
 log = logging.getLogger("tenuto.delivery")
 
 PARTLY_DELIVERED_MAX = 1_000
 """Bundles of which it is remembered what has been delivered, while the rest waits for its topic."""
+
+BUNDLES_AT_ONCE = 16
+"""So many bundles of an outbox are in memory at once, of up to 400 KB each; a head has room for thousands of names."""
 
 ANSWER_RETRY_MS = 2_000
 """When an answer is delivered again whose receiver had no room for it."""
@@ -123,6 +128,7 @@ class Delivery:
         self._guards = Guards(writer, clock, token)
         self._answers = Answers(writer, clock, limits, token, self._guards, hints)
         self._patience = TopicPatience(clock, limits.topic_patience_ms, metrics)
+        self._undeliverable = Undeliverable(writer, metrics)
         self.letters = Letters(writer, clock, metrics)
 
     async def accept(self, lane: Lane, events: Iterable[Event]) -> dict[str, int]:
@@ -206,18 +212,26 @@ class Delivery:
         """Deliver outbox entries, in order, adding each that is to `shipped`.
 
         Idempotent but for published records, which carry their id. A topic that takes no records holds up only itself:
-        LogUnavailableError is raised at the end, when everything else has been delivered. So is what is wrong with an
-        entry that can be delivered nowhere, or a bundle that cannot be read: it stays, and its lane with it. A record
-        that no waiting brings into its topic, or that has waited for long enough, is kept in the table and holds up
-        nothing.
+        LogUnavailableError is raised at the end, when everything else has been delivered. So is what is wrong with a
+        bundle or a payload that cannot be read: its entry stays, and its lane with it. An entry that can never be
+        delivered is set aside, and a record that no waiting brings into its topic, or that has waited for long enough,
+        is kept in the table: neither holds up anything.
         """
-        inboxes: dict[Lane, list[tuple[str, SendOut]]] = {}
         stuck = _Stuck()
+        for some in _portions(entries):
+            await self._ship_some(sender, some, shipped, stuck)
+        for error in stuck.errors.values():
+            raise error
+
+    async def _ship_some(self, sender: Lane, entries: Mapping[str, Out], shipped: set[str], stuck: _Stuck) -> None:
+        inboxes: dict[Lane, list[tuple[str, SendOut]]] = {}
+        entries = await self._deliverable(sender, entries, shipped)
         bundles = await self._open(sender, entries, stuck)
         loose = {seq: entry for seq, entry in entries.items() if not isinstance(entry, BundleOut)}
-        loose |= {seq: entry for bundle in bundles.values() for seq, entry in bundle.waiting.items()}
+        opened = {seq: entry for bundle in bundles.values() for seq, entry in bundle.waiting.items()}
+        loose |= await self._deliverable(sender, opened, shipped)
         results = [(sequence, entry) for sequence, entry in loose.items() if isinstance(entry, ResultOut)]
-        await at_once([functools.partial(self._ship_result, *one, stuck, shipped) for one in results])
+        await at_once([functools.partial(self._ship_result, sender, *one, stuck, shipped) for one in results])
         for sequence, entry in loose.items():
             match entry:
                 case ResultOut():
@@ -239,8 +253,12 @@ class Delivery:
                 await self.accept(lane, [message(sender.pk, sequence, entry) for sequence, entry in messages])
                 shipped.update(sequence for sequence, _ in messages)
         await self._close(sender, bundles, shipped)
-        for error in stuck.errors.values():
-            raise error
+
+    async def _deliverable(self, sender: Lane, entries: Mapping[str, T], shipped: set[str]) -> dict[str, T]:
+        """The entries that may be delivered; others are set aside, and done with."""
+        taken = {seq for seq, entry in entries.items() if await self._undeliverable.took(sender, seq, entry)}
+        shipped.update(taken)
+        return {seq: entry for seq, entry in entries.items() if seq not in taken} if taken else dict(entries)
 
     async def _open(self, sender: Lane, entries: Mapping[str, Out], stuck: _Stuck) -> dict[str, _Opened]:
         """Read the bundles among outbox entries. One whose item is gone was delivered before, and only not cleared.
@@ -282,10 +300,16 @@ class Delivery:
             case _:
                 assert_never(entry)
 
-    async def _ship_result(self, sequence: str, entry: ResultOut, stuck: _Stuck, shipped: set[str]) -> None:
+    async def _ship_result(
+        self, sender: Lane, sequence: str, entry: ResultOut, stuck: _Stuck, shipped: set[str]
+    ) -> None:
         with stuck.apart(f"#{sequence}"):
-            await self._store(entry.invocation, entry.result)
-            self._hints.told(entry.invocation, entry.result)
+            try:
+                await self._store(entry.invocation, entry.result)
+            except UnstorableError as e:
+                await self._undeliverable.take(sender, sequence, entry, shown(str(e)))
+            else:
+                self._hints.told(entry.invocation, entry.result)
             shipped.add(sequence)
 
     async def _store(self, invocation: str, result: Result) -> None:
@@ -383,6 +407,20 @@ class Delivery:
 
     async def _read(self, key: Key) -> Item | None:
         return await self._writer.patiently(functools.partial(self._writer.table.get, key))
+
+
+def _portions(entries: Mapping[str, Out]) -> Iterator[dict[str, Out]]:
+    """Outbox entries in their order, with no more than `BUNDLES_AT_ONCE` bundles at a time."""
+    some: dict[str, Out] = {}
+    bundles = 0
+    for sequence, entry in entries.items():
+        if isinstance(entry, BundleOut):
+            if bundles == BUNDLES_AT_ONCE:
+                yield some
+                some, bundles = {}, 0
+            bundles += 1
+        some[sequence] = entry
+    yield some
 
 
 def _bundle_in(item: Item) -> Bundle:

@@ -32,6 +32,7 @@ from tenuto_control.core.flights import Tried
 from tenuto_control.core.log_fields import shown, shown_reason
 from tenuto_control.dispatcher.dead_letters import origin_of
 from tenuto_control.dispatcher.parts import Parts
+from tenuto_control.dispatcher.undeliverable import DIRECT
 
 log = logging.getLogger("tenuto.lane")
 
@@ -76,7 +77,7 @@ class Ends:
         for at, entry in out.items():
             match entry:
                 case PublishOut(dead=True) if len(pack(entry)) > INLINE_BYTES_MAX + REASON_ROOM_BYTES:
-                    await self.services.delivery.ship(self.lane, {f"dead.{at}": entry}, set())
+                    await self.services.delivery.ship(self.lane, {f"{DIRECT}{at}": entry}, set())
                 case BuriedOut():
                     kept[at] = await self.services.delivery.letters.put_ahead(entry)
                 case _:
