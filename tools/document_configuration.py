@@ -188,6 +188,7 @@ LIMITS: Final[Mapping[str, Meanings]] = {
     "Invocations": {
         "invoke_concurrency_max": "invocations at once, of all functions",
         "invoke_bytes_max": "requests of invocations under way, copies included; further ones wait",
+        "answers_bytes_max": "answers of functions until they are committed, copies included; others are not read",
         "invoke_connect_timeout_ms": "connecting to Lambda",
         "invoke_read_timeout_ms": "waiting for an answer; above the longest timeout of a function (900 s)",
         "invoke_retry_initial_ms": "the first pause after an invocation that Lambda refused",

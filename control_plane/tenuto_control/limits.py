@@ -16,6 +16,9 @@ MIB = 1024 * 1024
 ANSWER_BYTES_MAX = 6 * MIB
 """Largest answer of a function that is read: a synchronous Lambda invocation answers no more (AWS Lambda quotas)."""
 
+REQUEST_COPIES = 3
+"""How often a request is held while its function is called: encoded, in the body of its HTTP request, and sent."""
+
 SWEEP_CURSOR_RECOVERED_MINUTES = 24 * 60
 """How far back timers are looked for after the sweep's cursor was found ahead of time, as a wrong clock moves it."""
 
@@ -103,8 +106,12 @@ class Limits:
     """A failure that goes on is logged again after this time, not at every try."""
 
     invoke_concurrency_max: int = 256
-    invoke_bytes_max: int = 32 * MIB
-    """What the requests of invocations under way take in memory, copies included; further ones wait."""
+    invoke_bytes_max: int = 16 * MIB
+    """What the requests of invocations under way take in memory, copies included; further ones wait. One request that
+    is larger than its function's share goes beyond it."""
+    answers_bytes_max: int = 12 * MIB
+    """What answers of functions take in memory from when they are read until they are committed, decoded ones
+    included; further ones are not read until then. It holds one of the largest."""
     invoke_connect_timeout_ms: int = 3_000
     invoke_read_timeout_ms: int = 905_000
     """Above the longest timeout a function can have (900 s).

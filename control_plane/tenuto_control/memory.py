@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tenuto_control.limits import MIB, Limits
+from tenuto.protocol.limits import PAYLOAD_BYTES_MAX
+from tenuto_control.limits import MIB, REQUEST_COPIES, Limits
 
 VARIABLE: Final = "TENUTO_MEMORY_MIB"
 """What the task has, for a container that cannot see it otherwise."""
@@ -61,7 +62,8 @@ def parts(limits: Limits) -> dict[str, int]:
         "lanes_at_work_bytes_max": limits.lanes_at_work_bytes_max,
         "lanes_max": limits.lanes_max * RESTING_BYTES,
         "lane_cache_bytes_max": limits.lane_cache_bytes_max,
-        "invoke_bytes_max": limits.invoke_bytes_max,
+        "invoke_bytes_max, and a large request": limits.invoke_bytes_max + REQUEST_COPIES * PAYLOAD_BYTES_MAX,
+        "answers_bytes_max": limits.answers_bytes_max,
         "calls_bytes_max": limits.calls_bytes_max,
         "calls_max": limits.calls_max * CALL_BYTES,
         "http_connections_max": limits.http_connections_max * CONNECTION_BYTES,

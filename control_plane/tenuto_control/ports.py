@@ -213,11 +213,19 @@ class PayloadTooLargeError(InvokeError):
     """The request is beyond Lambda's payload limit: the function did not run."""
 
 
+class AnswerHolder(Protocol):
+    """Room in memory for the answer to one invocation."""
+
+    async def hold(self, size: int) -> None:
+        """Wait until an answer of so many bytes may be in memory, once for each answer: before it is read."""
+        ...
+
+
 class FunctionInvoker(Protocol):
     """Invokes functions synchronously, without retries of its own (a client retry would invoke twice)."""
 
-    async def invoke(self, function: str, payload: bytes) -> bytes:
-        """The function's answer. Raises a subclass of InvokeError."""
+    async def invoke(self, function: str, payload: bytes, room: AnswerHolder | None = None) -> bytes:
+        """The function's answer, for which there is `room` before it is read. Raises a subclass of InvokeError."""
         ...
 
 

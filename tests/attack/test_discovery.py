@@ -32,7 +32,7 @@ from tenuto_control.core.log_fields import SHOWN_CHARACTERS_MAX
 from tenuto_control.core.manifests import FUNCTION_TIMEOUT_MS_MAX, in_force
 from tenuto_control.core.metrics import Tally
 from tenuto_control.core.routing import Subscription
-from tenuto_control.ports import FunctionMissingError, FunctionUnreachableError
+from tenuto_control.ports import AnswerHolder, FunctionMissingError, FunctionUnreachableError
 from tests.attack.examples import examples
 from tests.support.virtual_time import run_virtual
 
@@ -113,7 +113,7 @@ class Functions:
         self.answer = answer
         self.shop = of(SHOP)
 
-    async def invoke(self, function: str, _payload: bytes) -> bytes:
+    async def invoke(self, function: str, payload: bytes, room: AnswerHolder | None = None) -> bytes:
         """See `FunctionInvoker.invoke`."""
         if function == "shop":
             return self.shop

@@ -35,7 +35,7 @@ from tenuto_control.drivers.http_protocol import HEAD_BYTES_MAX, HEADERS_MAX, PI
 from tenuto_control.ingress import create_app
 from tenuto_control.limits import Limits
 from tenuto_control.pace import Pace
-from tenuto_control.ports import OverloadedError, Pending, UndecidedError
+from tenuto_control.ports import AnswerHolder, OverloadedError, Pending, UndecidedError
 from tests.attack import asgi
 from tests.attack.http_server import ANSWER_S_MAX, Server, post, reply_of, serving
 from tests.control import in_memory_execution
@@ -246,7 +246,7 @@ class Slow(Meter):
 
     gate: asyncio.Event | None = None
 
-    async def invoke(self, function: str, payload: bytes) -> bytes:
+    async def invoke(self, function: str, payload: bytes, room: AnswerHolder | None = None) -> bytes:
         """See `FunctionInvoker.invoke`."""
         if self.gate is not None:
             await self.gate.wait()

@@ -42,7 +42,7 @@ from tenuto_control.dispatcher.wheel import Wheel
 from tenuto_control.limits import MIB, Limits
 from tenuto_control.loops import consume
 from tenuto_control.loops.consume import RECORD_OVERHEAD_BYTES, Consumer
-from tenuto_control.ports import LogRecord, Pending, Target, TopicPartition
+from tenuto_control.ports import AnswerHolder, LogRecord, Pending, Target, TopicPartition
 from tests.attack.examples import examples
 from tests.control.test_consume import RecordingExecution, source_of
 from tests.costs.meter import Meter
@@ -71,13 +71,13 @@ class Hanging(Meter):
     peak: int = 0
     under_way: int = 0
 
-    async def invoke(self, function: str, payload: bytes) -> bytes:
+    async def invoke(self, function: str, payload: bytes, room: AnswerHolder | None = None) -> bytes:
         """See `FunctionInvoker.invoke`."""
         self.under_way += 1
         self.peak = max(self.peak, self.under_way)
         try:
             await self.answers.wait()
-            return await Meter.invoke(self, function, payload)
+            return await Meter.invoke(self, function, payload, room)
         finally:
             self.under_way -= 1
 

@@ -29,7 +29,7 @@ from tenuto_control.dispatcher.capacity import Capacity
 from tenuto_control.dispatcher.room import Room
 from tenuto_control.ingress.admission import Admission
 from tenuto_control.limits import MIB, Limits
-from tenuto_control.ports import OverloadedError, Pending, Target
+from tenuto_control.ports import AnswerHolder, OverloadedError, Pending, Target
 from tests.attack.asgi import asked
 from tests.attack.examples import examples
 from tests.attack.test_memory import virtually
@@ -109,9 +109,9 @@ class Tenants(Meter):
         found = Meter.find(self, service)
         return found and replace(found, function=service, concurrency=self.concurrency)
 
-    async def invoke(self, function: str, payload: bytes) -> bytes:
+    async def invoke(self, function: str, payload: bytes, room: AnswerHolder | None = None) -> bytes:
         if function == "d":
-            return await Meter.invoke(self, function, payload)
+            return await Meter.invoke(self, function, payload, room)
         assert isinstance(decode_request(payload), Activation)
         self.hanging[function] += 1
         await asyncio.Event().wait()

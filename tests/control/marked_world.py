@@ -26,7 +26,7 @@ from tenuto_control.drivers.lambda_invoke import LambdaInvoker
 from tenuto_control.drivers.log_lines import TEXT, json_formatter
 from tenuto_control.ingress import create_app
 from tenuto_control.loops.consume import Consumer
-from tenuto_control.ports import SchedulerUnavailableError, Target
+from tenuto_control.ports import AnswerHolder, SchedulerUnavailableError, Target
 from tests.costs.meter import CountingTable, Meter
 from tests.support.memory_kafka import MemoryKafka, MemorySink
 
@@ -175,7 +175,7 @@ class MarkedWorld(Meter):
         """See `Targets.find`."""
         return Meter.find(self, service) if self.served else None
 
-    async def invoke(self, function: str, payload: bytes) -> bytes:
+    async def invoke(self, function: str, payload: bytes, room: AnswerHolder | None = None) -> bytes:
         """See `FunctionInvoker.invoke`."""
         return await self.invoker.invoke(function, payload)
 

@@ -28,7 +28,7 @@ from tenuto.runtime.environment import Environment, InlineWriteLoop
 from tenuto.service import Services
 from tenuto_control.limits import SERVERLESS, Limits
 from tenuto_control.loops.serverless import HANDED_ON_TOGETHER, HOPS_MAX, TICK_LANES_MAX
-from tenuto_control.ports import Pending
+from tenuto_control.ports import AnswerHolder, Pending
 from tests.control.test_serverless import Function, function, record
 from tests.costs.meter import FUNCTION_TIMEOUT_MS, CountingTable, at_once
 from tests.support.virtual_time import VirtualClock, run_virtual
@@ -43,7 +43,7 @@ class Apart(Function):
 
     left: set[asyncio.Task[Any]] = field(default_factory=set)
 
-    async def invoke(self, function: str, payload: bytes) -> bytes:
+    async def invoke(self, function: str, payload: bytes, room: AnswerHolder | None = None) -> bytes:
         self.invocations += 1
         request = decode_request(payload)
         assert isinstance(request, Activation)

@@ -22,6 +22,7 @@ from tenuto_control.admin.deployments import DISCOVERY_TRIES_MAX, Deployments, c
 from tenuto_control.config import Config, ConfigError, FunctionConfig
 from tenuto_control.core.routing import Ordering, Subscription
 from tenuto_control.ports import (
+    AnswerHolder,
     FunctionMissingError,
     FunctionThrottledError,
     FunctionUnreachableError,
@@ -44,7 +45,7 @@ class Functions:
         self._answers = {name: list(listed) for name, listed in answers.items()}
         self.asked: list[str] = []
 
-    async def invoke(self, function: str, payload: bytes) -> bytes:
+    async def invoke(self, function: str, payload: bytes, room: AnswerHolder | None = None) -> bytes:
         self.asked.append(function)
         answers = self._answers[function]
         answer = answers.pop(0) if len(answers) > 1 else answers[0]

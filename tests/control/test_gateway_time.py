@@ -16,6 +16,7 @@ from tenuto import ObjectContext, VirtualObject
 from tenuto.service import Services
 from tenuto_control.ingress import create_app
 from tenuto_control.limits import SERVERLESS, Limits
+from tenuto_control.ports import AnswerHolder
 from tests.control.test_continuations import Apart
 from tests.support.virtual_time import run_virtual
 
@@ -30,7 +31,7 @@ class Computing(Apart):
     compute_s: float = 0.0
     answers: set[asyncio.Task[Any]] = field(default_factory=set)
 
-    async def invoke(self, function: str, payload: bytes) -> bytes:
+    async def invoke(self, function: str, payload: bytes, room: AnswerHolder | None = None) -> bytes:
         await asyncio.sleep(self.compute_s)
         return await Apart.invoke(self, function, payload)
 

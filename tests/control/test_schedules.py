@@ -26,6 +26,7 @@ from tenuto.protocol.records import Failed, Success
 from tenuto.service import Service, Services
 from tenuto.store.port import TableUnavailableError
 from tenuto_control.ports import (
+    AnswerHolder,
     FunctionFailedError,
     FunctionThrottledError,
     LogUnavailableError,
@@ -45,7 +46,7 @@ class Faulty(Meter):
     topics_exist: bool = False
     records: list[tuple[str, bytes | None]] = field(default_factory=list)
 
-    async def invoke(self, function: str, payload: bytes) -> bytes:
+    async def invoke(self, function: str, payload: bytes, room: AnswerHolder | None = None) -> bytes:
         """See `FunctionInvoker.invoke`."""
         if self.dies:
             self.invocations += 1

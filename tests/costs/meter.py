@@ -28,7 +28,7 @@ from tenuto_control.dispatcher import Dispatcher, Wiring
 from tenuto_control.dispatcher.outages import watched
 from tenuto_control.limits import Limits
 from tenuto_control.loops.sweep import Sweeper
-from tenuto_control.ports import Target
+from tenuto_control.ports import AnswerHolder, Target
 from tests.support.virtual_time import VirtualClock
 
 FUNCTION_TIMEOUT_MS = 10_000
@@ -190,7 +190,7 @@ class Meter:
         """See `Targets.listed`."""
         return self.services.manifest(FUNCTION_TIMEOUT_MS).services
 
-    async def invoke(self, function: str, payload: bytes) -> bytes:
+    async def invoke(self, function: str, payload: bytes, room: AnswerHolder | None = None) -> bytes:
         """See `FunctionInvoker.invoke`."""
         self.invocations += 1
         request = decode_request(payload)

@@ -20,6 +20,7 @@ from tenuto.protocol.records import CallSource, Event, KafkaSource
 from tenuto.store.port import Page, TableUnavailableError
 from tenuto_control.admin.dead_letters import DeadLetterOffice
 from tenuto_control.core.metrics import Tally
+from tenuto_control.ports import AnswerHolder
 from tests.costs.meter import CountingTable, Meter
 from tests.support.memory_kafka import MemoryKafka
 
@@ -115,7 +116,7 @@ class HostileWorld(Meter):
         found = [parse_letter(item) for item in self.table.items.values() if "letter" in item]
         return [letter for letter in found if letter is not None]
 
-    async def invoke(self, function: str, payload: bytes) -> bytes:
+    async def invoke(self, function: str, payload: bytes, room: AnswerHolder | None = None) -> bytes:
         """See `FunctionInvoker.invoke`."""
         self.payloads.append(len(payload))
         answer = self.answers.popleft() if self.answers else self.instead(payload)
@@ -123,7 +124,7 @@ class HostileWorld(Meter):
             if isinstance(answer, Exception):
                 raise answer
             return answer
-        return await Meter.invoke(self, function, payload)
+        return await Meter.invoke(self, function, payload, room)
 
     async def produce(
         self, topic: str, value: bytes | None, key: bytes | None, headers: Sequence[tuple[str, bytes]]

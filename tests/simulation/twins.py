@@ -22,6 +22,7 @@ from tenuto.service import Services
 from tenuto.store.memory import MemoryTable
 from tenuto.store.port import Page, TableUnavailableError
 from tenuto_control.ports import (
+    AnswerHolder,
     FunctionFailedError,
     FunctionMissingError,
     FunctionThrottledError,
@@ -194,7 +195,7 @@ class SimulatedLambda:
         self._rng = rng
         self._trace = trace
 
-    async def invoke(self, function: str, payload: bytes) -> bytes:
+    async def invoke(self, function: str, payload: bytes, room: AnswerHolder | None = None) -> bytes:
         """See `FunctionInvoker.invoke`."""
         await self._gate.enter("invoke", write=False)
         faults = self._gate.faults

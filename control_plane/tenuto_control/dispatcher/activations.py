@@ -69,8 +69,9 @@ from tenuto_control.dispatcher.ends import Ends
 from tenuto_control.dispatcher.heads import head_bytes
 from tenuto_control.dispatcher.parts import Parts
 from tenuto_control.dispatcher.work import Attempted, CallWork, Work
-from tenuto_control.limits import ANSWER_BYTES_MAX
+from tenuto_control.limits import ANSWER_BYTES_MAX, REQUEST_COPIES
 from tenuto_control.ports import (
+    AnswerHolder,
     FunctionFailedError,
     FunctionMissingError,
     FunctionThrottledError,
@@ -84,10 +85,6 @@ log = logging.getLogger("tenuto.lane")
 
 Tries: TypeAlias = Callable[[Event], int]
 """Which attempt at an event the next one is, from 1."""
-
-
-REQUEST_COPIES = 3
-"""How often a request is held while its function is called: encoded, in the body of its HTTP request, and sent."""
 
 
 @dataclass(slots=True)
@@ -123,28 +120,29 @@ class Activations:
         target = self._target()
         if target is None:
             return self._unserved(next(iter(queue)).event)
-        async with self.services.capacity.place(target):
-            # Chosen only now that there is a place: what arrived while waiting for it joins the batch.
-            works = await choose(self.services, head, queue, one_by_one=self._lessons.one_by_one)
-            if not works:
-                return None
-            self.busy = works
+        with self.services.capacity.answer(target) as room:
+            async with self.services.capacity.place(target):
+                # Chosen only now that there is a place: what arrived while waiting for it joins the batch.
+                works = await choose(self.services, head, queue, one_by_one=self._lessons.one_by_one)
+                if not works:
+                    return None
+                self.busy = works
+                try:
+                    events = [work.event for work in works]
+                    mode = Speculate(tuple(events), tries(events[0]), self._lessons.claim_first)
+                    flight = self._flight(target, head, mode, trim)
+                    outcome = await self._invoke(target, flight, room)
+                except BaseException:
+                    self.busy = None
+                    raise
             try:
-                events = [work.event for work in works]
-                mode = Speculate(tuple(events), tries(events[0]), self._lessons.claim_first)
-                flight = self._flight(target, head, mode, trim)
-                outcome = await self._invoke(target, flight)
-            except BaseException:
+                # Still busy: until its commit is answered nobody may promise this work to run elsewhere.
+                for work in works:
+                    if isinstance(work, CallWork):
+                        work.attempted = True
+                return await self._judged(flight, outcome, works)
+            finally:
                 self.busy = None
-                raise
-        try:
-            # Still busy: until its commit is answered nobody may promise this work to run elsewhere.
-            for work in works:
-                if isinstance(work, CallWork):
-                    work.attempted = True
-            return await self._judged(flight, outcome, works)
-        finally:
-            self.busy = None
 
     async def drain(self, head: Head, events: Sequence[Event], tries: Tries, trim: Trim, *, clears: bool) -> Attempted:
         """Run inbox items. `clears`: they are all there is, so their commit may clear the mark."""
@@ -153,11 +151,12 @@ class Activations:
             return self._unserved(events[0])
         batch = tuple(events[: 1 if self._lessons.one_by_one else len(events)])
         clears = clears and len(batch) == len(events)
-        async with self.services.capacity.place(target):
-            mode = Drain(batch, tries(batch[0]), self._lessons.claim_first, clears)
-            flight = self._flight(target, head, mode, trim)
-            outcome = await self._invoke(target, flight)
-        return await self._judged(flight, outcome)
+        with self.services.capacity.answer(target) as room:
+            async with self.services.capacity.place(target):
+                mode = Drain(batch, tries(batch[0]), self._lessons.claim_first, clears)
+                flight = self._flight(target, head, mode, trim)
+                outcome = await self._invoke(target, flight, room)
+            return await self._judged(flight, outcome)
 
     async def resume(self, head: Head, holder: str, trim: Trim) -> Attempted:
         """Run the head's own run, which this process has just taken over as `holder`, within a place of its own."""
@@ -165,15 +164,17 @@ class Activations:
         if target is None or head.run is None:
             raise AssertionError("a takeover needs a target and a run")
         flight = self._flight(target, head, Resume(head.run, self._lessons.late), trim, holder)
-        return await self._judged(flight, await self._invoke(target, flight))
+        with self.services.capacity.answer(target) as room:
+            return await self._judged(flight, await self._invoke(target, flight, room))
 
     async def shared(self, head: Head, event: Event) -> Result:
         """Run a read-only handler. Raises InvokeError."""
         target = self._target()
         if target is None:
             return Failed(Failure(f"no function serves {self.lane.service}", 404))
-        async with self.services.capacity.place(target):
-            outcome = await self._invoke(target, self._flight(target, head, Shared(event), Trim()))
+        with self.services.capacity.answer(target) as room:
+            async with self.services.capacity.place(target):
+                outcome = await self._invoke(target, self._flight(target, head, Shared(event), Trim()), room)
         match outcome:
             case Speculated((EventResult(_, result),)):
                 return result
@@ -199,11 +200,11 @@ class Activations:
         name, now_ms = holder or self.services.token(), self.services.clock.now_ms()
         return departing(self.lane, head, mode, name, trim, self._lessons, target.manifest, now_ms)
 
-    async def _invoke(self, target: Target, flight: Flight) -> Outcome | InvokeError:
+    async def _invoke(self, target: Target, flight: Flight, room: AnswerHolder) -> Outcome | InvokeError:
         async with self.services.capacity.room(target, REQUEST_COPIES * _request_bytes(flight)):
-            return await self._invoke_now(target, flight)
+            return await self._invoke_now(target, flight, room)
 
-    async def _invoke_now(self, target: Target, flight: Flight) -> Outcome | InvokeError:
+    async def _invoke_now(self, target: Target, flight: Flight, room: AnswerHolder) -> Outcome | InvokeError:
         request = activation_of(
             flight.mode,
             self.lane.service,
@@ -219,19 +220,22 @@ class Activations:
         with self.services.tracer.activation(activating) as traced:
             if traced.parent is not None:
                 request = replace(request, trace=traced.parent)
-            outcome = await self._asked(target, request, flight)
+            outcome = await self._asked(target, request, flight, room)
             traced.end(type(outcome).__name__, failed=isinstance(outcome, InvokeError | Rejected))
         return outcome
 
-    async def _asked(self, target: Target, request: Activation, flight: Flight) -> Outcome | InvokeError:
+    async def _asked(
+        self, target: Target, request: Activation, flight: Flight, room: AnswerHolder
+    ) -> Outcome | InvokeError:
         payload = encode(request)
         if len(payload) > PAYLOAD_BYTES_MAX:
             text = f"the request would take {len(payload):,} bytes; a function is given at most {PAYLOAD_BYTES_MAX:,}"
             return PayloadTooLargeError(text)
         try:
-            answer = await self.services.invoker.invoke(target.function, payload)
+            answer = await self.services.invoker.invoke(target.function, payload, room)
         except InvokeError as e:
             return e
+        await room.hold(len(answer))
         if len(answer) > ANSWER_BYTES_MAX:
             text = f"{target.function} answered {len(answer):,} bytes; at most {ANSWER_BYTES_MAX:,} are possible"
             return FunctionFailedError(text)

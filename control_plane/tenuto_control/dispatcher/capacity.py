@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from tenuto_control.core.shares import may_take
+from tenuto_control.dispatcher.answer_room import AnswerRoom, HeldAnswer
+from tenuto_control.limits import MIB
 from tenuto_control.ports import Target
 
 BEGUN_IN_A_ROW_MAX: Final = 4
@@ -24,20 +26,25 @@ Lanes that wake for ever, such as failing ones, must not keep new work out.
 
 
 class Capacity:
-    """Places for invocations, and room for their requests.
+    """Places for invocations, and room for their requests and answers.
 
     Of one function, what has begun comes first, and otherwise who came first. A sleep that has ended is late from then
     on, while an event that still waits is merely not early; and an invocation that ends makes its lane's head small
     again. Functions take turns, and each holds no more than `core.shares` leaves it of the `functions` that there are.
     """
 
-    def __init__(self, total: int, request_bytes_max: int, functions: int = 1) -> None:
+    def __init__(self, total: int, request_bytes_max: int, functions: int = 1, answer_bytes_max: int = MIB) -> None:
         self._total = total
         self._count = functions
         self._functions: dict[str, _Function] = {}
         # Functions for which somebody waits, in turns.
         self._ring: deque[_Function] = deque()
         self._room = _Room(request_bytes_max, functions)
+        self._answers = AnswerRoom(answer_bytes_max)
+
+    def answer(self, target: Target) -> HeldAnswer:
+        """What holds room for the answer of one invocation, from when it is read to the end of the block."""
+        return self._answers.answer(target.function)
 
     @asynccontextmanager
     async def room(self, target: Target, size_bytes: int) -> AsyncIterator[None]:

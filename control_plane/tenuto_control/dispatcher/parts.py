@@ -148,7 +148,7 @@ def parts_of(wiring: Wiring, hints: Hints, due: Callable[[Timer], None]) -> Part
         background,
         Recoveries(background, hints.retry),
         wiring.invoker,
-        Capacity(limits.invoke_concurrency_max, limits.invoke_bytes_max, wiring.functions),
+        Capacity(limits.invoke_concurrency_max, limits.invoke_bytes_max, wiring.functions, limits.answers_bytes_max),
         wiring.targets,
         clock,
         wiring.rng,

@@ -20,6 +20,7 @@ from tenuto_control.config import FunctionConfig
 from tenuto_control.core.log_fields import shown
 from tenuto_control.limits import ANSWER_BYTES_MAX
 from tenuto_control.ports import (
+    AnswerHolder,
     FunctionFailedError,
     FunctionMissingError,
     FunctionThrottledError,
@@ -37,6 +38,9 @@ STREAMED_BYTES_MIN = 1024 * 1024
 Written in one piece, they would hold up the event loop.
 """
 
+SIZE_DIGITS_MAX = 18
+"""No size has more digits than that."""
+
 _TOO_MANY_REQUESTS = 429
 _CONFLICT = 409
 _PAYLOAD_TOO_LARGE = 413
@@ -53,15 +57,15 @@ class LambdaInvoker:
         self._client = client
         self._targets = {name: _target(name, function) for name, function in functions.items()}
 
-    async def invoke(self, function: str, payload: bytes) -> bytes:
-        """The function's answer. Raises a subclass of InvokeError."""
+    async def invoke(self, function: str, payload: bytes, room: AnswerHolder | None = None) -> bytes:
+        """See `FunctionInvoker.invoke`."""
         target = self._targets.get(function)
         if target is None:
             raise FunctionMissingError(f'no function "{function}" is configured; add a section [functions.{function}]')
         body_in = payload if len(payload) < STREAMED_BYTES_MIN else io.BytesIO(payload)
         try:
             response = await self._client.invoke(**target, InvocationType="RequestResponse", Payload=body_in)
-            body = await _body(function, response["Payload"])
+            body = await _body(function, response, room)
         except ClientError as e:
             raise _of_refusal(function, e) from e
         except (BotoCoreError, ResponseParserError, aiohttp.ClientError, OSError, KeyError) as e:
@@ -74,17 +78,30 @@ class LambdaInvoker:
         return body
 
 
-async def _body(function: str, payload: Any) -> bytes:
-    """The whole of an answer, without more than that of it in memory. Raises FunctionFailedError for a larger one."""
+async def _body(function: str, response: Mapping[str, Any], room: AnswerHolder | None) -> bytes:
+    """The whole of an answer, without more than that of it in memory, and none of it before there is room for it.
+
+    Raises FunctionFailedError for a larger one.
+    """
+    payload = response["Payload"]
+    size = _told_bytes(response)
+    left = 0 if size > ANSWER_BYTES_MAX else ANSWER_BYTES_MAX + 1
+    if room is not None and left:
+        await room.hold(size)
     parts: list[bytes] = []
-    left = ANSWER_BYTES_MAX + 1
-    while part := await payload.read(left):
+    while left > 0 and (part := await payload.read(left)):
         parts.append(part)
         left -= len(part)
-        if left <= 0:
-            payload.close()
-            raise FunctionFailedError(f'function "{function}" answered more than {ANSWER_BYTES_MAX:,} bytes')
-    return b"".join(parts)
+    if left > 0:
+        return b"".join(parts)
+    payload.close()
+    raise FunctionFailedError(f'function "{function}" answered more than {ANSWER_BYTES_MAX:,} bytes')
+
+
+def _told_bytes(response: Mapping[str, Any]) -> int:
+    """How large an answer is, as its headers tell; as large as any may be where they do not."""
+    told = response.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("content-length", "")
+    return int(told) if told.isascii() and told.isdigit() and len(told) <= SIZE_DIGITS_MAX else ANSWER_BYTES_MAX
 
 
 def _target(name: str, function: FunctionConfig) -> dict[str, Any]:
