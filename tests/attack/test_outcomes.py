@@ -7,6 +7,7 @@ not. Owns answers to activations. Does not own answers to discovery (`test_disco
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import logging
 from collections.abc import Callable, Coroutine
@@ -17,7 +18,7 @@ from typing import Any, Final
 
 import msgspec
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
@@ -375,6 +376,50 @@ def test_an_answer_that_gets_nowhere_makes_no_hot_loop(name: str, mode: str, cap
 
     play(scenario, caplog)
     assert len(caplog.messages) < 40
+
+
+GOES_NOWHERE: Final = ("asleep", "asleep for what is there", "asleep with a foreign holder", "lost", "stopped")
+
+
+@pytest.mark.parametrize("mode", ["speculate", "drain", "resume"])
+@given(names=st.lists(st.sampled_from([*REFUSED, *GOES_NOWHERE]), min_size=1, max_size=4), others=st.integers(0, 2))
+@settings(max_examples=examples(12), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@example(names=["asleep", "nothing"], others=1)
+@example(names=["asleep", "nothing", "asleep"], others=0)
+@example(names=["lost", "nothing"], others=2)
+@example(names=["handed back", "nothing"], others=0)
+@example(names=["asleep"], others=0)
+def test_answers_that_get_nowhere_by_turns_are_counted(mode: str, names: list[str], others: int) -> None:
+    """Each is a failed attempt, whatever was before it, and the event is given up after as many as its policy says."""
+
+    async def scenario() -> None:
+        turns = itertools.cycle((REFUSED | LAZY)[name] for name in names)
+
+        def answer(request: Activation) -> Outcome | bytes | InvokeError:
+            return next(turns)(request)
+
+        town = Town(hostile=answer, honest=int(mode == "resume"))
+        if mode == "resume":
+            town.record("bad", "k", "rests")
+        elif mode == "drain":
+            for n in range(1 + others):
+                await town.world.send(town.bad.handlers["act"], "k", b"1", nonce=f"c{n}")
+        else:
+            for _ in range(1 + others):
+                town.record("bad", "k")
+        await asyncio.sleep(200)
+        count = 1 if mode == "resume" else 1 + others
+        # A head that it has made up may hold a dead letter that has left: the same one leaves once more.
+        dead = {dict(record.headers)["tenuto-invocation"] for record in town.world.kafka.records(DEAD)}
+        assert len(dead) + len(town.world.letters()) == count
+        assert 3 * count <= len(town.asked) <= 12 * count + 6
+        await neighbours_go_on(town, 0)
+
+    logging.disable(logging.CRITICAL)
+    try:
+        run_virtual(scenario())
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def test_a_message_to_a_handler_that_is_not_there_waits_with_its_sender(caplog: pytest.LogCaptureFixture) -> None:

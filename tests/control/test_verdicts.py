@@ -250,8 +250,10 @@ def test_a_lane_that_nobody_has_taken_is_not_lost(mode: str) -> None:
 def test_a_run_that_never_waits_for_anything_is_resumed_at_intervals() -> None:
     awake = Head(ver=5, run=with_fields(RUN, awaits=(), wake_ms=NOW))
     lessons, pauses = Lessons(), []
-    for _ in range(8):
-        verdict, lessons = judge(flight_of(Resume(RUN), lessons), Suspended((), awake, 1), lessons, LIMITS, NOW + 90)
+    for n in range(8):
+        begun = Head(ver=5, run=RUN, slots={str(slot): b"" for slot in range(n)})
+        flight = flight_of(Resume(RUN), lessons, begun)
+        verdict, lessons = judge(flight, Suspended((), awake, 1), lessons, LIMITS, NOW + 90)
         assert isinstance(verdict, Ended)
         pauses.append(verdict.pause_ms)
     assert pauses == [0, 10, 110, 310, 710, 910, 910, 910]
@@ -268,11 +270,31 @@ def test_answers_that_get_nowhere_by_turns_do_not_have_each_others_pauses_begin_
     lessons, pauses = Lessons(), []
     for n in range(16):
         answer = Fenced("taken") if n % 2 else Suspended((), awake, 1)
-        verdict, lessons = judge(flight_of(Resume(RUN), lessons, Head(ver=n, run=RUN)), answer, lessons, LIMITS, NOW)
+        begun = Head(ver=n, run=RUN, segments=("J#",) * n)
+        verdict, lessons = judge(flight_of(Resume(RUN), lessons, begun), answer, lessons, LIMITS, NOW)
         if isinstance(verdict, Ended):
             pauses.append(verdict.pause_ms)
     assert pauses == sorted(pauses)
     assert pauses[-1] >= 900
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    "between", [Crashed("no"), Fenced("taken"), Unreachable("gone")], ids=lambda one: type(one).__name__
+)
+def test_a_suspension_that_waits_for_nothing_and_has_stored_nothing_is_a_failed_attempt(
+    mode: str, between: Crashed | Fenced | Unreachable
+) -> None:
+    """Whatever was answered between this one and the last of its kind."""
+    suspended = Suspended((), Head(ver=5, run=with_fields(RUN, awaits=(), wake_ms=NOW)), 1)
+    head = Head(ver=4, run=RUN if mode == "a run" else None)
+    first, lessons = judge(flight_of(MODES[mode], None, head), suspended, Lessons(), LIMITS, NOW)
+    assert isinstance(first, Ended)
+    _, lessons = judge(flight_of(MODES[mode], lessons, head), between, lessons, LIMITS, NOW)
+    again, _ = judge(flight_of(MODES[mode], lessons, with_fields(head, ver=7)), suspended, lessons, LIMITS, NOW)
+    assert (again_of(again).harmless, again_of(again).over) == (False, True)
+    further = with_fields(head, ver=7, segments=("J#1",))
+    assert isinstance(judge(flight_of(MODES[mode], lessons, further), suspended, lessons, LIMITS, NOW)[0], Ended)
 
 
 @pytest.mark.parametrize(("asked", "pause"), [(None, None), (0, None), (-5, None), (3, 10), (10**18, 31_536_000_000)])

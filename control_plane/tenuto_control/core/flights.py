@@ -46,14 +46,23 @@ class Repeated(Struct, frozen=True):
         return Repeated(what, self.times + 1 if what == self.what else 1)
 
 
+class Standing(Struct, frozen=True):
+    """How far an event had got, by what the table holds of it: in a run or not, and how much its journal has."""
+
+    event_id: str
+    claimed: bool
+    segments: int
+    slots: int
+
+
 class Lessons(Struct, frozen=True):
     """What earlier activations of a lane have shown, as far as the next one goes by it.
 
     `claim_first`: speculation was overtaken, so the lease is to be taken before the handler starts. `one_by_one`: one
     event of a batch may be what fails all of it. `late`: a resumed run was handed back, its lease being over. `fenced`
     counts answers in a row that say the lane was lost, and `fenced_at` is the `ver` and the mark of the head that the
-    last of them was about. `restless` counts suspensions in a row that had nothing to wait for. `refused` counts
-    commits of an event that the table did not take.
+    last of them was about. `restless` counts suspensions in a row that had nothing to wait for, and `stood` is where
+    the flight of the last of them began. `refused` counts commits of an event that the table did not take.
     """
 
     claim_first: bool = False
@@ -62,6 +71,7 @@ class Lessons(Struct, frozen=True):
     fenced: int = 0
     fenced_at: tuple[int, str | None] | None = None
     restless: int = 0
+    stood: Standing | None = None
     refused: Repeated = Repeated()
     warned: Repeated = Repeated()
     tried: Tried = Tried()
@@ -91,6 +101,12 @@ class Flight(Struct, frozen=True):
         name = self.events[0].handler
         found = next((handler for handler in self.manifest.handlers if handler.name == name), None)
         return found.retry if found else RetryPolicy()
+
+
+def standing(flight: Flight) -> Standing:
+    """How far the first event of a flight had got when it began."""
+    head = flight.head
+    return Standing(flight.events[0].id, head.run is not None, len(head.segments), len(head.slots))
 
 
 def departing(

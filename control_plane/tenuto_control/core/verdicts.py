@@ -29,7 +29,7 @@ from tenuto.protocol.messages import (
 )
 from tenuto.protocol.modes import Drain, Resume, Speculate
 from tenuto.protocol.records import Event
-from tenuto_control.core.flights import Flight, Lessons
+from tenuto_control.core.flights import Flight, Lessons, standing
 from tenuto_control.core.lane_policy import can_wake
 from tenuto_control.core.log_fields import said_again, shown
 from tenuto_control.limits import Limits
@@ -222,7 +222,7 @@ def judge(
     before = lessons
     lessons = replace(lessons, tried=flight.tried, late=False)
     if _got_on(answer, now_ms):
-        lessons = replace(lessons, fenced=0, fenced_at=None, restless=0)
+        lessons = replace(lessons, fenced=0, fenced_at=None, restless=0, stood=None)
     match answer:
         case Speculated() if answer.results:
             return Commit(answer), lessons
@@ -321,14 +321,20 @@ def _stopped(flight: Flight, head: Head, failed: Event, stopped: Stopped, lesson
 
 def _ended(
     flight: Flight, outcome: Committed | Suspended, lessons: Lessons, limits: Limits, now_ms: int
-) -> tuple[Ended, Lessons]:
-    lessons = replace(lessons, claim_first=False, one_by_one=False)
+) -> tuple[Verdict, Lessons]:
     run, warned, pause = outcome.head.run, None, 0
+    restless = _restless(outcome.head, now_ms)
+    if restless and not outcome.results:
+        stood, lessons = lessons.stood, replace(lessons, stood=standing(flight))
+        if stood == lessons.stood:
+            # What it says to have stored is not in the table, or it has stored nothing.
+            return _crashed(flight, "it is suspended once more, waits for nothing, and has got no further", lessons)
+    lessons = replace(lessons, claim_first=False, one_by_one=lessons.one_by_one and restless)
     if run is not None and run.suspended and run.error and run.wake_ms is not None:
         again_s = max(0.0, (run.wake_ms - now_ms) / 1000)
         text = f"attempt at {run.event.handler} failed, next in {again_s:.1f} s: {shown(run.error)}"
         warned, lessons = _warned(flight, text, lessons, run.event, run.attempt)
-    if _restless(outcome.head, now_ms):
+    if restless:
         if lessons.restless:
             doubled = limits.invoke_retry_initial_ms * 2 ** min(lessons.restless, FENCED_DOUBLINGS_MAX)
             pause = max(0, min(doubled, RESTLESS_PAUSE_MS_MAX) - (now_ms - flight.began_ms))
