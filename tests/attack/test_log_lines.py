@@ -23,9 +23,9 @@ from starlette.requests import Request
 
 from tenuto import ObjectContext, TerminalError, VirtualObject
 from tenuto.protocol.failures import printable
-from tenuto.protocol.ids import InvocationId, Lane
+from tenuto.protocol.ids import InvocationId, Lane, kafka_nonce
 from tenuto.protocol.messages import Rejected, Speculated, Stopped, encode
-from tenuto.protocol.records import Failure
+from tenuto.protocol.records import Event, Failure, KafkaSource
 from tenuto.protocol.texts import SHOWN_CHARACTERS_MAX, shown
 from tenuto_control.core import log_fields
 from tenuto_control.drivers import log_lines
@@ -221,13 +221,92 @@ def test_what_was_not_written_is_told_at_the_end() -> None:
     assert stream.getvalue().splitlines()[-1] == "5 more lines like this one: again"
 
 
+def test_services_without_end_are_no_way_around_it() -> None:
+    clock = SimpleNamespace(now_s=0.0)
+    stream = io.StringIO()
+    handler = Lines(logging.Formatter("%(message)s"), stream, lambda: clock.now_s)
+    for number in range(10_000):
+        handler.handle(record_of("the same about %d", number, service=f"s{number}"))
+    assert len(stream.getvalue().splitlines()) == log_lines.SERVICES_MAX + log_lines.OTHERS_LINES_MAX
+    assert len(handler._series) == log_lines.SERVICES_MAX + 1
+    # One that had its line before goes on having its own.
+    handler.handle(record_of("the same about %d", 0, service="s0"))
+    assert stream.getvalue().splitlines()[-1] == "the same about 0"
+    clock.now_s = SERIES_S
+    handler.handle(record_of("another"))
+    dropped = 10_000 - log_lines.SERVICES_MAX - log_lines.OTHERS_LINES_MAX
+    told = f"{dropped} more lines like this one, about other services: the same about %d"
+    assert stream.getvalue().splitlines()[-2:] == [told, "another"]
+    assert len(handler._series) == 1
+    assert handler._services == {("tenuto.lane", logging.WARNING, "another"): 1}
+
+
 def test_kinds_without_end_are_no_way_around_it() -> None:
     stream = io.StringIO()
     handler = Lines(logging.Formatter("%(message)s"), stream, lambda: 0.0)
     for number in range(10_000):
+        handler.handle(record_of(f"kind {number}", service=f"s{number}"))
+    assert len(handler._series) <= 10_000
+    for number in range(10_000):
         handler.handle(record_of("the same", service=f"s{number}"))
-    assert len(stream.getvalue().splitlines()) <= log_lines.SERIES_MAX + SERIES_LINES_MAX
-    assert len(handler._series) <= log_lines.SERIES_MAX + 1
+    assert len(stream.getvalue().splitlines()) <= 10_000 + SERIES_LINES_MAX
+
+
+FLOOD: Final = 300
+
+
+def _event_of(service: str, key: str, offset: int, handler: str = "act") -> Event:
+    source = KafkaSource("0", "t", 0, offset, 0)
+    return Event.of(InvocationId(Lane(service, key), kafka_nonce("0", "t", 0, offset)), handler, source, b"1")
+
+
+def _flood_of(name: str) -> list[Event]:
+    match name:
+        case "unknown services":
+            return [_event_of(f"s{n}", "k", n) for n in range(FLOOD)]
+        case "unknown handlers":
+            return [_event_of("bad", f"k{n}", n, f"h{n}") for n in range(FLOOD)]
+        case _:
+            return [_event_of("bad", f"k{n}", n, name) for n in range(FLOOD)]
+
+
+@pytest.mark.parametrize("name", ["unknown services", "unknown handlers", "fails", "refuses"])
+def test_a_flood_of_what_cannot_be_done_makes_few_lines_and_is_counted(name: str) -> None:
+    """Each of the keys has its own text or service."""
+    bad = VirtualObject("bad")
+
+    @bad.handler()
+    async def fails(ctx: ObjectContext) -> None:
+        raise RuntimeError(f"of {ctx.key} alone")
+
+    @bad.handler()
+    async def refuses(ctx: ObjectContext) -> None:
+        raise TerminalError(f"of {ctx.key} alone")
+
+    async def scenario() -> None:
+        meter = meter_of(bad)
+        for event in _flood_of(name):
+            meter.dispatcher.deliver(event, lambda: None)
+        await asyncio.sleep(SERIES_S * 3)
+        await meter.dispatcher.kill()
+
+    stream = io.StringIO()
+    clock = SimpleNamespace(now_s=lambda: asyncio.get_running_loop().time())
+    handler = Lines(logging.Formatter("%(levelname)s %(message)s"), stream, lambda: clock.now_s())
+    logger = logging.getLogger("tenuto")
+    logger.addHandler(handler)
+    propagates, logger.propagate = logger.propagate, False
+    try:
+        run_virtual(scenario())
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = propagates
+        clock.now_s = lambda: float("inf")
+        handler.close()
+    # Without the lines of tracebacks.
+    lines = [line for line in stream.getvalue().splitlines() if re.match("(INFO|WARNING|ERROR) ", line)]
+    assert 0 < len(lines) <= (4 * SERIES_LINES_MAX if name != "unknown services" else 3 * 60)
+    assert any(" more lines like this one" in line for line in lines)
 
 
 def test_the_most_severe_lines_are_always_written() -> None:

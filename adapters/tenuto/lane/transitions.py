@@ -36,6 +36,7 @@ from tenuto.protocol.ids import Lane, digest, offset_position, out_sequence
 from tenuto.protocol.limits import (
     AWAITS_MAX,
     LANE_TTL_S,
+    NONCE_BYTES_MAX,
     PARTS_MAX,
     RESULT_TTL_S,
     TOMBSTONE_TTL_S,
@@ -364,10 +365,6 @@ def inbox_put(lane: Lane, event: Event, more: Sequence[Event] = (), at_ms: int =
     return Put(inbox_key(lane, event), kept, (Absent("inbox.absent", "pk"),))
 
 
-NONCE_CHARS_MAX = 255
-"""Longest part of an event's id that names it within its lane. Those that are made here have 25 characters."""
-
-
 def inbox_events(item: Item) -> tuple[Event, ...]:
     """The events of an inbox item, in their order; none for a tombstone. Raises msgspec.DecodeError."""
     event, more = item.get("ev"), item.get("more")
@@ -473,7 +470,7 @@ def check_inbox_events(lane: Lane, item: Item) -> tuple[Event, ...]:
 
 def check_waiting(lane: Lane, event: Event) -> None:
     """Raises ValueError when an event is not of this lane, or its id is none: it would run nowhere."""
-    if event.invocation.lane != lane or len(event.nonce) > NONCE_CHARS_MAX:
+    if event.invocation.lane != lane or len(event.nonce.encode(errors="replace")) > NONCE_BYTES_MAX:
         raise ValueError("it holds an event of another key")
 
 

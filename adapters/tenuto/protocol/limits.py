@@ -97,6 +97,9 @@ STATE_NAME_BYTES_MAX = 255
 TARGET_NAME_BYTES_MAX = 128
 """Longest name of a service or handler, in UTF-8 bytes: a service's name is part of every key of its lanes."""
 
+NONCE_BYTES_MAX = 128
+"""Longest last part of an invocation's id, in UTF-8 bytes: it is in names of attributes and sort keys. Ours have 25."""
+
 TOPIC_CHARS_MAX = 249
 """Longest name of a Kafka topic (Kafka: `Topic.MAX_NAME_LENGTH`; names are ASCII)."""
 

@@ -20,6 +20,7 @@ from tenuto.protocol.limits import (
     AWAITS_MAX,
     AWAKEABLE_BYTES_MAX,
     EVENT_HEADERS_BYTES_MAX,
+    NONCE_BYTES_MAX,
     PARTS_MAX,
     VALUE_BYTES_MAX,
 )
@@ -60,9 +61,6 @@ from tenuto_control.core.manifests import name_is_possible
 
 STORED_NAME_BYTES_MAX: Final = 2_048
 """Far above what a function lets a handler use; DynamoDB takes names of attributes up to 64 KB."""
-
-NONCE_BYTES_MAX: Final = 128
-"""Longest last part of an invocation's id: it is part of names of attributes and of sort keys. Ours have 25 bytes."""
 
 ITEM_NAME_BYTES_MAX: Final = 1_024
 """Longest name of an item within its lane (Amazon DynamoDB quotas: sort keys)."""

@@ -12,6 +12,7 @@ import json
 import logging
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -37,6 +38,14 @@ SERIES_LINES_MAX: Final = 100
 
 SERIES_MAX: Final = 1_000
 """So many kinds are counted for each service. Beyond that, one kind is one for all services."""
+
+SERVICES_MAX: Final = 32
+OTHERS_LINES_MAX: Final = 20
+"""So many services have lines of one kind in such a time; all others together have so many. Names of services may come
+from outside, and there may be any number of them."""
+
+OTHERS: Final = "\x00"
+"""Stands for the services beyond those that have lines of their own. No service can have the name."""
 
 REQUEST_ID_FIELD: Final = "function_request_id"
 """Powertools' name for the id of an invocation of a Lambda function."""
@@ -67,7 +76,8 @@ class _Series:
 class Lines(logging.StreamHandler[TextIO]):
     """Writes records as lines: none too long, none that is more than one, and of those that repeat, not all.
 
-    A kind of line is what one place in the code says of one service. `stream` is standard error by default.
+    A kind of line is what one place in the code says; each service has its own lines of it, up to a number of services.
+    `stream` is standard error by default.
     """
 
     def __init__(
@@ -80,6 +90,7 @@ class Lines(logging.StreamHandler[TextIO]):
         self.setFormatter(formatter)
         self._now_s = now_s
         self._series: dict[tuple[str, int, str, str], _Series] = {}
+        self._services: Counter[tuple[str, int, str]] = Counter()
 
     def emit(self, record: logging.LogRecord) -> None:
         """See `logging.Handler.emit`."""
@@ -97,10 +108,16 @@ class Lines(logging.StreamHandler[TextIO]):
         super().close()
 
     def _admits(self, record: logging.LogRecord, now_s: float) -> bool:
-        service = record.__dict__.get("service", "") if len(self._series) < SERIES_MAX else ""
-        kind = (record.name, record.levelno, str(record.msg)[:LINE_CHARACTERS_MAX], str(service))
-        series = self._series.setdefault(kind, _Series(now_s))
-        if series.written >= SERIES_LINES_MAX and record.levelno < logging.CRITICAL:
+        kind = (record.name, record.levelno, str(record.msg)[:LINE_CHARACTERS_MAX])
+        service = str(record.__dict__.get("service", "")) if len(self._series) < SERIES_MAX else ""
+        if service and (*kind, service) not in self._series and self._services[kind] >= SERVICES_MAX:
+            service = OTHERS
+        series = self._series.get((*kind, service))
+        if series is None:
+            series = self._series[(*kind, service)] = _Series(now_s)
+            self._services[kind] += 1
+        most = OTHERS_LINES_MAX if service == OTHERS else SERIES_LINES_MAX
+        if series.written >= most and record.levelno < logging.CRITICAL:
             series.dropped += 1
             return False
         series.written += 1
@@ -114,11 +131,16 @@ class Lines(logging.StreamHandler[TextIO]):
             if series.began_s + SERIES_S > now_s:
                 return
             del self._series[kind]
+            name, level, text, service = kind
+            self._services[name, level, text] -= 1
+            if not self._services[name, level, text]:
+                del self._services[name, level, text]
             if series.dropped:
-                name, level, text, service = kind
-                more = logging.LogRecord(name, level, __file__, 0, "%d more lines like this one: %s", (), None)
+                about = "%d more lines like this one, about other services: %s"
+                told = about if service == OTHERS else "%d more lines like this one: %s"
+                more = logging.LogRecord(name, level, __file__, 0, told, (), None)
                 more.args = (series.dropped, text)
-                more.__dict__ |= {"service": service} if service else {}
+                more.__dict__ |= {"service": service} if service not in ("", OTHERS) else {}
                 super().emit(harmless(more))
 
 

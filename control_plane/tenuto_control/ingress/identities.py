@@ -9,18 +9,14 @@ that would fail as if the control plane were at fault.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
 
 from starlette.requests import Request
 
 from tenuto.protocol.ids import AwakeableId, InvocationId, check_key
-from tenuto.protocol.limits import TARGET_NAME_BYTES_MAX
+from tenuto.protocol.limits import NONCE_BYTES_MAX, TARGET_NAME_BYTES_MAX
 from tenuto.protocol.texts import problem_of_name
 from tenuto_control.ingress import paths
 from tenuto_control.ingress.problems import RefusedError
-
-NONCE_BYTES_MAX: Final = 255
-"""Longest last part of an invocation's id: those that are made take less than half of it."""
 
 
 def invocation_in(request: Request) -> str:
