@@ -23,7 +23,7 @@ from tenuto.store.encrypted import EncryptedTable
 from tenuto.store.port import Table, TableRefusedError, TableUnavailableError
 from tenuto_control.admin.deployments import Deployments, Survey
 from tenuto_control.config import Config, ConfigError
-from tenuto_control.core.metrics import Tally
+from tenuto_control.core.metrics import Metrics, Tally
 from tenuto_control.core.traces import Untraced
 from tenuto_control.dispatcher import Dispatcher, Wiring
 from tenuto_control.dispatcher.outages import WatchedTable, watched
@@ -128,7 +128,7 @@ async def assembled(config: Config) -> AsyncIterator[Assembly]:
             clock=lambda: table_clock.check,
             stopped=lambda: loops.stopped,
             now_ms=clock.now_ms,
-            **_doors(config),
+            **_doors(config, tally),
         )
         try:
             yield Assembly(
@@ -159,10 +159,11 @@ def _scheduler(config: Config, clients: AwsClients) -> WakeScheduler:
     return NoScheduler() if config.scheduler is None else EventBridgeScheduler(clients.scheduler, config.scheduler)
 
 
-def _doors(config: Config) -> dict[str, Any]:
+def _doors(config: Config, metrics: Metrics) -> dict[str, Any]:
     """Whom the ingress lets in, how much of them, and for how long."""
     http, limits = config.http, config.limits
     return {
+        "metrics": metrics,
         "wait_ms_max": limits.http_wait_ms_max,
         "cors_origins": http.cors_origins,
         "hosts": http.hosts if http.hosts or is_loopback(http.host) else None,

@@ -25,12 +25,20 @@ CountName: TypeAlias = Literal[
     "WritesRefused",
     "UnreadableItems",
     "LoopRestarts",
+    "HttpRefused",
+    "HttpOverloaded",
+    "HttpUnanswered",
+    "HttpBroken",
 ]
 """Things that happened: events taken in and finished, speculations whose commit was refused, failed attempts,
 suspensions, events and messages that their handler ended by a terminal error, dead letters in a topic or in the table,
 records set aside in the table as their topic takes none of them, failed tries to produce to a topic that is not there,
 write requests of dispatcher and functions, requests of the dispatcher that the table refused, items of the table that
-were met and could not be read or treated, and loops of the process that ended with an error and were restarted."""
+were met and could not be read or treated, and loops of the process that ended with an error and were restarted.
+
+Of requests over HTTP, those that were answered by an error of this side: refused as they were (4xx), for want of room
+(503), since a part of the system did not answer in time (503, 504), or broken by a mistake of this project (500). An
+error that a handler raised is its answer, and not among them."""
 
 SampleName: TypeAlias = Literal[
     "Lag", "AgeMs", "WakeLatenessMs", "UnreadablePartitions", "FunctionsUnanswered", "ClockDifferenceMs"

@@ -21,6 +21,7 @@ from tenuto.protocol.records import Failed, Result, Success
 from tenuto.store.port import TableRefusedError, TableUnavailableError
 from tenuto_control.core import log_fields
 from tenuto_control.core.log_fields import shown
+from tenuto_control.core.metrics import CountName, Metrics
 from tenuto_control.ingress.problems import RefusedError
 from tenuto_control.ingress.requests import json_problem
 from tenuto_control.ports import (
@@ -122,15 +123,30 @@ def result(request: Request, found: Result) -> Response:
             assert_never(found)
 
 
+def count(request: Request, name: CountName) -> None:
+    """One more request that was answered by an error of this side."""
+    metrics: Metrics | None = getattr(request.app.state, "metrics", None) if "app" in request.scope else None
+    if metrics is not None:
+        metrics.count(name)
+
+
 async def refused(request: Request, exc: Exception) -> Response:
     """A request that cannot be served as it is."""
     assert isinstance(exc, RefusedError)
+    match exc.status:
+        case HTTPStatus.SERVICE_UNAVAILABLE:
+            count(request, "HttpOverloaded")
+        case HTTPStatus.GATEWAY_TIMEOUT:
+            count(request, "HttpUnanswered")
+        case _:
+            count(request, "HttpRefused")
     return error(request, exc.status, exc.message, headers=exc.headers)
 
 
 async def no_route(request: Request, exc: Exception) -> Response:
     """What the router refuses: an unknown address (404) or method (405)."""
     assert isinstance(exc, HTTPException)
+    count(request, "HttpRefused")
     message = str(exc.detail)
     if exc.status_code == HTTPStatus.NOT_FOUND:
         path = request.scope["path"]
@@ -145,6 +161,13 @@ async def no_route(request: Request, exc: Exception) -> Response:
 async def unavailable(request: Request, exc: Exception) -> Response:
     """503: a part of the system did not answer, and what became of the request is unknown."""
     _told(logging.WARNING, request, exc)
+    match exc:
+        case OverloadedError():
+            count(request, "HttpOverloaded")
+        case TooLargeError() | PayloadTooLargeError():
+            count(request, "HttpRefused")
+        case _:
+            count(request, "HttpUnanswered")
     again = {"retry-after": str(RETRY_AFTER_S)}
     match exc:
         case OverloadedError():
@@ -178,6 +201,7 @@ async def unavailable(request: Request, exc: Exception) -> Response:
 async def broken(request: Request, exc: Exception) -> Response:
     """500: trying again cannot help. The log has the reason, the caller does not."""
     _told(logging.ERROR, request, exc)
+    count(request, "HttpBroken")
     return error(request, HTTPStatus.INTERNAL_SERVER_ERROR, "internal error; the control plane's log has the reason")
 
 

@@ -26,6 +26,7 @@ from tenuto.protocol.limits import AWAKEABLE_BYTES_MAX, VALUE_BYTES_MAX
 from tenuto.protocol.messages import HandlerManifest
 from tenuto.protocol.records import CallSource, Event, Result, Success, answer_bytes
 from tenuto_control.core.clocks import ClockCheck
+from tenuto_control.core.metrics import Metrics
 from tenuto_control.dispatcher.room import Room
 from tenuto_control.ingress import answers, identities, listing, paths, readiness, requests
 from tenuto_control.ingress.admission import Admission, hold_result
@@ -70,13 +71,15 @@ def create_app(
     cors_origins: Collection[str] = (),
     hosts: Collection[str] | None = None,
     room: Room | None = None,
+    metrics: Metrics | None = None,
     now_ms: Callable[[], int] = _now_ms,
 ) -> Starlette:
     """The ingress over a dispatcher. `random_bytes` makes the ids of calls that bring no idempotency key.
 
     `unanswered` names functions whose answers to discovery do not count, and why. `clock` tells how this machine's
     clock compares with the table's. Pages of `cors_origins` may call from a browser. Given `hosts`, requests must name
-    one of them, or this machine, as their host. What requests hold together stays within `room`. `now_ms` is the time
+    one of them, or this machine, as their host. What requests hold together stays within `room`. Errors are
+    counted in `metrics`. `now_ms` is the time
     (milliseconds since the epoch) that the time of arrival at a gateway is compared to.
     """
     named = hosts is not None
@@ -116,6 +119,7 @@ def create_app(
     )
     # A redirect would turn a POST with a stray slash into something else; the 404 says what is wrong.
     app.router.redirect_slashes = False
+    app.state.metrics = metrics
     return app
 
 

@@ -62,7 +62,10 @@ class Gate:
         origin = request.headers.get("origin")
         allowed = origin is not None and (origin in self._origins or ANY_ORIGIN in self._origins)
         sender = _allowing(send, origin) if allowed and origin is not None else send
-        response = self._refusal(request, origin, allowed=allowed) or self._preflight(request, allowed=allowed)
+        response = self._refusal(request, origin, allowed=allowed)
+        if response is not None:
+            answers.count(request, "HttpRefused")
+        response = response or self._preflight(request, allowed=allowed)
         await (response or self._app)(scope, receive, sender)
 
     def _refusal(self, request: Request, origin: str | None, *, allowed: bool) -> Response | None:
