@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given, settings
@@ -114,7 +114,7 @@ def test_of_many_large_answers_no_more_is_read_than_there_is_room_for(*, told: b
     async def scenario() -> None:
         size = 2 * MIB
         client = Lambda(size, str(size) if told else None)
-        invoker = LambdaInvoker(client, {"f": FunctionConfig()})  # type: ignore[arg-type]
+        invoker = LambdaInvoker(cast("Any", client), {"f": FunctionConfig()})
         room = AnswerRoom(12 * MIB)
 
         async def one() -> None:
@@ -133,7 +133,7 @@ def test_of_many_large_answers_no_more_is_read_than_there_is_room_for(*, told: b
 def test_what_headers_tell_of_an_answer_is_not_believed(told: str) -> None:
     async def scenario() -> None:
         client = Lambda(ANSWER_BYTES_MAX + 1, told)
-        invoker = LambdaInvoker(client, {"f": FunctionConfig()})  # type: ignore[arg-type]
+        invoker = LambdaInvoker(cast("Any", client), {"f": FunctionConfig()})
         room = AnswerRoom(MIB)
         with room.answer("f") as answer, pytest.raises(FunctionFailedError, match="answered more than"):
             await invoker.invoke("f", b"{}", answer)
