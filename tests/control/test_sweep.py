@@ -13,6 +13,7 @@ import pytest
 
 from tenuto import VirtualObject
 from tenuto.lane.timers import GuardTimer, SendTimer, Timer, parse_timer, timer_put
+from tenuto.lane.writes import Item, Key
 from tenuto.protocol.ids import Lane
 from tenuto.store.port import Page, TableUnavailableError
 from tenuto_control.limits import Limits, near_lookback_ms
@@ -87,6 +88,34 @@ def test_what_comes_to_lie_while_sweeps_fail_is_found_by_the_next_one() -> None:
         assert await found_within(meter, timer, NEXT_SWEEP_S)
         sweeping.cancel()
         await asyncio.gather(sweeping, return_exceptions=True)
+
+    run_virtual(scenario())
+
+
+def test_the_guards_of_one_lane_are_judged_by_one_look_at_it() -> None:
+    """A lane that several processes reach has a guard for each hand-over, and they fall due together."""
+
+    class Counting(CountingTable):
+        looks = 0
+
+        async def get(self, key: Key) -> Item | None:
+            self.looks += key.pk == Lane("box", "k").pk
+            return await super().get(key)
+
+        async def query(self, pk: str, low: str, high: str, *, limit: int = 100, after: str | None = None) -> Page:
+            self.looks += pk == Lane("box", "k").pk
+            return await super().query(pk, low, high, limit=limit, after=after)
+
+    async def scenario() -> None:
+        table = Counting()
+        meter = Meter(meter_of(VirtualObject("box")).services, table=table)
+        now_ms = meter.clock.now_ms()
+        guards = [GuardTimer(Lane("box", "k"), f"n{n}", now_ms, f"guard.{n}") for n in range(20)]
+        for guard in guards:
+            meter.table.apply(timer_put(guard))
+        await meter.sweeper.sweep()
+        assert not any((guard.key.pk, guard.key.sk) in table.items for guard in guards)
+        assert table.looks == len(("head", "inbox", "head again"))
 
     run_virtual(scenario())
 

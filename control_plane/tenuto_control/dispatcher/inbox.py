@@ -158,6 +158,8 @@ class Inbox:
             limit, after = PAGE_ITEMS_MAX, page.last
             if after is None:
                 break
+        # All there is fits into one page the next time, unless tombstones come faster than looks.
+        self._first_page_items = min(PAGE_ITEMS_MAX, max(PAGE_ITEMS_MIN, used + PAGE_ITEMS_MIN // 2))
         return look.view(more=after is not None)
 
     async def _take_up(self, item: Item, look: _Look) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias, assert_never
 
@@ -28,6 +28,7 @@ from tenuto.lane.timers import (
 from tenuto.lane.writes import Delete, Item, Key, Put
 from tenuto.protocol.ids import Lane, digest
 from tenuto.protocol.limits import TIMER_BUCKET_MS, TIMER_SHARDS
+from tenuto.protocol.messages import Head
 from tenuto.store.memory import SORT_KEY_BYTES_MAX
 from tenuto.store.port import TableRefusedError, TableUnavailableError, UnstorableError
 from tenuto_control.core.clocks import differs
@@ -281,22 +282,26 @@ class Sweeper:
             await self._writer.patiently(lambda: self._table.delete_all([Delete(one.key) for one in over]))
 
     async def _verdicts(self, due: Iterable[_Found]) -> dict[Question, bool | None]:
-        """Which timers are unneeded, several asked about at a time: one by one, a busy table outpaces a sweep.
+        """Which timers are unneeded, several lanes asked about at a time: one by one, a busy table outpaces a sweep.
 
         None for one that cannot be judged, because what its lane holds cannot be read.
         """
-        timers = [found.timer for found in due]
-        questions = {_question(timer): timer for timer in timers if not isinstance(timer, SendTimer)}
+        lanes: dict[Lane, dict[Question, LaneTimer]] = {}
+        for found in due:
+            if not isinstance(found.timer, SendTimer):
+                lanes.setdefault(found.timer.lane, {})[_question(found.timer)] = found.timer
         verdicts: dict[Question, bool | None] = {}
-        left = iter(questions.items())
+        left = iter(lanes.items())
         while some := list(itertools.islice(left, ASKED_AT_ONCE)):
-            answers = await asyncio.gather(*(self._unneeded(t) for _, t in some), return_exceptions=True)
-            for (question, timer), answer in zip(some, answers, strict=True):
+            answers = await asyncio.gather(
+                *(self._unneeded(lane, timers) for lane, timers in some), return_exceptions=True
+            )
+            for (lane, timers), answer in zip(some, answers, strict=True):
                 if not isinstance(answer, BaseException):
-                    verdicts[question] = answer
+                    verdicts.update(answer)
                 elif isinstance(answer, Exception) and not isinstance(answer, TableUnavailableError):
-                    self._unreadable.met(f"the lane {timer.lane.pk}", answer)
-                    verdicts[question] = None
+                    self._unreadable.met(f"the lane {lane.pk}", answer)
+                    verdicts.update(dict.fromkeys(timers))
                 else:
                     raise answer
         return verdicts
@@ -328,14 +333,23 @@ class Sweeper:
             self._unreadable.met(f"the delayed message for {found.timer.lane.pk}", e)
             await self._alone(found, self._move(found, POSTPONE_MS_MAX))
 
-    async def _unneeded(self, timer: LaneTimer) -> bool:
-        """Whether nothing is left for a timer to drive.
+    async def _unneeded(self, lane: Lane, timers: Mapping[Question, LaneTimer]) -> dict[Question, bool]:
+        """Whether nothing is left for each of a lane's timers to drive.
 
         That is: its due time had passed before the head was read, no live item waits, its invocation is over, the
-        outbox is empty, the write it was put for can come no more, and the head has not changed since.
+        outbox is empty, the write it was put for can come no more, and the head has not changed since. What the lane
+        holds is looked up once for all of them: a lane that is handed over under load has a guard for each hand-over.
         """
-        before = parse_head(await self._table.get(head_key(timer.lane)))
-        if before.out or (before.run is not None and before.run.event.nonce == timer.invocation):
+        before = parse_head(await self._table.get(head_key(lane)))
+        verdicts = {question: self._may_go(timer, before) for question, timer in timers.items()}
+        guards = [question for question, may_go in verdicts.items() if may_go and question[0] is GuardTimer]
+        if guards and not await self._untouched(lane, before):
+            verdicts.update(dict.fromkeys(guards, False))
+        return verdicts
+
+    def _may_go(self, timer: LaneTimer, head: Head) -> bool:
+        """Whether a head says that a timer is unneeded. That the inbox needs no guard is to be seen there."""
+        if head.out or (head.run is not None and head.run.event.nonce == timer.invocation):
             return False
         match timer:
             case SleepTimer():
@@ -343,14 +357,16 @@ class Sweeper:
                 return True
             case GuardTimer(ver=ver, since_ms=since_ms):
                 # The write it was put for is late, or this clock is ahead of its writer's. No clock may decide that.
-                if ver == before.ver and self._clock.now_ms() - (since_ms or 0) < GUARDED_WRITE_MS_MAX:
-                    return False
-                if await Inbox(timer.lane, self._writer).any_live():
-                    return False
-                after = parse_head(await self._table.get(head_key(timer.lane)))
-                return after.ver == before.ver and not after.out
+                return ver != head.ver or self._clock.now_ms() - (since_ms or 0) >= GUARDED_WRITE_MS_MAX
             case _:
                 assert_never(timer)
+
+    async def _untouched(self, lane: Lane, before: Head) -> bool:
+        """Whether nothing waits in the inbox of a lane, whose head is as it was before that was looked at."""
+        if await Inbox(lane, self._writer).any_live():
+            return False
+        after = parse_head(await self._table.get(head_key(lane)))
+        return after.ver == before.ver and not after.out
 
     async def _set_aside(self, item: Item, key: Key) -> None:
         """Move an item that is no timer an hour or two on: it is kept, and old buckets become empty all the same."""
