@@ -16,7 +16,7 @@ import pytest
 from tenuto.protocol.records import Event, KafkaSource, PublishOut, Result
 from tenuto_control.core.routing import Subscription
 from tenuto_control.limits import Limits
-from tenuto_control.loops.consume import Consumer
+from tenuto_control.loops.consume import TAKEN_AT_ONCE, Consumer
 from tenuto_control.ports import Answer, LogRecord, LogUnavailableError, Resolution, TopicPartition
 from tests.support.memory_kafka import MemoryEventLog, MemoryKafka, Operation
 from tests.support.virtual_time import VirtualClock, run_virtual
@@ -392,6 +392,43 @@ async def test_a_record_polled_before_a_rebalance_is_not_delivered_after_it() ->
         await asyncio.sleep(1)
         firsts = list(dict.fromkeys(execution.offsets))
         assert firsts == list(range(60))
+
+
+@virtually
+async def test_other_work_gets_its_turn_while_many_records_are_taken_in() -> None:
+    world, execution = World(), RecordingExecution()
+    most = before = 0
+    world.produce(1_000)
+    async with world.consumer(execution):
+        for _ in range(1_000):
+            await asyncio.sleep(0)
+            most, before = max(most, len(execution.delivered) - before), len(execution.delivered)
+    assert execution.offsets == list(range(1_000))
+    assert most <= TAKEN_AT_ONCE
+
+
+@virtually
+async def test_a_partition_that_comes_back_amid_a_poll_is_read_from_what_was_committed() -> None:
+    """Records of the poll that its former assignment had not taken in would come in front of those delivered again."""
+
+    class Rebalancing(RecordingExecution):
+        after_withdrawal = 0
+
+        def deliver(self, event: Event, released: Callable[[], None]) -> None:
+            super().deliver(event, released)
+            if not self.withdrawn and len(self.delivered) == TAKEN_AT_ONCE // 2:
+                world.kafka._rebalance(world.kafka._group("tenuto"))
+
+        async def withdraw(self, partitions: Sequence[TopicPartition], timeout_ms: int) -> None:
+            await super().withdraw(partitions, timeout_ms)
+            self.after_withdrawal = self.after_withdrawal or len(self.delivered)
+
+    world, execution = World(), Rebalancing(holding=True)
+    world.produce(4_000)
+    async with world.consumer(execution, Limits(poll_records_max=4_000, partition_records_max=10_000)):
+        await asyncio.sleep(5)
+        assert execution.after_withdrawal < 4_000
+        assert execution.offsets[execution.after_withdrawal :] == list(range(4_000))
 
 
 def test_failures_are_retried_and_logged_once_in_a_while(caplog: pytest.LogCaptureFixture) -> None:

@@ -3,8 +3,10 @@
     python -m tests.stack.slow_key
 
 Owns the load on the embedded stack and the measurement. The followers come at an even pace, or all at once; then the
-records that come behind them in their partition wait until all have been read, which no consumer can help. Does not own
-that nothing is lost or out of order (`tests/control/test_spill.py`, `tests/simulation`), but looks.
+records that come behind them in their partition wait until all have been read, which no consumer can help. They are
+produced by a process of their own: this one runs the function's service, which would wait for them. The same followers
+of a key that is awake tell what such a load costs without the sleep. Does not own that nothing is lost or out of order
+(`tests/control/test_spill.py`, `tests/simulation`), but looks.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import asyncio
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +29,7 @@ from tests.stack.world import World, jobs_system
 FOLLOWERS = (2_000, 4_000, 20_000)
 OTHER_KEYS = 100
 OTHERS_PER_S = 100
-LASTS_S = 20.0
+LASTS_S = 15.0
 """So long the other keys' records come, and the followers among them."""
 
 SLEEP_S = LASTS_S + 5
@@ -37,70 +39,106 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
+class Load:
+    """So many records of one key, in so many seconds (0: at once); the key is `asleep`, or takes them as they come."""
+
+    followers: int = 0
+    over_s: float = 0.0
+    asleep: bool = True
+
+    @property
+    def name(self) -> str:
+        """The load, for a person."""
+        if not self.followers:
+            return "no followers"
+        how = f"over {self.over_s:.0f} s" if self.over_s else "at once"
+        return f"{self.followers:,} followers {how}{'' if self.asleep else ', awake'}"
+
+
+@dataclass(frozen=True, slots=True)
 class Measured:
     """Latencies of the other keys' records, from their producing to their handler, in ms; and what was wrong."""
 
-    followers: int
-    at_once: bool
+    load: Load
     p50_ms: float
     p99_ms: float
     longest_ms: float
     drained_s: float
     wrong: str = ""
 
-    def line(self) -> str:
-        """The numbers for a person."""
-        how = "" if not self.followers else " at once" if self.at_once else f" over {LASTS_S:.0f} s"
+    def line(self, baseline: Measured | None) -> str:
+        """The numbers for a person, beside those without followers."""
+        times = "" if baseline is None else f" ({self.p99_ms / baseline.p99_ms:.1f} times the baseline)"
+        drained = f"; {self.drained_s:.1f} s from its waking until the key was through" if self.load.followers else ""
         return (
-            f"{self.followers:>6,} followers{how}: others p50 {self.p50_ms:.0f} ms, p99 {self.p99_ms:.0f} ms, longest "
-            f"{self.longest_ms:.0f} ms; {self.drained_s:.1f} s from its waking until the key was through{self.wrong}"
+            f"{self.load.name:>35}: others p50 {self.p50_ms:.0f} ms, p99 {self.p99_ms:.0f} ms{times}, longest "
+            f"{self.longest_ms:.0f} ms{drained}{self.wrong}"
         )
 
 
-async def measure(say: Say, followers: tuple[int, ...] = FOLLOWERS) -> list[Measured]:
+LOADS = (
+    *(Load(count, LASTS_S) for count in FOLLOWERS),
+    *(Load(count) for count in FOLLOWERS),
+    *(Load(count, LASTS_S, asleep=False) for count in FOLLOWERS),
+)
+
+
+async def measure(say: Say, loads: Sequence[Load] = LOADS) -> list[Measured]:
     """Start a system, load it without followers, then with, stop it."""
     with tempfile.TemporaryDirectory(prefix="tenuto-slow-key-") as folder:
         notes = Path(folder) / "notes"
         async with jobs_system(notes, 20.0, partitions=1) as system:
             world = World(system, notes)
-            await _measured(world, 0, at_once=False)  # The first events also start the functions.
-            found = []
-            for count, at_once in [(0, False), *((n, once) for once in (False, True) for n in followers)]:
-                found.append(await _measured(world, count, at_once=at_once))
-                say(found[-1].line())
+            await _measured(world, Load())  # The first events also start the functions.
+            found = [await _measured(world, Load())]
+            say(found[0].line(None))
+            for load in loads:
+                found.append(await _measured(world, load))
+                say(found[-1].line(found[0]))
             return found
 
 
-async def _measured(world: World, followers: int, *, at_once: bool) -> Measured:
+async def _measured(world: World, load: Load) -> Measured:
     key, began_s = world.key("slow"), time.time()
+    wakes_s = began_s + 1 + SLEEP_S if load.asleep else began_s
     async with world.producer() as producer:
-        if followers:
+        if load.followers and load.asleep:
             await _send(producer, key, app.Job("doze", str(SLEEP_S)))
             await asyncio.sleep(1)
         async with asyncio.TaskGroup() as group:
-            group.create_task(_follow(producer, key, followers, at_once=at_once))
+            group.create_task(_follow_beside(world, key, load))
             sending = group.create_task(_others(world, producer))
     sent = sending.result()
     await world.eventually(lambda: sent.keys() <= {one.what for one in app.notes(world.notes_path)}, expected=True)
     at_s = {one.what: one.at_s for one in reversed(app.notes(world.notes_path)) if one.what in sent}
     took_ms = sorted((at_s[name] - sent_s) * 1_000 for name, sent_s in sent.items())
-    drained_s, wrong = await _through(world, key, followers, began_s + 1 + SLEEP_S) if followers else (0.0, "")
+    drained_s, wrong = await _through(world, key, load.followers, wakes_s) if load.followers else (0.0, "")
     p50, p99 = (took_ms[int(len(took_ms) * share)] for share in (0.5, 0.99))
-    return Measured(followers, at_once, p50, p99, took_ms[-1], drained_s, wrong)
+    return Measured(load, p50, p99, took_ms[-1], drained_s, wrong)
 
 
 async def _send(producer: AIOKafkaProducer, key: str, job: app.Job) -> None:
     await producer.send("jobs", msgspec.json.encode(job), key=key.encode())
 
 
-async def _follow(producer: AIOKafkaProducer, key: str, followers: int, *, at_once: bool) -> None:
+async def _follow_beside(world: World, key: str, load: Load) -> None:
+    """Have the followers produced by another process. Raises AssertionError when it fails."""
+    if not load.followers:
+        return
+    what = (world.system.bootstrap_servers, key, str(load.followers), str(load.over_s))
+    process = await asyncio.create_subprocess_exec(sys.executable, "-m", "tests.stack.slow_key", "follow", *what)
+    assert await process.wait() == 0, "the followers could not be produced"
+
+
+async def follow(bootstrap_servers: str, key: str, count: int, over_s: float) -> None:
     """Produce what follows the event that sleeps."""
-    began_s = time.monotonic()
-    for n in range(followers):
-        due_s = began_s + (0 if at_once else n / followers * LASTS_S)
-        if due_s > time.monotonic():
-            await asyncio.sleep(due_s - time.monotonic())
-        await _send(producer, key, app.Job("follow", str(n)))
+    async with AIOKafkaProducer(bootstrap_servers=bootstrap_servers, enable_idempotence=True) as producer:
+        began_s = time.monotonic()
+        for n in range(count):
+            due_s = began_s + n / count * over_s
+            if due_s > time.monotonic():
+                await asyncio.sleep(due_s - time.monotonic())
+            await _send(producer, key, app.Job("follow", str(n)))
 
 
 async def _others(world: World, producer: AIOKafkaProducer) -> dict[str, float]:
@@ -129,11 +167,17 @@ async def _through(world: World, key: str, followers: int, wakes_s: float) -> tu
     return time.time() - wakes_s, wrong
 
 
-def main() -> int:
+def main(arguments: Sequence[str]) -> int:
     """The command line; 1 when the key missed an event, or saw one twice."""
+    match arguments:
+        case ["follow", bootstrap_servers, key, count, over_s]:
+            asyncio.run(follow(bootstrap_servers, key, int(count), float(over_s)))
+            return 0
+        case _:
+            pass
     found = asyncio.run(measure(lambda line: print(line, flush=True)))
     return 1 if any(one.wrong for one in found) else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -139,13 +139,16 @@ class Delivery:
         """
         last: Event | None = None
         buried: dict[str, int] = {}
-        for event, put in await self._put(lane, list(events)):
-            answer = put.answer
-            if isinstance(answer, Refused) and answer.item is not None and "done" in answer.item:
-                ttl = answer.item.get("ttl")
-                buried[event.nonce] = ttl if isinstance(ttl, int) else 0
-                continue
-            last = event
+        waiting = list(events)
+        # Some at a time: what is made of all of them at once keeps the event loop from others.
+        for at in range(0, len(waiting), INBOX_ITEM_EVENTS_MAX):
+            for event, put in await self._put(lane, waiting[at : at + INBOX_ITEM_EVENTS_MAX]):
+                answer = put.answer
+                if isinstance(answer, Refused) and answer.item is not None and "done" in answer.item:
+                    ttl = answer.item.get("ttl")
+                    buried[event.nonce] = ttl if isinstance(ttl, int) else 0
+                    continue
+                last = event
         if last is None:
             return buried
         due_ms = self._clock.now_ms() + self._limits.guard_delay_ms

@@ -130,8 +130,10 @@ class LaneQueue:
 
     def let_go_of(self, works: Collection[KafkaWork]) -> None:
         """These events are in the inbox."""
+        # All at once: taken out one by one, each would move up all that are behind it.
+        gone = set(works)
+        self._works = [work for work in self._works if work not in gone]
         for work in works:
-            self._leave(work)
             work.release()
 
     def hand_over(self, works: Collection[Work], now_ms: int) -> None:

@@ -86,8 +86,11 @@ log = logging.getLogger("tenuto.lane")
 LATE_LEASES = 3
 """Time-outs of its function that a lease lasts, after the last one was over before the function began."""
 
-SPILLED_AT_ONCE = INBOX_ITEM_EVENTS_MAX
+SPILLED_AT_ONCE = 4 * INBOX_ITEM_EVENTS_MAX
 """Events that move to the inbox before their offsets are let go of. Each time costs a guard and a mark."""
+
+LET_GO_AT_ONCE = 100
+"""Events whose offsets are let go of before other work gets its turn: about a millisecond."""
 
 PAUSE_MS_MIN = 10
 """The shortest pause between attempts that a function may ask for."""
@@ -414,7 +417,9 @@ class LaneWorker(LaneTask):
             # Offsets go as their events are durable: the partition has room for other keys while the rest follows.
             some = works[first : first + SPILLED_AT_ONCE]
             await self._services.delivery.accept(self.lane, [w.event for w in some])
-            self.queue.let_go_of(some)
+            for at in range(0, len(some), LET_GO_AT_ONCE):
+                self.queue.let_go_of(some[at : at + LET_GO_AT_ONCE])
+                await asyncio.sleep(0)
         if self._memory.trouble is not None:
             # Whether what they sent has left cannot be seen from here, perhaps for long.
             await self.entrust()
