@@ -222,6 +222,7 @@ LIMITS: Final[Mapping[str, Meanings]] = {
         "sweep_wide_interval_ms": "between two wide sweeps",
         "sweep_deep_interval_ms": "between two sweeps of older timers",
         "sweep_deep_buckets_max": "minutes of timers that one of these looks at",
+        "timers_wide_per_s": "activations in a second from which timers of near minutes lie in 32 partitions, not 4",
         "timer_postpone_ms": "how far a due timer moves on that is still needed; doubles up to an hour",
         "hold_sleep_ms": "sleeps up to this length are held in the function",
         "wheel_horizon_ms": "timers due within this time are held in memory",

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, assert_never
 
-from tenuto.lane import continuations, dead_letters, items, timers, transitions, tries
+from tenuto.lane import continuations, dead_letters, items, lives, timers, transitions, tries
 from tenuto.lane.head import WATERMARK
 from tenuto.lane.writes import Absent, AbsentOrAtMost, AbsentOrEquals, Clause, Delete, Equals, Put, Update
 from tenuto.machine.phases import TRANSITIONS, Phase
@@ -121,7 +121,7 @@ ROWS: Final = (
     Row(
         items.answer_put,
         "resolver, before 8",
-        items.answer_put(LANE, "A#1", b""),
+        items.answer_put(LANE, "Q#1", b""),
         "no response: repeat",
     ),
     Row(
@@ -203,6 +203,12 @@ ROWS: Final = (
         "no response: repeat",
     ),
     Row(
+        lives.life_over,
+        "dispatcher, for a topic that was created again",
+        lives.life_over(LANE, {"epoch.0a1b2c3d|topic|0": (0, 0)}),
+        "no response: repeat, or with the next record",
+    ),
+    Row(
         tries.attempt_counted,
         "dispatcher",
         tries.attempt_counted(LANE, "nonce", 1, ("1.0",)),
@@ -233,10 +239,28 @@ ROWS: Final = (
         "no response: repeat",
     ),
     Row(
+        items.leftover_delete,
+        "sweep, before 18 of a guard",
+        items.leftover_delete(LANE, "J#1"),
+        "no response: the sweep comes by again",
+    ),
+    Row(
         timers.timer_put,
         "before 2, 5, 8, 11",
         timers.timer_put(TIMER),
         "no response: repeat",
+    ),
+    Row(
+        timers.wide_mark,
+        "dispatcher, before 4 of a minute that is spread",
+        timers.wide_mark(0),
+        "no response: repeat",
+    ),
+    Row(
+        timers.wide_mark_delete,
+        "sweep",
+        timers.wide_mark_delete(0),
+        "no response: the sweep comes by again",
     ),
     Row(
         timers.timer_put_again,
@@ -426,7 +450,6 @@ def place(write: Write) -> str:
     if write.key.pk[:2] in apart:
         return apart[write.key.pk[:2]]
     kinds = {
-        "A": "large answer",
         "C": "sweep's cursor",
         "H": "head",
         "I": "inbox",
@@ -434,6 +457,7 @@ def place(write: Write) -> str:
         "N": "continuation",
         "O": "bundle",
         "P": "part",
+        "Q": "large answer",
         "R": "result",
         "U": "beside the inbox",
         "V": "large input",

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import gc
 import logging
 import signal
 import socket
@@ -28,6 +27,7 @@ from tenuto_control.dispatcher.outages import watched
 from tenuto_control.drivers.http_connections import Connections, connections_possible
 from tenuto_control.drivers.http_protocol import JsonErrorsProtocol
 from tenuto_control.drivers.kafka import KafkaEventLog
+from tenuto_control.garbage import collected_rarely
 from tenuto_control.loops.consume import Consumer
 from tenuto_control.memory import memory_of_task, memory_problem
 
@@ -59,17 +59,8 @@ async def serve(config: Config) -> None:
     async with assembled(config) as parts:
         starting = asyncio.create_task(_start(parts), name="start")
         if await _unless(stop, starting):
-            _set_apart()
-            await _work(parts, stop)
-
-
-def _set_apart() -> None:
-    """Take what there is for good out of the collections of garbage to come.
-
-    Most of it describes services of AWS. A full collection looks through all of it, and everything waits meanwhile.
-    """
-    gc.collect()
-    gc.freeze()
+            with collected_rarely():
+                await _work(parts, stop)
 
 
 async def _start(parts: Assembly) -> None:
@@ -100,6 +91,7 @@ async def _work(parts: Assembly, stop: asyncio.Event) -> None:
     listener = listening(config.http)
     server = _server(parts)
     kept = {"sweep": parts.sweeper.run, "discovery": parts.deployments.refresh, "metrics": lambda: _report(parts)}
+    kept["lateness"] = parts.lateness.run
     tasks = [asyncio.create_task(loops.keep(name, run), name=name) for name, run in kept.items()]
     listeners = [listener, *(listener.dup() for _ in range(ACCEPTS_PER_TURN - 1))]
     tasks.append(asyncio.create_task(server.serve(listeners), name="http"))

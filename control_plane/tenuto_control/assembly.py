@@ -39,6 +39,7 @@ from tenuto_control.drivers.table_clock import DynamoClock
 from tenuto_control.ingress import create_app
 from tenuto_control.ingress.gate import is_loopback
 from tenuto_control.ingress.readiness import probe
+from tenuto_control.loops.lateness import Lateness
 from tenuto_control.loops.restarts import Loops
 from tenuto_control.loops.sweep import Sweeper
 from tenuto_control.loops.unreadable import UnreadablePartitions
@@ -66,6 +67,7 @@ class Assembly:
     app: Starlette
     unreadable: UnreadablePartitions
     loops: Loops
+    lateness: Lateness
     tally: Tally
     reports: EmfReports | None
     tracer: OtelTracer | None
@@ -118,7 +120,7 @@ async def assembled(config: Config) -> AsyncIterator[Assembly]:
         dispatcher = Dispatcher(wiring)
         sweeper = Sweeper(wiring, dispatcher)
         unreadable = UnreadablePartitions(clock, limits, tally)
-        loops = Loops(clock, tally)
+        loops, lateness = Loops(clock, tally), Lateness()
         app = create_app(
             dispatcher,
             deployments,
@@ -126,8 +128,7 @@ async def assembled(config: Config) -> AsyncIterator[Assembly]:
             unreadable=lambda: unreadable.present,
             unanswered=lambda: deployments.unanswered,
             clock=lambda: table_clock.check,
-            stopped=lambda: loops.stopped,
-            now_ms=clock.now_ms,
+            **_told(loops, lateness, clock),
             **_doors(config, tally),
         )
         try:
@@ -144,6 +145,7 @@ async def assembled(config: Config) -> AsyncIterator[Assembly]:
                 app,
                 unreadable,
                 loops,
+                lateness,
                 tally,
                 reports(),
                 tracer,
@@ -157,6 +159,11 @@ async def assembled(config: Config) -> AsyncIterator[Assembly]:
 def _scheduler(config: Config, clients: AwsClients) -> WakeScheduler:
     """What wakes a control plane from outside, if anything does."""
     return NoScheduler() if config.scheduler is None else EventBridgeScheduler(clients.scheduler, config.scheduler)
+
+
+def _told(loops: Loops, lateness: Lateness, clock: SystemClock) -> dict[str, Any]:
+    """What the ingress tells of the process itself, and its time."""
+    return {"stopped": lambda: loops.stopped, "late_ms": lambda: lateness.worst_ms, "now_ms": clock.now_ms}
 
 
 def _doors(config: Config, metrics: Metrics) -> dict[str, Any]:

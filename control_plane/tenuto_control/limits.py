@@ -164,6 +164,8 @@ class Limits:
     """Every so often a sweep also looks at older buckets, from a stored cursor on, so many at a time."""
     timer_postpone_ms: int = 60_000
     """A due timer that is still needed moves on by this much, doubling up to an hour: old buckets empty."""
+    timers_wide_per_s: int = 100
+    """With so many activations in a second, guards and sleeps of the next minutes are spread over more partitions."""
     hold_sleep_ms: int = HOLD_SLEEP_MS_MAX
     """Sleeps up to this long are waited for inside the function; more than that is for a dispatcher that runs as a
     function itself, where nothing but the outside scheduler could end a short suspension."""

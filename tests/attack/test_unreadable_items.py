@@ -32,7 +32,7 @@ from tenuto.lane.timers import (
     timer_put,
 )
 from tenuto.lane.transitions import check_inbox_events, inbox_put, mark_pend
-from tenuto.lane.writes import Foreign, Item, Key, Put, Value
+from tenuto.lane.writes import Answer, Foreign, Item, Key, Put, Value, Write
 from tenuto.protocol.ids import InvocationId, Lane, kafka_nonce
 from tenuto.protocol.limits import PARTS_MAX, TIMER_BUCKET_MS
 from tenuto.protocol.records import (
@@ -46,6 +46,7 @@ from tenuto.protocol.records import (
     pack_events,
 )
 from tenuto.service import Services
+from tenuto.store.port import Page
 from tenuto_control.core.metrics import Tally
 from tenuto_control.limits import Limits
 from tenuto_control.ports import OverloadedError, Resolution
@@ -53,6 +54,10 @@ from tests.costs.meter import CountingTable, Meter, meter_of
 from tests.support.virtual_time import EPOCH_MS, run_virtual
 
 NAP_S = 40
+REQUEST_S = 0.005
+HOSTILE_ITEMS = 10_000
+IN_TIME_S = 30
+"""How late a sleep may end whose process died: no later than by the wide walks."""
 DEEP = b"\x91" * 100_000
 LANE = Lane("victim", "k")
 FOREIGN = Foreign({"BOOL": True}, "DynamoDB type BOOL")
@@ -266,6 +271,65 @@ def test_many_timers_that_are_none_are_said_in_few_lines(caplog: pytest.LogCaptu
     lines = [record.getMessage() for record in caplog.records]
     assert 0 < len(lines) < 40
     assert all(line.isprintable() and len(line) < 2_000 for line in lines)
+
+
+class SlowTable(CountingTable):
+    """Each request takes its time, as a real table's does."""
+
+    async def write(self, write: Write) -> Answer:
+        """See `Table.write`."""
+        await asyncio.sleep(REQUEST_S)
+        return await super().write(write)
+
+    async def get(self, key: Key) -> Item | None:
+        """See `Table.get`."""
+        await asyncio.sleep(REQUEST_S)
+        return await super().get(key)
+
+    async def query(self, pk: str, low: str, high: str, *, limit: int = 100, after: str | None = None) -> Page:
+        """See `Table.query`."""
+        await asyncio.sleep(REQUEST_S)
+        return await super().query(pk, low, high, limit=limit, after=after)
+
+
+def _in_front_of(others: Key, number: int, world: World) -> None:
+    """Items in partitions that a sweep looks at before it comes to another timer, or earlier in the same."""
+    minute = int(others.pk.split("#")[1])
+    at = replace(others, pk=timer_bucket(minute, 0), sk=f"0{number:014d}#x")
+    match number % 3:
+        case 0:
+            world.put(Put(at, {"x": "none"}))
+        case 1:
+            world.put(timer_put(GuardTimer(Lane("victim", f"bad{number}"), "c1", minute * TIMER_BUCKET_MS, "g")))
+            head = head_key(Lane("victim", f"bad{number}"))
+            world.put(Put(head, {"ver": "none"}))
+        case _:
+            message = pack(SendOut("victim", "k", "garbage", "note", b"1"))
+            timer = SendTimer(LANE, f"m{number}", minute * TIMER_BUCKET_MS, f"s{number}", message, "other/s", "1.0")
+            world.put(timer_put(timer))
+
+
+def test_another_services_sleep_ends_in_time_behind_ten_thousand_items_that_cannot_be_read() -> None:
+    async def scenario() -> None:
+        world = World(SlowTable())
+        async with world.plane() as meter:
+            meter.deliver(other_nap, "nap", b"7")
+            await meter.quiet()
+        (sleep,) = [Key(pk, sk) for pk, sk in world.table.items if pk.startswith("T#")]
+        due_ms = parse_timer(world.table.items[sleep.pk, sleep.sk]).due_ms
+        for number in range(HOSTILE_ITEMS):
+            _in_front_of(sleep, number, world)
+        # A process that knows of the sleep from the table alone, and begins when it is due.
+        await asyncio.sleep((due_ms - meter.clock.now_ms()) / 1_000)
+        async with world.plane() as meter:
+            for _ in range(IN_TIME_S):
+                await asyncio.sleep(1)
+                if meter.head("other", "nap").state.get("woken"):
+                    break
+            assert meter.head("other", "nap").state["woken"] == b"7"
+        assert world.count() >= HOSTILE_ITEMS // 3, "those in front of it were met"
+
+    run_virtual(scenario())
 
 
 # --- heads -----------------------------------------------------------------------------------------------------------

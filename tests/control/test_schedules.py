@@ -532,7 +532,7 @@ def test_results_beyond_the_room_of_a_head_have_items_of_their_own() -> None:
         await weighing
         assert meter.head("box", "k").state["answers"] == b"[" + b",".join([b"30000"] * 12) + b"]"
         assert heaviest <= AWAKEABLES_BYTES_MAX + 1_000
-        assert not [sk for pk, sk in meter.table.items if sk.startswith("A#")]
+        assert not [sk for pk, sk in meter.table.items if sk.startswith("Q#")]
 
     run_virtual(scenario())
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Final, get_args
 
 import pytest
 
-from tenuto_control.core.metrics import CountName
+from tenuto_control.core.metrics import CountName, SampleName
 from tenuto_control.core.routing import DEAD_LETTER_SUFFIX, Start
 from tenuto_control.loops.serverless import HOPS_MAX
 from tests.infra.deployment import Resource, Templates, deploy
 
+GUIDE: Final = Path(__file__).resolve().parents[2] / "docs" / "guides" / "operate.md"
 CLUSTER: Final = "arn:aws:kafka:eu-west-1:111122223333:cluster/events/0b6f0a4c-1"
 LOOP_INVOCATIONS: Final = 16
 """About so many invocations in a row end as a loop (AWS Lambda developer guide, "recursive loop detection")."""
@@ -200,7 +202,14 @@ def test_alarms(templates: Templates, shape: str) -> None:
     deployed = deploy(templates, Shape=shape, AlarmTopicArn="arn:topic", **NETWORK)
     alarms = {name.rpartition("/")[2]: one for name, one in deployed.items() if one.type == "AWS::CloudWatch::Alarm"}
     common = {"ClockAlarm", "DeadLettersAlarm", "FunctionsUnansweredAlarm", "LagAlarm", "RecordsRefusedAlarm"}
-    common |= {"UserUpdatesErrorsAlarm", "UserUpdatesThrottlesAlarm"}
+    common |= {"UnreadableItemsAlarm", "UserUpdatesErrorsAlarm", "UserUpdatesThrottlesAlarm"}
     scaled = {"DispatcherErrorsAlarm", "DispatcherThrottlesAlarm", "InvocationsAlarm", "SweepAlarm", "WakeUpsAlarm"}
-    assert alarms.keys() == common | (scaled if shape == "ScaleToZero" else {"UnreadablePartitionsAlarm"})
+    always_on = {"LoopRestartsAlarm", "UnreadablePartitionsAlarm"}
+    assert alarms.keys() == common | (scaled if shape == "ScaleToZero" else always_on)
     assert all(alarm.properties["AlarmActions"] == ["arn:topic"] for alarm in alarms.values())
+    own = [one.properties for one in alarms.values() if one.properties.get("Namespace") == "tenuto"]
+    counted = {*get_args(CountName), *get_args(SampleName)}
+    assert {one["MetricName"] for one in own} <= counted, "an alarm on a metric that nobody counts never goes off"
+    guide = GUIDE.read_text()
+    for name in (alarm.properties["AlarmName"] for alarm in alarms.values()):
+        assert f"`{name}`" in guide, f"the guide does not say what to do about {name}"

@@ -21,7 +21,7 @@ import msgspec
 from tenuto.lane.dead_letters import letter_key, letter_partitions, message_letter_id, parse_letter
 from tenuto.lane.head import HEAD_SK, parse_head
 from tenuto.lane.items import unbundled
-from tenuto.lane.timers import SWEEP_CURSOR, SendTimer, Timer, parse_timer
+from tenuto.lane.timers import SWEEP_CURSOR, WIDE_MARK_SK, SendTimer, Timer, parse_timer
 from tenuto.lane.transitions import inbox_events
 from tenuto.lane.writes import Delete, Item, Write
 from tenuto.protocol.ids import InvocationId, digest
@@ -31,6 +31,7 @@ from tenuto.protocol.records import (
     BundleOut,
     BuriedOut,
     DueSlot,
+    ElsewhereSlot,
     Event,
     KafkaSource,
     Out,
@@ -141,6 +142,18 @@ class Oracles:
             self._head(process, pk, before, after)
         elif sk.startswith("I#"):
             self._inbox(pk, sk, before, after)
+        elif after is None and before is not None:
+            self._still_named(pk, sk)
+
+    def _still_named(self, pk: str, sk: str) -> None:
+        """An item beside a head was deleted: its run must be over."""
+        head = parse_head(self.table.get((pk, HEAD_SK)))
+        if head.run is None:
+            return
+        named = {*head.segments, head.run.input_item}
+        named |= {slot.item for slot in map(unpack_slot, head.slots.values()) if isinstance(slot, ElsewhereSlot)}
+        if sk in named:
+            self.report("immutable-journal", f"{pk} {sk} was deleted while the run that names it goes on")
 
     def _inbox(self, pk: str, sk: str, before: Item | None, after: Item | None) -> None:
         live = self.inbox[pk]
@@ -156,6 +169,9 @@ class Oracles:
 
     def _timer(self, write: Write, before: Item | None, after: Item | None) -> None:
         at = (write.key.pk, write.key.sk)
+        if write.key.sk == WIDE_MARK_SK or (after or before or {}).get("inv") == "":
+            # A guard for leftovers is due in an hour or two, and leads to no work.
+            return
         if after is not None:
             timer = parse_timer(after)
             self.timers[timer.lane.pk][at] = timer

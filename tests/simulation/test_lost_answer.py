@@ -72,7 +72,7 @@ def test_an_item_that_a_segment_names_is_not_deleted() -> None:
         head = meter.head("box", "k")
         assert head.run is None, f"attempt {head.run.attempt} does not end"
         assert head.state["size"] == str(LARGE).encode()
-        assert not [sk for _, sk in table.items if sk.startswith("A#")]
+        assert not [sk for _, sk in table.items if sk.startswith("Q#")]
 
     run_virtual(scenario())
 
@@ -84,7 +84,7 @@ class LosingRead(CountingTable):
 
     async def get(self, key: Key) -> Item | None:
         """See `Table.get`."""
-        if not self.lost and key.sk.startswith("A#"):
+        if not self.lost and key.sk.startswith("Q#"):
             self.lost = True
             raise TableUnavailableError("the response was lost")
         return await super().get(key)

@@ -11,7 +11,7 @@ import os
 from tenuto import ObjectContext, VirtualObject, aws
 
 HEAVY_BYTES = 100_000
-DWELL_S = 2.0
+DWELL_S = 0.05
 
 tally = VirtualObject("tally")
 

@@ -114,11 +114,22 @@ def memory_group(size_bytes: int) -> Iterator[Callable[[int], None] | None]:
 
 @dataclass(slots=True)
 class Watched:
-    """What was seen of a process: its memory, and how long `/health` took, with infinity for no answer."""
+    """What was seen of a process: its memory, and how long `/health` took, with infinity for no answer.
+
+    `late_ms` is what the process says of itself: by how much its loop was late at most in some seconds. What `/health`
+    took beyond that was this client, or its machine.
+    """
 
     pid: int
     peak: int = 0
     health_s: list[float] = field(default_factory=list)
+    late_ms: list[int] = field(default_factory=list)
+
+    @property
+    def p50_s(self) -> float:
+        """The median."""
+        ordered = sorted(self.health_s)
+        return ordered[len(ordered) // 2] if ordered else 0.0
 
     @property
     def p99_s(self) -> float:
@@ -139,8 +150,9 @@ async def watching(system: System) -> AsyncIterator[Watched]:
                 began = time.monotonic()
                 try:
                     async with session.get(f"{system.ingress}/health") as answer:
-                        await answer.read()
+                        told = await answer.json()
                     seen.health_s.append(time.monotonic() - began)
+                    seen.late_ms.append(told.get("late_ms", 0))
                 except (aiohttp.ClientError, TimeoutError):
                     seen.health_s.append(float("inf"))
                 with suppress(OSError):
@@ -342,7 +354,10 @@ async def _judged(system: System, name: str, options: Options, say: Say) -> list
         problems = await SCENARIOS[name](system, options, say)
     if not system.control_planes[0].running:
         problems.append("the control plane has ended")
-    say(f"{name}: peak {seen.peak / MIB:.0f} MiB, /health p99 {seen.p99_s * 1_000:.0f} ms ({len(seen.health_s)} asked)")
+    health = f"/health p50 {seen.p50_s * 1_000:.0f} ms, p99 {seen.p99_s * 1_000:.0f} ms ({len(seen.health_s)} asked)"
+    own = sorted(seen.late_ms) or [0]
+    late = f"the loop was late by {own[len(own) // 2]} ms in the median ten seconds, {own[-1]} ms in the worst"
+    say(f"{name}: peak {seen.peak / MIB:.0f} MiB, {health}; {late}")
     if seen.peak > options.memory_mib * MIB:
         problems.append(f"a peak of {seen.peak / MIB:.0f} MiB")
     if seen.p99_s > HEALTH_P99_S_MAX:

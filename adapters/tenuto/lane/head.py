@@ -7,6 +7,7 @@ Every part of the head is a top-level attribute, so a write names just what it c
     ver tok pend                fencing token, id of the last writer, unique mark "look into the inbox"
     s.<name>  b.<name>          state; what the run first saw of a name it has published since (NULL: absent)
     w.<source>                  next offset the lane accepts of a topic-partition
+    x.<source>                  when a newer life of its topic was met (ms), and the watermark then
     o.<sequence>  f.<nonce>     outbox entry; a finished message or call (value: when, ms)
     rid run att holder lease    the active invocation: nonce, its fixed part, attempt, holder, lease end (ms)
     own                         the process that has written for this attempt, which shuts out its twin
@@ -31,6 +32,7 @@ from tenuto.protocol.records import Event, unpack_out
 
 HEAD_SK = "H"
 STATE, BASE, WATERMARK, OUT, FIN = "s.", "b.", "w.", "o.", "f."
+FORMER = "x."
 JOURNAL = "j."
 T = TypeVar("T")
 
@@ -94,6 +96,7 @@ def _parse_item(item: Item) -> Head:
     state: dict[str, bytes] = {}
     base: dict[str, bytes | None] = {}
     watermarks: dict[str, int] = {}
+    former: dict[str, tuple[int, int]] = {}
     out, fin, slots = {}, {}, {}
     stray: list[str] = []
     journal = f"{JOURNAL}{run.ver}." if run else None
@@ -108,6 +111,8 @@ def _parse_item(item: Item) -> Head:
                 base[rest] = None if value is None else _as(bytes, name, value)
         elif prefix == WATERMARK:
             watermarks[rest] = _as(int, name, value)
+        elif prefix == FORMER:
+            former |= _mark(rest, value)
         elif prefix == OUT:
             out[rest] = unpack_out(_as(bytes, name, value))
         elif prefix == FIN:
@@ -124,6 +129,7 @@ def _parse_item(item: Item) -> Head:
         state=state,
         base=base,
         watermarks=watermarks,
+        former=former,
         out=dict(sorted(out.items())),
         fin=fin,
         run=run,
@@ -186,6 +192,15 @@ def _tried(item: Item) -> tuple[str, int] | None:
             return nonce, failures
         case _:
             return None
+
+
+def _mark(source: str, value: Value) -> dict[str, tuple[int, int]]:
+    """What cannot be read is no mark: it is put once more."""
+    match value:
+        case [int() as at_ms, int() as watermark]:
+            return {source: (at_ms, watermark)}
+        case _:
+            return {}
 
 
 def _texts(name: str, item: Item) -> tuple[str, ...] | None:

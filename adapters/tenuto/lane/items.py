@@ -1,20 +1,27 @@
 """Values too large for a head, in items beside it: journal segments, answers, messages, inputs.
 
-Owns their names, their form, and how much goes into one. Each is put first, then a write of the head names it: so a
-reader finds it, or does not look for it. Does not own the writes of the head (`transitions`), nor when a value is too
-large (runtime, dispatcher).
+Owns their names, their form, how much goes into one, and which of them are over. Each is put first, then a write of the
+head names it: so a reader finds it, or does not look for it. Does not own the writes of the head (`transitions`), nor
+when a value is too large (runtime, dispatcher).
+
+Whoever ends a run deletes its items. What an attempt has left that was fenced off, or whose process died, is deleted by
+the sweep when it finds a guard of the lane to be needed no more (`is_over`): that of a call's claim, or the one that is
+put after each such attempt (`timers.leftovers_guard`). All names lie between `BESIDE_LOW` and `BESIDE_HIGH`, as the
+inbox does, so that one query finds them and what waits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Final
 
 from msgspec.structs import replace
 
-from tenuto.lane.writes import Item, Key, Put, Value
+from tenuto.lane.timers import GuardTimer
+from tenuto.lane.writes import Delete, Item, Key, Put, Value
 from tenuto.protocol.ids import Lane, digest, out_sequence
-from tenuto.protocol.limits import BUNDLE_BYTES_MAX, INLINE_BYTES_MAX
-from tenuto.protocol.messages import ClaimedRun
+from tenuto.protocol.limits import BUNDLE_BYTES_MAX, GUARDED_WRITE_MS_MAX, INLINE_BYTES_MAX, TOMBSTONE_TTL_S
+from tenuto.protocol.messages import ClaimedRun, Head
 from tenuto.protocol.records import (
     Bundle,
     BundleOut,
@@ -29,11 +36,17 @@ from tenuto.protocol.records import (
 
 SEQUENCE_CHARS_MAX = 64
 """Longer places of an outbox are none that tenuto makes; they are shortened where they name an item."""
+BESIDE_LOW: Final = "I#"
+BESIDE_HIGH: Final = "V$"
+"""Bounds of a query for the inbox and all items beside a head."""
+
+_WRITER: Final = 3
+"""Which part of a segment's name is the `ver` that its writer expects."""
 
 
 def answer_name(run: ClaimedRun, slot: str, mark: str) -> str:
     """Sort key of such a result; the mark is part of it, so that answers that compete do not share it."""
-    return f"A#{run.ver:012d}#{slot}#{digest(mark)}"
+    return f"Q#{run.ver:012d}#{slot}#{digest(mark)}"
 
 
 def answer_put(lane: Lane, name: str, data: bytes) -> Put:
@@ -62,9 +75,9 @@ def input_name(nonce: str, holder: str) -> str:
     return f"V#{nonce}#{holder}"
 
 
-def input_put(lane: Lane, name: str, data: bytes | None, carried: Carried | None = None) -> Put:
-    """A large input, and large headers, put before the claim that names them."""
-    attributes: dict[str, Value] = {} if data is None else {"input": data}
+def input_put(lane: Lane, name: str, data: bytes | None, carried: Carried | None = None, at_ms: int = 0) -> Put:
+    """A large input, and large headers, put at `at_ms` before the claim that names them."""
+    attributes: dict[str, Value] = {"at": at_ms} if data is None else {"at": at_ms, "input": data}
     if carried is not None:
         attributes["carried"] = pack(carried)
     return Put(Key(lane.pk, name), attributes)
@@ -89,6 +102,50 @@ def unbundled(sequence: str, bundle: Bundle) -> list[tuple[str, Entry]]:
     """The entries of the bundle that is at a place of an outbox, each with the place that is its own."""
     ver = sequence.partition(".")[0]
     return [(out_sequence(int(ver), position), entry) for position, entry in bundle.entries]
+
+
+# --- how long they stay ----------------------------------------------------------------------------------------------
+
+
+def is_over(item: Item, head: Head, guard: GuardTimer, now_ms: int) -> bool:
+    """Whether an item beside a head is needed by nobody, now or later.
+
+    `guard` was put for a write that can come no more, and its invocation is not the head's run. The outbox of `head`
+    is empty, nothing waits in the inbox, and both were found at the `ver` of `head`.
+
+    What belongs to a `ver` that the lane has reached, other than that of its run, belongs to a run or commit that is
+    over. So does a segment of the run that is not in its list, and whose writer expects a `ver` that has passed. An
+    input may be named by a claim as long as its writer lives, but for the guard's own; the parts of a waiting event by
+    the event, which is put next by a process that may take its time.
+    """
+    name, at_ms = str(item["sk"]), item.get("at")
+    age_ms = now_ms - at_ms if isinstance(at_ms, int) else 0
+    match name[:2]:
+        case "J#" | "O#" | "Q#":
+            parts = name.split("#")
+            ver = _number(parts[1])
+            if ver is None or ver > head.ver:
+                return False
+            if head.run is None or ver != head.run.ver:
+                return True
+            writer = _number(parts[_WRITER]) if name.startswith("J#") and len(parts) > _WRITER + 1 else None
+            return writer is not None and writer < head.ver and name not in head.segments
+        case "V#":
+            named = head.run is not None and head.run.input_item == name
+            return not named and (name == input_name(guard.invocation, guard.nonce) or age_ms > GUARDED_WRITE_MS_MAX)
+        case "P#":
+            return age_ms > TOMBSTONE_TTL_S * 1_000
+        case _:
+            return False
+
+
+def _number(text: str) -> int | None:
+    return int(text) if text.isascii() and text.isdecimal() else None
+
+
+def leftover_delete(lane: Lane, name: str) -> Delete:
+    """Forget an item beside a head that is over."""
+    return Delete(Key(lane.pk, name))
 
 
 # --- what goes into them ---------------------------------------------------------------------------------------------

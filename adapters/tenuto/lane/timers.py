@@ -6,13 +6,14 @@ when one is put (function runtime and dispatcher), nor who comes by (`tenuto_con
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Final, TypeAlias, assert_never
+from dataclasses import dataclass, replace
+from typing import Final, TypeAlias, TypeVar, assert_never
 
 from tenuto.lane.writes import Absent, AbsentOrAtMost, Delete, Key, Put, Update, Value
 from tenuto.protocol.ids import Lane, digest
-from tenuto.protocol.limits import TIMER_BUCKET_MS, TIMER_SHARDS
+from tenuto.protocol.limits import GUARDED_WRITE_MS_MAX, TIMER_BUCKET_MS, TIMER_SHARDS, TIMER_SHARDS_WIDE
 
 HTTP_SENDER: Final = "http"
 """The sender of a message that came over HTTP; no partition key looks like it."""
@@ -20,12 +21,16 @@ HTTP_SENDER: Final = "http"
 
 @dataclass(frozen=True, slots=True)
 class SleepTimer:
-    """The end of a sleep of an invocation, at `due_ms`; `nonce` tells it from others of its lane."""
+    """The end of a sleep of an invocation, at `due_ms`; `nonce` tells it from others of its lane.
+
+    A `wide` one is in a minute that is marked: see `spread`.
+    """
 
     lane: Lane
     invocation: str
     due_ms: int
     nonce: str
+    wide: bool = False
 
     @property
     def key(self) -> Key:
@@ -47,6 +52,7 @@ class GuardTimer:
     nonce: str
     ver: int | None = None
     since_ms: int | None = None
+    wide: bool = False
 
     @property
     def key(self) -> Key:
@@ -74,10 +80,46 @@ class SendTimer:
 
 Timer: TypeAlias = SleepTimer | GuardTimer | SendTimer
 
+Minutes: TypeAlias = tuple[int, int]
+"""Minutes since the epoch: the first, and the one after the last."""
+
+NOT_SPREAD: Final[Minutes] = (0, 0)
+
+T = TypeVar("T", bound=SleepTimer | GuardTimer)
+
+
+def spread(timer: T, marked: Minutes) -> T:
+    """A timer where it is to be put: of a minute that is marked, it is one of `TIMER_SHARDS_WIDE` partitions."""
+    first, after = marked
+    return replace(timer, wide=True) if first <= timer.due_ms // TIMER_BUCKET_MS < after else timer
+
+
+WIDE_MARK_SK: Final = "!wide"
+"""Before all timers of its partition, and before where a sweep begins that knows no marks."""
+
+
+def wide_mark(minute: int) -> Put:
+    """Have sweeps look at all `TIMER_SHARDS_WIDE` partitions of a minute, before a timer is spread over them."""
+    return Put(Key(timer_bucket(minute, 0), WIDE_MARK_SK), {"wide": 1})
+
+
+def wide_mark_delete(minute: int) -> Delete:
+    """Forget the mark of a minute whose partitions were all found empty, long after any timer may be put there."""
+    return Delete(Key(timer_bucket(minute, 0), WIDE_MARK_SK))
+
 
 def timer_bucket(minute: int, shard: int) -> str:
     """Partition key of a bucket of timers; `minute` counts from the epoch."""
     return f"T#{minute}#{shard}"
+
+
+def leftovers_guard(lane: Lane, now_ms: int) -> GuardTimer:
+    """Leads to what an attempt has left beside the head that was lost: due when none of its writes can come any more.
+
+    There is one of a lane for each hour, however many attempts are lost.
+    """
+    due_ms = (now_ms // GUARDED_WRITE_MS_MAX + 2) * GUARDED_WRITE_MS_MAX
+    return GuardTimer(lane, "", due_ms, "leftovers")
 
 
 def timer_put(timer: Timer) -> Put:
@@ -100,13 +142,15 @@ def parse_timer(item: Mapping[str, Value]) -> Timer:
     lane, kind, inv, due, nonce = (item.get(n) for n in ("lane", "kind", "inv", "due", "nonce"))
     if not (isinstance(lane, str) and isinstance(inv, str) and isinstance(due, int) and isinstance(nonce, str)):
         raise ValueError(f"not a timer: {sorted(item)}")  # noqa: TRY004 - bad data, not a bad call
-    at = (Lane.from_pk(lane), inv, due, nonce)
+    at, wide = (Lane.from_pk(lane), inv, due, nonce), item.get("wide") == 1
     match kind, item.get("msg"):
         case "sleep", _:
-            return SleepTimer(*at)
+            return SleepTimer(*at, wide)
         case "guard", _:
             ver, since = item.get("ver"), item.get("since")
-            return GuardTimer(*at, ver if isinstance(ver, int) else None, since if isinstance(since, int) else None)
+            return GuardTimer(
+                *at, ver if isinstance(ver, int) else None, since if isinstance(since, int) else None, wide
+            )
         case "send", bytes(message):
             sender, seq = item.get("sender"), item.get("seq")
             return SendTimer(
@@ -149,7 +193,10 @@ def _kind(timer: Timer) -> str:
 def _key(timer: Timer) -> Key:
     """Ordered by due time within its bucket and shard."""
     pk = timer.lane.pk
-    bucket = timer_bucket(timer.due_ms // TIMER_BUCKET_MS, sum(pk.encode()) % TIMER_SHARDS)
+    wide = not isinstance(timer, SendTimer) and timer.wide
+    # Sums of bytes of like keys are alike: enough for four partitions, not for more.
+    shard = zlib.crc32(pk.encode()) % TIMER_SHARDS_WIDE if wide else sum(pk.encode()) % TIMER_SHARDS
+    bucket = timer_bucket(timer.due_ms // TIMER_BUCKET_MS, shard)
     # A digest, because a sort key holds half of what a partition key may.
     return Key(bucket, f"{timer.due_ms:015d}#{digest(pk)}#{_kind(timer)}#{timer.nonce}")
 
@@ -162,6 +209,8 @@ def _attributes(timer: Timer) -> dict[str, Value]:
         "due": timer.due_ms,
         "nonce": timer.nonce,
     }
+    if not isinstance(timer, SendTimer) and timer.wide:
+        attributes["wide"] = 1
     match timer:
         case SleepTimer():
             return attributes

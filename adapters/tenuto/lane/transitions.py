@@ -385,14 +385,18 @@ def _offset(event: Event) -> int:
     return event.source.offset
 
 
-def part_puts(lane: Lane, event: Event) -> tuple[Put, ...]:
-    """Before 9: the parts of an input that is too large for an inbox item beside its headers; none for any other."""
+def part_puts(lane: Lane, event: Event, at_ms: int = 0) -> tuple[Put, ...]:
+    """Before 9: the parts of an input that is too large for an inbox item beside its headers; none for any other.
+
+    `at_ms` says when they were put: without their event, which is put next, they are forgotten a day later.
+    """
     data = event.input or b""
     if event_bytes(event) <= VALUE_BYTES_MAX or not data:
         return ()
     starts = range(0, len(data), VALUE_BYTES_MAX)
     return tuple(
-        Put(part_key(lane, event, n), {"input": data[at : at + VALUE_BYTES_MAX]}) for n, at in enumerate(starts)
+        Put(part_key(lane, event, n), {"input": data[at : at + VALUE_BYTES_MAX], "at": at_ms})
+        for n, at in enumerate(starts)
     )
 
 
@@ -567,4 +571,6 @@ def _state(state: Mapping[str, bytes | None], sets: dict[str, Value]) -> list[st
 def _trimmed(trim: Trim, effects: Effects | None = None) -> tuple[str, ...]:
     # An id may finish again, once the result of its first invocation is no longer kept; no write both sets and removes.
     finished = () if effects is None else effects.finished
-    return (*(OUT + s for s in trim.out), *(FIN + n for n in trim.fin if n not in finished), *trim.stray)
+    sets = () if effects is None else tuple(WATERMARK + name for name in effects.watermarks)
+    stray = (name for name in trim.stray if name not in sets)
+    return (*(OUT + s for s in trim.out), *(FIN + n for n in trim.fin if n not in finished), *stray)

@@ -143,11 +143,18 @@ DEADLINE_MARGIN_MS = 500
 GUARD_MARGIN_MS = 1_000
 """How long after the function's deadline its guard falls due."""
 
+GUARDED_WRITE_MS_MAX = 3_600_000
+"""How long after what was put before it a function's write may still come: longer than one lives (900 s) and clocks are
+apart."""
+
 TIMER_BUCKET_MS = 60_000
 """Width of one bucket of timers."""
 
 TIMER_SHARDS = 4
 """Partitions per timer bucket, against hot partitions (DynamoDB: 1,000 write units a second each)."""
+
+TIMER_SHARDS_WIDE = 32
+"""The same for a bucket that is marked, as those of near minutes are where much goes on."""
 
 TOMBSTONE_TTL_S = 86_400
 """How long a drained inbox item keeps refusing duplicates: longer than any sender or its process may live."""

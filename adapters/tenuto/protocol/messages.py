@@ -62,7 +62,8 @@ class Head(Struct, frozen=True):
     absent). `segments` names the items that hold the rolled part of its journal.
     `stray` lists attributes of journals that are over; the next write removes them. `ans` is a unique mark of the last
     result of an awakeable that was put, `took` lists the commands whose results have left the head for a segment.
-    `tried` names an event that has not claimed, and how often it has failed.
+    `tried` names an event that has not claimed, and how often it has failed. `former` marks watermarks of former lives
+    of topics.
     """
 
     ver: int = 0
@@ -80,6 +81,7 @@ class Head(Struct, frozen=True):
     ans: str | None = None
     took: tuple[int, ...] = ()
     tried: tuple[str, int] | None = None
+    former: dict[str, tuple[int, int]] = {}
 
 
 class Trim(Struct, frozen=True):
@@ -100,7 +102,8 @@ class Activation(Struct, frozen=True, tag="activation"):
     `mode` says in which way, with `events`, `attempt`, `claim_first`, `late` and the head's run as its fields: both
     sides handle them as one of `modes.Mode`. Sleeps up to `hold_ms` are waited for inside the function. With
     `encrypted`, what the function writes to the table is encrypted under the table's data key. `trace` is the W3C
-    `traceparent` of the control plane's span, when it traces.
+    `traceparent` of the control plane's span, when it traces. Timers of the minutes in `spread` (the first, and the one
+    after the last) may be spread over more partitions.
     """
 
     service: str
@@ -117,6 +120,7 @@ class Activation(Struct, frozen=True, tag="activation"):
     trace: str | None = None
     hold_ms: int = HOLD_SLEEP_MS_MAX
     late: bool = False
+    spread: tuple[int, int] = (0, 0)
     version: int = PROTOCOL_VERSION
 
 

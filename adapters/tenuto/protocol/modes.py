@@ -90,7 +90,7 @@ def activation_of(
         key=key,
         mode=tag,
         # The function needs neither outbox nor finished ids; which of them it may remove, the trim names.
-        head=replace(head, out={}, fin={}, watermarks={}, tried=None, run=resumed),
+        head=replace(head, out={}, fin={}, watermarks={}, former={}, tried=None, run=resumed),
         holder=holder,
         events=given,
         attempt=number,

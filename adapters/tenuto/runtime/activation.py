@@ -162,8 +162,8 @@ async def activate(request: Activation, registry: Registry, env: Environment) ->
     for event in request.events:
         if registry.find(request.service, event.handler) is None:
             return Rejected(Failure(f"no handler {request.service}/{event.handler} in this function", 404))
-    if request.hold_ms != env.hold_ms:
-        env = replace(env, hold_ms=request.hold_ms)
+    if (request.hold_ms, request.spread) != (env.hold_ms, env.spread):
+        env = replace(env, hold_ms=request.hold_ms, spread=request.spread)
     mode = mode_of(request)
     if isinstance(mode, Resume):
         lease_ms = mode.run.lease_ms

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar
 
+from tenuto.lane.timers import NOT_SPREAD, Minutes
 from tenuto.protocol.limits import DEADLINE_MARGIN_MS, HOLD_RETRY_MS_MAX, HOLD_SLEEP_MS_MAX
 from tenuto.store.port import Table
 
@@ -106,6 +107,7 @@ class Environment:
 
     `nonce` is this process's own: it tells it from a twin, when one invocation was delivered twice. Sleeps up to
     `hold_ms` are waited for inside the function. `trace` names the control plane's span, when it traces.
+    `spread` are the minutes whose timers are put into more partitions.
     """
 
     table: Table
@@ -119,6 +121,7 @@ class Environment:
     nonce: str = ""
     hold_ms: int = HOLD_SLEEP_MS_MAX
     trace: str | None = None
+    spread: Minutes = NOT_SPREAD
 
     def remaining_ms(self) -> int:
         """Milliseconds this function may still run."""

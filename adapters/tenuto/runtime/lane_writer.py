@@ -34,7 +34,7 @@ from tenuto.lane.items import (
     with_item,
     without,
 )
-from tenuto.lane.timers import GuardTimer, SleepTimer, timer_put
+from tenuto.lane.timers import GuardTimer, SleepTimer, spread, timer_put
 from tenuto.lane.transitions import (
     NO_TRIM,
     Effects,
@@ -282,7 +282,7 @@ class LaneWriter:
             if wakes.wake_ms is not None:
                 nonce = f"{run.event.nonce}.{run.attempt}.{wakes.failures}"
                 timer = SleepTimer(self._lane, run.event.nonce, wakes.wake_ms, nonce)
-                await self._write(timer_put(timer))
+                await self._write(timer_put(spread(timer, self._env.spread)))
             progress = await self._prepared(out)
             base = {name: value for name, value in initial.items() if name not in self._head.base}
             wakes = dataclasses.replace(wakes, seen=self._head.ans)
@@ -449,7 +449,7 @@ class LaneWriter:
         due_ms, now_ms = self._env.deadline_ms + GUARD_MARGIN_MS, self._env.now_ms()
         holder = self._holder
         guard = GuardTimer(self._lane, event.nonce, due_ms, holder, ver=self._head.ver, since_ms=now_ms)
-        await self._write(timer_put(guard))
+        await self._write(timer_put(spread(guard, self._env.spread)))
 
     async def _put_input(self, event: Event) -> tuple[Event, str | None]:
         """The event as a run holds it; what of it is large goes into an item, whose name is the other part.
@@ -466,7 +466,7 @@ class LaneWriter:
             what = "what comes with an event (input, headers, key) whose handler takes durable steps"
             raise StateTooLargeError(what, size, VALUE_BYTES_MAX)
         name = input_name(event.nonce, self._holder)
-        await self._write(input_put(self._lane, name, large, carried))
+        await self._write(input_put(self._lane, name, large, carried, self._env.now_ms()))
         return without(event, input_too=large is not None, carried=carried is not None), name
 
     async def _forget(self, items: Sequence[str]) -> None:

@@ -18,6 +18,7 @@ from typing import Final, TypeAlias, assert_never
 from msgspec import Struct
 from msgspec.structs import replace
 
+from tenuto.lane.lives import outlived
 from tenuto.lane.tries import failures_of
 from tenuto.protocol.limits import FINISHED_TTL_MS
 from tenuto.protocol.messages import ClaimedRun, Head, Trim
@@ -384,7 +385,7 @@ class LaneMemory(Struct, frozen=True):
         return Trim(
             out=tuple(seq for seq in head.out if seq in self.shipped)[:TRIMMED_MAX],
             fin=tuple(nonce for nonce in head.fin if nonce in self.finished)[:TRIMMED_MAX],
-            stray=head.stray[:TRIMMED_MAX],
+            stray=(*head.stray, *outlived(head, self.sighting.read_ms))[:TRIMMED_MAX],
         )
 
     def at_rest(self) -> LaneMemory:

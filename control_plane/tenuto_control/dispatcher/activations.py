@@ -15,12 +15,14 @@ from typing import TypeAlias, assert_never
 import msgspec
 from msgspec.structs import replace
 
+from tenuto.lane.lives import life_over, newly_former
 from tenuto.protocol.ids import Lane
 from tenuto.protocol.limits import PAYLOAD_BYTES_MAX
 from tenuto.protocol.messages import (
     Activation,
     Committed,
     EventResult,
+    Fenced,
     Head,
     Outcome,
     Rejected,
@@ -220,6 +222,7 @@ class Activations:
         with self.services.tracer.activation(activating) as traced:
             if traced.parent is not None:
                 request = replace(request, trace=traced.parent)
+            request = replace(request, spread=self.services.wide_timers.activating())
             outcome = await self._asked(target, request, flight, room)
             traced.end(type(outcome).__name__, failed=isinstance(outcome, InvokeError | Rejected))
         return outcome
@@ -275,7 +278,11 @@ class Activations:
     async def _judged(self, flight: Flight, outcome: Outcome | InvokeError, works: tuple[Work, ...] = ()) -> Attempted:
         """Judge an outcome, and carry out the verdict. `works` are those that wait for the flight's events here."""
         answer = no_outcome(outcome) if isinstance(outcome, InvokeError) else outcome
+        if isinstance(answer, Crashed | Unreachable | Fenced):
+            await self.services.delivery.guard_leftovers(self.lane)
         limits, now_ms = self.services.limits, self.services.clock.now_ms()
+        if isinstance(flight.mode, Speculate) and (marks := newly_former(flight.head, flight.events, now_ms)):
+            await self.services.writer.write(life_over(self.lane, marks))
         verdict, self._lessons = judge(flight, answer, self._lessons, limits, now_ms)
         while True:
             match verdict:

@@ -187,7 +187,7 @@ class Delivery:
         written: list[tuple[Event, Written]] = []
         while rest:
             first, *more = (event for _, event in rest[: _fitting([event for _, event in rest])])
-            for part in part_puts(lane, first):
+            for part in part_puts(lane, first, self._clock.now_ms()):
                 await self._writer.write(part)
             put = inbox_put(lane, first, more)
             written.append((first, answer := await self._writer.write(put)))
@@ -210,6 +210,10 @@ class Delivery:
     async def guard(self, lane: Lane, invocation: str, delay_ms: int, ver: int | None = None) -> None:
         """See `Guards.put`."""
         await self._guards.put(lane, invocation, delay_ms, ver)
+
+    async def guard_leftovers(self, lane: Lane) -> None:
+        """See `Guards.put_afterwards`."""
+        await self._guards.put_afterwards(lane)
 
     async def ship(self, sender: Lane, entries: Mapping[str, Out], shipped: set[str]) -> None:
         """Deliver outbox entries, in order, adding each that is to `shipped`.

@@ -209,12 +209,6 @@ class Inbox:
         look.add(whole)
         return not look.full
 
-    async def any_live(self) -> bool:
-        """Whether anything waits."""
-        waiting = await self.live(Head())
-        found = waiting.events or waiting.done or waiting.records or waiting.passed or waiting.unreadable
-        return bool(found or waiting.more)
-
     async def set_aside(self, items: Sequence[Item], now_ms: int) -> None:
         """Move items that cannot be read out of the way. They stay in the table, beside the inbox."""
         for item in items:

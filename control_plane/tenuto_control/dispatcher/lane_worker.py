@@ -375,6 +375,9 @@ class LaneWorker(LaneTask):
         self._learn(left)
         if not isinstance(written.answer, Applied):
             return
+        if head.run is not None and not head.run.suspended:
+            # Whose attempt has not said that it has ended.
+            await self._services.delivery.guard_leftovers(self.lane)
         if head.run is not None and head.run.wake_ms is not None and over:
             self._services.metrics.sample("WakeLatenessMs", max(0, now_ms - head.run.wake_ms))
         if head.run is not None and head.run.wake_ms is not None and not failed:

@@ -25,6 +25,7 @@ from tenuto_control.dispatcher.recoveries import Recoveries
 from tenuto_control.dispatcher.room import UNOWNED
 from tenuto_control.dispatcher.unreadable_items import UnreadableItems
 from tenuto_control.dispatcher.wheel import Wheel
+from tenuto_control.dispatcher.wide_timers import WideTimers
 from tenuto_control.dispatcher.writer import Writer
 from tenuto_control.limits import Limits
 from tenuto_control.ports import Clock, FunctionInvoker, RecordSink, Targets, WakeScheduler
@@ -106,6 +107,7 @@ class Parts:
     tracer: Tracer
     table_clock: TableClock
     unreadable: UnreadableItems
+    wide_timers: WideTimers
 
     @property
     def process(self) -> str:
@@ -161,4 +163,5 @@ def parts_of(wiring: Wiring, hints: Hints, due: Callable[[Timer], None]) -> Part
         wiring.tracer,
         wiring.table_clock,
         UnreadableItems(wiring.metrics),
+        WideTimers(writer, background, clock, limits),
     )

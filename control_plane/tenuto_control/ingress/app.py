@@ -68,6 +68,7 @@ def create_app(
     unanswered: Callable[[], Mapping[str, str]] = dict,
     clock: Callable[[], ClockCheck | None] = lambda: None,
     stopped: Callable[[], Sequence[StoppedLoop]] = tuple,
+    late_ms: Callable[[], int | None] = lambda: None,
     cors_origins: Collection[str] = (),
     hosts: Collection[str] | None = None,
     room: Room | None = None,
@@ -77,10 +78,10 @@ def create_app(
     """The ingress over a dispatcher. `random_bytes` makes the ids of calls that bring no idempotency key.
 
     `unanswered` names functions whose answers to discovery do not count, and why. `clock` tells how this machine's
-    clock compares with the table's. Pages of `cors_origins` may call from a browser. Given `hosts`, requests must name
-    one of them, or this machine, as their host. What requests hold together stays within `room`. Errors are
-    counted in `metrics`. `now_ms` is the time
-    (milliseconds since the epoch) that the time of arrival at a gateway is compared to.
+    clock compares with the table's, `late_ms` how late the event loop was of late. Pages of `cors_origins` may call
+    from a browser. Given `hosts`, requests must name one of them, or this machine, as their host. What requests hold
+    together stays within `room`. Errors are counted in `metrics`. `now_ms` is the time (milliseconds since the epoch)
+    that the time of arrival at a gateway is compared to.
     """
     named = hosts is not None
     ingress = _Ingress(
@@ -93,6 +94,7 @@ def create_app(
         unanswered,
         clock,
         stopped,
+        late_ms,
         now_ms,
         named=named,
     )
@@ -134,6 +136,7 @@ class _Ingress:
     unanswered: Callable[[], Mapping[str, str]]
     clock: Callable[[], ClockCheck | None]
     stopped: Callable[[], Sequence[StoppedLoop]]
+    late_ms: Callable[[], int | None]
     now_ms: Callable[[], int]
     named: bool
 
@@ -146,8 +149,9 @@ class _Ingress:
         return JSONResponse(listing.as_json(self.catalogue.listed(), base))
 
     async def health(self, _request: Request) -> Response:
-        """Tell that the process is alive, and nothing more."""
-        return JSONResponse({"status": "alive"})
+        """Tell that the process is alive, and how late it was of late at most: the caller may be late as well."""
+        late_ms = self.late_ms()
+        return JSONResponse({"status": "alive"} if late_ms is None else {"status": "alive", "late_ms": late_ms})
 
     async def readiness(self, request: Request) -> Response:
         """Tell whether calls can be served."""

@@ -13,8 +13,10 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeAlias, assert_never
 
 from tenuto.lane.head import head_key, parse_head
+from tenuto.lane.items import BESIDE_HIGH, BESIDE_LOW, is_over, leftover_delete
 from tenuto.lane.timers import (
     SWEEP_CURSOR,
+    WIDE_MARK_SK,
     GuardTimer,
     SendTimer,
     SleepTimer,
@@ -24,15 +26,16 @@ from tenuto.lane.timers import (
     parse_timer,
     timer_bucket,
     timer_put,
+    wide_mark_delete,
 )
+from tenuto.lane.transitions import INBOX_LOW
 from tenuto.lane.writes import Delete, Item, Key, Put
 from tenuto.protocol.ids import Lane, digest
-from tenuto.protocol.limits import TIMER_BUCKET_MS, TIMER_SHARDS
+from tenuto.protocol.limits import GUARDED_WRITE_MS_MAX, TIMER_BUCKET_MS, TIMER_SHARDS, TIMER_SHARDS_WIDE
 from tenuto.protocol.messages import Head
 from tenuto.store.memory import SORT_KEY_BYTES_MAX
 from tenuto.store.port import TableRefusedError, TableUnavailableError, UnstorableError
 from tenuto_control.core.clocks import differs
-from tenuto_control.dispatcher.inbox import Inbox
 from tenuto_control.dispatcher.parts import Wiring
 from tenuto_control.dispatcher.unreadable_items import UnreadableItems
 from tenuto_control.dispatcher.writer import Writer
@@ -51,8 +54,9 @@ ROOM_LOOKS_MAX = 20
 ASKED_AT_ONCE = 16
 """Timers whose lanes are read at the same time."""
 
-GUARDED_WRITE_MS_MAX = 3_600_000
-"""How long after its guard a write may still come: longer than a function lives (900 s) and clocks are apart."""
+BESIDE_ITEMS = 100
+BESIDE_PAGES_MAX = 1_000
+"""Items of a page of those beside a head, and such pages gone through, before a guard is left for another time."""
 
 
 GoingOn: TypeAlias = Callable[[], Awaitable[bool]]
@@ -94,6 +98,8 @@ class Sweeper:
         self._going_on: GoingOn = _always
         self._unreadable = UnreadableItems(wiring.metrics)
         self._left_behind = 0
+        # Whether the bucket that was looked at last is marked.
+        self._wide = False
 
     async def run(self) -> None:
         """Sweep for ever, at intervals with jitter so that several control planes take turns."""
@@ -167,29 +173,36 @@ class Sweeper:
                 break
             empty = empty and not found
             if empty and minute < now - SWEEP_CURSOR_LAG_MINUTES:
+                if self._wide:
+                    await self._writer.write(wide_mark_delete(minute))
                 cursor = minute + 1
         if cursor != stored:
             await self._table.write(cursor_put(cursor))
 
     async def _bucket(self, minute: int) -> bool:
         """Treat the timers of one minute. True when there were any, or may have been."""
-        found = False
-        for shard in range(TIMER_SHARDS):
+        found, shards, shard = False, TIMER_SHARDS, 0
+        while shard < shards:
             after: str | None = None
             while await self._going_on():
                 bucket = timer_bucket(minute, shard)
                 try:
-                    page = await self._table.query(bucket, "0", "9~", after=after)
+                    page = await self._table.query(bucket, WIDE_MARK_SK, "9~", after=after)
                 except TableRefusedError as e:
                     # It refuses this page to everybody. The next one is looked at all the same.
                     self._unreadable.met(f"the timers of {bucket}", e)
                     found = True
                     break
-                left_behind = await self._treat(page.items)
-                found = found or len(page.items) > left_behind
+                items = [item for item in page.items if item["sk"] != WIDE_MARK_SK]
+                if len(items) < len(page.items):
+                    shards = TIMER_SHARDS_WIDE
+                left_behind = await self._treat(items)
+                found = found or len(items) > left_behind
                 after = page.last
                 if after is None:
                     break
+            shard += 1
+        self._wide = shards == TIMER_SHARDS_WIDE
         return found
 
     async def _treat(self, items: Iterable[Item]) -> int:
@@ -201,12 +214,14 @@ class Sweeper:
         self._left_behind = 0
         due: list[_Found] = []
         sends: list[_Found] = []
+        others: list[Coroutine[Any, Any, None]] = []
         for item in items:
-            found = await self._read(item)
-            if found is None:
+            found = self._read(item)
+            if isinstance(found, Key):
+                others.append(self._alone(found, self._set_aside(item, found)))
                 continue
             if found.timer.due_ms > self._clock.now_ms():
-                await self._alone(found, self._arm(found))
+                others.append(self._alone(found, self._arm(found)))
                 continue
             match found.timer:
                 case SendTimer():
@@ -215,9 +230,20 @@ class Sweeper:
                     due.append(found)
                 case _:
                     assert_never(found.timer)
+        await self._several(others)
         await self._deliver_all(sends)
         await self._judge(due)
         return self._left_behind
+
+    async def _several(self, works: Sequence[Coroutine[Any, Any, None]]) -> None:
+        """Do something about several items, some of them at a time: thousands must not hold up those behind them."""
+        for at in range(0, len(works), ASKED_AT_ONCE):
+            try:
+                await all_of(works[at : at + ASKED_AT_ONCE], "item")
+            except BaseException:
+                for work in works[at + ASKED_AT_ONCE :]:
+                    work.close()
+                raise
 
     async def _room(self) -> None:
         """Wait while very many lanes are at work. Not without end: those may wait for what a later timer brings."""
@@ -226,15 +252,14 @@ class Sweeper:
                 return
             await asyncio.sleep(ROOM_LOOK_S)
 
-    async def _read(self, item: Item) -> _Found | None:
-        """The timer in an item, None when it is none: then it is set aside."""
+    def _read(self, item: Item) -> _Found | Key:
+        """The timer in an item; its key alone when it is none."""
         key = Key(str(item["pk"]), str(item["sk"]))
         try:
             return _Found(parse_timer(item), key)
         except Exception as e:  # noqa: BLE001 - whatever it is, the item has others beside it
             self._unreadable.met(f"the item {key.pk} {key.sk}, which is among the timers and is none,", e)
-        await self._alone(key, self._set_aside(item, key))
-        return None
+        return key
 
     async def _alone(self, what: _Found | Key, work: Coroutine[Any, Any, None]) -> None:
         """Do something about one item. Whatever goes wrong with it concerns no other one."""
@@ -254,7 +279,7 @@ class Sweeper:
         Its bucket would never become empty, and the deep walk never get past it.
         """
         if found.key != found.timer.key:
-            await self._writer.write(timer_put(found.timer))
+            await self._writer.write(timer_put(_narrow(found.timer)))
             await self._writer.write(Delete(found.key))
         self._waking.arm(found.timer)
 
@@ -262,12 +287,13 @@ class Sweeper:
         """Delete the timers that are unneeded, and have the lanes of the others looked at."""
         unneeded = await self._verdicts(due)
         over: list[_Found] = []
+        kept: list[Coroutine[Any, Any, None]] = []
         looked: set[Lane] = set()
         for found in due:
             verdict = unneeded[_question(found.timer)]
             if verdict is None:
                 # It moves on at once: its lane is looked at again, and would not be read any sooner.
-                await self._alone(found, self._move(found, 1 << self._limits.timer_postpone_ms.bit_length()))
+                kept.append(self._alone(found, self._move(found, 1 << self._limits.timer_postpone_ms.bit_length())))
                 continue
             if verdict:
                 over.append(found)
@@ -277,7 +303,8 @@ class Sweeper:
             if found.timer.lane not in looked:
                 looked.add(found.timer.lane)
                 self._waking.look(found.timer.lane)
-            await self._alone(found, self._keep(found))
+            kept.append(self._alone(found, self._keep(found)))
+        await self._several(kept)
         if over:
             await self._writer.patiently(lambda: self._table.delete_all([Delete(one.key) for one in over]))
 
@@ -342,8 +369,12 @@ class Sweeper:
         """
         before = parse_head(await self._table.get(head_key(lane)))
         verdicts = {question: self._may_go(timer, before) for question, timer in timers.items()}
-        guards = [question for question, may_go in verdicts.items() if may_go and question[0] is GuardTimer]
-        if guards and not await self._untouched(lane, before):
+        guards = {
+            question: timer
+            for question, timer in timers.items()
+            if verdicts[question] and isinstance(timer, GuardTimer)
+        }
+        if guards and not await self._untouched(lane, before, list(guards.values())):
             verdicts.update(dict.fromkeys(guards, False))
         return verdicts
 
@@ -361,12 +392,37 @@ class Sweeper:
             case _:
                 assert_never(timer)
 
-    async def _untouched(self, lane: Lane, before: Head) -> bool:
-        """Whether nothing waits in the inbox of a lane, whose head is as it was before that was looked at."""
-        if await Inbox(lane, self._writer).any_live():
+    async def _untouched(self, lane: Lane, before: Head, guards: Sequence[GuardTimer]) -> bool:
+        """Whether nothing waits in the inbox of a lane, whose head is as it was before that was looked at.
+
+        What attempts have left beside the head, and nobody needs, is deleted then.
+        """
+        over = await self._beside(lane, before, guards)
+        if over is None:
             return False
         after = parse_head(await self._table.get(head_key(lane)))
-        return after.ver == before.ver and not after.out
+        if after.ver != before.ver or after.out:
+            return False
+        if over:
+            await self._writer.patiently(lambda: self._table.delete_all(over))
+        return True
+
+    async def _beside(self, lane: Lane, head: Head, guards: Sequence[GuardTimer]) -> list[Delete] | None:
+        """Deletes of what attempts have left beside a head and nobody needs; None when something waits in the inbox."""
+        over: list[Delete] = []
+        after: str | None = None
+        for _ in range(BESIDE_PAGES_MAX):
+            page = await self._table.query(lane.pk, BESIDE_LOW, BESIDE_HIGH, limit=BESIDE_ITEMS, after=after)
+            for item in page.items:
+                if str(item["sk"]).startswith(INBOX_LOW):
+                    if "done" not in item:
+                        return None
+                elif any(is_over(item, head, guard, self._clock.now_ms()) for guard in guards):
+                    over.append(leftover_delete(lane, str(item["sk"])))
+            after = page.last
+            if after is None:
+                return over
+        return None
 
     async def _set_aside(self, item: Item, key: Key) -> None:
         """Move an item that is no timer an hour or two on: it is kept, and old buckets become empty all the same."""
@@ -397,7 +453,7 @@ class Sweeper:
         they would otherwise double each time.
         """
         due_ms = (self._clock.now_ms() // grid_ms + 2) * grid_ms
-        moved = replace(found.timer, due_ms=due_ms)
+        moved = _narrow(replace(found.timer, due_ms=due_ms))
         await self._writer.write(timer_put(moved))
         await self._writer.write(Delete(found.key))
 
@@ -412,6 +468,11 @@ class _Found:
 
 async def _always() -> bool:
     return True
+
+
+def _narrow(timer: Timer) -> Timer:
+    """A timer for a minute of which nobody knows whether it is marked."""
+    return timer if isinstance(timer, SendTimer) else replace(timer, wide=False)
 
 
 def _question(timer: Timer) -> Question:
