@@ -34,7 +34,7 @@ from tenuto.service import Services
 from tenuto.store.port import TableRefusedError, TableUnavailableError
 from tenuto_control.limits import Limits
 from tenuto_control.loops import consume
-from tenuto_control.ports import LogUnavailableError, TopicPartition
+from tenuto_control.ports import AnswerHolder, LogUnavailableError, TopicPartition
 from tests.control.marked_handlers import Marked
 from tests.control.marked_world import MARK, Body, Ears, FailingTable, MarkedWorld, listening
 from tests.support.memory_kafka import Operation, no_faults
@@ -490,9 +490,9 @@ def test_a_line_that_holds_one_is_found(text: str, arguments: tuple[Any, ...], m
 def test_a_line_that_the_product_might_have_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     deliver = MarkedWorld.invoke
 
-    async def talkative(self: MarkedWorld, function: str, payload: bytes) -> bytes:
+    async def talkative(self: MarkedWorld, function: str, payload: bytes, room: AnswerHolder | None = None) -> bytes:
         logging.getLogger("tenuto.lane").debug("invoking %s with %s", function, payload)
-        return await deliver(self, function, payload)
+        return await deliver(self, function, payload, room)
 
     monkeypatch.setattr(MarkedWorld, "invoke", talkative)
     assert played(handlers_end_well).leaks
