@@ -15,7 +15,7 @@ AUDIT_STAMP := $(AUDIT_VENV)/.complete
 AUDITED := control function function_kms dev audit
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo dev test test-localstack audit validate prove soak-memory bench lint format types contracts lock lock-jars wheel clean java plan
+.PHONY: help setup demo dev test test-localstack audit validate prove soak-memory bench bench-beside lint format types contracts lock lock-jars wheel clean java plan
 .NOTPARALLEL:
 .SUFFIXES:
 MAKEFLAGS += --no-print-directory --no-builtin-rules
@@ -69,6 +69,10 @@ soak-memory: java $(STAMP) ## the control plane in 512 MB under backlogs, large 
 
 bench: java $(STAMP) ## measure five workloads on the embedded stack and write JSON
 	@exec $(RUN) -m bench
+
+# For instance: make bench-beside BESIDE="--scale 0.2 --rounds 1"
+bench-beside: java $(STAMP) ## measure tenuto beside Restate on this machine (20 minutes; BESIDE="--scale 0.2 --rounds 1" for a look)
+	@exec sh tools/run.sh $(RUN) -m bench.beside $(BESIDE)
 
 lint: $(STAMP) ## ruff: rules and format
 	@$(RUN) -m ruff check --quiet

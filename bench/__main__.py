@@ -21,10 +21,9 @@ import msgspec
 
 from bench import kafka_load, machine, naive_load, rpc_load
 from bench.commits import StalledError
-from bench.environment import ROOT, SETTINGS, require_embedded
+from bench.environment import ROOT, require_embedded, settings
 from bench.figures import NaiveResult, WorkloadResult
 from bench.kafka_load import Say, WrongOutcomeError
-from bench.orientation import orientation
 from bench.report import COMPARED, NAIVE, Report, ratios, render
 from bench.workloads import WORKLOADS, Workload
 from tenuto_local.errors import ConfigurationError, LocalStackError
@@ -51,7 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"bench: {error}", file=sys.stderr)
         return EXIT_FAILED
     except BaseExceptionGroup as errors:
-        print(f"bench: {_first(errors)}", file=sys.stderr)
+        first = first_of(errors)
+        print(f"bench: {type(first).__name__}: {first}", file=sys.stderr)
         return EXIT_FAILED
     out: Path = options.out or RESULTS / f"{datetime.now(UTC):%Y-%m-%dT%H%M%SZ}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -92,11 +92,10 @@ async def run(names: Sequence[str], scale: float, say: Say) -> Report:
         command=shlex.join(["python", "-m", "bench", "--workloads", ",".join(names), "--scale", f"{scale:g}"]),
         scale=scale,
         machine=facts,
-        settings=SETTINGS,
+        settings=settings(),
         workloads=results,
         naive=naive,
         ratios=ratios(results.get(COMPARED), naive),
-        orientation=orientation(),
     )
 
 
@@ -109,11 +108,11 @@ def _say_since(start_s: float) -> Say:
     return lambda text: print(f"{time.monotonic() - start_s:6.1f} s  {text}", flush=True)
 
 
-def _first(error: BaseException) -> str:
+def first_of(error: BaseException) -> BaseException:
     """The first cause of a group: the other tasks were cancelled, or failed likewise."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
-    return f"{type(error).__name__}: {error}"
+    return error
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -127,7 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--workloads", type=_names, default=list(NAMES), metavar="w1,w3", help="which ones, default: all of them"
     )
-    parser.add_argument("--scale", type=_scale, default=1.0, help="share of the events and keys, default 1")
+    parser.add_argument("--scale", type=positive_scale, default=1.0, help="share of the events and keys, default 1")
     parser.add_argument("--out", type=Path, help="where the JSON goes, default bench/results/<date>.json")
     return parser
 
@@ -142,7 +141,8 @@ def _names(text: str) -> list[str]:
     return names
 
 
-def _scale(text: str) -> float:
+def positive_scale(text: str) -> float:
+    """The argument of --scale. Raises ArgumentTypeError."""
     try:
         scale = float(text)
     except ValueError:

@@ -18,10 +18,10 @@ from aiobotocore.session import get_session
 from bench.counting import CountingEndpoint
 from tenuto.store.aws_client import CLIENT_OPTIONS
 from tenuto_local import FunctionSpec
-from tenuto_local.dynamodb_local import DynamoDBLocal
 from tenuto_local.errors import ConfigurationError
 from tenuto_local.stack import EmbeddedStack
 from tenuto_local.system import System
+from tenuto_local.table_engine import chosen_engine
 from tenuto_local.workdir import Workdir
 
 ROOT: Final = Path(__file__).resolve().parents[1]
@@ -39,12 +39,15 @@ READ_TIMEOUT_S: Final = 30.0
 DYNAMODB_VARIABLE: Final = "AWS_ENDPOINT_URL_DYNAMODB"
 FOREIGN: Final = ("AWS_ENDPOINT_URL", DYNAMODB_VARIABLE, "TENUTO_BOOTSTRAP_SERVERS")
 
-SETTINGS: Final = {
-    "control_planes": 1,
-    "function_workers": WORKERS,
-    "partitions": PARTITIONS,
-    "dynamodb": "in memory",
-}
+
+def settings(engine: str | None = None, *, on_disk: bool = False) -> dict[str, object]:
+    """What a run is made with. `engine` is the table engine, by default that of TENUTO_TABLE_ENGINE."""
+    return {
+        "control_planes": 1,
+        "function_workers": WORKERS,
+        "partitions": PARTITIONS,
+        "table": f"{chosen_engine(engine).title}, {'on disk' if on_disk else 'in memory'}",
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +76,12 @@ async def running(handler: str, *, counted: bool) -> AsyncIterator[Bench]:
     """A system that runs `handler` for each event of TOPIC. With `counted`, requests to DynamoDB pass a counter."""
     async with AsyncExitStack() as stack:
         counting = await _counting(stack) if counted else None
-        system = System([_function()], topics={TOPIC: PARTITIONS}, config_text=_config(handler), log_level="warning")
+        system = System(
+            [_function()],
+            topics={TOPIC: PARTITIONS},
+            config_text=subscription(FUNCTION, TOPIC, handler),
+            log_level="warning",
+        )
         await stack.enter_async_context(system)
         url = system.stack.dynamodb_endpoint_url if counting is None else counting.upstream
         yield Bench(system, await stack.enter_async_context(dynamodb_client(system.stack, url)), counting)
@@ -96,13 +104,13 @@ async def dynamodb_client(stack: EmbeddedStack, url: str) -> AsyncIterator[Any]:
 
 
 async def _counting(stack: AsyncExitStack) -> CountingEndpoint:
-    """DynamoDB Local with a counter before it, named by the environment as somebody's own DynamoDB would be."""
+    """A table engine with a counter before it, named by the environment as a person's own DynamoDB would be."""
     workdir = Workdir()
     stack.callback(workdir.close)
-    dynamodb = DynamoDBLocal(workdir.path)
-    stack.push_async_callback(dynamodb.stop)
-    await dynamodb.start()
-    counting = await stack.enter_async_context(CountingEndpoint(dynamodb.endpoint_url))
+    engine = chosen_engine().make(workdir.path)
+    stack.push_async_callback(engine.stop)
+    await engine.start()
+    counting = await stack.enter_async_context(CountingEndpoint(engine.endpoint_url))
     os.environ[DYNAMODB_VARIABLE] = counting.url
     stack.callback(os.environ.pop, DYNAMODB_VARIABLE)
     return counting
@@ -120,13 +128,14 @@ def _function() -> FunctionSpec:
     )
 
 
-def _config(handler: str) -> str:
+def subscription(function: str, topic: str, handler: str) -> str:
+    """A configuration that routes a topic to a handler of the bench's object."""
     return f"""
-[functions.{FUNCTION}]
+[functions.{function}]
 concurrency = {WORKERS}
 
 [[subscriptions]]
-topic = "{TOPIC}"
+topic = "{topic}"
 target = "{SERVICE}/{handler}"
 key = "utf-8"
 """

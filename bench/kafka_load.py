@@ -87,7 +87,7 @@ async def _settled(bench: Bench, workload: Workload, say: Say) -> float | None:
             return now_s if now_s - began_s > SETTLE_INTERVAL_S else None
 
 
-async def publish(bootstrap_servers: str, stream: Sequence[tuple[str, bytes]]) -> list[Published]:
+async def publish(bootstrap_servers: str, stream: Sequence[tuple[str, bytes]], topic: str = TOPIC) -> list[Published]:
     """Publish events as fast as Kafka takes them. A record bears the time it was handed to the producer."""
     producer = AIOKafkaProducer(bootstrap_servers=bootstrap_servers, acks="all", linger_ms=5)
     await producer.start()
@@ -95,7 +95,7 @@ async def publish(bootstrap_servers: str, stream: Sequence[tuple[str, bytes]]) -
         sent = []
         for key, value in stream:
             now_ms = int(time.time() * 1000)
-            sent.append((key, now_ms, await producer.send(TOPIC, value, key=key.encode(), timestamp_ms=now_ms)))
+            sent.append((key, now_ms, await producer.send(topic, value, key=key.encode(), timestamp_ms=now_ms)))
         records = await asyncio.gather(*(acknowledged for _, _, acknowledged in sent))
     finally:
         await producer.stop()

@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
-from tenuto_local.jars import DYNAMODB_LOCAL, KAFKA_BROKER
+from tenuto_local.jars import KAFKA_BROKER
 from tenuto_local.prerequisites import check_prerequisites
 
 PACKAGES: Final = ("tenuto", "aiokafka", "aiobotocore", "botocore", "awslambdaric", "uvloop", "msgspec", "starlette")
@@ -29,7 +29,6 @@ def facts() -> dict[str, Any]:
         "python": platform.python_version(),
         "java": check_prerequisites().line,
         "kafka": KAFKA_BROKER.directory,
-        "dynamodb": DYNAMODB_LOCAL.directory,
         "packages": {name: version(name) for name in PACKAGES},
     }
 

@@ -29,18 +29,18 @@ WARM_UP_EVENTS: Final = 64
 POLL_INTERVAL_S: Final = 0.1
 
 
-async def measure(workload: Workload, say: Say) -> NaiveResult:
+async def measure(workload: Workload, say: Say, topic: str = TOPIC, table_engine: str | None = None) -> NaiveResult:
     """One pass. Raises WrongOutcomeError or LocalStackError."""
-    async with EmbeddedStack() as stack, ResourceSampler() as resources:
-        await create_topics(stack.bootstrap_servers, {TOPIC: PARTITIONS})
+    async with EmbeddedStack(table_engine=table_engine) as stack, ResourceSampler() as resources:
+        await create_topics(stack.bootstrap_servers, {topic: PARTITIONS})
         async with dynamodb_client(stack, stack.dynamodb_endpoint_url) as client:
             await create_table(cast("TableAdminClient", client), TABLE)
-            consumer = _consumer(stack, workload.events + WARM_UP_EVENTS)
+            consumer = _consumer(stack, topic, workload.events + WARM_UP_EVENTS)
             await consumer.start()
             try:
-                await _warm_up(client, stack)
+                await _warm_up(client, stack, topic)
                 resources.mark()
-                await publish(stack.bootstrap_servers, workload.stream())
+                await publish(stack.bootstrap_servers, workload.stream(), topic)
                 status = await consumer.wait_exit(RUN_TIMEOUT_S)
                 processes = resources.usage(workload.events)
                 if status != 0:
@@ -66,8 +66,8 @@ async def measure(workload: Workload, say: Say) -> NaiveResult:
     )
 
 
-def _consumer(stack: EmbeddedStack, events: int) -> ManagedProcess:
-    words = {"--topic": TOPIC, "--table": TABLE, "--events": str(events), "--out": str(stack.workdir / "naive.out")}
+def _consumer(stack: EmbeddedStack, topic: str, events: int) -> ManagedProcess:
+    words = {"--topic": topic, "--table": TABLE, "--events": str(events), "--out": str(stack.workdir / "naive.out")}
     return ManagedProcess(
         "the naive consumer",
         [sys.executable, "-m", "bench.naive", *(word for option in words.items() for word in option)],
@@ -77,8 +77,8 @@ def _consumer(stack: EmbeddedStack, events: int) -> ManagedProcess:
     )
 
 
-async def _warm_up(client: Any, stack: EmbeddedStack) -> None:
-    await publish(stack.bootstrap_servers, [("warm", b"{}")] * WARM_UP_EVENTS)
+async def _warm_up(client: Any, stack: EmbeddedStack, topic: str) -> None:
+    await publish(stack.bootstrap_servers, [("warm", b"{}")] * WARM_UP_EVENTS, topic)
     async with asyncio.timeout(RUN_TIMEOUT_S):
         while await _counted(client, "warm") < WARM_UP_EVENTS:  # noqa: ASYNC110 - another process counts
             await asyncio.sleep(POLL_INTERVAL_S)

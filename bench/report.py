@@ -11,9 +11,9 @@ from typing import Any, Final
 from msgspec import Struct
 
 from bench.figures import NaiveResult, Processes, WorkloadResult
-from bench.orientation import LAMBDA_TRANSPORT, SOURCE
+from bench.tables import aligned
 
-SCHEMA: Final = 1
+SCHEMA: Final = 2
 NAIVE: Final = "naive"
 COMPARED: Final = "w1"
 HARNESS: Final = ("load generator",)
@@ -40,7 +40,6 @@ class Report(Struct, frozen=True, kw_only=True):
     workloads: dict[str, WorkloadResult]
     naive: NaiveResult | None
     ratios: Ratios | None
-    orientation: dict[str, Any]
     schema: int = SCHEMA
 
 
@@ -68,25 +67,24 @@ def render(report: Report) -> str:
         f"{machine['cores']} cores ({machine['cpu']}), {machine['memory_gb']} GB, Python {machine['python']}",
         f"{machine['java']}; scale {report.scale:g}, load before {machine['load_before']}",
         "",
-        *_aligned(_speed(report)),
+        *aligned(list(_speed(report))),
         "",
         "CPU milliseconds per event, and peak memory in MB, by process",
-        *_aligned(_resources(report)),
+        *aligned(list(_resources(report))),
     ]
     if any(w.requests for w in report.workloads.values()):
         lines += ["", "Per event, from the counting pass (versions and i/timed: from the timed one)"]
-        lines += _aligned(_counts(report))
+        lines += aligned(list(_counts(report)))
     lines += ["", *_remarks(report)]
     return "\n".join(lines)
 
 
 def _speed(report: Report) -> Iterator[Sequence[str]]:
-    yield "", "events", "keys", "per second", "p50 ms", "p99 ms", "restate", "what"
+    yield "", "events", "keys", "per second", "p50 ms", "p99 ms", "what"
     rows: dict[str, WorkloadResult | NaiveResult] = {**report.workloads}
     if report.naive is not None:
         rows[NAIVE] = report.naive
     for name, row in rows.items():
-        other = LAMBDA_TRANSPORT.get(name, {}).get("events_per_s")
         yield (
             name,
             f"{row.events:,}",
@@ -94,7 +92,6 @@ def _speed(report: Report) -> Iterator[Sequence[str]]:
             f"{row.events_per_s:,.0f}",
             f"{row.latency_ms.p50:,.1f}",
             f"{row.latency_ms.p99:,.1f}",
-            f"{other:,.0f}" if other else "",
             row.title,
         )
 
@@ -131,37 +128,18 @@ def _counts(report: Report) -> Iterator[Sequence[str]]:
 
 def _remarks(report: Report) -> Iterator[str]:
     for name, workload in report.workloads.items():
-        other = LAMBDA_TRANSPORT.get(name, {})
         if workload.wake_lateness_ms is not None:
             late = workload.wake_lateness_ms
-            yield (
-                f"{name}: a sleep of 1 s ended late by p50 {late.p50:,.1f} ms, p99 {late.p99:,.1f} ms (restate: "
-                f"{other['wake_lateness_p50_ms']:g}, {other['wake_lateness_p99_ms']:g})"
-            )
+            yield (f"{name}: a sleep of 1 s ended late by p50 {late.p50:,.1f} ms, p99 {late.p99:,.1f} ms")
         if workload.steady is not None:
             steady = workload.steady.latency_ms
-            yield (
-                f"{name}: at {workload.steady.rate_per_s:g}/s p50 {steady.p50:,.1f} ms, p99 {steady.p99:,.1f} ms "
-                f"(restate: {other['steady_p50_ms']:g}, {other['steady_p99_ms']:g})"
-            )
+            yield (f"{name}: at {workload.steady.rate_per_s:g}/s p50 {steady.p50:,.1f} ms, p99 {steady.p99:,.1f} ms")
     if report.ratios is not None:
         r = report.ratios
         yield (
             f"w1 / naive: events per second {r.events_per_s:.2f}, latency p50 {r.latency_p50:.2f}, CPU {r.cpu:.2f}, "
             f"write units {r.write_units:.2f}"
         )
-    yield f"restate: {SOURCE}; its Lambda transport. Not measured in this run."
-
-
-def _aligned(rows: Iterator[Sequence[str]]) -> list[str]:
-    """Columns, figures to the right; the last column, which may hold words, to the left."""
-    table = [list(row) for row in rows]
-    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
-    lines = []
-    for row in table:
-        cells = [row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:-1], widths[1:-1], strict=True))]
-        lines.append("  ".join([*cells, row[-1]]).rstrip())
-    return lines
 
 
 def _ratio(ours: float, theirs: float) -> float:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -26,7 +27,10 @@ ROLES: Final = (
     ("tenuto_control", "control plane"),
     ("bench.naive", "consumer"),
     ("kafka.Kafka", "broker"),
-    ("LoopbackDynamoDB", "dynamodb"),
+    ("LoopbackDynamoDB", "table"),
+    ("dynoxide", "table"),
+    ("restate-server", "restate server"),
+    ("wrk", "load generator"),
 )
 """A word of the command line, and what its process is. The first match counts."""
 
@@ -42,6 +46,7 @@ class ResourceSampler:
         self._cpu_s: dict[int, float] = {}
         self._before_s: dict[int, float] = {}
         self._peaks: dict[str, int] = {}
+        self._marked = (0.0, 0.0)
 
     async def __aenter__(self) -> Self:
         if (PROC / "self" / "stat").exists():
@@ -58,6 +63,14 @@ class ResourceSampler:
         self._sample()
         self._before_s = dict(self._cpu_s)
         self._peaks.clear()
+        self._marked = (time.monotonic(), machine_busy_s())
+
+    def others(self) -> float:
+        """The share of the machine (0 to 1) that processes other than these have taken since the mark."""
+        self._sample()
+        began_s, busy_s = self._marked
+        ours_s = sum(seconds - self._before_s.get(pid, 0.0) for pid, seconds in self._cpu_s.items())
+        return share_of_others(machine_busy_s() - busy_s, ours_s, time.monotonic() - began_s, os.cpu_count() or 1)
 
     def usage(self, events: int) -> dict[str, Processes]:
         """What each role has used since the mark; a process that ended meanwhile counts up to its last sample."""
@@ -95,6 +108,21 @@ class ResourceSampler:
                 memory[role] = memory.get(role, 0) + _rss_bytes(pid)
         for role, size in memory.items():
             self._peaks[role] = max(self._peaks.get(role, 0), size)
+
+
+def share_of_others(busy_s: float, ours_s: float, wall_s: float, cores: int) -> float:
+    """What is left of the machine's busy time without our own, as a share of all there was, 0 to 1."""
+    return round(min(1.0, max(0.0, busy_s - ours_s) / max(wall_s * cores, 1e-9)), 3)
+
+
+def machine_busy_s() -> float:
+    """CPU seconds that all cores were busy since the machine started, time stolen by its host included; 0 off Linux."""
+    try:
+        fields = (PROC / "stat").read_text().splitlines()[0].split()[1:]
+    except OSError:
+        return 0.0
+    user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, fields[:8])
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
 
 
 def _descendants(pid: int, depth: int) -> Iterator[int]:

@@ -78,5 +78,5 @@ def test_a_small_run_writes_its_json(tmp_path: Path) -> None:
     assert set(report["ratios"]) == {"events_per_s", "latency_p50", "cpu", "write_units"}
     assert report["machine"]["cores"] >= 1
     if sys.platform.startswith("linux"):
-        assert {"control plane", "functions", "gateway", "broker", "dynamodb"} <= set(w1["processes"])
-        assert {"consumer", "broker", "dynamodb"} <= set(report["naive"]["processes"])
+        assert {"control plane", "functions", "gateway", "broker", "table"} <= set(w1["processes"])
+        assert {"consumer", "broker", "table"} <= set(report["naive"]["processes"])

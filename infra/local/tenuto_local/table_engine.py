@@ -18,7 +18,7 @@ from typing import Final, Protocol
 
 from tenuto_local.cache import Progress, silent
 from tenuto_local.dynamodb_local import DynamoDBLocal
-from tenuto_local.dynoxide import Dynoxide
+from tenuto_local.dynoxide import PROGRAM, Dynoxide
 from tenuto_local.errors import ConfigurationError
 from tenuto_local.jars import DYNAMODB_LOCAL, JarSet
 
@@ -57,15 +57,16 @@ class Making(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class EngineKind:
-    """One engine by its name in the setting. `jars` are what it needs Java for."""
+    """One engine by its name in the setting; `title` has its version. `jars` are what it needs Java for."""
 
     name: str
+    title: str
     make: Making
     jars: tuple[JarSet, ...] = ()
 
 
-REFERENCE: Final = EngineKind("dynamodb-local", DynamoDBLocal, (DYNAMODB_LOCAL,))
-NATIVE: Final = EngineKind("dynoxide", Dynoxide)
+REFERENCE: Final = EngineKind("dynamodb-local", DYNAMODB_LOCAL.directory, DynamoDBLocal, (DYNAMODB_LOCAL,))
+NATIVE: Final = EngineKind("dynoxide", f"dynoxide-{PROGRAM.version}", Dynoxide)
 ENGINES: Final = {kind.name: kind for kind in (REFERENCE, NATIVE)}
 
 
