@@ -1,0 +1,43 @@
+"""The dead letters of a world: those in topics, and those that the table keeps.
+
+Owns reading both as one list. Does not own how they come about.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+from tenuto.protocol.records import Event, PublishOut
+from tenuto.testing.views import DeadLetter, Record
+from tenuto.testing.world import World
+from tenuto_control.admin.dead_letters import DeadLetterOffice
+from tenuto_control.limits import Limits
+
+
+async def dead_letters(world: World) -> list[DeadLetter]:
+    """All of them: first those of topics, in the order of their coming, then those of the table, oldest first."""
+    topics = {subscription.dead_letter_topic for subscription in world.setup.subscriptions}
+    found = [_of_record(record) for topic in sorted(topics) for record in world.topics.published.get(topic, ())]
+    numbers = itertools.count(1)
+    office = DeadLetterOffice(world.table, world.topics, world, Limits(), lambda: f"tests.{next(numbers)}")
+    for letter in await office.listed():
+        _, held = await office.read(letter.id)
+        if isinstance(held, Event):
+            lane = held.invocation.lane
+            handler = f"{lane.service}/{held.handler}"
+            found.append(DeadLetter(letter.reason, handler, lane.key, held.input, None, held.id))
+        elif isinstance(held, PublishOut):
+            key = (held.key or b"").decode(errors="replace")
+            found.append(DeadLetter(letter.reason, "", key, held.value))
+    return found
+
+
+def _of_record(record: Record) -> DeadLetter:
+    return DeadLetter(
+        record.header("tenuto-reason") or "",
+        record.header("tenuto-handler") or "",
+        (record.key or b"").decode(errors="replace"),
+        record.data,
+        record.topic,
+        record.header("tenuto-invocation") or "",
+    )
