@@ -97,8 +97,8 @@ class WatchedServices:
         def ran(name: str, call: Callable[[], Any], *rest: Any) -> Any:
             return run(name, self._stepping(course, name, call), *rest)
 
-        commands._issue = issued  # type: ignore[method-assign]  # noqa: SLF001 - as above
-        commands.run = ran  # type: ignore[method-assign, assignment]  # as above
+        commands._issue = issued  # type: ignore[method-assign]  # noqa: SLF001 - one object, beside the runtime
+        commands.run = ran  # type: ignore[method-assign, assignment]  # on this object alone
 
     async def _call(self, spec: HandlerSpec, ctx: Any, *arguments: Any) -> Any:
         commands: Commands = ctx._commands  # noqa: SLF001 - handlers see no more of it than its face
@@ -118,7 +118,8 @@ class WatchedServices:
     def _ended(self, course: Course, raised: BaseException, commands: Commands) -> None:
         course.at = places.of_traceback(raised.__traceback__) or course.at
         # What ends an attempt from outside the handler, such as a step that failed, unwinds it.
-        error = raised if isinstance(raised, Exception) else commands._ending.error  # noqa: SLF001 - as above
+        ending = commands._ending  # noqa: SLF001 - one object, beside the runtime
+        error = raised if isinstance(raised, Exception) else ending.error
         match error:
             case JournalMismatchError():
                 course.diverged = error

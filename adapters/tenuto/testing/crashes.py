@@ -81,7 +81,8 @@ async def _run(make: Making, scenario: Scenario, crash: Crash | None, without: f
         world = world_of()
         try:
             returned = await scenario(env)
-            text = await env._begin(lambda: _outcome(world, returned, without), "the outcome")  # noqa: SLF001 - its part
+            work = env._begin(lambda: _outcome(world, returned, without), "the outcome")  # noqa: SLF001 - a part of it
+            text = await work
         except Exception as e:  # noqa: BLE001 - whatever a scenario raises tells how it ended
             for operation in env._operations:  # noqa: SLF001 - what failed first is told
                 operation.looked_at = True

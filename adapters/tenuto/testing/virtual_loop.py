@@ -23,6 +23,9 @@ T = TypeVar("T")
 TURNS_MAX: Final = 200_000
 """Turns of a loop at one moment; what takes more does not end."""
 
+RESOLUTION_S: Final = 1e-6
+"""Timers that are less apart are due together."""
+
 END_S_MAX: Final = 2.0
 """How long the end of a thread is waited for. One that user code holds is left to the end of the process."""
 
@@ -37,6 +40,8 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         self._elapsed_s = 0.0
         self.turns = 0
         super().__init__(_JumpingSelector(self))
+        # Coarser than the monotonic clock's, which floating point cannot tell apart after a month of virtual time.
+        self._clock_resolution = RESOLUTION_S
 
     def time(self) -> float:
         """Virtual seconds since the loop began."""
@@ -113,6 +118,7 @@ class LoopThread:
 
     def __init__(self, name: str) -> None:
         self.loop = _ThreadLoop()
+        self._pending: set[Future[Any]] = set()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
@@ -130,6 +136,8 @@ class LoopThread:
     def submit(self, make: Callable[[], Coroutine[Any, Any, T]]) -> Future[T]:
         """Run a coroutine on the loop. May be called from any thread. Raises RuntimeError when the loop has ended."""
         future: Future[T] = Future()
+        self._pending.add(future)
+        future.add_done_callback(self._pending.discard)
 
         def begin() -> None:
             self.loop.at_work += 1
@@ -150,7 +158,7 @@ class LoopThread:
 
     def _ended(self, task: asyncio.Task[T], future: Future[T]) -> None:
         self.loop.at_work -= 1
-        if future.cancelled():
+        if future.done():
             return
         if task.cancelled():
             future.cancel()
@@ -159,10 +167,17 @@ class LoopThread:
         else:
             future.set_result(task.result())
 
+    def _fail(self, error: BaseException) -> None:
+        for future in list(self._pending):
+            if not future.done():
+                future.set_exception(error)
+
     def _run(self) -> None:
         asyncio.set_event_loop(self.loop)
         try:
             self.loop.run_forever()
+        except BaseException as e:  # noqa: BLE001 - whoever waits for the thread is told why it ended
+            self._fail(e)
         finally:
             self.loop.at_work = 1
             tasks = asyncio.all_tasks(self.loop)

@@ -10,6 +10,7 @@ next moment at which something is due, so that a month takes as many turns as th
 from __future__ import annotations
 
 import asyncio
+import functools
 import random
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -289,8 +290,7 @@ class World:
                 continue
             self._looked_at.add(at)
             if isinstance(timer, SendTimer):
-                message = timer
-                await self.ask(lambda dispatcher, message=message: dispatcher.deliver_delayed(message))  # type: ignore[misc]  # a default binds it
+                await self.ask(functools.partial(_deliver_delayed, timer))
             else:
                 (await self._living()).dispatcher.look(timer.lane)
         await self._rest()
@@ -374,6 +374,10 @@ class World:
 
     async def cancel(self, name: str) -> None:
         """See `WakeScheduler.cancel`."""
+
+
+async def _deliver_delayed(timer: SendTimer, dispatcher: Dispatcher) -> None:
+    await dispatcher.deliver_delayed(timer)
 
 
 def _goes_on(head: Head) -> bool:
