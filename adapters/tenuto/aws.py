@@ -46,10 +46,10 @@ def handler(*services: Service | VirtualObject) -> Callable[[Any, LambdaContext]
 
 
 class _Function:
-    """One function process: keeps its loop and its table client between invocations."""
+    """One function process: keeps its loop and its table client between invocations. `services` are what it serves."""
 
     def __init__(self, services: Services) -> None:
-        self._services = services
+        self.services = services
         self._loop: asyncio.AbstractEventLoop | None = None
         self._writes = ThreadWriteLoop()
         self._tables: dict[tuple[str, bool], Table] = {}
@@ -66,7 +66,7 @@ class _Function:
     def _serve(self, request: Activation | Discover, remaining_ms: int) -> Outcome:
         match request:
             case Discover():
-                return self._services.manifest(remaining_ms)
+                return self.services.manifest(remaining_ms)
             case Activation():
                 env = Environment(
                     table=self._table(request.table, encrypted=request.encrypted or PAYLOAD_KEY_VARIABLE in os.environ),
@@ -80,7 +80,7 @@ class _Function:
                 if self._loop is None:
                     self._loop = asyncio.new_event_loop()
                 try:
-                    return self._loop.run_until_complete(activate(request, self._services, env))
+                    return self._loop.run_until_complete(activate(request, self.services, env))
                 finally:
                     tracing.flush(request.trace)
             case _:

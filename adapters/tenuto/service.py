@@ -176,6 +176,11 @@ class Services:
                 raise ValueError(f"two services are called {service.name!r}")
             self._services[service.name] = service
 
+    @property
+    def declared(self) -> tuple[Service | VirtualObject, ...]:
+        """The services and objects, as they were declared."""
+        return tuple(self._services.values())
+
     def find(self, service: str, handler: str) -> HandlerSpec | None:
         """See `Registry.find`."""
         declared = self._services.get(service)

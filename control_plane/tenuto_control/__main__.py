@@ -1,4 +1,4 @@
-"""The command line: `tenuto run`, `tenuto check`, `tenuto cost`, `tenuto rotate-data-key`.
+"""The command line: `tenuto run`, `tenuto check`, `tenuto cost`, `tenuto journal`, `tenuto rotate-data-key`.
 
 Owns the commands, their options and what a mistake is answered with. Does not own the control plane (`always_on`) nor
 the estimate of `tenuto cost` (`core.costs`).
@@ -28,6 +28,11 @@ CHECK_TEXT = (
     "cannot be found"
 )
 
+JOURNAL_TEXT = (
+    "print the journal of an invocation that has not ended, for `tenuto replay`: it holds the payloads of that "
+    "invocation, and the state of its key"
+)
+
 EXIT_UNSEEN = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
@@ -48,6 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _check(config, options)
         if options.command == "rotate-data-key":
             return _rotate(config)
+        if options.command == "journal":
+            return _journal(config, options.named)
         return _run(config)
     except ConfigError as e:
         _complain(e, options.log_format)
@@ -85,12 +92,15 @@ def _parser() -> argparse.ArgumentParser:
             "rotate-data-key",
             "make a new data key for the payloads written from now on; those written before stay as they are",
         ),
+        ("journal", JOURNAL_TEXT),
     ):
         command = commands.add_parser(name, help=text, description=text)
         file = os.environ.get(CONFIG_VARIABLE) or DEFAULT_FILE
         command.add_argument("--config", default=file, help=f"default: {CONFIG_VARIABLE}, else {DEFAULT_FILE}")
         if name == "check":
             command.add_argument("--offline", action="store_true", help="read the file alone, and ask no function")
+        if name == "journal":
+            command.add_argument("named", metavar="INVOCATION", help="its id, or SERVICE/KEY for what is at work there")
     _add_cost(commands.add_parser("cost", help="estimate what a month of events costs", description=_COST_TEXT))
     return parser
 
@@ -173,6 +183,14 @@ def _rotate(config: Config) -> int:
 
     number = asyncio.run(rotate_data_key(config))
     print(f"data key {number} of table {config.table.name!r} is current; every process takes it up within 5 minutes")
+    return 0
+
+
+def _journal(config: Config, named: str) -> int:
+    """Print the journal of an invocation. Raises ConfigError."""
+    from tenuto_control.assembly import journal
+
+    sys.stdout.buffer.write(asyncio.run(journal(config, named)))
     return 0
 
 

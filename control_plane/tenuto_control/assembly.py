@@ -21,6 +21,7 @@ from tenuto.store.data_keys import Kms, MissingCryptographyError, StoredDataKeys
 from tenuto.store.dynamodb import DynamoTable
 from tenuto.store.encrypted import EncryptedTable
 from tenuto.store.port import Table, TableRefusedError, TableUnavailableError
+from tenuto_control.admin import journals
 from tenuto_control.admin.deployments import Deployments, Survey
 from tenuto_control.config import Config, ConfigError
 from tenuto_control.core.metrics import Metrics, Tally
@@ -200,6 +201,21 @@ async def rotate_data_key(config: Config) -> int:
             return await keys.rotate()
         except (TableRefusedError, TableUnavailableError) as e:
             raise ConfigError(f"no new data key: {e}") from e
+
+
+async def journal(config: Config, named: str) -> bytes:
+    """The journal of an invocation, by its id or by SERVICE/KEY, as a file. Raises ConfigError."""
+    quiet_libraries()
+    async with open_clients(config) as clients:
+        table: Table = DynamoTable(cast("Any", clients.dynamodb), config.table.name)
+        keys = data_keys_of(config, clients, table)
+        try:
+            found = await journals.read(
+                table if keys is None else EncryptedTable(table, keys), named, SystemClock().now_ms()
+            )
+        except (journals.NoJournalError, TableRefusedError, TableUnavailableError) as e:
+            raise ConfigError(f"no journal: {e}") from e
+        return journals.write(found)
 
 
 async def survey(config: Config) -> Survey:
