@@ -7,8 +7,9 @@ a failure means.
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import aiohttp
 import msgspec
@@ -31,6 +32,24 @@ from tenuto_control.ports import (
 
 if TYPE_CHECKING:
     from types_aiobotocore_lambda import LambdaClient
+
+log = logging.getLogger("tenuto.dispatcher")
+
+NOT_IMPORTED: Final = frozenset(
+    {
+        "Runtime.HandlerNotFound",
+        "Runtime.ImportModuleError",
+        "Runtime.MalformedHandlerName",
+        "Runtime.UserCodeSyntaxError",
+    }
+)
+"""Errors of AWS's runtime client for code that cannot be imported: no handler of it has run."""
+
+AT_IMPORT: Final = ", in <module>"
+"""In a traceback, a line that runs when its module is imported."""
+
+TRACE_LINES_MAX: Final = 20
+"""So many lines of a traceback are logged, the last ones: the user's own code is there."""
 
 STREAMED_BYTES_MIN = 1024 * 1024
 """Requests of this size are handed over as a stream.
@@ -56,6 +75,7 @@ class LambdaInvoker:
     def __init__(self, client: LambdaClient, functions: Mapping[str, FunctionConfig]) -> None:
         self._client = client
         self._targets = {name: _target(name, function) for name, function in functions.items()}
+        self._broken: dict[str, str] = {}
 
     async def invoke(self, function: str, payload: bytes, room: AnswerHolder | None = None) -> bytes:
         """See `FunctionInvoker.invoke`."""
@@ -74,8 +94,34 @@ class LambdaInvoker:
                 f'function "{function}" gave no answer: {shown(str(e)) or type(e).__name__}'
             ) from e
         if response.get("FunctionError"):
-            raise FunctionFailedError(f'function "{function}" failed: {_failure_text(body)}')
+            raise self._failed(function, body)
+        self._broken.pop(function, None)
         return body
+
+    def _failed(self, function: str, body: bytes) -> InvokeError:
+        """The port's error for a function that failed.
+
+        One whose code cannot be imported is as good as missing: a deployment heals it, and no event is to blame. It is
+        said once, with the place, until the function has answered.
+        """
+        failure = _failure_in(body)
+        if failure is None:
+            # It may be anything, a payload included, and what is returned here is logged.
+            text = f"an error that has not the form of Lambda's ({len(body)} bytes)"
+            return FunctionFailedError(f'function "{function}" failed: {text}')
+        text = shown(f"{failure.error_type}: {failure.error_message}")
+        if failure.error_type not in NOT_IMPORTED and not any(AT_IMPORT in line for line in failure.lines):
+            return FunctionFailedError(f'function "{function}" failed: {text}')
+        if self._broken.get(function) != text:
+            self._broken[function] = text
+            trace = [shown(line.rstrip()) for line in failure.lines[-TRACE_LINES_MAX:]]
+            log.error(
+                'function "%s" cannot be imported, so nothing of it runs until it is deployed anew: %s%s',
+                function,
+                text,
+                "".join(f"\n{line}" for line in trace),
+            )
+        return FunctionMissingError(f'function "{function}" cannot be imported: {text}')
 
 
 async def _body(function: str, response: Mapping[str, Any], room: AnswerHolder | None) -> bytes:
@@ -138,15 +184,20 @@ class _FailurePayload(msgspec.Struct, rename="camel"):
 
     error_type: str = "Unknown"
     error_message: str = ""
+    stack_trace: Any = None
+
+    @property
+    def lines(self) -> list[str]:
+        """The traceback, of which a foreign runtime may make anything."""
+        found = self.stack_trace if isinstance(self.stack_trace, list) else []
+        return [line for line in found if isinstance(line, str)]
 
 
 _decode_failure = bounded(msgspec.json.Decoder(_FailurePayload))
 
 
-def _failure_text(body: bytes) -> str:
+def _failure_in(body: bytes) -> _FailurePayload | None:
     try:
-        failure = _decode_failure(body)
+        return _decode_failure(body)
     except msgspec.DecodeError:
-        # It may be anything, a payload included, and what is returned here is logged.
-        return f"an error that has not the form of Lambda's ({len(body)} bytes)"
-    return shown(f"{failure.error_type}: {failure.error_message}")
+        return None

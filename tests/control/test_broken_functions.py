@@ -1,0 +1,104 @@
+"""A function whose code cannot be imported: said once, with its place, and no event is blamed for it.
+
+Owns what becomes of Lambda's answers for such functions. Does not own other answers (`tests/contract`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import logging
+from typing import Any, cast
+
+import pytest
+
+from tenuto_control.config import FunctionConfig
+from tenuto_control.drivers.lambda_invoke import LambdaInvoker
+from tenuto_control.ports import FunctionFailedError, FunctionMissingError, InvokeError
+
+MISSING_MODULE = {
+    "errorType": "Runtime.ImportModuleError",
+    "errorMessage": "Unable to import module 'app': No module named 'shop'",
+    "stackTrace": [],
+}
+DECLARATION = {
+    "errorType": "TypeError",
+    "errorMessage": "orders/place is no async function",
+    "stackTrace": [
+        '  File "/var/runtime/bootstrap.py", line 60, in _get_handler\n    m = importlib.import_module(modname)\n',
+        '  File "/var/task/app.py", line 7, in <module>\n    @orders.handler()\n',
+    ],
+}
+IN_A_HANDLER = {
+    "errorType": "ProtocolError",
+    "errorMessage": "this function takes tenuto activations",
+    "stackTrace": ['  File "/var/task/tenuto/aws.py", line 60, in __call__\n    request = activation.read(event)\n'],
+}
+
+
+class Body:
+    def __init__(self, data: bytes) -> None:
+        self._data = io.BytesIO(data)
+
+    async def read(self, most: int) -> bytes:
+        return self._data.read(most)
+
+
+class Client:
+    """A function that answers by turns."""
+
+    def __init__(self, *answers: Any) -> None:
+        self._answers = [*answers]
+
+    async def invoke(self, **_arguments: Any) -> dict[str, Any]:
+        answer = self._answers.pop(0)
+        failed = {} if answer == "well" else {"FunctionError": "Unhandled"}
+        return {"Payload": Body(json.dumps(answer).encode()), **failed}
+
+
+def outcomes(*answers: Any) -> list[InvokeError | bytes]:
+    async def main() -> list[InvokeError | bytes]:
+        invoker = LambdaInvoker(cast("Any", Client(*answers)), {"f": FunctionConfig()})
+        found: list[InvokeError | bytes] = []
+        for _ in answers:
+            try:
+                found.append(await invoker.invoke("f", b"{}"))
+            except InvokeError as e:
+                found.append(e)
+        return found
+
+    return asyncio.run(main())
+
+
+@pytest.mark.parametrize("answer", [MISSING_MODULE, DECLARATION], ids=["module", "declaration"])
+def test_what_cannot_be_imported_is_as_good_as_missing(answer: dict[str, Any]) -> None:
+    (found,) = outcomes(answer)
+    assert isinstance(found, FunctionMissingError)
+    assert str(found).startswith(f'function "f" cannot be imported: {answer["errorType"]}: ')
+
+
+def test_it_is_said_once_with_the_users_line(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "tenuto"):
+        outcomes(DECLARATION, DECLARATION, DECLARATION)
+    (record,) = caplog.records
+    assert record.levelno == logging.ERROR
+    text = record.getMessage()
+    assert 'function "f" cannot be imported, so nothing of it runs until it is deployed anew: TypeError: ' in text
+    assert '/var/task/app.py", line 7, in <module>' in text
+
+
+def test_it_is_said_again_for_another_reason_and_after_a_recovery(caplog: pytest.LogCaptureFixture) -> None:
+    outcomes(DECLARATION, MISSING_MODULE, MISSING_MODULE, "well", MISSING_MODULE)
+    assert [record.levelno for record in caplog.records] == [logging.ERROR] * 3
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [IN_A_HANDLER, {"errorType": "Sandbox.Timedout", "errorMessage": "Task timed out"}, {"stackTrace": 5}, [1]],
+    ids=["handler", "time", "odd", "no object"],
+)
+def test_other_failures_are_the_functions(answer: Any, caplog: pytest.LogCaptureFixture) -> None:
+    (found,) = outcomes(answer)
+    assert isinstance(found, FunctionFailedError)
+    assert caplog.records == []
