@@ -6,13 +6,14 @@ Owns the decorators and the registry of what one function serves. Does not own h
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Literal, TypeVar
 
 from tenuto import checks
 from tenuto.context import Context, ObjectContext, ObjectSharedContext
+from tenuto.declarations import declaring, line_of, require_parameters
 from tenuto.handler import Handler
 from tenuto.protocol.durations import Duration, milliseconds
 from tenuto.protocol.messages import HandlerManifest, Manifest, RetryPolicy, ServiceManifest
@@ -24,6 +25,13 @@ O = TypeVar("O")  # noqa: E741 - the handler's output
 
 KEYED_KINDS = ("exclusive", "shared")
 """Kinds of handlers that a virtual object may have."""
+
+CONTEXTS: Mapping[Kind, type] = {
+    "stateless": Context,
+    "exclusive": ObjectContext,
+    "shared": ObjectSharedContext,
+}
+"""What each kind of handler is given."""
 
 RECEIVERS = frozenset({"self", "cls"})
 """Names of a first parameter that show a method."""
@@ -95,16 +103,19 @@ class _Declared:
     ) -> Handler[Any, O]:
         called = self._called(function) if name is None else name
         target = f"{self.name}/{called}"
-        if called in self.handlers:
-            raise ValueError(f"{target} is declared twice")
-        if policy is not None:
-            _require_policy(policy, target)
-        _require_function(function, target)
-        try:
-            hint, output = hints_of(function)
-            takes, gives = serde_for(None if hint is MISSING else hint), output_serde_for(output)
-        except TypeError as e:
-            raise TypeError(f"{target}: {e}") from e
+        with declaring(function):
+            if called in self.handlers:
+                first = line_of(self.handlers[called].function)
+                raise ValueError(f"{target} is declared twice" + (f", first at {first}" if first else ""))
+            if policy is not None:
+                _require_policy(policy, target)
+            _require_function(function, target)
+            require_parameters(function, CONTEXTS[kind], target)
+            try:
+                hint, output = hints_of(function)
+                takes, gives = serde_for(None if hint is MISSING else hint), output_serde_for(output)
+            except TypeError as e:
+                raise TypeError(f"{target}: {e}") from e
         spec = HandlerSpec(
             service=self.name,
             name=called,

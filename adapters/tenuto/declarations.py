@@ -1,0 +1,116 @@
+"""Checks of a handler's declaration: the context that it expects, its hints, and where it is.
+
+Owns what the parameters of a handler may be annotated with, and the place that every error of a declaration names. Does
+not own resolving the hints of values (`tenuto.serde.hints`), nor what each kind of handler is given (`tenuto.service`).
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+import types
+import typing
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+from tenuto import context
+
+KNOWN_CONTEXTS: Final = {
+    one.__name__: one for one in (context.Context, context.ObjectContext, context.ObjectSharedContext)
+}
+
+HELD_BY: Final = {
+    "Context": "a handler of a service",
+    "ObjectContext": "a handler of a virtual object",
+    "ObjectSharedContext": "a shared handler, which only reads,",
+}
+"""Who is given which context."""
+
+_LAST_NAME: Final = re.compile(r"(\w+)['\"\s]*$")
+
+
+@contextmanager
+def declaring(function: object) -> Iterator[None]:
+    """Have each TypeError and ValueError of a declaration name the file and line of the function."""
+    try:
+        yield
+    except (TypeError, ValueError) as e:
+        line = line_of(function)
+        if line is None:
+            raise
+        raise type(e)(f"{e} (declared at {line})") from e.__cause__
+
+
+def line_of(function: object) -> str | None:
+    """Where a function is, as file and line; None for what has no code of its own."""
+    plain = inspect.unwrap(function) if callable(function) else function
+    while hasattr(plain, "func"):
+        plain = plain.func
+    if not hasattr(plain, "__code__") and callable(plain):
+        plain = type(plain).__call__
+    code = getattr(plain, "__code__", None)
+    if code is None:
+        return None
+    try:
+        relative = os.path.relpath(code.co_filename)
+    except ValueError:
+        relative = code.co_filename  # On another drive.
+    return f"{code.co_filename if relative.startswith('..') else relative}:{code.co_firstlineno}"
+
+
+def require_parameters(function: Callable[..., Any], given: type, target: str) -> None:
+    """Refuse a handler that expects another context than it is given, or whose input has no hint. Raises TypeError."""
+    parameters = list(inspect.signature(function).parameters.values())
+    if not parameters:
+        return  # Its shape is refused elsewhere.
+    first, *others = parameters
+    wrong = _wrong_context(first.annotation, given, function)
+    if wrong is not None:
+        form = f"async def {target.rpartition('/')[2]}({first.name}: {given.__name__}{', event: T' if others else ''})"
+        raise TypeError(f"{target}: {HELD_BY[given.__name__]} is given {_with_article(given)}, not {wrong}: {form}")
+    if others and others[0].annotation is inspect.Parameter.empty:
+        name = others[0].name
+        raise TypeError(
+            f"{target}: its input {name!r} has no type hint: write {name}: T, which is checked and converted, or "
+            f"{name}: Any for plain JSON as it comes"
+        )
+
+
+def _wrong_context(annotation: Any, given: type, function: Callable[..., Any]) -> str | None:
+    """The name of what a first parameter expects and never gets; None when it may be what is given."""
+    if annotation is inspect.Parameter.empty:
+        return None
+    if isinstance(annotation, str):
+        found = _resolved(annotation, function)
+        if found is None:
+            # Imported for type checkers alone, so only its name is known.
+            named = _LAST_NAME.search(annotation)
+            found = None if named is None else KNOWN_CONTEXTS.get(named[1])
+        if found is None:
+            return None
+        annotation = found
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        wrong = [_wrong_context(one, given, function) for one in typing.get_args(annotation)]
+        return None if None in wrong else str(wrong[0])
+    kind = typing.get_origin(annotation) or annotation
+    # A protocol is not looked into: whether a context has what it asks for, a type checker says.
+    if kind is Any or not isinstance(kind, type) or getattr(kind, "_is_protocol", False) or issubclass(given, kind):
+        return None
+    return _with_article(kind)
+
+
+def _resolved(annotation: str, function: Callable[..., Any]) -> Any:
+    plain = inspect.unwrap(function)
+    scope = getattr(getattr(plain, "__func__", plain), "__globals__", {})
+    try:
+        holder = types.SimpleNamespace(__annotations__={"hint": annotation})
+        return typing.get_type_hints(holder, globalns=scope)["hint"]
+    except Exception:  # noqa: BLE001 - text that is no annotation may raise anything; it is not needed at run time
+        return None
+
+
+def _with_article(kind: type) -> str:
+    name = kind.__qualname__
+    return f"{'an' if name[:1] in 'AEIOUaeiou' else 'a'} {name}"

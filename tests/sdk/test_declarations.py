@@ -1,0 +1,256 @@
+"""Mistakes of a declaration, and of a call, are refused where they are made, with handler, file and line.
+
+Owns the matrix of kinds and contexts, and the place that each refusal names. Does not own names and policies
+(`test_service`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+
+import pytest
+
+import tenuto
+from tenuto import Context, ObjectContext, ObjectSharedContext, Service, TerminalError, VirtualObject
+from tenuto.testing import Environment, KeepsFailingError
+
+if TYPE_CHECKING:
+    from tenuto import Context as CheckedContext
+    from tenuto import ObjectContext as CheckedObjectContext
+
+HERE = Path(__file__).name
+Kind: TypeAlias = Literal["service", "object", "shared"]
+GIVEN: dict[Kind, type] = {"service": Context, "object": ObjectContext, "shared": ObjectSharedContext}
+
+
+class Reads(Protocol):
+    """What a handler may ask of its context."""
+
+    @property
+    def key(self) -> str: ...
+
+
+@dataclass
+class Order:
+    """An input."""
+
+    item: str
+
+
+def decorator(kind: Kind) -> Callable[[Any], Any]:
+    match kind:
+        case "service":
+            return Service("orders").handler("place")
+        case "object":
+            return VirtualObject("orders").handler("place")
+        case "shared":
+            return VirtualObject("orders").handler("place", kind="shared")
+
+
+def handler_of(annotation: Any) -> Any:
+    async def place(ctx: Any, order: Order) -> str:
+        return order.item
+
+    place.__annotations__ = {"ctx": annotation, "order": Order, "return": str}
+    return place
+
+
+WRITTEN = (lambda one: one, lambda one: one.__name__, lambda one: f"tenuto.{one.__name__}", lambda one: one | None)
+
+
+@pytest.mark.parametrize("written", range(len(WRITTEN)), ids=["class", "text", "dotted", "union"])
+@pytest.mark.parametrize("asked", GIVEN)
+@pytest.mark.parametrize("kind", GIVEN)
+def test_each_kind_of_handler_expects_its_own_context(kind: Kind, asked: Kind, written: int) -> None:
+    function = handler_of(WRITTEN[written](GIVEN[asked]))
+    if kind == asked:
+        assert decorator(kind)(function).name == "place"
+        return
+    line = function.__code__.co_firstlineno
+    words = rf"orders/place: .* is given an? {GIVEN[kind].__name__}, not an? \w+: .*{HERE}:{line}"
+    with pytest.raises(TypeError, match=words):
+        decorator(kind)(function)
+
+
+@pytest.mark.parametrize("annotation", [Any, object, Reads, "Any", "NotAnywhere", "none ("], ids=range(6))
+@pytest.mark.parametrize("kind", GIVEN)
+def test_what_may_be_a_context_is_taken(kind: Kind, annotation: Any) -> None:
+    assert decorator(kind)(handler_of(annotation)).name == "place"
+
+
+def test_a_context_that_is_imported_for_type_checkers_is_known_by_its_name() -> None:
+    async def place(ctx: CheckedContext, order: Order) -> None: ...
+    async def keep(ctx: CheckedObjectContext, order: Order) -> None: ...
+
+    assert Service("orders").handler()(place).name == "place"
+    assert VirtualObject("orders").handler()(keep).name == "keep"
+    with pytest.raises(TypeError, match="is given an ObjectContext, not a Context"):
+        VirtualObject("orders").handler()(handler_of("tenuto.nowhere.Context"))
+
+
+@pytest.mark.parametrize("annotation", [Order, str, int, dict[str, int], "Order", list], ids=range(6))
+def test_a_handler_without_a_context_is_refused(annotation: Any) -> None:
+    with pytest.raises(TypeError, match=r"orders/place: a handler of a service is given a Context, not an? (Order|\w+)"):
+        decorator("service")(handler_of(annotation))
+
+
+def test_a_context_of_ones_own_is_not_what_is_given() -> None:
+    class Mine(ObjectContext):
+        __slots__ = ()
+
+    with pytest.raises(TypeError, match=r"is given an ObjectContext, not a .*Mine"):
+        decorator("object")(handler_of(Mine))
+
+
+@pytest.mark.parametrize("kind", GIVEN)
+def test_an_input_needs_a_hint(kind: Kind) -> None:
+    async def place(ctx, order):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202 - the mistake under test
+        return order
+
+    with pytest.raises(TypeError, match=rf"orders/place: its input 'order' has no type hint: .*{HERE}:\d+\)"):
+        decorator(kind)(place)
+
+
+def test_a_hint_that_cannot_be_resolved_names_the_place() -> None:
+    async def place(ctx: Context, order: Nowhere) -> None: ...  # type: ignore[name-defined]  # noqa: F821 - the mistake
+
+    line = place.__code__.co_firstlineno
+    with pytest.raises(TypeError, match=rf"orders/place: .*'Nowhere' of 'order' cannot be resolved.*{HERE}:{line}\)"):
+        Service("orders").handler()(place)
+
+
+def test_a_hint_that_no_serde_takes_names_the_place() -> None:
+    class Odd:
+        pass
+
+    with pytest.raises(TypeError, match=rf"orders/place: .*Odd.*{HERE}:\d+\)"):
+        function = handler_of(Context)
+        function.__annotations__["order"] = Odd
+        Service("orders").handler("place")(function)
+
+
+def test_two_handlers_of_one_name_are_both_named() -> None:
+    orders = Service("orders")
+    first, second = handler_of(Context), handler_of(Context)
+    orders.handler()(first)
+    line = first.__code__.co_firstlineno
+    words = rf"orders/place is declared twice, first at .*{HERE}:{line} \(declared at .*{HERE}:{line}\)"
+    with pytest.raises(ValueError, match=words):
+        orders.handler()(second)
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [lambda _ctx, _order: None, 5, functools.partial(handler_of)],
+    ids=["a lambda", "no function", "a partial of a function"],
+)
+def test_what_is_no_async_function_is_refused(mistake: Any) -> None:
+    with pytest.raises(TypeError, match="orders/place"):
+        Service("orders").handler("place")(mistake)
+
+
+def test_a_wrapped_function_is_looked_into() -> None:
+    plain = handler_of(ObjectContext)
+
+    @functools.wraps(plain)
+    async def wrapper(*args: Any) -> Any:
+        return await plain(*args)
+
+    with pytest.raises(TypeError, match=rf"is given a Context, not an ObjectContext.*{HERE}:\d+\)"):
+        Service("orders").handler()(wrapper)
+
+
+# --- where a message or a future is handed over ----------------------------------------------------------------------
+
+keeper = VirtualObject("keeper")
+sender = Service("sender")
+
+
+@keeper.handler()
+async def keep(ctx: ObjectContext, order: Order) -> None:
+    ctx.set("item", order.item)
+
+
+@keeper.handler(kind="shared")
+async def look(ctx: ObjectSharedContext) -> str | None:
+    return await ctx.get("item", str)
+
+
+@sender.handler()
+async def nothing(ctx: Context) -> None:
+    """Takes no input."""
+
+
+MISTAKES: dict[str, tuple[Callable[[Context], Any], str]] = {
+    "an argument of another type": (lambda ctx: ctx.object_send(keep, "k", 5), "the message to keeper/keep of type int"),
+    "no argument": (lambda ctx: ctx.object_send(keep, "k"), "the message to keeper/keep of type NoneType"),
+    "an argument for none": (lambda ctx: ctx.service_send(nothing, 5), "sender/nothing takes no input: send None"),
+    "a shared handler": (lambda ctx: ctx.object_send(look, "k"), "keeper/look is a shared handler"),
+    "an object's handler": (lambda ctx: ctx.service_send(keep, Order("tea")), "keeper/keep belongs to a virtual object"),
+    "a service's handler": (lambda ctx: ctx.object_send(nothing, "k"), "sender/nothing belongs to a service"),
+    "a name": (lambda ctx: ctx.service_send("sender/nothing"), "takes a declared handler, not str"),  # type: ignore[arg-type]  # the mistake
+    "a function": (lambda ctx: ctx.service_send(keep.function), "takes a declared handler, not function"),  # type: ignore[arg-type]  # the mistake
+    "a key": (lambda ctx: ctx.object_send(keep, 5, Order("tea")), "the key is text, not int"),  # type: ignore[arg-type]  # the mistake
+    "gather": (lambda ctx: ctx.gather(5), "ctx.gather takes the futures that context methods return, not int"),  # type: ignore[arg-type]  # the mistake
+    "select": (lambda ctx: ctx.select(a=5), "ctx.select takes the futures that context methods return, not int"),  # type: ignore[arg-type]  # the mistake
+    "tenuto.gather": (lambda ctx: tenuto.gather(5), "gather takes the futures"),  # type: ignore[arg-type]  # the mistake
+    "a step": (lambda ctx: ctx.run("pay", 5), "takes a callable and its arguments, not int"),  # type: ignore[call-overload]  # the mistake
+    "a future in a message": (
+        lambda ctx: ctx.object_send(keep, "k", ctx.sleep(1)),
+        r'the message to keeper/keep is a durable future that was not awaited: write "await ctx\.sleep',
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_of_a_call_is_refused_with_handler_and_line(mistake: str) -> None:
+    act, words = MISTAKES[mistake]
+    caller = Service("caller")
+
+    @caller.handler()
+    async def make(ctx: Context) -> None:
+        found = act(ctx)
+        if asyncio.iscoroutine(found):
+            await found
+
+    async def main() -> None:
+        async with Environment(caller, keeper, sender, attempts_max=2) as env:
+            await env.call(make)
+
+    with pytest.raises((KeepsFailingError, TerminalError), match=words) as raised:
+        asyncio.run(main())
+    if isinstance(raised.value, KeepsFailingError):
+        assert HERE in str(raised.value)
+        assert "caller/make" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("act", "words"),
+    [
+        (lambda ctx: ctx.set("n", 1), "NoneType can't be used in 'await' expression"),
+        (lambda ctx: ctx.object_send(keep, "k", Order("tea")), "str can't be used in 'await' expression"),
+        (lambda ctx: 5, "int can't be used in 'await' expression"),
+        (lambda ctx: asyncio.get_running_loop().create_future(), "waits for something that nothing will bring about"),
+    ],
+    ids=["set", "send", "number", "future"],
+)
+def test_what_is_no_future_and_is_awaited_is_told_with_handler_and_line(act: Callable[[Any], Any], words: str) -> None:
+    box = VirtualObject("box")
+
+    @box.handler()
+    async def make(ctx: ObjectContext) -> None:
+        await act(ctx)
+
+    line = make.function.__code__.co_firstlineno + 2
+
+    async def main() -> None:
+        async with Environment(box, attempts_max=2) as env:
+            await env.call(make, "k")
+
+    with pytest.raises(KeepsFailingError, match=rf"box/make has failed .*{words}.*{HERE}:{line}"):
+        asyncio.run(main())
