@@ -17,7 +17,6 @@ import msgspec
 from tenuto.protocol.records import Failed, Result
 from tenuto.testing.answers import plain
 from tenuto.testing.errors import HarnessError, OutcomesDifferError
-from tenuto.testing.letters import dead_letters
 from tenuto.testing.processes import Crash, Written
 from tenuto.testing.views import Record
 from tenuto.testing.world import World
@@ -105,7 +104,7 @@ async def _outcome(world: World, returned: Any, without: frozenset[str]) -> str:
         "dead letters": sorted(
             {
                 json.dumps([letter.handler, letter.key, letter.reason, _jsonable(letter.value)])
-                for letter in await dead_letters(world)
+                for letter in await world.dead_letters()
             }
         ),
         "at work": sorted(f"{lane.service}/{lane.key}" for lane, head in world.heads() if head.run is not None),

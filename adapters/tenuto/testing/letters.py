@@ -6,20 +6,23 @@ Owns reading both as one list. Does not own how they come about.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable, Sequence
 
 from tenuto.protocol.records import Event, PublishOut
+from tenuto.store.port import Table
 from tenuto.testing.views import DeadLetter, Record
-from tenuto.testing.world import World
 from tenuto_control.admin.dead_letters import DeadLetterOffice
 from tenuto_control.limits import Limits
+from tenuto_control.ports import Clock, RecordSink
 
 
-async def dead_letters(world: World) -> list[DeadLetter]:
+async def dead_letters(
+    table: Table, sink: RecordSink, clock: Clock, topics: Iterable[Sequence[Record]]
+) -> list[DeadLetter]:
     """All of them: first those of topics, in the order of their coming, then those of the table, oldest first."""
-    topics = {subscription.dead_letter_topic for subscription in world.setup.subscriptions}
-    found = [_of_record(record) for topic in sorted(topics) for record in world.topics.published.get(topic, ())]
+    found = [_of_record(record) for records in topics for record in records]
     numbers = itertools.count(1)
-    office = DeadLetterOffice(world.table, world.topics, world, Limits(), lambda: f"tests.{next(numbers)}")
+    office = DeadLetterOffice(table, sink, clock, Limits(), lambda: f"tests.{next(numbers)}")
     for letter in await office.listed():
         _, held = await office.read(letter.id)
         if isinstance(held, Event):

@@ -12,11 +12,11 @@ from __future__ import annotations
 import asyncio
 import functools
 import random
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
-from tenuto.lane.head import HEAD_SK, parse_head
+from tenuto.lane.head import HEAD_SK, head_key, parse_head
 from tenuto.lane.timers import SendTimer, Timer, parse_timer
 from tenuto.protocol.ids import InvocationId, Lane
 from tenuto.protocol.messages import Head, ServiceManifest
@@ -24,17 +24,19 @@ from tenuto.protocol.records import Event, Result
 from tenuto.service import Service, Services, VirtualObject
 from tenuto.store.memory import MemoryTable
 from tenuto.testing.courses import WatchedServices
-from tenuto.testing.errors import HarnessError, KeepsFailingError, StillWaitingError
+from tenuto.testing.errors import HarnessError, KeepsFailingError, NothingWaitsError, StillWaitingError
+from tenuto.testing.letters import dead_letters
 from tenuto.testing.processes import FUNCTION_TIMEOUT_MS, Crash, Functions, Gate, Process, ProcessTable
 from tenuto.testing.topics import Topics
+from tenuto.testing.views import DeadLetter, Record
 from tenuto.testing.virtual_loop import LoopThread
-from tenuto.testing.waits import waits_of
+from tenuto.testing.waits import waiting_awakeables, waits_of
 from tenuto_control.core.metrics import Uncounted
 from tenuto_control.core.routing import Quarantine, Subscription, dead_letter_forms, route
 from tenuto_control.dispatcher import Dispatcher, Wiring
 from tenuto_control.dispatcher.outages import watched
 from tenuto_control.limits import Limits
-from tenuto_control.ports import LogRecord, Pending, Target, Unknown
+from tenuto_control.ports import LogRecord, Pending, Resolution, Target, Unknown
 
 T = TypeVar("T")
 
@@ -98,7 +100,7 @@ class World:
     watched: WatchedServices = field(init=False)
     functions: Functions = field(init=False)
     answered: list[Answered] = field(default_factory=list)
-    calls: int = 0
+    _calls: int = 0
     _manifests: Sequence[ServiceManifest] = ()
     _control: Control | None = None
     _controls: int = 0
@@ -160,6 +162,41 @@ class World:
         self._note(invocation, handler, result)
         return result
 
+    async def resolve(self, awakeable: str, result: Result) -> None:
+        """Give an awakeable its result. Raises NothingWaitsError."""
+        match await self.ask(lambda dispatcher: dispatcher.resolve(awakeable, result)):
+            case Resolution.ACCEPTED | Resolution.REPEATED:
+                pass
+            case Resolution.CONFLICT:
+                raise NothingWaitsError(f"awakeable {awakeable} has another answer already, which stays")
+            case Resolution.UNKNOWN:
+                others = waiting_awakeables(self.heads())
+                known = f"waited for are: {', '.join(others)}" if others else "no awakeable is waited for"
+                raise NothingWaitsError(f"nothing waits for awakeable {awakeable}; {known}")
+
+    def idempotency_key(self) -> str:
+        """A key that no call before had: of equal requests in equal order, equal ones."""
+        self._calls += 1
+        return f"call-{self._calls}"
+
+    # --- looking ----------------------------------------------------------------------------------------------------
+
+    async def state(self, lane: Lane) -> Mapping[str, bytes]:
+        """The stored state of a lane."""
+        at = head_key(lane)
+        return parse_head(self.table.items.get((at.pk, at.sk))).state
+
+    async def published(self, topic: str) -> list[Record]:
+        """The records that were produced to a topic."""
+        return list(self.topics.published.get(topic, ()))
+
+    async def dead_letters(self) -> list[DeadLetter]:
+        """See `letters.dead_letters`."""
+        topics = sorted({subscription.dead_letter_topic for subscription in self.setup.subscriptions})
+        return await dead_letters(self.table, self.topics, self, [await self.published(topic) for topic in topics])
+
+    # --- the control plane, as its callers see it -------------------------------------------------------------------
+
     async def ask(self, act: Callable[[Dispatcher], Awaitable[T]]) -> T:
         """Ask the control plane for something, and its successor when it dies meanwhile, as a client over HTTP does."""
         while True:
@@ -197,6 +234,11 @@ class World:
             self.check()
             if not await self._leap():
                 return
+
+    async def settled(self) -> None:
+        """The same, for a test. Raises what no passing of time will heal."""
+        await self.settle()
+        self.check()
 
     async def until(self, look: Callable[[], Awaitable[T | None]], invocation: str) -> T:
         """Let time pass until `look` finds something. Raises HarnessErrors for what will never come."""
