@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from starlette.applications import Starlette
 
-from tenuto import Context, ObjectContext, Service, VirtualObject
+from tenuto import Context, ObjectContext, ObjectSharedContext, Service, VirtualObject
 from tenuto.errors import TerminalError
 from tenuto.hosts import api_gateway
 from tenuto.protocol.ids import AwakeableId, InvocationId, Lane
@@ -74,7 +74,7 @@ async def nothing(_ctx: ObjectContext) -> str:
 
 
 @box.handler(kind="shared")
-async def read(_ctx: ObjectContext) -> str:
+async def read(_ctx: ObjectSharedContext) -> str:
     """Reads."""
     return "read"
 

@@ -95,7 +95,9 @@ def test_a_context_that_is_imported_for_type_checkers_is_known_by_its_name() -> 
 
 @pytest.mark.parametrize("annotation", [Order, str, int, dict[str, int], "Order", list], ids=range(6))
 def test_a_handler_without_a_context_is_refused(annotation: Any) -> None:
-    with pytest.raises(TypeError, match=r"orders/place: a handler of a service is given a Context, not an? (Order|\w+)"):
+    with pytest.raises(
+        TypeError, match=r"orders/place: a handler of a service is given a Context, not an? (Order|\w+)"
+    ):
         decorator("service")(handler_of(annotation))
 
 
@@ -128,9 +130,9 @@ def test_a_hint_that_no_serde_takes_names_the_place() -> None:
     class Odd:
         pass
 
+    function = handler_of(Context)
+    function.__annotations__["order"] = Odd
     with pytest.raises(TypeError, match=rf"orders/place: .*Odd.*{HERE}:\d+\)"):
-        function = handler_of(Context)
-        function.__annotations__["order"] = Odd
         Service("orders").handler("place")(function)
 
 
@@ -186,20 +188,28 @@ async def nothing(ctx: Context) -> None:
     """Takes no input."""
 
 
-MISTAKES: dict[str, tuple[Callable[[Context], Any], str]] = {
-    "an argument of another type": (lambda ctx: ctx.object_send(keep, "k", 5), "the message to keeper/keep of type int"),
+FIVE: list[Any] = [5]
+
+MISTAKES: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "an argument of another type": (
+        lambda ctx: ctx.object_send(keep, "k", 5),
+        "the message to keeper/keep of type int",
+    ),
     "no argument": (lambda ctx: ctx.object_send(keep, "k"), "the message to keeper/keep of type NoneType"),
     "an argument for none": (lambda ctx: ctx.service_send(nothing, 5), "sender/nothing takes no input: send None"),
     "a shared handler": (lambda ctx: ctx.object_send(look, "k"), "keeper/look is a shared handler"),
-    "an object's handler": (lambda ctx: ctx.service_send(keep, Order("tea")), "keeper/keep belongs to a virtual object"),
+    "an object's handler": (
+        lambda ctx: ctx.service_send(keep, Order("tea")),
+        "keeper/keep belongs to a virtual object",
+    ),
     "a service's handler": (lambda ctx: ctx.object_send(nothing, "k"), "sender/nothing belongs to a service"),
-    "a name": (lambda ctx: ctx.service_send("sender/nothing"), "takes a declared handler, not str"),  # type: ignore[arg-type]  # the mistake
-    "a function": (lambda ctx: ctx.service_send(keep.function), "takes a declared handler, not function"),  # type: ignore[arg-type]  # the mistake
-    "a key": (lambda ctx: ctx.object_send(keep, 5, Order("tea")), "the key is text, not int"),  # type: ignore[arg-type]  # the mistake
-    "gather": (lambda ctx: ctx.gather(5), "ctx.gather takes the futures that context methods return, not int"),  # type: ignore[arg-type]  # the mistake
-    "select": (lambda ctx: ctx.select(a=5), "ctx.select takes the futures that context methods return, not int"),  # type: ignore[arg-type]  # the mistake
-    "tenuto.gather": (lambda ctx: tenuto.gather(5), "gather takes the futures"),  # type: ignore[arg-type]  # the mistake
-    "a step": (lambda ctx: ctx.run("pay", 5), "takes a callable and its arguments, not int"),  # type: ignore[call-overload]  # the mistake
+    "a name": (lambda ctx: ctx.service_send("sender/nothing"), "takes a declared handler, not str"),
+    "a function": (lambda ctx: ctx.service_send(keep.function), "takes a declared handler, not function"),
+    "a key": (lambda ctx: ctx.object_send(keep, 5, Order("tea")), "the key is text, not int"),
+    "gather": (lambda ctx: ctx.gather(5), "ctx.gather takes the futures that context methods return, not int"),
+    "select": (lambda ctx: ctx.select(a=5), "ctx.select takes the futures that context methods return, not int"),
+    "tenuto.gather": (lambda _ctx: tenuto.gather(*FIVE), "gather takes the futures"),
+    "a step": (lambda ctx: ctx.run("pay", 5), "takes a callable and its arguments, not int"),
     "a future in a message": (
         lambda ctx: ctx.object_send(keep, "k", ctx.sleep(1)),
         r'the message to keeper/keep is a durable future that was not awaited: write "await ctx\.sleep',

@@ -18,6 +18,7 @@ from tenuto.testing.errors import (
     StillWaitingError,
 )
 from tenuto.testing.operations import Operation
+from tenuto.testing.real import RealEnvironment
 from tenuto.testing.replays import Replayed
 from tenuto.testing.views import DeadLetter, Invocation, JournalEntry, Record
 
@@ -34,6 +35,7 @@ __all__ = [
     "NothingWaitsError",
     "Operation",
     "OutcomesDifferError",
+    "RealEnvironment",
     "Record",
     "Replayed",
     "StillWaitingError",

@@ -32,11 +32,11 @@ Headers = Mapping[str, str | bytes]
 class Behind(Protocol):
     """What stands behind an environment. Methods run on its own loop."""
 
-    async def call(self, event: Event, *, shared: bool) -> Result:
-        """The result of a call."""
+    async def call(self, event: Event, idempotency_key: str, *, shared: bool) -> Result:
+        """The result of a call, of whose key the event's id is made."""
         ...
 
-    async def send(self, event: Event, delay_ms: int) -> None:
+    async def send(self, event: Event, idempotency_key: str, delay_ms: int) -> None:
         """A message is accepted."""
         ...
 
@@ -129,11 +129,11 @@ class Face:
         """
         target = self._targets.handler(handler)
         behind = self._behind
-        event = self._event(target, "call", key_and_input, headers, idempotency_key, one_way=False)
+        event, named = self._event(target, "call", key_and_input, headers, idempotency_key, one_way=False)
         what = f"env.call({target.spec.target!r}, ...)"
 
         async def work() -> Any:
-            result = await behind.call(event, shared=target.kind == "shared")
+            result = await behind.call(event, named, shared=target.kind == "shared")
             await behind.settled()
             return answers.output_of(target, result)
 
@@ -173,12 +173,12 @@ class Face:
         """Send to a handler without waiting for its end. What can happen at this moment has happened then."""
         target = self._targets.handler(handler)
         behind = self._behind
-        event = self._event(target, "send", key_and_input, headers, idempotency_key, one_way=True)
+        event, named = self._event(target, "send", key_and_input, headers, idempotency_key, one_way=True)
         delay_ms = 0 if delay is None else milliseconds(delay, "delay")
         self._targets.require_sendable(target)
 
         async def work() -> Invocation[Any]:
-            await behind.send(event, delay_ms)
+            await behind.send(event, named, delay_ms)
             await behind.settled()
             return Invocation(event.id, target.spec.target, event.invocation.lane.key)
 
@@ -295,13 +295,15 @@ class Face:
         idempotency_key: str | None,
         *,
         one_way: bool,
-    ) -> Event:
+    ) -> tuple[Event, str]:
         key, argument = self._targets.arguments(target, method, key_and_input)
-        nonce = call_nonce(target.name, self._behind.idempotency_key() if idempotency_key is None else idempotency_key)
+        named = self._behind.idempotency_key() if idempotency_key is None else idempotency_key
+        nonce = call_nonce(target.name, named)
         lane = Lane(target.service, nonce if key is None else key)
         source = CallSource(keep_result=True, one_way=one_way)
         data = self._targets.input_of(target, method, argument)
-        return Event.of(InvocationId(lane, nonce), target.name, source, data, answers.header_pairs(headers))
+        pairs = answers.header_pairs(headers)
+        return Event.of(InvocationId(lane, nonce), target.name, source, data, pairs), named
 
     def _answer(self, awakeable: str, result: Result, method: str) -> Operation[None]:
         behind, inside = self._behind, self._inside

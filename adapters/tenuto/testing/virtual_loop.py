@@ -113,11 +113,21 @@ class _ThreadLoop(VirtualTimeLoop):
         return self.steps > 0
 
 
-class LoopThread:
-    """A thread with a virtual loop. `submit` hands it work; time passes while there is any."""
+class RealTimeLoop(asyncio.SelectorEventLoop):
+    """An ordinary loop, for a thread of its own."""
 
-    def __init__(self, name: str) -> None:
-        self.loop = _ThreadLoop()
+    turns = at_work = steps = 0
+
+    def jump(self, _seconds: float) -> None:
+        """Real time cannot be moved. Raises TypeError."""
+        raise TypeError("an environment in real time waits for what is due")
+
+
+class LoopThread:
+    """A thread with a loop, a virtual one unless another is given. `submit` hands it work; time passes during that."""
+
+    def __init__(self, name: str, loop: _ThreadLoop | RealTimeLoop | None = None) -> None:
+        self.loop = loop or _ThreadLoop()
         self._pending: set[Future[Any]] = set()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()

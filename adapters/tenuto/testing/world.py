@@ -137,7 +137,7 @@ class World:
         self._deliver(await self._living(), at, meaning)
         return meaning
 
-    async def call(self, event: Event, *, shared: bool) -> Result:
+    async def call(self, event: Event, idempotency_key: str, *, shared: bool) -> Result:  # noqa: ARG002 - the event's id is made of it
         """The result of a call, however long it takes. Raises StillWaitingError when it does not end by itself."""
         if shared:
             result = await self.ask(lambda dispatcher: dispatcher.call_shared(event))
@@ -152,7 +152,7 @@ class World:
         self._note(event.id, event.handler, result)
         return result
 
-    async def send(self, event: Event, delay_ms: int) -> None:
+    async def send(self, event: Event, idempotency_key: str, delay_ms: int) -> None:  # noqa: ARG002 - the event's id is made of it
         """A message is accepted."""
         await self.ask(lambda dispatcher: dispatcher.send(event, delay_ms))
 

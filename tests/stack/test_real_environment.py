@@ -1,0 +1,64 @@
+"""The test kit over the real system: the same requests as in memory, in real time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tenuto import TerminalError
+from tenuto.testing import NothingWaitsError, RealEnvironment
+from tests.kit import shop
+from tests.kit.shop import Order, Receipt, add, greet, greeter, orders, place
+
+
+@pytest.fixture(scope="module")
+def env(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealEnvironment]:
+    root = tmp_path_factory.mktemp("function")
+    (root / "deployed_shop.py").write_text(
+        Path(shop.__file__).read_text("utf-8") + "\nfrom tenuto import aws\n\nhandler = aws.handler(orders, greeter)\n"
+    )
+    with RealEnvironment(
+        orders,
+        greeter,
+        handler="deployed_shop:handler",
+        root=root,
+        topics={"orders": place, "amounts": add},
+        publishes=["drivers"],
+    ) as env:
+        yield env
+
+
+def test_calls_messages_and_answers(env: RealEnvironment) -> None:
+    assert env.call(greet, "Ann").result() == "hello Ann"
+    placed = env.send(place, "o-1", Order("tea", 3)).result()
+    env.eventually(lambda: env.call("orders/status", "o-1"), "packing").result()
+    answer = env.eventually_one(lambda: env.published("drivers")).result().value["answer"]
+    env.resolve_awakeable(answer, "Bo").result()
+    assert env.result(placed).result() == Receipt("tea", "Bo")
+    with pytest.raises(NothingWaitsError):
+        env.resolve_awakeable(answer, "Cy").result()
+    with pytest.raises(TerminalError, match="above zero") as refused:
+        env.call(place, "o-2", Order("tea", 0)).result()
+    assert (refused.value.status_code, refused.value.metadata) == (409, {"price": "0"})
+
+
+def test_events_state_and_dead_letters(env: RealEnvironment) -> None:
+    for amount in (1, 2, "much", 3):
+        env.event("amounts", "k", amount).result()
+    env.eventually(lambda: env.state(orders, "k"), {"total": 6}).result()
+    assert env.state(orders, "k", "total", int).result() == 6
+    assert env.published("amounts").result() == []
+    letter = env.eventually_one(env.dead_letters).result()
+    assert (letter.handler, letter.key, letter.value) == ("orders/add", "k", "much")
+
+
+async def call(env: RealEnvironment) -> str:
+    return await env.call(greet, "Bo")
+
+
+def test_in_a_coroutine(env: RealEnvironment) -> None:
+    import asyncio
+
+    assert asyncio.run(call(env)) == "hello Bo"
