@@ -13,7 +13,7 @@ from typing import Any
 
 from tenuto.handler import Handler
 from tenuto.lane.head import head_key, parse_head
-from tenuto.lane.writes import Answer, Applied, Delete, Key, Put, Update, Write
+from tenuto.lane.writes import Answer, Applied, Delete, Key, Write
 from tenuto.protocol.ids import InvocationId, Lane, kafka_nonce
 from tenuto.protocol.messages import Activation, Head, ServiceManifest, decode_request, encode
 from tenuto.protocol.records import CallSource, Event, KafkaSource
@@ -21,6 +21,7 @@ from tenuto.runtime.activation import activate
 from tenuto.runtime.environment import Environment, InlineWriteLoop
 from tenuto.service import Service, Services, VirtualObject
 from tenuto.store.memory import MemoryTable, item_bytes
+from tenuto.testing.processes import name_of
 from tenuto_control.core.clocks import TableClock, UncheckedClock
 from tenuto_control.core.metrics import Metrics, Uncounted
 from tenuto_control.core.traces import Tracer, Untraced
@@ -63,20 +64,6 @@ class CountingTable(MemoryTable):
         if deletes:
             self.log.append(f"delete_all {len(deletes)} x {name_of(deletes[0])}")
         await super().delete_all(deletes)
-
-
-def name_of(write: Write) -> str:
-    """A write in words: what it does to which kind of item."""
-    match write:
-        case Update(key, sets, removes, conditions):
-            label = conditions[0].label if conditions else ",".join([*sets, *(f"-{r}" for r in removes)])
-            return f"head {label}" if key.sk == "H" else f"update {key.sk}"
-        case Put(key, attributes):
-            if "done" in attributes:
-                return "put tombstone"
-            return f"put timer {attributes['kind']!r}" if "due" in attributes else f"put {key.sk.partition('#')[0]}"
-        case Delete(key):
-            return f"delete {key.pk.partition('#')[0]}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,6 +81,21 @@ def test_a_service_runs_from_the_wheel(bare: Bare, tmp_path: Path) -> None:
     assert [service["name"] for service in found["services"]] == ["greeter"]
 
 
+TESTED = """
+from greeter import greet, greeter
+from tenuto.testing import Environment
+
+with Environment(greeter, topics={"names": greet}) as env:
+    print(env.call(greet, "k", "Ann").result())
+"""
+
+
+def test_the_test_kit_needs_no_extra(sdk_alone: Bare, tmp_path: Path) -> None:
+    (tmp_path / "greeter.py").write_text(SERVICE, "utf-8")
+    ended = sdk_alone.run("python", "-c", TESTED, cwd=tmp_path)
+    assert (ended.returncode, ended.stdout) == (0, "Hello, Ann\n"), ended.stderr
+
+
 def test_the_version_is_said(bare: Bare, tmp_path: Path) -> None:
     version = tomllib.loads((tree.ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
     ended = bare.run("tenuto", "--version", cwd=tmp_path)
@@ -113,7 +128,7 @@ def test_a_missing_extra_is_named_in_one_line(sdk_alone: Bare, tmp_path: Path, c
     assert f'pip install "tenuto[{",".join(command.extras)}' in line
 
 
-NEEDED_ARGUMENTS: dict[str, tuple[str, ...]] = {}
+NEEDED_ARGUMENTS: dict[str, tuple[str, ...]] = {"journal": ("greeter/ann",)}
 """By command: what it cannot do without."""
 
 

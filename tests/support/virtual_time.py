@@ -1,56 +1,20 @@
-"""An asyncio loop whose clock jumps to the next timer when nothing is ready.
+"""Coroutines on virtual time (`tenuto.testing.virtual_loop`), and code of handlers that blocks it.
 
-Owns time; knows no sockets and no threads.
+Owns running one, and the clock that goes with it; knows no sockets and no threads.
 """
 
 from __future__ import annotations
 
 import asyncio
-import selectors
 from collections.abc import Coroutine
 from typing import Any, TypeVar
+
+from tenuto.testing.virtual_loop import VirtualTimeLoop
 
 EPOCH_MS = 1_700_000_000_000
 """What wall clocks show when a virtual loop begins."""
 
-TURNS_MAX = 200_000
-"""Turns of a loop at one moment; what takes more does not end."""
-
 T = TypeVar("T")
-
-
-class VirtualTimeLoop(asyncio.SelectorEventLoop):
-    """Runs callbacks in the usual order, and sleeps take no real time."""
-
-    def __init__(self) -> None:
-        self._elapsed_s = 0.0
-        super().__init__(_JumpingSelector(self))
-
-    def time(self) -> float:
-        """Virtual seconds since the loop began."""
-        return self._elapsed_s
-
-    def jump(self, seconds: float) -> None:
-        """Let time pass."""
-        self._elapsed_s += seconds
-
-
-class _JumpingSelector(selectors.DefaultSelector):
-    """Where the loop would wait for its next timer, time passes instead."""
-
-    def __init__(self, loop: VirtualTimeLoop) -> None:
-        super().__init__()
-        self._virtual = loop
-        self._turns = 0
-
-    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        assert timeout is not None, "every task waits for another: a deadlock"
-        self._turns += 1
-        if timeout > 0:
-            self._virtual.jump(timeout)
-            self._turns = 0
-        assert self._turns < TURNS_MAX, f"{TURNS_MAX} turns without time passing: something is spinning"
-        return super().select(0)
 
 
 def block(seconds: float) -> None:

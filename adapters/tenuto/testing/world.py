@@ -137,8 +137,9 @@ class World:
         self._deliver(await self._living(), at, meaning)
         return meaning
 
-    async def call(self, event: Event, idempotency_key: str, *, shared: bool) -> Result:  # noqa: ARG002 - the event's id is made of it
+    async def call(self, event: Event, idempotency_key: str, *, shared: bool) -> Result:
         """The result of a call, however long it takes. Raises StillWaitingError when it does not end by itself."""
+        del idempotency_key  # The event\'s id is made of it.
         if shared:
             result = await self.ask(lambda dispatcher: dispatcher.call_shared(event))
         else:
@@ -152,8 +153,9 @@ class World:
         self._note(event.id, event.handler, result)
         return result
 
-    async def send(self, event: Event, idempotency_key: str, delay_ms: int) -> None:  # noqa: ARG002 - the event's id is made of it
+    async def send(self, event: Event, idempotency_key: str, delay_ms: int) -> None:
         """A message is accepted."""
+        del idempotency_key  # The event\'s id is made of it.
         await self.ask(lambda dispatcher: dispatcher.send(event, delay_ms))
 
     async def result(self, invocation: str, handler: str) -> Result:
