@@ -1,4 +1,4 @@
-"""The examples on the real runtime: the plain course, and a kill at every write of it.
+"""The examples on the real runtime: the plain course, and a crash at every write of it.
 
 Owns the claim that each example ends in its offline truth whatever happens to its functions. Does not own
 the dispatcher.
@@ -7,6 +7,7 @@ the dispatcher.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 from collections.abc import Coroutine
 from datetime import timedelta
@@ -32,14 +33,12 @@ from examples.user_updates import events as update_events
 from examples.user_updates import outside as update_outside
 from examples.user_updates.handler import update_user_event, user_updates
 from tenuto import TerminalError, idempotency_key
+from tenuto.testing import Environment
 from tenuto_control.config import load
 from tests.support.in_process import InProcess, Killed
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 SCENARIO_TIMEOUT_S = 60.0
-WRITES_MAX = 100
-"""More than any scenario below makes; the loops over kills end earlier, at the first run without one."""
-
 T = TypeVar("T")
 
 
@@ -110,26 +109,25 @@ def test_a_function_killed_after_step_two_goes_on_at_step_three(monkeypatch: pyt
     assert update_events.differences(made, calls) == []
 
 
-@pytest.mark.parametrize("applied", [False, True])
-def test_updates_survive_a_kill_at_every_write(
-    example_directory: Path, monkeypatch: pytest.MonkeyPatch, *, applied: bool
-) -> None:
+def test_updates_survive_a_crash_at_every_write(example_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = [e for e in update_events.events(seed=3, count=200, keys=10) if e[1].endswith("-new")][:2]
     assert len(made) == 2
-    for write in range(1, WRITES_MAX):
-        directory = example_directory / str(write)
+    runs = itertools.count()
+
+    async def scenario(env: Environment) -> None:
+        directory = example_directory / str(next(runs))
         directory.mkdir()
         monkeypatch.setenv(ledger.DIRECTORY_VARIABLE, str(directory))
-        local = InProcess(user_updates)
-        local.kill_at_write(write, applied=applied)
-        run(updates(local, made))
+        for topic, key, value in made:
+            await env.event(topic, key, value)
+        await env.advance(seconds=5 * update_outside.TRIES_UNTIL_READY)
         calls = update_outside.LEDGER.calls()
-        assert update_events.differences(made, calls) == [], f"killed at write {write}"
-        assert len(ledger.repeated_calls(calls)) <= local.kills, "only the step in flight may come again"
-        if local.kills == 0:
-            assert write > 8, "a scenario of eight steps makes more writes than that"
-            return
-    pytest.fail("the scenario makes more writes than WRITES_MAX")
+        assert update_events.differences(made, calls) == []
+        assert len(ledger.repeated_calls(calls)) <= 1, "only the step in flight may come again"
+
+    env = Environment(user_updates, topics={"user-updates": update_user_event})
+    report = run(env.crash_everywhere(scenario))
+    assert report.writes > 8, "a scenario of eight steps makes more writes than that"
 
 
 def test_an_update_nobody_could_accept_ends_before_any_call() -> None:
@@ -218,25 +216,32 @@ def test_orders_are_delivered_or_undone() -> None:
     assert order_events.differences(made, order_outside.LEDGER.calls(), status_of) == []
 
 
-@pytest.mark.parametrize("applied", [False, True])
 @pytest.mark.parametrize("distance_km", [3, 30, 80])
-def test_an_order_survives_a_kill_at_every_write(
-    example_directory: Path, monkeypatch: pytest.MonkeyPatch, distance_km: int, *, applied: bool
+def test_an_order_survives_a_crash_at_every_write(
+    example_directory: Path, monkeypatch: pytest.MonkeyPatch, distance_km: int
 ) -> None:
     order = order_outside.Order(id="o-1", dish="ramen", price_cents=1200, distance_km=distance_km)
     made = [(order_events.TOPIC, order.id, order.model_dump_json().encode())]
-    for write in range(1, WRITES_MAX):
-        directory = example_directory / str(write)
+    runs = itertools.count()
+
+    async def scenario(env: Environment) -> None:
+        directory = example_directory / str(next(runs))
         directory.mkdir()
         monkeypatch.setenv(ledger.DIRECTORY_VARIABLE, str(directory))
-        local = InProcess(orders)
-        local.kill_at_write(write, applied=applied)
-        status_of = run(orders_and_drivers(local, made))
-        wrong = order_events.differences(made, order_outside.LEDGER.calls(), status_of)
-        assert wrong == [], f"killed at write {write}"
-        if local.kills == 0:
-            return
-    pytest.fail("the scenario makes more writes than WRITES_MAX")
+        await env.event(*made[0])
+        for offer in order_outside.open_offers().values():
+            match order_outside.driver_answer(distance_km):
+                case "accept":
+                    await env.resolve_awakeable(offer, {"driver": order_events.DRIVER})
+                case "refuse":
+                    await env.reject_awakeable(offer, order_events.REFUSAL)
+                case "silence":
+                    pass
+        await env.advance(seconds=11)
+        status_of = {order.id: await env.call(status, order.id)}
+        assert order_events.differences(made, order_outside.LEDGER.calls(), status_of) == []
+
+    run(Environment(orders, topics={order_events.TOPIC: place}).crash_everywhere(scenario))
 
 
 # --- configuration --------------------------------------------------------------------------------

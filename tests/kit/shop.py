@@ -118,7 +118,7 @@ async def gives_up(ctx: ObjectContext) -> str:
     def fail() -> None:
         raise OSError("no")
 
-    await ctx.run_with(RunOptions(max_attempts=3), "fail", fail)
+    await ctx.run_with(RunOptions[None](max_attempts=3), "fail", fail)
     return "never"
 
 
