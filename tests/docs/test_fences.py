@@ -9,17 +9,15 @@ from __future__ import annotations
 import ast
 import asyncio
 import inspect
-import json
 import sys
 import types
 from collections.abc import Iterator
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from tenuto import TerminalError
-from tests.support.in_process import InProcess
+from tenuto.testing import Environment, NothingWaitsError
 from tests.tidy import tree
 from tests.tidy.test_pages import python_fences
 
@@ -60,20 +58,16 @@ def test_fences_run(page: Page, path: Path) -> None:
 
 def test_the_readme_enriches_a_profile(page: Page) -> None:
     page.run(tree.ROOT / "README.md")
-
-    async def scenario() -> None:
-        local = InProcess(page.profile)
+    topics = {"user-events": page.user_event, "feature-events": page.feature_event}
+    with Environment(page.profile, topics=topics) as env:
         with pytest.raises(TerminalError, match="user not found"):
-            await local.call(page.feature_event, "ann", "dark-mode")
-        await local.deliver("user-events", "ann", page.user_event, b'{"id": "ann", "name": "Ann"}')
-        await local.deliver("feature-events", "ann", page.feature_event, b'"dark-mode"')
-        await local.advance(timedelta(seconds=1))
-        ((_, record),) = local.published
-        assert (record.topic, record.key) == ("enriched-profiles", b"ann")
-        assert json.loads(record.value or b"") == {"id": "ann", "name": "Ann", "features": ["dark-mode"]}
-        assert local.state(page.profile, "ann") == {}
-
-    asyncio.run(scenario())
+            env.call(page.feature_event, "ann", "dark-mode").result()
+        env.event("user-events", "ann", {"id": "ann", "name": "Ann"}).result()
+        env.event("feature-events", "ann", "dark-mode").result()
+        env.advance(seconds=1).result()
+        (record,) = env.published("enriched-profiles").result()
+        assert (record.key, record.value) == (b"ann", {"id": "ann", "name": "Ann", "features": ["dark-mode"]})
+        assert env.state(page.profile, "ann").result() == {}
 
 
 def test_the_readme_and_the_example_show_the_same_handlers() -> None:
@@ -93,104 +87,81 @@ def test_the_readme_and_the_example_show_the_same_handlers() -> None:
 
 def test_the_handlers_guide(page: Page) -> None:
     page.run(GUIDES / "handlers.md")
-
-    async def scenario() -> None:
-        local = InProcess(page.account, page.mailer)
-        assert await local.call(page.pay, "ann", page.Deposit(5)) == "charged"
+    with Environment(page.account, page.mailer) as env:
+        assert env.call(page.pay, "ann", page.Deposit(5)).result() == "charged"
         assert list(page.charged.values()) == [5]
-        await local.call(page.open_account, "ann", "ann@example.com")
-        assert [entry.topic for _, entry in local.published] == ["accounts-opened"]
-        await local.advance(timedelta(days=1))
-        assert await local.call(page.balance, "ann") == 100
-        assert await local.call(page.cheapest, "mail", ["ab", "abc"]) == 200
-        with pytest.raises(TimeoutError):
-            await local.call(page.close, "ann")
-        await local.advance(timedelta(days=29))
-        assert await local.call(page.balance, "ann") == 100
-        await local.advance(timedelta(days=1))
-        assert local.state(page.account, "ann") == {}
-
-    asyncio.run(scenario())
+        env.call(page.open_account, "ann", "ann@example.com").result()
+        assert len(env.published("accounts-opened").result()) == 1
+        env.advance(days=1).result()
+        assert env.call(page.balance, "ann").result() == 100
+        assert env.call(page.cheapest, ["ab", "abc"]).result() == 200
+        env.send(page.close, "ann").result()
+        env.advance(days=29).result()
+        assert env.call(page.balance, "ann").result() == 100
+        env.advance(days=1).result()
+        assert env.state(page.account, "ann").result() == {}
 
 
 def test_the_kafka_guide(page: Page) -> None:
     page.run(GUIDES / "kafka.md")
-
-    async def scenario() -> None:
-        local = InProcess(page.visitor)
-        await local.deliver("clicks", "ann", page.clicked, b'{"visitor": {"id": "ann"}}')
-        assert local.state(page.visitor, "ann") == {"last": {"offset": 0, "trace": ""}}
-
-    asyncio.run(scenario())
+    with Environment(page.visitor, topics={"clicks": page.clicked}) as env:
+        env.event("clicks", "ann", {"visitor": {"id": "ann"}}).result()
+        assert env.state(page.visitor, "ann").result() == {"last": {"offset": 0, "trace": ""}}
 
 
 @pytest.mark.parametrize("answered", [True, False])
 def test_the_handlers_guide_to_asyncio(page: Page, answered: bool) -> None:
     page.run(GUIDES / "handlers.md")
-
-    async def scenario() -> None:
-        local = InProcess(page.account, page.mailer)
-        with pytest.raises(TimeoutError):
-            await local.call(page.confirm, "mail", "ann@example.com")
-        for _ in range(5):
-            await local.advance(timedelta(days=1))
+    with Environment(page.account, page.mailer) as env:
+        confirmed = env.send(page.confirm, "ann@example.com").result()
+        env.advance(days=5).result()
         reminder = "reminder to ann@example.com"
         assert page.sent[1:] == [reminder] * 2
         if answered:
-            assert await local.resolve(page.sent[0], True)
-        for _ in range(4):
-            await local.advance(timedelta(days=1))
+            env.resolve_awakeable(page.sent[0], True).result()
+        env.advance(days=4).result()
         assert page.sent[1:] == [reminder] * (2 if answered else 3)
-        with pytest.raises(TimeoutError):
-            await local.call(page.compare, "others", ["ab", "abc"])
-        await local.advance(timedelta(minutes=1))
-        assert [local.head(page.mailer, key).run for key in ("mail", "others")] == [None, None]
-
-    asyncio.run(scenario())
+        env.result(confirmed).result()
+        compared = env.send(page.compare, ["ab", "abc"]).result()
+        env.advance(minutes=1).result()
+        env.result(compared).result()
+        assert env.waits().result()[0].startswith("nothing at all")
 
 
 @pytest.mark.parametrize("answer", ["resolve", "reject", "silence"])
 def test_the_guide_to_calls(page: Page, answer: str) -> None:
     page.run(GUIDES / "rpc.md")
-
-    async def scenario() -> None:
-        local = InProcess(page.cart)
-        assert await local.call(page.add, "ann", "tea") == ["tea"]
+    with Environment(page.cart) as env:
+        assert env.call(page.add, "ann", "tea").result() == ["tea"]
         with pytest.raises(TerminalError, match="in the cart already") as refused:
-            await local.call(page.add, "ann", "tea")
+            env.call(page.add, "ann", "tea").result()
         assert (refused.value.status_code, refused.value.metadata) == (409, {"item": "tea"})
-        assert await local.call(page.show, "ann") == ["tea"]
-        with pytest.raises(TimeoutError):
-            await local.call(page.checkout, "ann")
+        assert env.call(page.show, "ann").result() == ["tea"]
+        env.send(page.checkout, "ann").result()
         (awakeable,) = page.asked
         if answer == "resolve":
-            assert await local.resolve(awakeable, "Robin")
+            env.resolve_awakeable(awakeable, "Robin").result()
         elif answer == "reject":
-            assert await local.reject(awakeable, "too expensive")
+            env.reject_awakeable(awakeable, "too expensive").result()
         else:
-            await local.advance(timedelta(hours=1))
-        assert local.head(page.cart, "ann").run is None
-        assert not await local.resolve(awakeable, "too late")
-
-    asyncio.run(scenario())
+            env.advance(hours=1).result()
+        assert env.waits().result()[0].startswith("nothing at all")
+        with pytest.raises(NothingWaitsError):
+            env.resolve_awakeable(awakeable, "too late").result()
 
 
 def test_the_guide_to_errors(page: Page) -> None:
     page.run(GUIDES / "errors_and_retries.md")
-
-    async def scenario() -> None:
-        local = InProcess(page.account)
+    with Environment(page.account, topics={"events": page.fragile}) as env:
         with pytest.raises(TerminalError, match="not enough money") as refused:
-            await local.call(page.withdraw, "ann", 5)
+            env.call(page.withdraw, "ann", 5).result()
         assert (refused.value.status_code, refused.value.metadata) == (409, {"missing": "5"})
         with pytest.raises(TerminalError, match="no room"):
-            await local.call(page.book, "ann")
+            env.call(page.book, "ann").result()
         assert page.cancelled == ["flight"]
-        assert (await local.call(page.notify, "ann")).startswith("went on without: run 'notify' failed 3 times")
-        await local.deliver("events", "ann", page.fragile, b'"x"')
+        assert env.call(page.notify, "ann").result().startswith("went on without: run 'notify' failed 3 times")
+        env.event("events", "ann", "x").result()
+        env.advance(minutes=5).result()
         assert page.tries == ["x"] * 3
-        ((_, record),) = local.published
-        assert record.topic == "events.dead-letter"
-        assert dict(record.headers)["tenuto-reason"] == b"ValueError: this never works"
-
-    asyncio.run(scenario())
+        (letter,) = env.dead_letters().result()
+        assert (letter.topic, letter.reason) == ("events.dead-letter", "ValueError: this never works")

@@ -292,7 +292,10 @@ MISTAKES: dict[str, tuple[Callable[[Environment], Awaitable[Any]], str]] = {
     "no key": (lambda env: env.call(status), "belongs to a virtual object, so it takes a key: env.call"),
     "a key": (lambda env: env.call(status, 5), "the key of orders is text, not int"),
     "an empty key": (lambda env: env.call(status, ""), "the key"),
-    "too much": (lambda env: env.call(greet, "a", "b"), "greeter/greet takes 1 arguments, and was given 2"),
+    "too much": (
+        lambda env: env.call(greet, "a", "b"),
+        "greeter/greet belongs to a service, which has no keys, so it takes 1 of these, and was given 2",
+    ),
     "an input": (lambda env: env.call(add, "k", "much"), "the message to orders/add"),
     "no input": (lambda env: env.call(add, "k"), "orders/add needs an input"),
     "a shared one": (lambda env: env.send(status, "k"), "which only reads: env.call it"),

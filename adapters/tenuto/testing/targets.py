@@ -80,7 +80,9 @@ class Targets:
             except ValueError as e:
                 raise HarnessError(f"env.{method} to {name}: {e}") from e
         if len(rest) > int(target.spec.takes_input):
-            raise HarnessError(f"{name} takes {len(form) - 1} arguments, and was given {len(given)}: {shown}")
+            keys = "belongs to a service, which has no keys, so it"
+            kind = keys if target.kind == "stateless" else "belongs to a virtual object and"
+            raise HarnessError(f"{name} {kind} takes {len(form) - 1} of these, and was given {len(given)}: {shown}")
         return key, rest[0] if rest else None
 
     def input_of(self, target: Handler[Any, Any], method: str, argument: Any) -> bytes | None:
