@@ -164,8 +164,8 @@ def hints_of(handler: Callable[..., Any]) -> tuple[Any, Any]:
     """The hints of a handler `async def h(ctx, event: T) -> R`: `(T, R)`.
 
     The input is `MISSING` when the handler takes none; a hint that is not given is Any. Annotations that
-    are text (`from __future__ import annotations`) are resolved; that of the context is not looked at, so
-    its type may be imported for type checkers only. Raises TypeError for any other shape of parameters and
+    are text (`from __future__ import annotations`) are resolved; that of the context is not looked at here
+    (`tenuto.declarations`). Raises TypeError for any other shape of parameters and
     for an annotation that cannot be resolved.
     """
     function = inspect.unwrap(handler)
