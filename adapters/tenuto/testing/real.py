@@ -341,7 +341,10 @@ class _Running:
             headers.append(("idempotency-key", key))
         url = f"{self.system.ingress}/{verb}/{'/'.join(quote(part, safe='') for part in path)}{query}"
         async with self.http.post(url, data=event.input or b"", headers=headers) as answer:
-            return _result_of(answer.status, await answer.read())
+            body = await answer.read()
+            if answer.status == HTTPStatus.SERVICE_UNAVAILABLE:
+                raise HarnessError(f"the control plane cannot take this: {_message(body)}\n{self.system.log_tail()}")
+            return _result_of(answer.status, body)
 
 
 def _result_of(status: int, body: bytes) -> Result | None:

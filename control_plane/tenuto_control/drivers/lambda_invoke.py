@@ -48,8 +48,8 @@ NOT_IMPORTED: Final = frozenset(
 AT_IMPORT: Final = ", in <module>"
 """In a traceback, a line that runs when its module is imported."""
 
-TRACE_LINES_MAX: Final = 20
-"""So many lines of a traceback are logged, the last ones: the user's own code is there."""
+PLACES_MAX: Final = 5
+"""So many places of a traceback are logged, the last ones: the user's own code is there."""
 
 STREAMED_BYTES_MIN = 1024 * 1024
 """Requests of this size are handed over as a stream.
@@ -114,12 +114,13 @@ class LambdaInvoker:
             return FunctionFailedError(f'function "{function}" failed: {text}')
         if self._broken.get(function) != text:
             self._broken[function] = text
-            trace = [shown(line.rstrip()) for line in failure.lines[-TRACE_LINES_MAX:]]
+            # The rest of a traceback is the machinery of imports.
+            at_import = [line for line in failure.lines if AT_IMPORT in line] or failure.lines
             log.error(
                 'function "%s" cannot be imported, so nothing of it runs until it is deployed anew: %s%s',
                 function,
                 text,
-                "".join(f"\n{line}" for line in trace),
+                "".join(f"; {shown(' '.join(line.split()))}" for line in at_import[-PLACES_MAX:]),
             )
         return FunctionMissingError(f'function "{function}" cannot be imported: {text}')
 
