@@ -19,7 +19,7 @@ from tenuto.runtime.environment import Environment, InlineWriteLoop, ProcessEnde
 from tenuto.store.memory import MemoryTable
 from tenuto.store.port import Page
 from tenuto.testing.courses import WatchedServices
-from tenuto_control.ports import FunctionFailedError
+from tenuto_control.ports import AnswerHolder, FunctionFailedError
 
 FUNCTION_TIMEOUT_MS: Final = 60_000
 """How long a function of an environment may run, in its own time."""
@@ -172,9 +172,9 @@ class Functions:
         self._services = services
         self._now_ms = now_ms
 
-    async def invoke(self, function: str, payload: bytes) -> bytes:
+    async def invoke(self, function: str, payload: bytes, room: AnswerHolder | None = None) -> bytes:
         """See `FunctionInvoker.invoke`. The function goes on when its caller ends."""
-        del function  # There is one.
+        del function, room  # There is one, and no bound on what it answers.
         request = decode_request(payload)
         assert isinstance(request, Activation)
         self.invocations += 1
