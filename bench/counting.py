@@ -15,7 +15,7 @@ import aiohttp
 import msgspec
 
 from bench.figures import Requests
-from tenuto_control.drivers.aws import USER_AGENT
+from tenuto_control.drivers.aws_wire import USER_AGENT
 from tenuto_local.http_server import HttpServer, Request, Responder
 from tenuto_local.ports import LOOPBACK, bind_loopback_socket
 

@@ -23,6 +23,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
+from tenuto.store.aws_client import CLIENT_VARIABLE
 from tenuto_control import memory
 from tenuto_control.config import (
     DEFAULT_FILE,
@@ -292,8 +293,9 @@ def page() -> str:
     lines += [
         "",
         "In a handler's function, `TENUTO_KMS_KEY_ID` makes it [encrypt](../guides/security.md#encryption) whatever",
-        "the control plane asks for. AWS's region, credentials and endpoints, and OpenTelemetry's",
-        "[exporter](../guides/operate.md#traces), have their own variables.",
+        f"the control plane asks for. There and in the control plane, `{CLIENT_VARIABLE}` chooses the",
+        "[client](../guides/operate.md#aws-requests) of AWS requests. AWS's region, credentials and endpoints, and",
+        "OpenTelemetry's [exporter](../guides/operate.md#traces), have their own variables.",
         "",
     ]
     return "\n".join(lines)

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Protocol, TypeVar, assert_never
 
-import aiohttp
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import BotoCoreError
 
 from tenuto.errors import ProtocolError
 from tenuto.hosts import api_gateway, event_scheduler, kafka_event_source
 from tenuto.hosts.kafka_event_source import SourceRecord
+from tenuto.wire.errors import ServiceError, WireError
 from tenuto_control.assembly import Assembly, assembled, quiet_libraries
 from tenuto_control.config import DEFAULT_FILE, ConfigError, load
 from tenuto_control.core.log_fields import shown
@@ -202,10 +202,8 @@ class DispatcherFunction:
         """Invoke this function, without waiting for it."""
         assert self._parts is not None, "what is handed on comes of events"
         try:
-            await self._parts.assembly.clients.lambda_.invoke(
-                FunctionName=self._arn, InvocationType="Event", Payload=event_scheduler.encode(payload)
-            )
-        except (ClientError, BotoCoreError, aiohttp.ClientError, OSError) as e:
+            await self._parts.assembly.clients.lambda_.post(self._arn, event_scheduler.encode(payload))
+        except (ServiceError, WireError, BotoCoreError) as e:
             lanes = payload.lanes if isinstance(payload, event_scheduler.Continue) else ()
             log.warning("%d lanes are left to the sweep, as they could not be handed on: %s", len(lanes), shown(str(e)))
 

@@ -60,6 +60,7 @@ from tenuto.protocol.records import (
 from tenuto.service import Services
 from tenuto_control.config import FunctionConfig
 from tenuto_control.core.log_fields import SHOWN_CHARACTERS_MAX
+from tenuto_control.drivers.invoke_client import BotocoreLambda
 from tenuto_control.drivers.lambda_invoke import LambdaInvoker
 from tenuto_control.limits import ANSWER_BYTES_MAX
 from tenuto_control.ports import FunctionFailedError, FunctionUnreachableError, InvokeError, Pending
@@ -609,7 +610,7 @@ def invoked(answer: dict[str, Any]) -> bytes:
         return answer
 
     client: Any = SimpleNamespace(invoke=invoke)
-    return asyncio.run(LambdaInvoker(client, {"f": FunctionConfig()}).invoke("f", b"{}"))
+    return asyncio.run(LambdaInvoker(BotocoreLambda(client), {"f": FunctionConfig()}).invoke("f", b"{}"))
 
 
 @pytest.mark.parametrize("size", [0, 1, 65_536, 1_000_000, ANSWER_BYTES_MAX])

@@ -16,7 +16,15 @@ from aiobotocore.config import AioConfig
 from aiobotocore.session import get_session
 
 from tenuto.lane.writes import Key
-from tenuto.store.aws_client import CLIENT_OPTIONS
+from tenuto.store.aws_client import CLIENT_OPTIONS, CONNECT_TIMEOUT_S, CONNECTIONS_MAX, READ_TIMEOUT_S
+from tenuto.wire.aio import AsyncClient
+from tenuto.wire.destination import destination
+from tenuto.wire.limits import DYNAMODB_ANSWER_BYTES_MAX, Timeouts
+from tenuto.wire.sigv4 import Credentials
+from tenuto_control.drivers.aws_wire import WireDynamo
+
+AWS_CLIENTS = ("wire", "botocore")
+"""What TENUTO_AWS_CLIENT may be."""
 
 # A name for this run alone: some servers outlive it, and serve others.
 TABLE = f"lanes-{token_hex(4)}"
@@ -36,6 +44,33 @@ async def client_for(endpoint_url: str, options: Mapping[str, Any] = CLIENT_OPTI
         config=AioConfig(**options),
     ) as client:
         yield client
+
+
+@asynccontextmanager
+async def wire_for(endpoint_url: str, **options: Any) -> AsyncIterator[WireDynamo]:
+    """The client that the control plane opens by default. `options` are fields of `Timeouts`."""
+    timeouts = Timeouts(**{"connect_s": CONNECT_TIMEOUT_S, "read_s": READ_TIMEOUT_S} | options)
+    client = AsyncClient(
+        destination(endpoint_url, service="dynamodb", region="us-east-1"),
+        FixedCredentials(),
+        timeouts,
+        connections_max=CONNECTIONS_MAX,
+        body_bytes_max=DYNAMODB_ANSWER_BYTES_MAX,
+    )
+    try:
+        yield WireDynamo(client)
+    finally:
+        await client.close()
+
+
+class FixedCredentials:
+    """The key of local servers (a `CredentialSource`)."""
+
+    current = Credentials("local", "local")
+
+    async def renewed(self) -> Credentials:
+        """See `CredentialSource.renewed`."""
+        return self.current
 
 
 def use_environment(monkeypatch: pytest.MonkeyPatch, endpoint_url: str) -> None:

@@ -12,14 +12,17 @@ from pathlib import Path
 
 import pytest
 
+from tenuto.store.aws_client import CLIENT_VARIABLE
 from tenuto_control.config import Config, ConfigError, FunctionConfig, SchedulerConfig
 from tenuto_control.drivers.aws import AwsClients, open_clients
+from tenuto_control.drivers.aws_wire import WireDynamo, WireLambda
 from tenuto_control.drivers.event_scheduler import (
     EventBridgeScheduler,
     NoScheduler,
     at_expression,
     schedule_name,
 )
+from tenuto_control.drivers.invoke_client import BotocoreLambda
 from tenuto_control.drivers.lambda_invoke import LambdaInvoker
 from tenuto_control.ports import (
     FunctionFailedError,
@@ -150,3 +153,62 @@ def test_a_missing_region_is_a_configuration_error(monkeypatch: pytest.MonkeyPat
                 pass
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("region", "fips", "domain"),
+    [
+        ("eu-central-1", "false", "{}.eu-central-1.amazonaws.com"),
+        ("us-east-1", "true", "{}-fips.us-east-1.amazonaws.com"),
+        ("cn-north-1", "false", "{}.cn-north-1.amazonaws.com.cn"),
+        ("eusc-de-east-1", "false", "{}.eusc-de-east-1.amazonaws.eu"),
+    ],
+)
+def test_requests_go_to_the_endpoint_of_their_partition(
+    region: str, fips: str, domain: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_DYNAMODB", "AWS_ENDPOINT_URL_LAMBDA"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_REGION", region)
+    monkeypatch.setenv("AWS_USE_FIPS_ENDPOINT", fips)
+
+    async def scenario() -> None:
+        async with open_clients(Config(functions={})) as clients:
+            for service, client in (("dynamodb", clients.dynamodb), ("lambda", clients.lambda_)):
+                assert isinstance(client, WireDynamo | WireLambda)
+                to = client._http._to
+                assert (to.authority, to.region, to.service) == (domain.format(service), region, service)
+                assert (to.tls, to.base_path) == (True, "")
+
+    asyncio.run(scenario())
+
+
+def test_a_client_that_does_not_exist_is_a_configuration_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(CLIENT_VARIABLE, "curl")
+
+    async def scenario() -> None:
+        with pytest.raises(ConfigError, match=r"^TENUTO_AWS_CLIENT is wire or botocore, not curl$"):
+            async with open_clients(Config(functions={})):
+                pass
+
+    asyncio.run(scenario())
+
+
+def test_a_proxy_behind_tls_is_left_to_aiobotocore(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_DYNAMODB", "AWS_ENDPOINT_URL_LAMBDA"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    monkeypatch.setenv("https_proxy", "https://proxy.example")
+    monkeypatch.setenv("no_proxy", "")
+
+    async def scenario() -> None:
+        async with open_clients(Config(functions={})) as clients:
+            assert isinstance(clients.lambda_, BotocoreLambda)
+            assert not isinstance(clients.dynamodb, WireDynamo)
+
+    asyncio.run(scenario())
+    said = [record.getMessage() for record in caplog.records if record.name == "tenuto.aws"]
+    assert [line.split()[2] for line in said] == ["dynamodb", "lambda"]
+    assert all("the proxy is not spoken to in plain HTTP" in line for line in said)

@@ -18,8 +18,10 @@ import pytest
 from tenuto.protocol.messages import Activation, EventResult, Speculated, decode_outcome, decode_request
 from tenuto.protocol.records import Success
 from tenuto.service import Services
+from tenuto.store.aws_client import CLIENT_VARIABLE
 from tenuto_control.config import Config, FunctionConfig
-from tenuto_control.drivers.aws import AwsClients, open_clients
+from tenuto_control.drivers.aws import AwsClients, invoke_settings, open_clients
+from tenuto_control.drivers.aws_wire import WireLambda
 from tenuto_control.drivers.lambda_invoke import LambdaInvoker
 from tenuto_control.limits import Limits
 from tenuto_control.ports import (
@@ -34,6 +36,7 @@ from tenuto_local import EmbeddedStack, FunctionSpec
 from tests.contract import invoked
 from tests.contract.conftest import NOBODY, WithClients
 from tests.contract.invoked import event, request, senseless
+from tests.contract.table_clients import AWS_CLIENTS
 from tests.simulation.faults import FaultPlan, Rates
 from tests.simulation.gate import Gate, Process, adopt, current, never
 from tests.simulation.loop import SimulatedLoop
@@ -149,11 +152,12 @@ async def idle(stack: EmbeddedStack) -> None:
         await asyncio.sleep(IDLE_POLL_S)
 
 
-@pytest.fixture(params=["twin", pytest.param("stack", marks=pytest.mark.stack)])
+@pytest.fixture(params=["twin", *(pytest.param(client, marks=pytest.mark.stack) for client in AWS_CLIENTS)])
 def play(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Backend:
-    """Both backends, one after the other."""
+    """The twin, and the driver over either client."""
     if request.param == "twin":
         return twin(monkeypatch)
+    monkeypatch.setenv(CLIENT_VARIABLE, request.param)
     # What the test before left running, such as an attempt whose answer nobody awaited, holds a place of the function.
     run(idle(request.getfixturevalue("functions")))
     return driver(request.getfixturevalue("with_clients"))
@@ -269,9 +273,11 @@ class Endpoint:
     def __init__(self, *answers: bytes) -> None:
         self.requests = 0
         self._answers = answers
+        self._open: list[asyncio.StreamWriter] = []
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One connection."""
+        self._open.append(writer)
         with suppress(asyncio.IncompleteReadError, ConnectionError):
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
@@ -292,12 +298,17 @@ class Endpoint:
         port = server.sockets[0].getsockname()[1]
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
         async with server, open_clients(Config(functions={})) as clients:
-            yield LambdaInvoker(clients.lambda_, {FUNCTION: FunctionConfig()})
+            try:
+                yield LambdaInvoker(clients.lambda_, {FUNCTION: FunctionConfig()})
+            finally:
+                for writer in self._open:
+                    writer.close()
 
 
-@pytest.fixture
-def eager_to_retry(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+@pytest.fixture(params=AWS_CLIENTS)
+def eager_to_retry(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """Credentials, and an environment that asks every AWS client for several attempts."""
+    monkeypatch.setenv(CLIENT_VARIABLE, request.param)
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "local")
     monkeypatch.setenv("AWS_REGION", "us-east-1")
@@ -343,9 +354,12 @@ def test_a_connection_that_was_used_before_and_breaks_is_no_reason_to_invoke_aga
 
 def test_the_client_outwaits_the_slowest_function(eager_to_retry: pytest.MonkeyPatch) -> None:
     async def scenario() -> None:
+        eager_to_retry.delenv(CLIENT_VARIABLE)
+        settings: Any = invoke_settings(Limits(), 1)
+        assert settings.retries["total_max_attempts"] == 1
+        assert settings.read_timeout > LAMBDA_TIMEOUT_S_MAX
         async with open_clients(Config(functions={})) as clients:
-            settings: Any = clients.lambda_.meta.config
-            assert settings.retries["total_max_attempts"] == 1
-            assert settings.read_timeout > LAMBDA_TIMEOUT_S_MAX
+            assert isinstance(clients.lambda_, WireLambda)
+            assert clients.lambda_._http.timeouts.read_s == settings.read_timeout
 
     run(scenario())

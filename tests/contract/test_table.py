@@ -36,6 +36,7 @@ from tenuto.lane.writes import (
     Value,
     Write,
 )
+from tenuto.store.aws_client import CLIENT_OPTIONS, CLIENT_VARIABLE
 from tenuto.store.data_keys import StoredDataKeys
 from tenuto.store.dynamodb import BlockingDynamoTable, DynamoTable
 from tenuto.store.encrypted import EncryptedTable
@@ -44,11 +45,13 @@ from tenuto.store.port import Table, TableRefusedError
 from tenuto_local.errors import ConfigurationError, PrerequisiteMissing
 from tenuto_local.table import create_table
 from tenuto_local.table_engine import NATIVE, REFERENCE, EngineKind
-from tests.contract.table_clients import TABLE, client_for, fresh, use_environment
+from tests.contract.table_clients import TABLE, client_for, fresh, use_environment, wire_for
 from tests.support.memory_kms import MemoryKms
 from tests.support.moto import moto_server
 
 Open = Callable[[], AbstractAsyncContextManager[Table]]
+
+CREATION_TIMEOUT_S = 30.0
 
 MOTO_CANNOT = {
     "test_an_empty_update_leaves_a_bare_item": "moto fails on an update without an expression",
@@ -101,30 +104,52 @@ def moto() -> Iterator[str]:
 
 async def create_lanes(endpoint_url: str) -> None:
     """Create the table of the suite."""
-    async with client_for(endpoint_url) as client:
+    # Loading a table engine takes longer than any request of the product may.
+    async with client_for(endpoint_url, {**CLIENT_OPTIONS, "read_timeout": CREATION_TIMEOUT_S}) as client:
         await create_table(client, TABLE)
 
 
-BLOCKING = {"blocking": "dynamodb_local", "dynoxide_blocking": "dynoxide"}
-"""The driver of functions, and which server it is tried over."""
+BLOCKING = {
+    "blocking": ("wire", "dynamodb_local"),
+    "dynoxide_blocking": ("wire", "dynoxide"),
+    "botocore_blocking": ("botocore", "dynamodb_local"),
+}
+"""The driver of functions: by which client, and over which server it is tried."""
+
+WIRE = {"wire": "dynamodb_local", "dynoxide_wire": "dynoxide", "moto_wire": "moto"}
+"""The driver of the control plane by its own client, and which server it is tried over."""
+
+BOTOCORE = ("dynamodb_local", "dynoxide", "moto")
+"""The same by aiobotocore's client, over these servers."""
 
 
-@pytest.fixture(params=["memory", "dynamodb_local", "dynoxide", *BLOCKING, "moto", "encrypted"])
+@pytest.fixture(params=["memory", *BOTOCORE, *WIRE, *BLOCKING, "encrypted"])
 def open_table(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Open:
     """How to open the table under test."""
     kind: str = request.param
-    if kind == "moto" and (reason := MOTO_CANNOT.get(request.node.originalname)):
+    if kind.startswith("moto") and (reason := MOTO_CANNOT.get(request.node.originalname)):
         request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
     if kind == "memory":
         return _open_memory
     if kind == "encrypted":
         endpoint_url: str = request.getfixturevalue("dynamodb_local")
         return lambda: open_encrypted(endpoint_url)
-    endpoint_url = request.getfixturevalue(BLOCKING.get(kind, kind))
     if kind in BLOCKING:
-        use_environment(monkeypatch, endpoint_url)
+        client, server = BLOCKING[kind]
+        use_environment(monkeypatch, request.getfixturevalue(server))
+        monkeypatch.setenv(CLIENT_VARIABLE, client)
         return open_blocking
+    endpoint_url = request.getfixturevalue(WIRE.get(kind, kind))
+    if kind in WIRE:
+        return lambda: open_wire(endpoint_url)
     return lambda: open_async(endpoint_url)
+
+
+@asynccontextmanager
+async def open_wire(endpoint_url: str) -> AsyncIterator[Table]:
+    """The driver of the control plane, over its own client."""
+    async with wire_for(endpoint_url) as client:
+        yield DynamoTable(client, TABLE)
 
 
 @asynccontextmanager
@@ -517,8 +542,8 @@ def test_a_missing_table_is_refused(server: str, monkeypatch: pytest.MonkeyPatch
     use_environment(monkeypatch, server)
 
     async def main() -> None:
-        async with client_for(server) as client:
-            for table in (DynamoTable(client, "nowhere"), BlockingDynamoTable("nowhere")):
+        async with client_for(server) as client, wire_for(server) as wire:
+            for table in (DynamoTable(client, "nowhere"), DynamoTable(wire, "nowhere"), BlockingDynamoTable("nowhere")):
                 with pytest.raises(TableRefusedError, match=r"^get_item on table nowhere: ResourceNotFound"):
                     await table.get(fresh())
 

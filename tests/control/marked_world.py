@@ -22,6 +22,7 @@ from awslambdaric.lambda_runtime_log_utils import JsonFormatter
 from tenuto.lane.writes import Answer, Item, Key, Write
 from tenuto_control.config import FunctionConfig
 from tenuto_control.core.routing import JsonKey, Subscription
+from tenuto_control.drivers.invoke_client import BotocoreLambda
 from tenuto_control.drivers.lambda_invoke import LambdaInvoker
 from tenuto_control.drivers.log_lines import TEXT, json_formatter
 from tenuto_control.ingress import create_app
@@ -140,7 +141,7 @@ class MarkedWorld(Meter):
         """Wire the parts."""
         Meter.__post_init__(self)
         self.sink = self.kafka.sink()
-        self.invoker = LambdaInvoker(cast("Any", _Client(self)), {"f": FunctionConfig()})
+        self.invoker = LambdaInvoker(BotocoreLambda(cast("Any", _Client(self))), {"f": FunctionConfig()})
         app = create_app(self.dispatcher, self, ready=_ready, wait_ms_max=2_000)
         transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
         self.http = httpx.AsyncClient(transport=transport, base_url="http://tenuto")

@@ -6,7 +6,6 @@ Owns what becomes of Lambda's answers for such functions. Does not own other ans
 from __future__ import annotations
 
 import asyncio
-import io
 import json
 import logging
 from typing import Any, cast
@@ -14,6 +13,7 @@ from typing import Any, cast
 import pytest
 
 from tenuto_control.config import FunctionConfig
+from tenuto_control.drivers.invoke_client import Invoked
 from tenuto_control.drivers.lambda_invoke import LambdaInvoker
 from tenuto_control.ports import FunctionFailedError, FunctionMissingError, InvokeError
 
@@ -37,24 +37,15 @@ IN_A_HANDLER = {
 }
 
 
-class Body:
-    def __init__(self, data: bytes) -> None:
-        self._data = io.BytesIO(data)
-
-    async def read(self, most: int) -> bytes:
-        return self._data.read(most)
-
-
 class Client:
     """A function that answers by turns."""
 
     def __init__(self, *answers: Any) -> None:
         self._answers = [*answers]
 
-    async def invoke(self, **_arguments: Any) -> dict[str, Any]:
+    async def call(self, _function: str, _qualifier: str | None, _payload: bytes, _room: object) -> Invoked:
         answer = self._answers.pop(0)
-        failed = {} if answer == "well" else {"FunctionError": "Unhandled"}
-        return {"Payload": Body(json.dumps(answer).encode()), **failed}
+        return Invoked(json.dumps(answer).encode(), failed=answer != "well")
 
 
 def outcomes(*answers: Any) -> list[InvokeError | bytes]:

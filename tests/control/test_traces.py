@@ -28,7 +28,7 @@ from tenuto.protocol.records import CallSource, Event
 from tenuto.service import Services
 from tenuto_control.config import ConfigError
 from tenuto_control.core.traces import PARENT_FORM, parent_of
-from tenuto_control.drivers import otel
+from tenuto_control.drivers.invoke_client import TRACE_HEADER, BotocoreLambda
 from tenuto_control.drivers.otel import OtelTracer, hand_to_xray, tracer_of
 from tests.costs.meter import Meter
 from tests.support.virtual_time import run_virtual
@@ -206,7 +206,7 @@ async def header_sent(monkeypatch: pytest.MonkeyPatch, tracer: OtelTracer | None
 
     class Caught(Exception):
         def __init__(self, request: Any) -> None:
-            self.header: Any = request.headers.get(otel.XRAY_HEADER)
+            self.header: Any = request.headers.get(TRACE_HEADER)
 
     def catch(request: Any, **_: Any) -> None:
         raise Caught(request)
@@ -216,7 +216,7 @@ async def header_sent(monkeypatch: pytest.MonkeyPatch, tracer: OtelTracer | None
     async with get_session().create_client("lambda", region_name="us-east-1") as client:
         client.meta.events.register("before-send.lambda.Invoke", catch)
         if tracer is not None:
-            hand_to_xray(client)
+            hand_to_xray(BotocoreLambda(client))
         span = nullcontext() if tracer is None else tracer._tracer.start_as_current_span("invoke")
         with span, pytest.raises(Caught) as caught:
             await client.invoke(FunctionName="f")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Iterator
 from secrets import token_hex
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from botocore.config import Config as ClientConfig
@@ -15,6 +15,7 @@ from tenuto_control.config import Config
 from tenuto_control.drivers.aws import AwsClients, open_clients
 from tenuto_local.aws_api import region
 from tenuto_local.table import create_table
+from tests.contract.table_clients import client_for
 from tests.localstack import capabilities
 from tests.localstack.deployment import Deployment
 from tests.localstack.endpoint import endpoint
@@ -70,8 +71,8 @@ def table(endpoint_url: str, client: Client, run_name: str) -> Iterator[str]:
     dynamodb.list_tables()
 
     async def create() -> None:
-        async with open_clients(Config(functions={})) as clients:
-            await create_table(cast("Any", clients.dynamodb), run_name)
+        async with client_for(endpoint_url) as admin:
+            await create_table(admin, run_name)
 
     run(create())
     yield run_name

@@ -12,7 +12,7 @@ import pytest
 
 from tests.contract.table_clients import TABLE, use_environment
 from tests.contract.test_table import *  # noqa: F403 - the laws, also those that will be added
-from tests.contract.test_table import Open, create_lanes, open_async, open_blocking
+from tests.contract.test_table import Open, create_lanes, open_async, open_blocking, open_wire
 from tests.localstack.conftest import Client
 
 
@@ -29,10 +29,12 @@ def dynamodb_local(endpoint_url: str, client: Client) -> Iterator[str]:
             dynamodb.delete_table(TableName=name)
 
 
-@pytest.fixture(params=["async", "blocking"])  # type: ignore[no-redef] # it takes the place of another
+@pytest.fixture(params=["async", "wire", "blocking"])  # type: ignore[no-redef] # it takes the place of another
 def open_table(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, dynamodb_local: str) -> Open:
     """How to open the table under test."""
     if request.param == "async":
         return lambda: open_async(dynamodb_local)
+    if request.param == "wire":
+        return lambda: open_wire(dynamodb_local)
     use_environment(monkeypatch, dynamodb_local)
     return open_blocking

@@ -13,7 +13,7 @@ from typing import Final
 
 from tests.tidy import tree
 
-SHARED: Final = tuple(f"tenuto.{part}" for part in ("protocol", "lane", "store", "hosts", "errors", "serde"))
+SHARED: Final = tuple(f"tenuto.{part}" for part in ("protocol", "lane", "store", "wire", "hosts", "errors", "serde"))
 
 
 def imported(path: Path) -> Iterator[tuple[int, str]]:

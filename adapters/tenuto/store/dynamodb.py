@@ -9,20 +9,15 @@ that a function that makes none does not pay for it.
 from __future__ import annotations
 
 import asyncio
-import socket
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from http import HTTPStatus
 from math import ceil
-from typing import Any, Final, Literal, Protocol, TypeAlias, TypeVar, assert_never
-
-import msgspec
+from typing import Any, Final, Literal, Protocol, TypeAlias, TypeVar, assert_never, get_args
 
 from tenuto.lane.writes import Answer, Applied, Delete, Item, Key, Put, Refused, Update, Write
-from tenuto.protocol.decoding import bounded
-from tenuto.store.aws_client import CLIENT_OPTIONS, CONNECT_TIMEOUT_S, READ_TIMEOUT_S, blocking_client, translated
+from tenuto.store.aws_client import translated
 from tenuto.store.expressions import (
     Arguments,
     render_batch_delete,
@@ -33,6 +28,8 @@ from tenuto.store.expressions import (
 )
 from tenuto.store.memory import item_bytes
 from tenuto.store.port import Page, TableUnavailableError
+from tenuto.store.senders import Sender, open_sender
+from tenuto.wire.errors import ServiceError
 
 BATCH_KEYS_MAX: Final = 25
 """Requests in one BatchWriteItem (DynamoDB's limit)."""
@@ -49,6 +46,8 @@ NOTHING_BYTES_MAX: Final = 4
 UNREADABLE: Final = (AttributeError, KeyError, RecursionError, TypeError, ValueError)
 """What reading an answer raises that is none of DynamoDB, though its status says that it is."""
 
+CONDITION_FAILED: Final = "ConditionalCheckFailedException"
+
 T = TypeVar("T")
 
 Operation: TypeAlias = Literal["update_item", "put_item", "delete_item", "get_item", "query", "batch_write_item"]
@@ -60,8 +59,13 @@ _WRITE_OPERATIONS: Final[Mapping[str, Operation]] = {
 }
 
 
+_API_NAMES: Final[Mapping[Operation, str]] = {
+    operation: operation.title().replace("_", "") for operation in get_args(Operation)
+}
+
+
 class DynamoClient(Protocol):
-    """What of an aiobotocore client for DynamoDB is used here."""
+    """What is used here of an asyncio client for DynamoDB: aiobotocore's, or that of `tenuto_control.drivers.wire`."""
 
     async def update_item(self, **arguments: Any) -> dict[str, Any]:
         """DynamoDB's UpdateItem."""
@@ -189,7 +193,7 @@ class _Table(ABC):
 
 
 class DynamoTable(_Table):
-    """A `Table` over an aiobotocore client, which the caller opens (see CLIENT_OPTIONS) and closes."""
+    """A `Table` over an asyncio client, which the caller opens and closes."""
 
     def __init__(self, client: DynamoClient, name: str, *, count_capacity: bool = False) -> None:
         super().__init__(name, count_capacity=count_capacity)
@@ -204,7 +208,7 @@ class DynamoTable(_Table):
 
 
 class BlockingDynamoTable(_Table):
-    """A `Table` over botocore whose methods block: give it a thread with a loop of its own.
+    """A `Table` whose methods block: give it a thread with a loop of its own.
 
     The client is made at the first request, from the environment: region, credentials, and
     AWS_ENDPOINT_URL_DYNAMODB or AWS_ENDPOINT_URL, as for every AWS tool.
@@ -212,7 +216,7 @@ class BlockingDynamoTable(_Table):
 
     def __init__(self, name: str, *, count_capacity: bool = False) -> None:
         super().__init__(name, count_capacity=count_capacity)
-        self._sender: _SignedSender | None = None
+        self._sender: Sender | None = None
 
     def close(self) -> None:
         """Close the connections; a later request opens new ones."""
@@ -222,102 +226,27 @@ class BlockingDynamoTable(_Table):
 
     async def _send(self, operation: Operation, arguments: Arguments) -> dict[str, Any]:
         if self._sender is None:
-            self._sender = _SignedSender()
-        return self._sender.send(operation, arguments)
+            self._sender = open_sender()
+        return self._sender.send(_API_NAMES[operation], arguments)
 
     async def _pause(self, seconds: float) -> None:
         time.sleep(seconds)  # noqa: ASYNC251 - blocking is what this class is for; its loop runs nothing else
 
 
-_decode = bounded(msgspec.json.Decoder())
-
-
-class _SignedSender:
-    """DynamoDB requests through botocore's credentials, endpoint rules, signer and connections, and no more of it.
-
-    A botocore client also runs some forty event hooks and walks the service model for each request and response. None
-    of that changes these six operations, whose arguments are rendered here already, and it is most of a write's CPU
-    time.
-    """
-
-    def __init__(self) -> None:
-        from botocore.auth import SigV4Auth
-        from botocore.awsrequest import AWSRequest
-        from botocore.httpsession import URLLib3Session
-
-        session, client = blocking_client("dynamodb")
-        # Endpoint and region as the client has worked them out; it sends nothing itself.
-        self._url = f"{client.meta.endpoint_url.rstrip('/')}/"
-        self._region = client.meta.region_name
-        client.close()
-        self._session = session
-        self._signer = SigV4Auth
-        self._request = AWSRequest
-        # botocore's stubs narrow what it documents and passes itself: a pair of timeouts, and socket options as tuples.
-        settings: dict[str, Any] = {
-            "timeout": (CONNECT_TIMEOUT_S, READ_TIMEOUT_S),
-            "max_pool_connections": 1,
-            "socket_options": [
-                (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
-                (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
-            ],
-        }
-        self._http = URLLib3Session(**settings)
-
-    def send(self, operation: Operation, arguments: Arguments) -> dict[str, Any]:
-        """One request, and its parsed response. Raises botocore's exceptions."""
-        from botocore.exceptions import ClientError, NoCredentialsError
-        from botocore.parsers import ResponseParserError
-
-        credentials = self._session.get_credentials()
-        if credentials is None:
-            raise NoCredentialsError
-        name = operation.title().replace("_", "")
-        headers = {
-            "X-Amz-Target": f"DynamoDB_20120810.{name}",
-            "Content-Type": "application/x-amz-json-1.0",
-            "User-Agent": CLIENT_OPTIONS["user_agent"],
-        }
-        body = msgspec.json.encode(arguments)
-        request = self._request("POST", self._url, headers=headers, data=body)
-        self._signer(credentials.get_frozen_credentials(), "dynamodb", self._region).add_auth(request)
-        response = self._http.send(request.prepare())
-        try:
-            answer = _decode(response.content)
-        except msgspec.DecodeError:
-            answer = None
-        if not isinstance(answer, dict):
-            if response.status_code == HTTPStatus.OK:
-                raise ResponseParserError(f"{name} was answered with something that is no JSON object")
-            answer = {"__type": str(response.status_code), "message": response.text}
-        if response.status_code != HTTPStatus.OK:
-            raise ClientError(_as_error(answer, response.status_code), name)
-        return answer
-
-    def close(self) -> None:
-        """Close the connections."""
-        self._http.close()
-
-
-def _as_error(answer: dict[str, Any], status: int) -> Any:
-    """An error answer in the shape that botocore gives it."""
-    code = str(answer.get("__type", status)).rpartition("#")[2]
-    message = answer.get("message") or answer.get("Message") or ""
-    return {"Error": {"Code": code, "Message": message}, "ResponseMetadata": {"HTTPStatusCode": status}} | (
-        {"Item": answer["Item"]} if "Item" in answer else {}
-    )
-
-
 def _meaning(error: Exception, doing: str) -> Exception:
     """What a client's exception means to the port."""
-    response = getattr(error, "response", None)
-    if isinstance(response, dict) and response.get("Error", {}).get("Code") == "ConditionalCheckFailedException":
-        attributes = response.get("Item")
-        try:
-            return _ConditionFailedError(unmarshal_item(attributes) if attributes else None)
-        except UNREADABLE:
-            return TableUnavailableError(f"{doing}: was refused with something that is no item of DynamoDB")
-    return translated(error, doing)
+    if isinstance(error, ServiceError):
+        code, document = error.code, error.document
+    else:
+        document = getattr(error, "response", None) or {}
+        code = document.get("Error", {}).get("Code")
+    if code != CONDITION_FAILED:
+        return translated(error, doing)
+    attributes = document.get("Item")
+    try:
+        return _ConditionFailedError(unmarshal_item(attributes) if attributes else None)
+    except UNREADABLE:
+        return TableUnavailableError(f"{doing}: was refused with something that is no item of DynamoDB")
 
 
 def _applied(write: Write, response: Mapping[str, Any]) -> Applied:

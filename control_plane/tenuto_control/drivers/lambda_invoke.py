@@ -6,19 +6,18 @@ a failure means.
 
 from __future__ import annotations
 
-import io
 import logging
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-import aiohttp
 import msgspec
-from botocore.exceptions import BotoCoreError, ClientError
-from botocore.parsers import ResponseParserError
+from botocore.exceptions import BotoCoreError
 
 from tenuto.protocol.decoding import bounded
+from tenuto.wire.errors import AnswerTooLargeError, ServiceError, WireError
 from tenuto_control.config import FunctionConfig
 from tenuto_control.core.log_fields import shown
+from tenuto_control.drivers.invoke_client import InvokeClient
 from tenuto_control.limits import ANSWER_BYTES_MAX
 from tenuto_control.ports import (
     AnswerHolder,
@@ -29,9 +28,6 @@ from tenuto_control.ports import (
     InvokeError,
     PayloadTooLargeError,
 )
-
-if TYPE_CHECKING:
-    from types_aiobotocore_lambda import LambdaClient
 
 log = logging.getLogger("tenuto.dispatcher")
 
@@ -51,15 +47,6 @@ AT_IMPORT: Final = ", in <module>"
 PLACES_MAX: Final = 5
 """So many places of a traceback are logged, the last ones: the user's own code is there."""
 
-STREAMED_BYTES_MIN = 1024 * 1024
-"""Requests of this size are handed over as a stream.
-
-Written in one piece, they would hold up the event loop.
-"""
-
-SIZE_DIGITS_MAX = 18
-"""No size has more digits than that."""
-
 _TOO_MANY_REQUESTS = 429
 _CONFLICT = 409
 _PAYLOAD_TOO_LARGE = 413
@@ -67,12 +54,9 @@ _SERVER_ERROR_MIN = 500
 
 
 class LambdaInvoker:
-    """Functions by their name in the configuration.
+    """Functions by their name in the configuration."""
 
-    The client must not retry and must outwait the slowest function.
-    """
-
-    def __init__(self, client: LambdaClient, functions: Mapping[str, FunctionConfig]) -> None:
+    def __init__(self, client: InvokeClient, functions: Mapping[str, FunctionConfig]) -> None:
         self._client = client
         self._targets = {name: _target(name, function) for name, function in functions.items()}
         self._broken: dict[str, str] = {}
@@ -82,21 +66,20 @@ class LambdaInvoker:
         target = self._targets.get(function)
         if target is None:
             raise FunctionMissingError(f'no function "{function}" is configured; add a section [functions.{function}]')
-        body_in = payload if len(payload) < STREAMED_BYTES_MIN else io.BytesIO(payload)
         try:
-            response = await self._client.invoke(**target, InvocationType="RequestResponse", Payload=body_in)
-            body = await _body(function, response, room)
-        except ClientError as e:
+            invoked = await self._client.call(*target, payload, room)
+        except ServiceError as e:
             raise _of_refusal(function, e) from e
-        except (BotoCoreError, ResponseParserError, aiohttp.ClientError, OSError, KeyError) as e:
-            # A KeyError: an answer without a payload, as no Lambda gives one.
+        except AnswerTooLargeError as e:
+            raise FunctionFailedError(f'function "{function}" answered more than {ANSWER_BYTES_MAX:,} bytes') from e
+        except (WireError, BotoCoreError) as e:
             raise FunctionUnreachableError(
                 f'function "{function}" gave no answer: {shown(str(e)) or type(e).__name__}'
             ) from e
-        if response.get("FunctionError"):
-            raise self._failed(function, body)
+        if invoked.failed:
+            raise self._failed(function, invoked.payload)
         self._broken.pop(function, None)
-        return body
+        return invoked.payload
 
     def _failed(self, function: str, body: bytes) -> InvokeError:
         """The port's error for a function that failed.
@@ -125,48 +108,17 @@ class LambdaInvoker:
         return FunctionMissingError(f'function "{function}" cannot be imported: {text}')
 
 
-async def _body(function: str, response: Mapping[str, Any], room: AnswerHolder | None) -> bytes:
-    """The whole of an answer, without more than that of it in memory, and none of it before there is room for it.
-
-    Raises FunctionFailedError for a larger one.
-    """
-    payload = response["Payload"]
-    size = _told_bytes(response)
-    left = 0 if size > ANSWER_BYTES_MAX else ANSWER_BYTES_MAX + 1
-    if room is not None and left:
-        await room.hold(size)
-    parts: list[bytes] = []
-    while left > 0 and (part := await payload.read(left)):
-        parts.append(part)
-        left -= len(part)
-    if left > 0:
-        return b"".join(parts)
-    payload.close()
-    raise FunctionFailedError(f'function "{function}" answered more than {ANSWER_BYTES_MAX:,} bytes')
+def _target(name: str, function: FunctionConfig) -> tuple[str, str | None]:
+    return function.function or name, function.qualifier
 
 
-def _told_bytes(response: Mapping[str, Any]) -> int:
-    """How large an answer is, as its headers tell; as large as any may be where they do not."""
-    told = response.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("content-length", "")
-    return int(told) if told.isascii() and told.isdigit() and len(told) <= SIZE_DIGITS_MAX else ANSWER_BYTES_MAX
-
-
-def _target(name: str, function: FunctionConfig) -> dict[str, Any]:
-    target = {"FunctionName": function.function or name}
-    if function.qualifier is not None:
-        target["Qualifier"] = function.qualifier
-    return target
-
-
-def _of_refusal(function: str, error: ClientError) -> InvokeError:
+def _of_refusal(function: str, error: ServiceError) -> InvokeError:
     """The port's error for an HTTP error of the Invoke call (status codes.
 
     AWS Lambda API reference, Invoke).
     """
-    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-    details = error.response.get("Error", {})
-    code, message = details.get("Code", "?"), details.get("Message", "no message")
-    text = shown(f"{code}: {message}")
+    status, code = error.status, error.code
+    text = shown(f"{code}: {error.message or 'no message'}")
     if status in (_TOO_MANY_REQUESTS, _CONFLICT):
         # A conflict is a function that is being created, updated or restored: like throttling, it passes and
         # nothing ran.

@@ -13,12 +13,13 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from tenuto.protocol.records import Event
 from tenuto.protocol.traces import PREFIX, SCOPE, TRACEPARENT
 from tenuto_control.config import ConfigError
 from tenuto_control.core.traces import Activating, parent_of
+from tenuto_control.drivers.invoke_client import InvokeClient
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
@@ -31,7 +32,6 @@ ENDPOINTS: Final = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_EN
 DISABLED: Final = "OTEL_SDK_DISABLED"
 SERVICE_NAME: Final = "tenuto"
 FLUSH_MS_MAX: Final = 1_000
-XRAY_HEADER: Final = "X-Amzn-Trace-Id"
 IN_LAMBDA: Final = "_X_AMZN_TRACE_ID"
 """Where Lambda tells a function of its segment."""
 
@@ -133,20 +133,19 @@ def tracer_of(environment: Mapping[str, str], exporter: SpanExporter | None = No
     return OtelTracer(provider)
 
 
-def hand_to_xray(client: Any) -> None:
+def hand_to_xray(client: InvokeClient) -> None:
     """Have a Lambda client name the current span in X-Ray's own header, so that Lambda's segment joins its trace.
 
     Inside of Lambda the client names the segment of its own function by itself, and keeps to that.
     """
-    client.meta.events.register("before-call.lambda.Invoke", _name_span)
+    client.name_segments(_current_segment)
 
 
-def _name_span(params: dict[str, Any], **_: Any) -> None:
+def _current_segment() -> str | None:
     from opentelemetry.trace import get_current_span
 
     context = get_current_span().get_span_context()
-    if context.is_valid and not os.environ.get(IN_LAMBDA):
-        params["headers"][XRAY_HEADER] = xray(context)
+    return xray(context) if context.is_valid and not os.environ.get(IN_LAMBDA) else None
 
 
 def xray(context: SpanContext) -> str:

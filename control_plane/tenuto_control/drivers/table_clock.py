@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from tenuto_control.core.clocks import ClockCheck, joined, reading
 from tenuto_control.core.metrics import Metrics
+from tenuto_control.drivers.aws_wire import Watcher, WireDynamo
 from tenuto_control.ports import Clock
 
 log = logging.getLogger("tenuto.clock")
@@ -42,27 +43,24 @@ class DynamoClock:
         self._clock = clock
         self._margin_ms = margin_ms
         self._metrics = metrics
-        self._events = client.meta.events
+        self._client = client if isinstance(client, WireDynamo) else _Events(client.meta.events)
         self._listen()
 
     def _listen(self) -> None:
         """Look at requests, until one has been answered with a date."""
-        self._events.register("before-call.dynamodb", self._asked)
-        self._events.register("response-received.dynamodb", self._answered)
+        self._client.watcher = self
 
-    def _asked(self, context: MutableMapping[str, Any], **_: Any) -> None:
-        context[ASKED] = self._clock.now_ms()
+    def asked(self) -> int:
+        """See `Watcher.asked`."""
+        return self._clock.now_ms()
 
-    def _answered(
-        self, context: MutableMapping[str, Any], response_dict: Mapping[str, Any] | None = None, **_: Any
-    ) -> None:
-        asked_ms = context.get(ASKED)
-        date = None if response_dict is None else response_dict["headers"].get("date")
-        told = None if asked_ms is None or date is None else _told(asked_ms, self._clock.now_ms(), date)
-        if told is None:
+    def answered(self, asked_ms: int, date: str | None) -> None:
+        """See `Watcher.answered`."""
+        told = None if date is None else _told(asked_ms, self._clock.now_ms(), date)
+        # Of several requests under way at the same time, the first answer is enough.
+        if told is None or self._client.watcher is None:
             return
-        self._events.unregister("before-call.dynamodb", self._asked)
-        self._events.unregister("response-received.dynamodb", self._answered)
+        self._client.watcher = None
         asyncio.get_running_loop().call_later(READING_INTERVAL_S, self._listen)
         self._learn(told)
 
@@ -80,6 +78,37 @@ class DynamoClock:
                 )
         elif known is None or differed:
             log.info("%s", said(self.check))
+
+
+class _Events:
+    """The dates of an aiobotocore client's answers, for the watcher that is there."""
+
+    def __init__(self, events: Any) -> None:
+        self._events = events
+        self._watcher: Watcher | None = None
+
+    @property
+    def watcher(self) -> Watcher | None:
+        """Who looks at them; nothing is looked at for nobody."""
+        return self._watcher
+
+    @watcher.setter
+    def watcher(self, watcher: Watcher | None) -> None:
+        change = self._events.register if watcher is not None else self._events.unregister
+        change("before-call.dynamodb", self._asked)
+        change("response-received.dynamodb", self._answered)
+        self._watcher = watcher
+
+    def _asked(self, context: MutableMapping[str, Any], **_: Any) -> None:
+        if self._watcher is not None:
+            context[ASKED] = self._watcher.asked()
+
+    def _answered(
+        self, context: MutableMapping[str, Any], response_dict: Mapping[str, Any] | None = None, **_: Any
+    ) -> None:
+        asked_ms = context.get(ASKED)
+        if self._watcher is not None and asked_ms is not None and response_dict is not None:
+            self._watcher.answered(asked_ms, response_dict["headers"].get("date"))
 
 
 def _told(asked_ms: int, answered_ms: int, date: str) -> ClockCheck | None:

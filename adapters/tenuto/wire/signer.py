@@ -1,0 +1,89 @@
+"""Signed requests to one destination, as bytes.
+
+Owns what is remembered between requests: the key of the day, the second's time in AWS's form, and by how much this
+machine's clock is wrong. Reads no clock itself.
+"""
+
+from __future__ import annotations
+
+import time
+from email.utils import parsedate_to_datetime
+from typing import Final
+
+from tenuto.wire.destination import Destination
+from tenuto.wire.http1 import encode_head
+from tenuto.wire.limits import SKEW_S_MIN
+from tenuto.wire.sigv4 import Credentials, Request, authorization, signing_key
+
+SKEW_CODES: Final = frozenset(
+    {
+        "AuthFailure",
+        "InvalidSignatureException",
+        "RequestExpired",
+        "RequestInTheFuture",
+        "RequestTimeTooSkewed",
+        "SignatureDoesNotMatch",
+    }
+)
+"""Error codes that a wrong clock may be behind. The request was refused as it came, and took no effect."""
+
+
+class Signer:
+    """Signs requests to one destination. Threads may share it."""
+
+    def __init__(self, to: Destination) -> None:
+        self._to = to
+        # Each of these is read and replaced as a whole, so that threads never see halves of two.
+        self._key: tuple[str, Credentials | None, bytes] = ("", None, b"")
+        self._stamp: tuple[int, str] = (-1, "")
+        self._skew_s = 0
+
+    def signed_head(self, request: Request, credentials: Credentials, at_s: float) -> bytes:
+        """The head of a request, to be followed by its body. `at_s` is this machine's time, in seconds since 1970.
+
+        Raises ValueError for headers that have the end of a line in them or are not ASCII.
+        """
+        to = self._to
+        stamp = self._stamp_at(int(at_s) + self._skew_s)
+        headers = {"host": to.authority, **request.headers, "x-amz-date": stamp}
+        if credentials.token:
+            headers["x-amz-security-token"] = credentials.token
+        key = self._key_for(credentials, stamp[:8])
+        headers["authorization"] = authorization(request, headers, key, credentials.access_key, to.region, to.service)
+        target = f"{request.path}?{request.query}" if request.query else request.path
+        if to.proxy is not None and not to.tls:
+            # A proxy takes plain HTTP by the whole URL. The signature is for the server, and has the path alone.
+            target = f"http://{to.authority}{target}"
+            if to.proxy.authorization is not None:
+                headers["proxy-authorization"] = to.proxy.authorization
+        return encode_head(request.method, target, headers, len(request.body))
+
+    def learns(self, code: str, date: str | None, at_s: float) -> bool:
+        """Whether an error is due to this machine's clock, which is corrected then: the same request may succeed now.
+
+        `code` is the error's, `date` the answer's Date header, `at_s` this machine's time.
+        """
+        if code not in SKEW_CODES or date is None:
+            return False
+        try:
+            skew_s = int(parsedate_to_datetime(date).timestamp() - at_s)
+        except (ValueError, OverflowError, TypeError):
+            return False
+        if abs(skew_s - self._skew_s) < SKEW_S_MIN:
+            return False
+        self._skew_s = skew_s
+        return True
+
+    def _stamp_at(self, at_s: int) -> str:
+        known_s, stamp = self._stamp
+        if known_s != at_s:
+            stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(at_s))
+            self._stamp = (at_s, stamp)
+        return stamp
+
+    def _key_for(self, credentials: Credentials, day: str) -> bytes:
+        known_day, known, key = self._key
+        if known_day != day or (known is not credentials and known != credentials):
+            key = signing_key(credentials.secret_key, day, self._to.region, self._to.service)
+            self._key = (day, credentials, key)
+        return key

@@ -1,0 +1,1 @@
+"""The AWS client by itself: bytes, signatures, and connections to scripted servers."""
