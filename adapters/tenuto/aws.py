@@ -11,14 +11,17 @@ import os
 import random
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final, Protocol, assert_never
 
 from tenuto import tracing
 from tenuto.hosts import activation
 from tenuto.protocol.messages import Activation, Discover, Outcome
 from tenuto.runtime.activation import activate
-from tenuto.runtime.environment import Environment, ThreadWriteLoop
+from tenuto.runtime.at_once import run_at_once
+from tenuto.runtime.environment import Environment
 from tenuto.runtime.signals import note_interrupts
+from tenuto.runtime.write_loop import BlockingWriteLoop
 from tenuto.service import Service, Services, VirtualObject
 from tenuto.store.data_keys import BlockingKms, StoredDataKeys, require_cryptography
 from tenuto.store.dynamodb import BlockingDynamoTable
@@ -51,7 +54,7 @@ class _Function:
     def __init__(self, services: Services) -> None:
         self.services = services
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._writes = ThreadWriteLoop()
+        self._writes = BlockingWriteLoop()
         self._tables: dict[tuple[str, bool], Table] = {}
 
     def __call__(self, event: Any, context: LambdaContext) -> Any:
@@ -80,7 +83,12 @@ class _Function:
                 if self._loop is None:
                     self._loop = asyncio.new_event_loop()
                 try:
-                    return self._loop.run_until_complete(activate(request, self.services, env))
+                    work = activate(request, self.services, env)
+                    # A shared handler runs in the task of its activation, and may ask for it.
+                    run = (
+                        self._loop.run_until_complete if request.mode == "shared" else partial(run_at_once, self._loop)
+                    )
+                    return run(work)
                 finally:
                     tracing.flush(request.trace)
             case _:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Generic, Never, ParamSpec, TypeVar, overload
 
+from msgspec import Struct
+
 from tenuto import checks
 from tenuto.errors import BadInputError, TenutoError, UnserialisableError
 from tenuto.handler import Handler
@@ -164,10 +166,10 @@ class _Durable(_Shared):
     def run(self, name: str, action: Callable[..., Any], /, *args: Any, **kwargs: Any) -> DurableFuture[Any]:
         """Execute a step and journal its result: once finished it never runs again.
 
-        A sync callable runs in a worker thread, an async one is awaited on the function's own loop. The step starts
-        when the handler next waits, or ends. Await the future for its value. A step that was in flight at a crash runs
-        again, with the same `idempotency_key()`. Raises TerminalError on await when the step raised one or its options
-        say to give up.
+        An async callable is awaited on the function's own loop. A sync one runs in the function's own thread while
+        nothing else is in flight, in a worker thread otherwise. The step starts when the handler next waits, or ends.
+        Await the future for its value. A step that was in flight at a crash runs again, with the same
+        `idempotency_key()`. Raises TerminalError on await when the step raised one or its options say to give up.
         """
         return self._run(_PLAIN, _NO_LIMITS, name, action, args, kwargs)
 
@@ -408,7 +410,7 @@ def idempotency_key() -> str:
     Hand it to the outside, so that it can recognise a repetition. Raises TenutoError outside of a step.
     """
     try:
-        return step_key.get()
+        return step_key()
     except LookupError:
         raise TenutoError("idempotency_key() is for code that runs inside ctx.run") from None
 
@@ -424,8 +426,7 @@ async def gather(*futures: DurableFuture[Any]) -> list[Any]:
     return await commands.gather(futures)
 
 
-@dataclass(frozen=True, slots=True)
-class _Named(Generic[T]):
+class _Named(Struct, Generic[T], frozen=True):
     """A serde whose errors say what was being written or read."""
 
     serde: Serde[T]

@@ -18,6 +18,8 @@ from typing import Any, Final
 _AWAITABLES: Final = (collections.abc.Awaitable, collections.abc.Coroutine)
 _NO_RESULT: Final = (typing.NoReturn, typing.Never)
 
+_UNKNOWN: Final = object()
+
 # By function, which is compared by identity: two of the same code may have different globals.
 _resolved: weakref.WeakKeyDictionary[types.FunctionType, Any] = weakref.WeakKeyDictionary()
 
@@ -36,9 +38,10 @@ def result_hint(action: object) -> Any:
         hint = function.__annotations__.get("return")
         if hint is None or type(hint) is type:
             return hint
-        if function not in _resolved:
-            _resolved[function] = _resolve(function, hint)
-        return _resolved[function]
+        found = _resolved.get(function, _UNKNOWN)
+        if found is _UNKNOWN:
+            found = _resolved[function] = _resolve(function, hint)
+        return found
     except Exception:  # noqa: BLE001 - annotations are code of the user's, and may raise anything
         return None
 

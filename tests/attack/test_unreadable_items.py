@@ -11,7 +11,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
 from typing import Any, cast
@@ -230,7 +230,7 @@ def test_no_timer_item_ends_a_sweep_or_costs_another_key(age_s: int, caplog: pyt
 def _put_apart(bad: Iterator[tuple[str, Put, dict[str, Value]]]) -> Iterator[tuple[str, Put, dict[str, Value]]]:
     """Each in an item of its own: they are put by somebody who chooses names freely."""
     for number, (name, put, changes) in enumerate(bad):
-        yield name, replace(put, key=Key(put.key.pk, f"{put.key.sk}{number}")), changes
+        yield name, structs.replace(put, key=Key(put.key.pk, f"{put.key.sk}{number}")), changes
 
 
 def _is_readable(item: Item) -> bool:
@@ -295,7 +295,7 @@ class SlowTable(CountingTable):
 def _in_front_of(others: Key, number: int, world: World) -> None:
     """Items in partitions that a sweep looks at before it comes to another timer, or earlier in the same."""
     minute = int(others.pk.split("#")[1])
-    at = replace(others, pk=timer_bucket(minute, 0), sk=f"0{number:014d}#x")
+    at = structs.replace(others, pk=timer_bucket(minute, 0), sk=f"0{number:014d}#x")
     match number % 3:
         case 0:
             world.put(Put(at, {"x": "none"}))

@@ -55,6 +55,20 @@ def test_other_components_are_refused(monkeypatch: pytest.MonkeyPatch, capsys: p
     assert "unset TENUTO_BOOTSTRAP_SERVERS" in capsys.readouterr().err
 
 
+def test_the_micro_benchmark_counts_the_writes_of_a_function() -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "bench.micro_function", "--events", "20"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=RUN_SECONDS_MAX,
+        check=False,
+    )
+    assert (run.returncode, run.stderr) == (0, "")
+    writes = {line.partition(":")[0]: line.split()[-2] for line in run.stdout.splitlines()}
+    assert writes == {"w1": "0.00", "w2": "4.00", "w4": "6.00"}
+
+
 @pytest.mark.stack
 @pytest.mark.slow
 def test_a_small_run_writes_its_json(tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ import base64
 import json
 import logging
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 from unittest import mock
@@ -23,6 +22,7 @@ from unittest import mock
 import msgspec
 import pytest
 from botocore.exceptions import ClientError
+from msgspec.structs import replace
 
 from tenuto.errors import ProtocolError
 from tenuto.hosts import activation, event_scheduler, kafka_event_source

@@ -7,7 +7,6 @@ Owns the public behaviour of contexts, over the real runtime and an in-memory ta
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -191,17 +190,6 @@ def test_arguments_are_passed_to_sync_and_async_steps_alike(stage: Stage) -> Non
         return [await ctx.run("sync", sync, 1, 2, c=3), await ctx.run("async", not_sync, 1, 2, c=3)]
 
     assert asyncio.run(stage.call(body)) == [[1, 2, 3], [1, 2, 3]]
-
-
-def test_a_sync_step_runs_in_a_thread_and_an_async_one_does_not(stage: Stage) -> None:
-    async def not_sync() -> bool:
-        return threading.current_thread() is threading.main_thread()
-
-    async def body(ctx: ObjectContext) -> list[bool]:
-        sync = await ctx.run("sync", lambda: threading.current_thread() is threading.main_thread())
-        return [sync, await ctx.run("async", not_sync)]
-
-    assert asyncio.run(stage.call(body)) == [False, True]
 
 
 def test_a_lambda_that_makes_a_coroutine_is_awaited(stage: Stage) -> None:

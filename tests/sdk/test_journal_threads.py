@@ -1,7 +1,7 @@
-"""The journal between two threads: the handler's reads it while the write loop's stores what has finished.
+"""The journal between two threads: the handler's reads it while the other one stores what has finished.
 
 Owns the race, with real threads and a table that takes its time. Does not own schedules on one loop, which the
-simulation draws.
+simulation draws, nor who may hold a thread (`test_placement`).
 """
 
 from __future__ import annotations
@@ -33,11 +33,12 @@ from tenuto.runtime import lane_writer as lane_writer_module
 from tenuto.runtime import lease as lease_module
 from tenuto.runtime.activation import activate
 from tenuto.runtime.attempt import Attempt
-from tenuto.runtime.environment import Environment, ThreadWriteLoop
+from tenuto.runtime.environment import Environment
 from tenuto.runtime.lane_writer import LaneWriter
 from tenuto.runtime.lease import Lease
 from tenuto.runtime.state import StateView
 from tenuto.runtime.steps import RunLimits
+from tenuto.runtime.write_loop import BlockingWriteLoop
 from tenuto.serde import serde_for
 from tenuto.service import Services
 from tenuto.store.memory import MemoryTable
@@ -76,16 +77,15 @@ def _threads_take_turns_often() -> Iterator[None]:
 
 @pytest.fixture
 def environment() -> Iterator[Environment]:
-    loop = ThreadWriteLoop()
+    loop = BlockingWriteLoop()
     deadline_ms = time.time_ns() // 1_000_000 + FUNCTION_MS
     yield Environment(SlowTable(), lambda: time.time_ns() // 1_000_000, deadline_ms, loop, _inline, nonce="n")
     _end(loop)
 
 
-def _end(loop: ThreadWriteLoop) -> None:
+def _end(loop: BlockingWriteLoop) -> None:
     """A function's write loop lives as long as its process; here it has to go."""
-    running = loop._loop
-    assert running is not None
+    running = loop._running()
     running.call_soon_threadsafe(running.stop)
     for thread in threading.enumerate():
         if thread.name == "tenuto-writes":
@@ -97,7 +97,12 @@ async def _inline(call: Callable[[], object]) -> object:
     return call()
 
 
-def test_what_has_finished_is_there_whoever_stores_it(environment: Environment) -> None:
+def test_what_has_finished_is_there_whoever_stores_it(
+    environment: Environment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The other thread is told at once; then this one reads on, while that one stores.
+    monkeypatch.setattr(lease_module, "FLUSH_DELAY_MS_MAX", 0)
+
     async def scenario() -> tuple[int, int]:
         lease = Lease(Activation("box", "k", "speculate", Head(), "h", (EVENT,)), environment)
         lease.begin(EVENT, Journal(), Effects)
@@ -109,14 +114,11 @@ def test_what_has_finished_is_there_whoever_stores_it(environment: Environment) 
             for n in range(ROUNDS):
                 future = attempt.commands.run(f"s{n}", int, serde_for(int), RunLimits())
                 await future
-                # The other thread is told; then this one reads on, while that one stores.
-                environment.writes.post(lambda: flushes.append(asyncio.ensure_future(lease._writer.flush())))
                 ends = time.monotonic() + READ_S
                 while time.monotonic() < ends:
                     reads += 1
                     missed += lease.journal.slot(future.slot) is None
 
-        flushes: list[asyncio.Task[None]] = []
         await attempt.drive(handler)
         await lease.flush()
         await lease.close()
@@ -191,14 +193,18 @@ def test_an_answer_that_a_run_did_not_hear_is_not_the_next_runs(environment: Env
 
 
 def test_each_side_touches_what_is_its_own(environment: Environment, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The writing thread never looks into the journal, the handler's never into what is stored."""
+    """The other thread never looks into the journal, and what is stored is looked into by one thread at a time."""
     touched: set[tuple[str, str]] = set()
+    writes = environment.writes
+    assert isinstance(writes, BlockingWriteLoop)
 
     def watched(kind: type[Any], of: str) -> type[Any]:
         def read(self: Any, name: str) -> Any:
             value = object.__getattribute__(self, name)
             if not callable(value):
-                touched.add((of, threading.current_thread().name))
+                thread = threading.current_thread()
+                whose = writes._here if thread is threading.main_thread() else writes._there and not writes._here
+                touched.add((of if of == "journal" or whose else "stored by another", thread.name))
             return value
 
         return type(kind.__name__, (kind,), {"__getattribute__": read})
@@ -215,7 +221,8 @@ def test_each_side_touches_what_is_its_own(environment: Environment, monkeypatch
         for _ in range(OUT_PER_WRITE_MAX + 1):
             ctx.publish("topic", 1)
         await ctx.gather(ctx.run("a", int), ctx.run("b", int))
-        await ctx.run("c", time.sleep, 2 * FLUSH_DELAY_MS_MAX / 1_000)
+        await ctx.run("c", int)
+        time.sleep(2 * FLUSH_DELAY_MS_MAX / 1_000)  # noqa: ASYNC251 - it blocks, as handlers do
         await ctx.sleep(timedelta(milliseconds=HOLD_SLEEP_MS_MAX + 1))
         await ctx.awakeable(int)[1]
 
@@ -231,7 +238,8 @@ def test_each_side_touches_what_is_its_own(environment: Environment, monkeypatch
         return second
 
     asyncio.run(scenario())
-    assert touched == {("stored", "tenuto-writes"), ("journal", threading.main_thread().name)}
+    main = threading.main_thread().name
+    assert touched == {("stored", "tenuto-writes"), ("stored", main), ("journal", main)}
 
 
 def made_unwatched(kind: type[Any]) -> Callable[..., Any]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 
 from msgspec import structs
@@ -119,7 +119,7 @@ class Table(CountingTable):
         """See `MemoryTable.apply`."""
         if not isinstance(write, Delete):
             kept = tuple(c for c in write.conditions if c.label not in self.without)
-            write = replace(write, conditions=kept)
+            write = structs.replace(write, conditions=kept)
         return super().apply(write)
 
     async def write(self, write: Write) -> Answer:

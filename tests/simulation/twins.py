@@ -11,8 +11,9 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextvars import Context
-from dataclasses import replace
 from typing import Any, TypeVar
+
+from msgspec.structs import replace
 
 from tenuto.lane.writes import Answer, Applied, Delete, Item, Key, Put, Update, Write
 from tenuto.protocol.messages import Activation, Outcome, decode_request, encode
@@ -129,6 +130,9 @@ SUSPEND_LOST_LATENCIES = 20
 """How long the loss of a response takes to show, in delays of one message: long enough for others to write."""
 
 HOP_TURNS_MAX = 3
+HERE_SHARE = 0.5
+"""Of the writes that may be made in the handler's own thread, those that are, where the other thread is idle."""
+
 HOP_S_MAX = 0.03
 """Longer than a flush waits: whatever is posted may come before or after it."""
 
@@ -142,23 +146,43 @@ class HoppingWriteLoop:
 
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
+        self._due: asyncio.TimerHandle | None = None
+        self._there_now = 0
 
-    def post(self, action: Callable[[], None]) -> None:
-        """See `WriteLoop.post`."""
-        asyncio.get_running_loop().call_later(self._while_s(), action)
-
-    async def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """See `WriteLoop.run`."""
+    async def run(self, work: Coroutine[Any, Any, T], *, here: bool) -> T:
+        """See `WriteLoop.run`. Here only while nothing is there, and not always then."""
+        if here and not self._there_now and self._rng.random() < HERE_SHARE:
+            return await work
         there = asyncio.get_running_loop().create_task(self._there(work), name="writes")
         # Cut off before it begins, its work would complain that nobody has awaited it.
         there.add_done_callback(lambda _: work.close())
         return await there
 
+    def flush_within(self, delay_ms: int, flush: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """See `WriteLoop.flush_within`."""
+        if self._due is None:
+            self._due = asyncio.get_running_loop().call_later(self._while_s() + delay_ms / 1_000, self._begin, flush)
+
+    def flushed(self) -> None:
+        """See `WriteLoop.flushed`."""
+        if self._due is not None:
+            self._due.cancel()
+            self._due = None
+
+    def _begin(self, flush: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        self._due = None
+        work = flush()
+        asyncio.get_running_loop().create_task(self._there(work), name="flush").add_done_callback(
+            lambda _: work.close()
+        )
+
     async def _there(self, work: Coroutine[Any, Any, T]) -> T:
+        self._there_now += 1
         await self._hop()
         try:
             return await work
         finally:
+            self._there_now -= 1
             await self._hop()
 
     async def _hop(self) -> None:

@@ -101,6 +101,8 @@ def _parse_item(item: Item) -> Head:
     stray: list[str] = []
     journal = f"{JOURNAL}{run.ver}." if run else None
     for name, value in item.items():
+        if name[1:2] != ".":
+            continue  # A part of its own, read below.
         prefix, rest = name[:2], name[2:]
         if prefix == STATE:
             state[rest] = _as(bytes, name, value)

@@ -11,10 +11,9 @@ mistake in those.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
-from msgspec import structs
+from msgspec import Struct, structs
 
 from tenuto.lane.head import (
     ANS,
@@ -63,17 +62,16 @@ NO_TRIM = Trim()
 NO_SLOTS: Mapping[str, bytes] = MappingProxyType({})
 
 
-@dataclass(frozen=True, slots=True)
-class Effects:
+class Effects(Struct, frozen=True):
     """What finished events change: state (None clears a name), outbox (by position), watermarks and finished ids.
 
     `first` holds the lowest offset consumed of each source: the lane must not have passed it yet.
     """
 
-    state: Mapping[str, bytes | None] = field(default_factory=dict)
-    out: Mapping[int, Out] = field(default_factory=dict)
-    watermarks: Mapping[str, int] = field(default_factory=dict)
-    first: Mapping[str, int] = field(default_factory=dict)
+    state: Mapping[str, bytes | None] = {}
+    out: Mapping[int, Out] = {}
+    watermarks: Mapping[str, int] = {}
+    first: Mapping[str, int] = {}
     finished: tuple[str, ...] = ()
     now_ms: int = 0
     expires: bool = False
@@ -145,7 +143,7 @@ def claim(
 
     `slots` are what its journal holds by then. A lane that expires when it is over does not do so while a run is in it.
     """
-    sets, removes = _effects(replace(before, expires=False), head.ver + 1)
+    sets, removes = _effects(structs.replace(before, expires=False), head.ver + 1)
     sets |= {slot_attribute(run.ver, s): data for s, data in slots.items()}
     removes.append("ttl")
     sets |= {
@@ -179,19 +177,18 @@ ANY_ANSWER = "*"
 """In a list of awaited slots: any result that was put after the one with this mark."""
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
+class Progress(Struct, frozen=True):
     """What an attempt makes durable of its journal: new slots, outgoing entries (index → entry), rolled segments.
 
     `rolled` slots leave the head for a segment item that was put before, `apart` ones never enter it; `segments` is
     the list with the names of these items. `took` are all awakeables whose results are in segments by then.
     """
 
-    slots: Mapping[str, bytes] = field(default_factory=dict)
-    out: Mapping[int, Out] = field(default_factory=dict)
+    slots: Mapping[str, bytes] = {}
+    out: Mapping[int, Out] = {}
     rolled: tuple[str, ...] = ()
     segments: tuple[str, ...] | None = None
-    apart: Mapping[str, bytes] = field(default_factory=dict)
+    apart: Mapping[str, bytes] = {}
     took: tuple[int, ...] = ()
 
     def __bool__(self) -> bool:
@@ -210,8 +207,7 @@ def checkpoint(lane: Lane, ver: int, run: ClaimedRun, progress: Progress, own: s
     return Update(head_key(lane), sets, removes, _owned("checkpoint", ver, own))
 
 
-@dataclass(frozen=True, slots=True)
-class WakeCondition:
+class WakeCondition(Struct, frozen=True):
     """What a suspended invocation waits for: any of the slots, or the time. `error` says why when it is a retry.
 
     `seen` is the mark of the last result of an awakeable that the attempt has seen.

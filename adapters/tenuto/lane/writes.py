@@ -7,12 +7,12 @@ lane takes (`transitions`), nor DynamoDB's expression language (`tenuto.store.dy
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any, TypeAlias, assert_never
 
+from msgspec import Struct
 
-@dataclass(frozen=True, slots=True)
-class Foreign:
+
+class Foreign(Struct, frozen=True):
     """A value that cannot be read, in DynamoDB's own form: an item that holds one can be moved without a loss.
 
     `reason` says why: its type is none that this project writes, or it does not open under its data key.
@@ -28,16 +28,14 @@ Value: TypeAlias = str | int | bytes | list["Value"] | dict[str, "Value"] | Fore
 Item: TypeAlias = dict[str, Value]
 
 
-@dataclass(frozen=True, slots=True)
-class Key:
+class Key(Struct, frozen=True):
     """Primary key of an item."""
 
     pk: str
     sk: str
 
 
-@dataclass(frozen=True, slots=True)
-class Equals:
+class Equals(Struct, frozen=True):
     """The attribute exists and equals the value."""
 
     label: str
@@ -45,16 +43,14 @@ class Equals:
     value: str | int
 
 
-@dataclass(frozen=True, slots=True)
-class Absent:
+class Absent(Struct, frozen=True):
     """The attribute does not exist."""
 
     label: str
     attribute: str
 
 
-@dataclass(frozen=True, slots=True)
-class AbsentOrAtMost:
+class AbsentOrAtMost(Struct, frozen=True):
     """The attribute does not exist or is at most the number."""
 
     label: str
@@ -62,8 +58,7 @@ class AbsentOrAtMost:
     number: int
 
 
-@dataclass(frozen=True, slots=True)
-class AbsentOrEquals:
+class AbsentOrEquals(Struct, frozen=True):
     """The attribute does not exist or equals the text."""
 
     label: str
@@ -75,18 +70,16 @@ Clause: TypeAlias = Equals | Absent | AbsentOrAtMost | AbsentOrEquals
 """One term of a condition; a condition is the conjunction of its clauses. Mutation tests name clauses by label."""
 
 
-@dataclass(frozen=True, slots=True)
-class Update:
+class Update(Struct, frozen=True):
     """Create or change one item if every clause holds."""
 
     key: Key
-    sets: Mapping[str, Value] = field(default_factory=dict)
+    sets: Mapping[str, Value] = {}
     removes: tuple[str, ...] = ()
     conditions: tuple[Clause, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Put:
+class Put(Struct, frozen=True):
     """Replace one whole item if every clause holds."""
 
     key: Key
@@ -94,8 +87,7 @@ class Put:
     conditions: tuple[Clause, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Delete:
+class Delete(Struct, frozen=True):
     """Delete one item; deleting what is not there is no error."""
 
     key: Key
@@ -104,15 +96,13 @@ class Delete:
 Write: TypeAlias = Update | Put | Delete
 
 
-@dataclass(frozen=True, slots=True)
-class Applied:
+class Applied(Struct, frozen=True):
     """The write took place; `item` is what it left (None after a delete)."""
 
     item: Item | None
 
 
-@dataclass(frozen=True, slots=True)
-class Refused:
+class Refused(Struct, frozen=True):
     """A clause did not hold; `item` is what was there instead (None: nothing)."""
 
     item: Item | None

@@ -79,7 +79,7 @@ class Attempt:
                 if not self._tell_next():
                     await self._more()
             if self.ending.open and (len(self._outstanding) or len(self._steps) or loop.has_others(main)):
-                self._leave(loop)
+                await self._leave(loop)
         except Unwind:
             pass
         except TenutoError as e:
@@ -95,7 +95,7 @@ class Attempt:
             raise Unwind
         return main.result()
 
-    def _leave(self, loop: HandlerLoop) -> None:
+    async def _leave(self, loop: HandlerLoop) -> None:
         """The handler has ended: cancel tasks that it did not await, and leave steps that nobody waits for any more."""
         self.ending.returned = True
         left = loop.cancel_rest()
@@ -107,7 +107,7 @@ class Attempt:
                 extra=self.log_fields(),
             )
         # A step that was never awaited runs all the same: the handler asked for it.
-        self._steps.start()
+        await self._steps.start()
         self._steps.leave_lost()
 
     def _tell_next(self) -> bool:
@@ -151,7 +151,8 @@ class Attempt:
                 )
             )
             return
-        self._steps.start()
+        if await self._steps.start():
+            return
         nearest = self._outstanding.nearest_ms()
         if len(self._steps) and not self._must_leave():
             await self._wait_for_steps(nearest)
@@ -189,19 +190,22 @@ class Attempt:
     async def _hold_sleep(self, wake_ms: int) -> None:
         """Wait for the end of a sleep. A long one is made durable first: after a crash it does not begin anew."""
         if wake_ms - self._env.now_ms() > HOLD_SLEEP_MS_MAX:
-            await self.ending.durably(self._lease.claim(self._outstanding.start_ms))
+            here = not len(self._steps)
+            await self.ending.durably(self._lease.claim(self._outstanding.start_ms, here=here))
             self._outstanding.note_ends()
-            await self.ending.durably(self._lease.flush())
+            await self.ending.durably(self._lease.flush(here=here))
             if not self._can_hold_sleep(wake_ms):
                 return  # The writes took long: what is left of this function is too little.
         await asyncio.sleep(max(0, wake_ms - self._env.now_ms()) / 1000)
 
     async def _suspend(self, wake_ms: int | None) -> None:
-        await self.ending.durably(self._lease.claim(self._outstanding.start_ms))
+        here = not len(self._steps)
+        await self.ending.durably(self._lease.claim(self._outstanding.start_ms, here=here))
         self._outstanding.note_ends()
         wakes = WakeCondition(tuple(f.slot for f in self._outstanding.awaited()), wake_ms)
         changed, initial = dict(self._state.changed), self._state.initial_of_changed()
-        if await self.ending.durably(self._lease.suspend(changed, initial, wakes, dict(self.journal.out))):
+        out = dict(self.journal.out)
+        if await self.ending.durably(self._lease.suspend(changed, initial, wakes, out, here=here)):
             self.ending.suspend()
 
     async def pause(self, failures: int, error: str, wake_ms: int) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,65 +24,45 @@ STEP_THREADS_MAX: Final = 32
 
 
 class WriteLoop(Protocol):
-    """Where durable writes run: beside the handler's loop, so that blocking user code cannot hold them up."""
+    """Where the durable writes of an activation run, so that blocking user code cannot hold them up."""
 
-    def post(self, action: Callable[[], None]) -> None:
-        """Run something there soon, without waiting for it."""
+    async def run(self, work: Coroutine[Any, Any, T], *, here: bool) -> T:
+        """The result of a coroutine. `here`: nothing else needs the caller's thread meanwhile, so it may be held."""
         ...
 
-    async def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine there and wait for its result."""
+    def flush_within(self, delay_ms: int, flush: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Begin a flush within so long, whatever the caller's thread does, unless one is to begin before."""
+        ...
+
+    def flushed(self) -> None:
+        """There is nothing to flush any more."""
         ...
 
 
 class InlineWriteLoop:
     """The handler's own loop: for tests and the simulation, where nothing blocks."""
 
-    def post(self, action: Callable[[], None]) -> None:
-        """See `WriteLoop.post`."""
-        action()
+    def __init__(self) -> None:
+        self._due: asyncio.TimerHandle | None = None
 
-    async def run(self, work: Coroutine[Any, Any, T]) -> T:
+    async def run(self, work: Coroutine[Any, Any, T], *, here: bool) -> T:  # noqa: ARG002 - it is always here
         """See `WriteLoop.run`."""
         return await work
 
+    def flush_within(self, delay_ms: int, flush: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """See `WriteLoop.flush_within`."""
+        if self._due is None:
+            self._due = asyncio.get_running_loop().call_later(delay_ms / 1_000, self._begin, flush)
 
-class ThreadWriteLoop:
-    """A loop in a daemon thread of its own, started at the first durable write."""
+    def flushed(self) -> None:
+        """See `WriteLoop.flushed`."""
+        if self._due is not None:
+            self._due.cancel()
+            self._due = None
 
-    def __init__(self) -> None:
-        self._loop: asyncio.AbstractEventLoop | None = None
-
-    def post(self, action: Callable[[], None]) -> None:
-        """See `WriteLoop.post`."""
-        self._running().call_soon_threadsafe(action)
-
-    async def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """See `WriteLoop.run`. The work of a caller that is cancelled goes on."""
-        there, here = self._running(), asyncio.get_running_loop()
-        answered: asyncio.Future[asyncio.Task[T]] = here.create_future()
-
-        def start() -> None:
-            there.create_task(work).add_done_callback(hand_back)
-
-        def hand_back(task: asyncio.Task[T]) -> None:
-            here.call_soon_threadsafe(answer, task)
-
-        def answer(task: asyncio.Task[T]) -> None:
-            if answered.done():
-                task.exception()  # Nobody waits for it any more, so its failure is nobody's.
-            else:
-                answered.set_result(task)
-
-        # Two messages between the loops. The standard way makes a future with a lock of its own for each, and four.
-        there.call_soon_threadsafe(start)
-        return (await answered).result()
-
-    def _running(self) -> asyncio.AbstractEventLoop:
-        if self._loop is None:
-            self._loop = asyncio.new_event_loop()
-            threading.Thread(target=self._loop.run_forever, name="tenuto-writes", daemon=True).start()
-        return self._loop
+    def _begin(self, flush: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        self._due = None
+        self._flushing = asyncio.ensure_future(flush())
 
 
 async def in_thread(call: Callable[[], T]) -> T:

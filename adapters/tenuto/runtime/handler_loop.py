@@ -7,7 +7,7 @@ own when a command completes (`attempt`), which is the only thing that comes fro
 
 The loop never waits. `run` runs callbacks in the order in which they were scheduled until none is left; then the
 attempt tells it of one completion, and it runs again. Since nothing else comes in, equal completions in equal order
-give equal runs, on every attempt. Steps run elsewhere: on the function's own loop, and in threads.
+give equal runs, on every attempt. Steps run outside of it: on the function's own loop, in threads, or without a loop.
 """
 
 from __future__ import annotations
@@ -39,6 +39,32 @@ TASKS_KEPT: Final = 64
 
 UNWIND_ROUNDS_MAX: Final = 20
 """How often the tasks of an attempt that is over are told so: once for each `finally` that waits."""
+
+
+def in_place_of(
+    outer: asyncio.AbstractEventLoop,
+    loop: asyncio.AbstractEventLoop | None,
+    call: Callable[[], T],
+    finalizer: Callable[[AsyncGenerator[Any, Any]], None] | None = None,
+) -> T:
+    """What `call` returns, with `loop` as the running loop of this thread in place of `outer`; None: as if none ran.
+
+    No task is the current one at first. Asynchronous generators that are not used any more go to `finalizer`.
+    """
+    # The running loop is None when what drives the attempt is closed after its loop has ended.
+    before, driver = asyncio._get_running_loop(), asyncio.current_task(outer)  # noqa: SLF001 - documented for loops
+    hooks = sys.get_asyncgen_hooks()
+    if driver is not None:
+        asyncio.tasks._leave_task(outer, driver)  # noqa: SLF001 - documented for event loops
+    asyncio._set_running_loop(loop)  # noqa: SLF001 - documented for event loops
+    sys.set_asyncgen_hooks(firstiter=None, finalizer=finalizer)
+    try:
+        return call()
+    finally:
+        sys.set_asyncgen_hooks(*hooks)
+        asyncio._set_running_loop(before)  # noqa: SLF001 - documented for event loops
+        if driver is not None:
+            asyncio.tasks._enter_task(outer, driver)  # noqa: SLF001 - documented for event loops
 
 
 class Timers(Protocol):
@@ -92,23 +118,8 @@ class HandlerLoop(asyncio.AbstractEventLoop):
 
     def run(self) -> None:
         """Run callbacks until none is left. Raises TenutoError when there is no end to them."""
-        if not self._ready:
-            return
-        # None when what drives the attempt is closed after its loop has ended.
-        before, outer = asyncio._get_running_loop(), self._outer  # noqa: SLF001 - documented for event loops
-        driver, hooks = asyncio.current_task(outer), sys.get_asyncgen_hooks()
-        # From here on this is the running loop of the thread, in place of the one whose task drives the attempt.
-        if driver is not None:
-            asyncio.tasks._leave_task(outer, driver)  # noqa: SLF001 - documented for event loops
-        asyncio._set_running_loop(self)  # noqa: SLF001 - documented for event loops
-        sys.set_asyncgen_hooks(firstiter=None, finalizer=self._finalize)
-        try:
-            self._run_ready()
-        finally:
-            sys.set_asyncgen_hooks(*hooks)
-            asyncio._set_running_loop(before)  # noqa: SLF001 - documented for event loops
-            if driver is not None:
-                asyncio.tasks._enter_task(outer, driver)  # noqa: SLF001 - documented for event loops
+        if self._ready:
+            in_place_of(self._outer, self, self._run_ready, self._finalize)
 
     def _run_ready(self) -> None:
         ready = self._ready
@@ -269,7 +280,7 @@ class HandlerLoop(asyncio.AbstractEventLoop):
         name = getattr(func, "__name__", type(func).__name__)
         raise TenutoError(
             f"a handler may not run {name} in a thread (asyncio.to_thread, loop.run_in_executor): its result would not "
-            "be journaled. Use await ctx.run(name, function, ...): a sync function runs in a worker thread"
+            "be journaled. Use await ctx.run(name, function, ...), whose function may block"
         )
 
     def call_soon_threadsafe(self, *_args: Any, **_options: Any) -> Never:  # type: ignore[override]  # refuses all

@@ -1,22 +1,21 @@
 """The writes of one activation to its lane: claim, checkpoint, suspend, commit, each under the fencing token.
 
-Owns what is stored of the lane as this process knows it (head, phase, backlog), the order of writes, their repetition
-after a lost response, and the flush that follows a finished step within `FLUSH_DELAY_MS_MAX`. Everything here runs on
-the write loop, which may be a thread of its own. It shares two queues with the handler's side (`lease`) and no more:
-slots that have finished come in, news of what is stored goes out. Arguments and results are values. Does not own what
-a write looks like (`tenuto.lane`), nor when a handler needs one (`lease`).
+Owns what is stored of the lane as this process knows it (head, phase, backlog), the order of writes and their
+repetition after a lost response. Everything here runs on the write loop, in whichever thread that has it run: one at a
+time. It shares two queues with the handler's side (`lease`) and no more: slots that have finished come in, news of what
+is stored goes out. Arguments and results are values. Does not own what a write looks like (`tenuto.lane`), nor when a
+handler needs one (`lease`).
 """
 
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 from collections import deque
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Final, TypeAlias
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from tenuto.errors import FencedError, StateTooLargeError
 from tenuto.lane.dead_letters import item_of
@@ -52,7 +51,6 @@ from tenuto.machine.journal import Finished, completion_order
 from tenuto.machine.phases import Phase, PhaseChange, advance
 from tenuto.protocol.ids import Lane
 from tenuto.protocol.limits import (
-    FLUSH_DELAY_MS_MAX,
     GUARD_MARGIN_MS,
     INLINE_BYTES_MAX,
     OUT_BYTES_MAX,
@@ -96,11 +94,7 @@ class Stored(Struct, frozen=True):
     count: int
 
 
-class FlushBegun(Struct, frozen=True):
-    """The flush that was asked for begins; what finishes from here on has to ask again."""
-
-
-News: TypeAlias = Found | Stored | FlushBegun
+News: TypeAlias = Found | Stored
 """What the handler's side is told."""
 
 
@@ -150,8 +144,7 @@ class LaneWriter:
         self._puts = 0
         self._writes = 0
         self._writing = asyncio.Lock()
-        self._flush_due: asyncio.TimerHandle | None = None
-        self._flushing: asyncio.Task[None] | None = None
+        self._closed = False
 
     # --- the writes -------------------------------------------------------------------------------------------------
 
@@ -243,11 +236,14 @@ class LaneWriter:
         async with self._writing:
             await self._checkpoint(out)
 
-    def flush_soon(self) -> None:
-        """Flush within FLUSH_DELAY_MS_MAX, whatever the handler does meanwhile."""
-        if self._flush_due is None and self._phase is Phase.OWNING:
-            loop = asyncio.get_running_loop()
-            self._flush_due = loop.call_later(FLUSH_DELAY_MS_MAX / 1000, self._start_flush)
+    async def flush_quietly(self) -> None:
+        """Flush what has finished, if the lane is still held. Whoever waits next for durability reports what fails."""
+        try:
+            async with self._writing:
+                if self._phase is Phase.OWNING and not self._closed:
+                    await self._checkpoint(NO_MESSAGES)
+        except (FencedError, TableUnavailableError, TableRefusedError):
+            return
 
     async def look(self) -> None:
         """Look whether results of awakeables have come. Raises FencedError when another attempt owns the lane."""
@@ -285,7 +281,7 @@ class LaneWriter:
                 await self._write(timer_put(spread(timer, self._env.spread)))
             progress = await self._prepared(out)
             base = {name: value for name, value in initial.items() if name not in self._head.base}
-            wakes = dataclasses.replace(wakes, seen=self._head.ans)
+            wakes = structs.replace(wakes, seen=self._head.ans)
             own = self._env.nonce
             answer = await self._write(suspend(self._lane, self._head.ver, run, progress, state, base, wakes, own))
             if isinstance(answer, Refused):
@@ -299,7 +295,7 @@ class LaneWriter:
                     # An earlier try of this write was applied and its response lost: the invocation waits.
                     answer = Applied(answer.item)
             self._settle(answer, PhaseChange.SUSPENDED, "suspend")
-        return await self.close()
+            return self._left
 
     async def commit(self, effects: Effects) -> Left:
         """End the invocation. Raises FencedError when another attempt owns the lane."""
@@ -307,7 +303,7 @@ class LaneWriter:
             self._require(Phase.OWNING)
             run = self._run
             out = await self._bundled(effects.out, run.ver)
-            effects = dataclasses.replace(effects, out=out)
+            effects = structs.replace(effects, out=out)
             tok = self._tok("commit")
             known = {**self._head.slots, **self._backlog.in_head}
             shipped_from = {item_of(entry) for entry in effects.out.values()}
@@ -317,7 +313,7 @@ class LaneWriter:
             write = final_commit(self._lane, owned, effects, tok, self._env.nonce, trim=self._trim)
             self._settle(await self._write(write, tok), PhaseChange.COMMITTED, "commit")
             await self._forget(items)
-        return await self.close()
+            return self._left
 
     async def commit_speculation(self, effects: Effects) -> Left:
         """Write 1, by a function that has written already. Raises FencedError when the lane has moved on."""
@@ -326,17 +322,13 @@ class LaneWriter:
             tok = self._tok("spec")
             write = spec_commit(self._lane, self._head, effects, tok, drain=self._drains)
             self._settle(await self._write(write, tok), PhaseChange.COMMITTED, "commit")
-        return await self.close()
+            return self._left
 
     async def close(self) -> Left:
-        """Wait for a flush that is under way; none starts afterwards."""
-        if self._flush_due is not None:
-            self._flush_due.cancel()
-            self._flush_due = None
-        if self._flushing is not None:
-            await asyncio.wait([self._flushing])
-            self._flushing = None
-        return Left(self._head, self._writes)
+        """The end of the activation, after a flush that is under way; none writes afterwards."""
+        async with self._writing:
+            self._closed = True
+            return self._left
 
     # --- parts of writes --------------------------------------------------------------------------------------------
 
@@ -347,26 +339,16 @@ class LaneWriter:
             raise FencedError("no run is owned")
         return self._head.run
 
+    @property
+    def _left(self) -> Left:
+        return Left(self._head, self._writes)
+
     def _begin(self) -> None:
         """Turn to the next event of the activation, should one have been committed. Raises FencedError."""
         if self._phase is Phase.COMMITTED:
             self._phase = advance(self._phase, PhaseChange.CONTINUED)
             self._answers.clear()
         self._require(Phase.SPECULATING)
-
-    def _start_flush(self) -> None:
-        self._flush_due = None
-        self._news.append(FlushBegun())
-        self._flushing = asyncio.ensure_future(self._flush_quietly())
-
-    async def _flush_quietly(self) -> None:
-        # Whoever waits for durability next meets the same trouble and reports it; here nobody is listening.
-        try:
-            async with self._writing:
-                if self._phase is Phase.OWNING:
-                    await self._checkpoint(NO_MESSAGES)
-        except (FencedError, TableUnavailableError, TableRefusedError):
-            return
 
     async def _checkpoint(self, out: Messages) -> None:
         self._require(Phase.OWNING)

@@ -1,9 +1,10 @@
 """What the handler's side knows of its hold on the lane, and how it asks for writes.
 
 Owns the journal of the invocation at work, the facts of its claim as values, and what the writing side has told of
-storage. Never looks into that side (`lane_writer`), which may run in another thread: each request carries values there
-and returns one. Slots that have finished go to it through one queue, and its news comes back through another. Does not
-own the writes, nor when a handler needs one (`attempt`).
+storage. Never looks into that side (`lane_writer`), which may be at work in another thread: each request carries values
+there and returns one. `here` says that it need not be: nothing else wants this thread until the request is answered.
+Slots that have finished go to that side through one queue, and its news comes back through another. Does not own the
+writes, nor when a handler needs one (`attempt`).
 """
 
 from __future__ import annotations
@@ -17,13 +18,12 @@ from tenuto.errors import FencedError
 from tenuto.lane.transitions import Effects, WakeCondition
 from tenuto.machine.journal import Journal
 from tenuto.protocol.ids import Lane
-from tenuto.protocol.limits import SECRET_BYTES
+from tenuto.protocol.limits import FLUSH_DELAY_MS_MAX, SECRET_BYTES
 from tenuto.protocol.messages import Activation, ClaimedRun, Head
 from tenuto.protocol.records import Event
 from tenuto.runtime.environment import Environment
 from tenuto.runtime.lane_writer import (
     NO_MESSAGES,
-    FlushBegun,
     Found,
     LaneWriter,
     Left,
@@ -56,7 +56,6 @@ class Lease:
         self._env = env
         self._writes = env.writes
         self._request = request
-        self._flush_asked = False
 
     # --- what is known here -----------------------------------------------------------------------------------------
 
@@ -106,7 +105,6 @@ class Lease:
         self._heard_count += len(self._heard)
         self._heard.clear()
         self._stored = 0
-        self._flush_asked = False
         self._secret = None
         self._event, self._before, self.journal = event, before, journal
 
@@ -126,8 +124,6 @@ class Lease:
                     self._heard.append(name)
                 case Stored(count):
                     self._stored = count
-                case FlushBegun():
-                    self._flush_asked = False
                 case news:
                     assert_never(news)
 
@@ -141,11 +137,11 @@ class Lease:
     async def load(self) -> Event:
         """Read what is stored of a resumed run. Returns its event. Raises FencedError when the run is over."""
         queue = self.journal.new
-        loaded = await self._writes.run(self._writer.load(queue))
+        loaded = await self._writes.run(self._writer.load(queue), here=True)
         self.journal = Journal.load(loaded.slots, self.run.first_out, queue)
         return loaded.event
 
-    async def claim(self, start_ms: int) -> None:
+    async def claim(self, start_ms: int, *, here: bool = True) -> None:
         """Hold the lease for the event at work, which began at that time. Raises FencedError."""
         if self._run is not None:
             return
@@ -153,23 +149,26 @@ class Lease:
             raise AssertionError("a claim is for an event")
         new = NewRun(self._event, start_ms, self.journal.first_out, self.run_secret())
         self._open = True
-        self._run = await self._writes.run(self._writer.claim(new, self._before(), self.journal.new))
+        self._run = await self._writes.run(self._writer.claim(new, self._before(), self.journal.new), here=here)
+        self._calm()
 
-    async def flush(self, out: Messages = NO_MESSAGES) -> None:
+    async def flush(self, out: Messages = NO_MESSAGES, *, here: bool = True) -> None:
         """Make every finished step, and these messages, durable. Raises FencedError."""
-        await self._writes.run(self._writer.flush(out))
+        await self._writes.run(self._writer.flush(out), here=here)
+        self._calm()
 
     def flush_soon(self) -> None:
         """Have what has finished stored soon, whatever the handler does meanwhile."""
-        self._take_news()
-        # A flush that was asked for and has not begun takes this along.
-        if not self._flush_asked:
-            self._flush_asked = True
-            self._writes.post(self._writer.flush_soon)
+        self._writes.flush_within(FLUSH_DELAY_MS_MAX, self._writer.flush_quietly)
+
+    def _calm(self) -> None:
+        """Need no flush any more, if everything is stored."""
+        if self.durable:
+            self._writes.flushed()
 
     async def look(self) -> None:
-        """Look whether results of awakeables have come. Raises FencedError."""
-        await self._writes.run(self._writer.look())
+        """Look whether results of awakeables have come, while steps run. Raises FencedError."""
+        await self._writes.run(self._writer.look(), here=False)
 
     async def suspend(
         self,
@@ -177,12 +176,15 @@ class Lease:
         initial: Mapping[str, bytes | None],
         wakes: WakeCondition,
         out: Messages = NO_MESSAGES,
+        *,
+        here: bool = True,
     ) -> bool:
         """Let the invocation wait. False when a result has come that it has not heard of: then it goes on with that.
 
         `initial` is what the attempt found of each name in `state`. Raises FencedError.
         """
-        left = await self._writes.run(self._writer.suspend(state, initial, wakes, out, self._heard_count))
+        work = self._writer.suspend(state, initial, wakes, out, self._heard_count)
+        left = await self._writes.run(work, here=here)
         if left is None:
             return False
         self._ended(left)
@@ -190,21 +192,23 @@ class Lease:
 
     async def commit(self, effects: Effects) -> Left:
         """End the invocation. Raises FencedError."""
-        return self._ended(await self._writes.run(self._writer.commit(effects)))
+        return self._ended(await self._writes.run(self._writer.commit(effects), here=True))
 
     async def commit_speculation(self, effects: Effects) -> None:
         """Write 1, by a function that has written already. Raises FencedError."""
         self._open = True
-        self._ended(await self._writes.run(self._writer.commit_speculation(effects)))
+        self._ended(await self._writes.run(self._writer.commit_speculation(effects), here=True))
 
     async def close(self) -> Left:
         """End what is under way. Returns what the activation leaves of the lane."""
-        # Where nothing can be under way, asking would only cost a change of threads.
+        # Where nothing can be under way, asking would only cost time.
         if self._open:
-            self._left, self._open = await self._writes.run(self._writer.close()), False
+            self._writes.flushed()
+            self._left, self._open = await self._writes.run(self._writer.close(), here=True), False
         return self._left
 
     def _ended(self, left: Left) -> Left:
+        self._writes.flushed()
         self._run, self._left, self._open = None, left, False
         return left
 

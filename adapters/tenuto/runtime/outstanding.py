@@ -141,6 +141,10 @@ class Outstanding:
         """Sleeps and awakeables that are awaited: what a suspension is for."""
         return [future for future in self._outside.values() if future.awaited]
 
+    def waits_outside(self) -> bool:
+        """Whether a sleep, a timer or an answer is awaited."""
+        return bool(self._outside) and any(future.awaited for future in self._outside.values())
+
     def nearest_ms(self) -> int | None:
         """The first end of a sleep that is awaited."""
         if not self._outside:

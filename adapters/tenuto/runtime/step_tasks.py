@@ -1,12 +1,14 @@
-"""The steps of one attempt, each in a task of the function's own loop, beside its handler.
+"""The steps of one attempt: one at a time in the thread that drives the handler, or several beside it.
 
 Owns when a step may begin (the lease is held, everything before it is stored), which steps run, and what becomes of
-those that nobody waits for. Does not own how a step is tried (`steps`), nor when the handler is told (`attempt`).
+those that nobody waits for. Does not own where a step runs (`placement`), how it is tried (`steps`), nor when the
+handler is told (`attempt`).
 """
 
 from __future__ import annotations
 
 import asyncio
+import inspect
 from typing import Any
 
 from tenuto.machine.journal import tried_name
@@ -14,11 +16,13 @@ from tenuto.protocol.failures import printable
 from tenuto.protocol.limits import DEADLINE_MARGIN_MS, OUT_PER_WRITE_MAX
 from tenuto.protocol.records import Event, RunSlot
 from tenuto.runtime import steps
+from tenuto.runtime.at_once import within
 from tenuto.runtime.ending import Ending, OutOfTimeError
 from tenuto.runtime.environment import Environment
 from tenuto.runtime.futures import RunFuture
 from tenuto.runtime.lease import Lease
 from tenuto.runtime.outstanding import Outstanding
+from tenuto.runtime.placement import StepPlace, may_hold_thread, step_place
 
 
 class StepTasks:
@@ -39,7 +43,8 @@ class StepTasks:
         self._env = env
         self._outstanding = outstanding
         self._ending = ending
-        self._running: dict[RunFuture[Any], asyncio.Task[None]] = {}
+        # None for one that runs in the task which drives the handler.
+        self._running: dict[RunFuture[Any], asyncio.Task[None] | None] = {}
         self._ended: asyncio.Future[None] | None = None
         self._sending = asyncio.Lock()
 
@@ -52,11 +57,26 @@ class StepTasks:
         """Whether nobody waits for any of those that run."""
         return all(future.lost for future in self._running)
 
-    def start(self) -> None:
-        """Begin every step that was asked for, but for those that interest nobody."""
+    async def start(self) -> bool:
+        """Begin every step that was asked for, but for those that interest nobody. Whether one has ended already."""
+        starting = self._outstanding.to_start()
+        if not starting:
+            return False
+        others, awaits_outside = len(self._running) + len(starting) - 1, self._outstanding.waits_outside()
         loop = asyncio.get_running_loop()
-        for future in self._outstanding.to_start():
-            self._running[future] = loop.create_task(self._execute(future), context=future.step.context)
+        for future in starting:
+            is_async = inspect.iscoroutinefunction(future.step.call)
+            if step_place(is_async=is_async, other_steps=others, awaits_outside=awaits_outside) is StepPlace.HERE:
+                self._running[future] = None
+                await self._execute(future, here=True)
+                return True
+            self._running[future] = loop.create_task(self._execute(future, here=False), context=future.step.context)
+        return False
+
+    def may_hold_thread(self) -> bool:
+        """Whether a write may hold the thread that drives the handler, for the one step that runs or for none."""
+        other_steps = max(0, len(self._running) - 1)
+        return may_hold_thread(other_steps=other_steps, awaits_outside=self._outstanding.waits_outside())
 
     async def one_ends(self, pause_ms: int | None) -> bool:
         """Wait for the end of a running step, so long at the most. Whether one has ended."""
@@ -83,7 +103,7 @@ class StepTasks:
             if future.lost:
                 future.left = True
                 # One that has not come to its own code ends by itself, with the write that it waits for.
-                if future.calls:
+                if future.calls and task is not None:
                     del self._running[future]
                     self._env.abandon(task)
 
@@ -92,23 +112,26 @@ class StepTasks:
 
     # --- one step ---------------------------------------------------------------------------------------------------
 
-    async def _execute(self, future: RunFuture[Any]) -> None:
+    async def _execute(self, future: RunFuture[Any], *, here: bool) -> None:
         step = future.step
         try:
             await self._own()
             if future.left:
                 return
             future.calls = True
-            result = await steps.tried(
-                step, self._journal.tried(step.index), self._event.id, self._env, self._log_fields
+            tried = steps.tried(
+                step, self._journal.tried(step.index), self._event.id, self._env, self._log_fields, here=here
             )
+            # A task of its own has been given the context already.
+            result = await (within(step.context, tried) if here else tried)
             if not future.left:
                 after_ms = max(0, self._env.now_ms() - self._outstanding.start_ms)
                 self._journal.finish(future.slot, RunSlot(step.name, result, after_ms))
                 self._outstanding.look(step.index)
                 self._lease.flush_soon()
         except BaseException as e:
-            if future.left and isinstance(e, asyncio.CancelledError):
+            # The end of this task, which no step has brought about.
+            if isinstance(e, GeneratorExit) or (isinstance(e, asyncio.CancelledError) and (here or future.left)):
                 raise
             if isinstance(e, steps.StepWaitsError):
                 self._journal.finish(tried_name(step.index, e.tries.tries), e.tries)
@@ -129,12 +152,12 @@ class StepTasks:
         """Hold the lease, with everything that has finished stored, before anything happens outside."""
         lease, journal = self._lease, self._journal
         if not lease.owning:
-            await self._ending.durably(lease.claim(self._outstanding.start_ms))
+            await self._ending.durably(lease.claim(self._outstanding.start_ms, here=self.may_hold_thread()))
         if len(journal.out) > OUT_PER_WRITE_MAX:
             await self._send()
         if not lease.durable:
             self._outstanding.note_ends()
-            await self._ending.durably(lease.flush())
+            await self._ending.durably(lease.flush(here=self.may_hold_thread()))
         # The writes may have taken long: past the lease another attempt may be at work, and repeat this step.
         if self._env.remaining_ms() <= DEADLINE_MARGIN_MS:
             raise OutOfTimeError
@@ -147,7 +170,7 @@ class StepTasks:
             if len(journal.out) > OUT_PER_WRITE_MAX:
                 self._outstanding.note_ends()
                 out = dict(journal.out)
-                await self._ending.durably(self._lease.flush(out))
+                await self._ending.durably(self._lease.flush(out, here=self.may_hold_thread()))
                 journal.sent(out)
 
 

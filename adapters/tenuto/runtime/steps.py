@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
 import inspect
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Any, Final, Generic, TypeVar
 
@@ -28,6 +29,7 @@ from tenuto.protocol.messages import RetryPolicy
 from tenuto.protocol.records import Failed, Failure, Result, Success, TriedSlot
 from tenuto.protocol.texts import text_of
 from tenuto.runtime.environment import Environment, ProcessEnded
+from tenuto.runtime.handler_loop import in_place_of
 from tenuto.runtime.signals import is_interrupt
 from tenuto.serde import Serde
 from tenuto.store.port import TableRefusedError, TableUnavailableError
@@ -40,8 +42,8 @@ GROUPED_ERRORS_MAX: Final = 100_000
 
 TIMED_OUT_STATUS: Final = 408
 
-step_key: contextvars.ContextVar[str] = contextvars.ContextVar("tenuto_step_key")
-"""The idempotency key of the step that is running in this context."""
+current_step: contextvars.ContextVar[tuple[str, int]] = contextvars.ContextVar("tenuto_step")
+"""The invocation and the command of the step that is running in this context."""
 
 
 class RunLimits(Struct, frozen=True):
@@ -75,37 +77,50 @@ class Step(Struct, Generic[T], frozen=True):
     context: contextvars.Context
 
 
+def step_key() -> str:
+    """The idempotency key of the step that is running in this context. Raises LookupError outside of a step."""
+    invocation, index = current_step.get()
+    return digest(invocation, str(index))
+
+
 async def tried(
     step: Step[Any],
     before: TriedSlot | None,
     invocation: str,
     env: Environment,
     log_fields: Callable[[], dict[str, str | int]],
+    *,
+    here: bool,
 ) -> Result:
     """The result of a step, after as many tries as its limits allow here; `before` are those of earlier attempts.
 
-    Raises what fails the attempt: StepWaitsError when the next try has to wait outside the function, and whatever a
-    step without limits of its own raises.
+    With `here`, a sync call holds this thread. Raises what fails the attempt: StepWaitsError when the next try has to
+    wait outside the function, and whatever a step without limits of its own raises.
     """
-    step_key.set(digest(invocation, str(step.index)))
+    current_step.set((invocation, step.index))
     logs.in_step.set(True)
     if env.trace is None:
-        return await _tried(step, before, env, log_fields)
+        return await _tried(step, before, env, log_fields, here=here)
     with tracing.step(env.trace, step.name) as traced:
-        result = await _tried(step, before, env, log_fields)
+        result = await _tried(step, before, env, log_fields, here=here)
         if isinstance(result, Failed):
             traced.failed = TerminalError.__name__
     return result
 
 
 async def _tried(
-    step: Step[Any], before: TriedSlot | None, env: Environment, log_fields: Callable[[], dict[str, str | int]]
+    step: Step[Any],
+    before: TriedSlot | None,
+    env: Environment,
+    log_fields: Callable[[], dict[str, str | int]],
+    *,
+    here: bool,
 ) -> Result:
     tries = before.tries if before else 0
     since_ms = before.since_ms if before else env.now_ms()
     limits = step.limits
     while True:
-        value, error = await _called(step.call, env)
+        value, error = await _called(step.call, env, here=here)
         if error is None:
             # The step did its work: no further try would bring a result that can be kept.
             return Success(_fitting(step.serde.serialize(value), step.name))
@@ -129,20 +144,28 @@ async def _tried(
         await asyncio.sleep(wait_ms / 1000)
 
 
-async def _called(call: Callable[[], Any], env: Environment) -> tuple[Any, Exception | None]:
+async def _called(call: Callable[[], Any], env: Environment, *, here: bool) -> tuple[Any, Exception | None]:
     """What user code returned or raised, whatever its class; only what ends the process passes through."""
     try:
-        if inspect.iscoroutinefunction(call):
-            value = await call()
+        if here:
+            loop = asyncio.get_running_loop()
+            value, raised = in_place_of(loop, None, functools.partial(outcome_of, call))
+        elif inspect.iscoroutinefunction(call):
+            value, raised = await call(), None
         else:
-            value, raised = await env.thread(lambda: outcome_of(call))
-            if raised is not None:
-                return None, checked(raised)
+            value, raised = await env.thread(functools.partial(outcome_of, call))
+        if raised is not None:
+            return None, checked(raised)
         if inspect.isawaitable(value):
-            value = await value
+            # A task of its own, as every async step has: this one drives the handler.
+            value = await (asyncio.ensure_future(_awaited(value)) if here else value)
     except BaseException as e:  # noqa: BLE001 - whatever a step raises is a failed try
         return None, checked(e)
     return value, None
+
+
+async def _awaited(value: Awaitable[T]) -> T:
+    return await value
 
 
 def outcome_of(call: Callable[[], Any]) -> tuple[Any, BaseException | None]:

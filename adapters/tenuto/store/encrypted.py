@@ -19,8 +19,9 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Final, assert_never
+
+from msgspec.structs import replace
 
 from tenuto.lane.writes import Answer, Applied, Delete, Foreign, Item, Key, Put, Refused, Update, Value, Write
 from tenuto.store.data_keys import DataKey, DataKeys, NoSuchKeyError
