@@ -44,9 +44,9 @@ plan:
 demo: plan $(STAMP) ## run the examples on a real stream and check the outcome (two minutes at most, after setup)
 	@exec sh tools/run.sh $(RUN) -m tenuto_local.demo
 
-dev: java $(STAMP) ## keep the stack up for one example: make dev APP=examples/food_order
+dev: $(STAMP) ## keep the stack up for one example: make dev APP=examples/food_order
 	@test -n "$(APP)" || { echo "make dev: say which example, for instance: make dev APP=examples/food_order" >&2; exit 2; }
-	@exec sh tools/run.sh $(RUN) -m tenuto_local.dev "$(APP)"
+	@exec sh tools/run.sh $(RUN) -m tenuto_cli dev "$(APP)"
 
 test: java $(STAMP) $(AWS_STAMP) lint types contracts ## lint, types, import contracts and every test (ten minutes at most)
 	@exec $(RUN) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
@@ -99,4 +99,5 @@ wheel: $(STAMP) ## build the wheel into dist/; the same sources make the same by
 
 clean: ## remove what these commands created
 	@rm -rf $(VENV) $(AWS_VENV) $(AUDIT_VENV) .venv-localstack .aws-sam .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
+	@rm -rf examples/*/.tenuto
 	@find adapters control_plane infra cli tests examples bench -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

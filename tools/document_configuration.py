@@ -37,6 +37,7 @@ from tenuto_control.config import (
     SchedulerConfig,
     SubscriptionConfig,
     TableConfig,
+    TopicConfig,
 )
 from tenuto_control.drivers.log_lines import FORMAT_VARIABLE
 from tenuto_control.lambda_entry import CONFIG_VARIABLE, PARTIAL_VARIABLE
@@ -109,6 +110,13 @@ SECTIONS: Final = (
             ),
             "policies": "managed policies that its role gets when deployed: AWS's own by name, others by ARN",
         },
+    ),
+    Section(
+        "[topics.<name>]",
+        TopicConfig,
+        "Topics that `tenuto dev` creates, besides those of subscriptions and their dead letters: name those that "
+        "handlers publish to, and those with another number of partitions. A control plane creates none.",
+        {"partitions": "number of partitions"},
     ),
     Section(
         "[[subscriptions]]",

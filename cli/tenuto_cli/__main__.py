@@ -9,7 +9,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from tenuto_cli.commands import COMMANDS, OPTIONS_WITH_VALUE, Command, extra_of, named
+from tenuto_cli.commands import COMMANDS, CONTROL, OPTIONS_WITH_VALUE, Command, extra_of, named
 
 HELP_COLUMN = 18
 EXIT_USAGE = 2
@@ -39,8 +39,9 @@ def run(command: Command, arguments: Sequence[str]) -> int:
     """Run one command; an extra that is missing is one line with the way to install it."""
     try:
         module = importlib.import_module(command.module)
-        # What stands before the command is for the control plane, whose parser knows every one of its commands.
-        status: int = module.main(arguments)
+        # The control plane's parser knows every one of its commands, and what may stand before them.
+        own = arguments if command.module == CONTROL else arguments[arguments.index(command.name) + 1 :]
+        status: int = module.main(own)
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         extra = extra_of(missing)

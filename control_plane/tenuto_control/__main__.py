@@ -43,7 +43,7 @@ CONFIG_VARIABLE = "TENUTO_CONFIG_FILE"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line. Returns the exit status; a user's mistake is one line on standard error."""
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     try:
         log_lines.set_up(options.log_format, options.log_level)
         if options.command == "cost":
@@ -79,12 +79,13 @@ class _Parser(argparse.ArgumentParser):
         self.exit(EXIT_USAGE, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="tenuto", description="Durable handlers for Kafka events and calls.")
+def parser() -> argparse.ArgumentParser:
+    """The arguments of every command of the control plane."""
+    made = _Parser(prog="tenuto", description="Durable handlers for Kafka events and calls.")
     level, form = (os.environ.get(name) for name in (log_lines.LEVEL_VARIABLE, log_lines.FORMAT_VARIABLE))
-    parser.add_argument("--log-level", default=level or "info", help="from debug to critical; default: info")
-    parser.add_argument("--log-format", default=form or "text", help="text, or json: one object a line; default: text")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    made.add_argument("--log-level", default=level or "info", help="from debug to critical; default: info")
+    made.add_argument("--log-format", default=form or "text", help="text, or json: one object a line; default: text")
+    commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text in (
         ("run", "run a control plane: consume, dispatch, sweep and serve HTTP"),
         ("check", CHECK_TEXT),
@@ -102,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
         if name == "journal":
             command.add_argument("named", metavar="INVOCATION", help="its id, or SERVICE/KEY for what is at work there")
     _add_cost(commands.add_parser("cost", help="estimate what a month of events costs", description=_COST_TEXT))
-    return parser
+    return made
 
 
 _COST_TEXT = (

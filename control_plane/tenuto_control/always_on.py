@@ -46,7 +46,10 @@ class UnexpectedEndError(Exception):
 
 
 async def serve(config: Config) -> None:
-    """Run a control plane until SIGTERM or SIGINT, then drain. Raises ConfigError, and what ended a part of it."""
+    """Run a control plane until SIGTERM or SIGINT, then drain. SIGHUP has it ask the functions at once what they serve.
+
+    Raises ConfigError, and what ended a part of it.
+    """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -57,6 +60,7 @@ async def serve(config: Config) -> None:
     if too_much is not None:
         log.warning("%s", too_much)
     async with assembled(config) as parts:
+        loop.add_signal_handler(signal.SIGHUP, parts.deployments.look_again)
         starting = asyncio.create_task(_start(parts), name="start")
         if await _unless(stop, starting):
             with collected_rarely():

@@ -144,6 +144,12 @@ class FunctionConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     policies: Annotated[tuple[str, ...], settings.policies_problem] = ()
 
 
+class TopicConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[topics.<name>]`: a topic that `tenuto dev` creates, besides those of subscriptions and their dead letters."""
+
+    partitions: Annotated[int, settings.partitions_problem] = 4
+
+
 class SubscriptionConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`[[subscriptions]]`: a topic and the handler that takes its records. `target` is "service/handler"."""
 
@@ -193,6 +199,7 @@ class Config:
     scheduler: SchedulerConfig | None = None
     functions: Mapping[str, FunctionConfig]
     subscriptions: tuple[Subscription, ...] = ()
+    topics: Mapping[str, TopicConfig] = field(default_factory=dict)
     limits: Limits = field(default_factory=Limits)
 
 
@@ -245,7 +252,7 @@ def _config(
     raw: dict[str, Any], environment: Mapping[str, str], limits: Mapping[str, int] | None, variables: dict[str, str]
 ) -> Config:
     """The configuration. `variables` gets the places that environment variables set. Raises _MistakeError."""
-    _check_names(raw, [*_SECTIONS, "functions", "subscriptions"], "")
+    _check_names(raw, [*_SECTIONS, "functions", "subscriptions", "topics"], "")
     if limits:
         raw["limits"] = {**limits, **_table(raw.get("limits", {}), "limits")}
     _check_functions(_table(raw.get("functions", {}), "functions"))
@@ -257,7 +264,7 @@ def _config(
     }
     if not functions:
         raise _MistakeError("functions", "none is configured; add a section such as [functions.my-function]")
-    config = Config(functions=functions, subscriptions=_subscriptions(raw), **sections)
+    config = Config(functions=functions, subscriptions=_subscriptions(raw), topics=_topics(raw), **sections)
     _check_kafka(config.kafka)
     return config
 
@@ -305,6 +312,15 @@ def _check_functions(functions: Mapping[str, Any]) -> None:
                 f"functions.{name}",
                 f"shares the variable {_variable_of(name)} with functions.{first}; rename one of the two",
             )
+
+
+def _topics(raw: Mapping[str, Any]) -> dict[str, TopicConfig]:
+    topics = _table(raw.get("topics", {}), "topics")
+    for name in topics:
+        problem = settings.topic_name_problem(name)
+        if problem is not None:
+            raise _MistakeError(f"topics.{settings.quoted(name)}", problem)
+    return {name: _convert(value, TopicConfig, f"topics.{name}") for name, value in topics.items()}
 
 
 def _subscriptions(raw: Mapping[str, Any]) -> tuple[Subscription, ...]:

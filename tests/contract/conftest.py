@@ -17,7 +17,8 @@ from tenuto_control.config import Config
 from tenuto_control.drivers.aws import AwsClients, open_clients
 from tenuto_control.limits import Limits
 from tenuto_local import EmbeddedStack
-from tenuto_local.kafka_broker import KafkaBroker
+from tenuto_local.broker_engine import Broker, chosen_broker
+from tenuto_local.cache import silent
 from tests.support.stack import run, stack
 
 __all__ = ["stack"]
@@ -35,10 +36,13 @@ class WithClients(Protocol):
 
 
 @pytest.fixture(scope="module")
-def broker() -> Iterator[KafkaBroker]:
-    """A broker for the tests of one file, which use topics and groups of their own."""
+def broker() -> Iterator[Broker]:
+    """A broker for the tests of one file, which use topics and groups of their own.
+
+    TENUTO_BROKER_ENGINE names another engine than Apache Kafka.
+    """
     with tempfile.TemporaryDirectory() as workdir:
-        broker = KafkaBroker(Path(workdir))
+        broker = chosen_broker().make(Path(workdir), None, silent)
         asyncio.run(broker.start())
         try:
             yield broker

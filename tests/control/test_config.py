@@ -110,6 +110,11 @@ SUBSCRIPTION = '[[subscriptions]]\ntopic = "t"\ntarget = "s/h"\n'
             "[functions.app]\nqualifer = 'x'\n",
             'functions.app.qualifer: unknown key; did you mean "qualifier"',
         ),
+        ("[functions.app]\nhandler = 'app.handler'\n", 'functions.app.handler: "app.handler" is no handler; write'),
+        ("[functions.app]\ntimeout_s = 0\n", "functions.app.timeout_s: expected 1 to 900, not 0"),
+        (MINIMAL + "[topics.t]\npartitions = 0\n", "topics.t.partitions: expected 1 to 1,000, not 0"),
+        (MINIMAL + "[topics.'a b']\n", 'topics."a b": '),
+        (MINIMAL + "[topics]\nt = 3\n", "topics.t: expected a section"),
         (MINIMAL + "[subscriptions]\ntopic = 't'\n", "with double brackets"),
         (
             MINIMAL + "[[subscriptions]]\ntopic = 't'\n",

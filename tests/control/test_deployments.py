@@ -195,6 +195,23 @@ def test_an_objects_keys_are_never_made_up(ordering: Ordering) -> None:
     check_subscriptions([Subscription("t", "mail", "post", ordering=ordering)], services)
 
 
+def test_discovery_is_repeated_at_once_when_it_is_told_to() -> None:
+    grown = ServiceManifest("orders", keyed=True, handlers=(*ORDERS.handlers, HandlerManifest("cancel", "exclusive")))
+
+    async def scenario() -> None:
+        found, _ = deployments({"shop": [manifest(ORDERS), manifest(grown)]})
+        await found.discover(100.0)
+        refreshing = asyncio.create_task(found.refresh())
+        await asyncio.sleep(1)
+        assert found.listed() == [ORDERS]
+        found.look_again()
+        await asyncio.sleep(1)
+        assert found.listed() == [grown]
+        refreshing.cancel()
+
+    run_virtual(scenario())
+
+
 def test_discovery_repeats_and_keeps_what_it_knew_when_that_fails(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import re
-import time
+import resource
 import tomllib
 import zipfile
 from pathlib import Path
@@ -102,17 +102,23 @@ def test_the_version_is_said(bare: Bare, tmp_path: Path) -> None:
     assert (ended.returncode, ended.stdout.split()[:2]) == (0, ["tenuto", version])
 
 
+def processor_seconds_of_children() -> float:
+    """What all processes took that this one has waited for."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def test_help_is_quick_and_names_every_command(sdk_alone: Bare, tmp_path: Path) -> None:
     took_s = []
     ended = None
     for _ in range(HELP_TRIES):
-        begun_s = time.monotonic()
+        begun_s = processor_seconds_of_children()
         ended = sdk_alone.run("tenuto", "--help", cwd=tmp_path)
-        took_s.append(time.monotonic() - begun_s)
+        took_s.append(processor_seconds_of_children() - begun_s)
     assert ended is not None
     assert ended.returncode == 0
     assert [name for name in (command.name for command in COMMANDS) if f"\n  {name} " not in ended.stdout] == []
-    # The best of them: the others were slowed down by whatever else the machine does.
+    # Time of the processor, and the best of them: whatever else the machine does slows down the others.
     assert min(took_s) < HELP_SECONDS_MAX
 
 
@@ -128,7 +134,11 @@ def test_a_missing_extra_is_named_in_one_line(sdk_alone: Bare, tmp_path: Path, c
     assert f'pip install "tenuto[{",".join(command.extras)}' in line
 
 
-NEEDED_ARGUMENTS: dict[str, tuple[str, ...]] = {"journal": ("greeter/ann",)}
+NEEDED_ARGUMENTS: dict[str, tuple[str, ...]] = {
+    "send": ("t", "k", "v", "--kafka", "127.0.0.1:1"),
+    "tail": ("t", "--kafka", "127.0.0.1:1"),
+    "journal": ("greeter/ann",),
+}
 """By command: what it cannot do without."""
 
 

@@ -22,7 +22,7 @@ END_SECONDS_MAX = 60
 
 @pytest.mark.parametrize("after_s", MOMENTS_S)
 @pytest.mark.parametrize(
-    "command", [["tenuto_local.demo"], ["tenuto_local.dev", "examples/food_order"]], ids=["demo", "dev"]
+    "command", [["tenuto_local.demo"], ["tenuto_cli", "dev", "examples/food_order"]], ids=["demo", "dev"]
 )
 def test_an_early_interrupt_is_quiet(command: list[str], after_s: float, tmp_path: Path) -> None:
     """As `make` runs them. The interpreter's own start and the imports are among the moments."""

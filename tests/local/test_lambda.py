@@ -259,6 +259,33 @@ def test_a_new_version_takes_the_place_of_the_old(functions: EmbeddedStack, lamb
     assert len(run(functions.worker_pids("deployed"))) == 1
 
 
+def test_what_waits_goes_to_the_new_version(functions: EmbeddedStack, lambda_client: Any) -> None:
+    spec = FunctionSpec(name="moved", handler="sample.handler", root=FUNCTIONS, concurrency=1, queue_limit=5)
+    register(functions, spec)
+    first = Background(lambda_client, {"do": "sleep", "seconds": 1.0}, "moved")
+    old = busy_pid(functions, "moved")
+    waiting = Background(lambda_client, {"do": "describe"}, "moved")
+    while run(functions.describe_functions())["moved"]["queued"] == 0:
+        time.sleep(0.01)
+    register(functions, spec)
+    assert waiting.outcome()[1]["pid"] != old
+    assert first.outcome() == (None, "slept")
+
+
+def test_a_held_function_keeps_its_processes_and_starts_no_others(functions: EmbeddedStack, lambda_client: Any) -> None:
+    spec = FunctionSpec(name="held", handler="sample.handler", root=FUNCTIONS, concurrency=2, queue_limit=5)
+    register(functions, spec)
+    pid = invoke(lambda_client, {"do": "describe"}, "held")[1]["pid"]
+    run(functions.hold("held"))
+    first = Background(lambda_client, {"do": "sleep", "seconds": 0.5}, "held")
+    busy_pid(functions, "held")
+    second = Background(lambda_client, {"do": "describe"}, "held")
+    assert second.outcome()[1]["pid"] == pid, "a second process was started"
+    assert first.outcome() == (None, "slept")
+    with pytest.raises(ConfigurationError, match="no function 'nobody'"):
+        run(functions.hold("nobody"))
+
+
 def test_the_configuration_of_a_function_can_be_read(lambda_client: Any) -> None:
     configuration = lambda_client.get_function_configuration(FunctionName="single")
     assert (configuration["Timeout"], configuration["Handler"]) == (1, "sample.handler")

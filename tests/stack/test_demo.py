@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,6 +27,7 @@ DEMO_TIMEOUT_S = 120.0
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 25.0
 POLL_S = 0.05
+ANY_PORTS = ("--http-port", "0", "--kafka-port", "0", "--aws-port", "0")
 
 
 class Command:
@@ -37,7 +39,7 @@ class Command:
         self._log = tmp_path / "output.log"
         environment = {
             **os.environ,
-            "PYTHONPATH": import_path("tenuto", "tenuto_control", "tenuto_local"),
+            "PYTHONPATH": import_path("tenuto", "tenuto_control", "tenuto_local", "tenuto_cli"),
             "TMPDIR": str(self.temporary),
         }
         with self._log.open("wb") as log:
@@ -133,10 +135,13 @@ def test_an_interrupted_demo_leaves_nothing(tmp_path: Path, commands: list[Comma
     assert list(demo.temporary.iterdir()) == []
 
 
-def test_dev_serves_an_app_until_it_is_interrupted(tmp_path: Path, commands: list[Command]) -> None:
-    dev = Command(tmp_path, "tenuto_local.dev", "examples/profile_enricher")
+def test_dev_serves_an_example_until_it_is_interrupted(tmp_path: Path, commands: list[Command]) -> None:
+    folder = tmp_path / "enricher"
+    folder.mkdir()
+    shutil.copy(ROOT / "examples" / "profile_enricher" / "tenuto.toml", folder)
+    dev = Command(tmp_path, "tenuto_cli", "dev", str(folder), *ANY_PORTS)
     commands.append(dev)
-    ingress = dev.wait_for(r"INGRESS=(\S+)").group(1)
+    ingress = dev.wait_for(r"HTTP (\S+)").group(1)
     assert post(f"{ingress}/call/profile/ann/user_event", b'{"id": "ann", "name": "Ann"}') == b""
     assert b'"Ann"' in post(f"{ingress}/call/profile/ann/show")
     children = descendants(dev.process.pid)
@@ -150,8 +155,8 @@ def test_dev_serves_an_app_until_it_is_interrupted(tmp_path: Path, commands: lis
     ("folder", "complaint"),
     [("examples/nowhere", "no such folder"), ("examples", "there is no tenuto.toml")],
 )
-def test_dev_says_what_an_app_is(tmp_path: Path, commands: list[Command], folder: str, complaint: str) -> None:
-    dev = Command(tmp_path, "tenuto_local.dev", folder)
+def test_dev_says_what_a_project_is(tmp_path: Path, commands: list[Command], folder: str, complaint: str) -> None:
+    dev = Command(tmp_path, "tenuto_cli", "dev", folder)
     commands.append(dev)
     assert dev.process.wait(STOP_TIMEOUT_S) == 2
     assert complaint in dev.output

@@ -27,6 +27,7 @@ _NOT_OURS: Final = {
     ".venv-localstack",
     ".aws-sam",
     ".cache",
+    ".tenuto",
     "build",
     "dist",
     "__pycache__",

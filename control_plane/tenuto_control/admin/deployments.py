@@ -7,6 +7,7 @@ nor which answers count (`core.manifests`).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import difflib
 import logging
 from collections.abc import Mapping, Sequence
@@ -60,6 +61,7 @@ class Deployments:
         self._targets: dict[str, Target] = {}
         self._known: Known | None = None
         self._failing: dict[str, Repeated] = {}
+        self._asked = asyncio.Event()
 
     @property
     def unanswered(self) -> Mapping[str, str]:
@@ -151,11 +153,19 @@ class Deployments:
         except DiscoveryError as e:
             return str(e)
 
+    def look_again(self) -> None:
+        """Have `refresh` ask the functions at once."""
+        self._asked.set()
+
     async def refresh(self) -> None:
-        """Ask again at intervals, for ever; what is known stays where a function does not answer."""
+        """Ask again at intervals, and when told to, for ever; what is known stays where a function does not answer."""
         while True:
             rounds = min((said.times for said in self._failing.values()), default=DISCOVERY_TRIES_MAX)
-            await asyncio.sleep(min(REFRESH_INTERVAL_S, UNANSWERED_INTERVAL_S * 2 ** min(rounds, DISCOVERY_TRIES_MAX)))
+            pause_s = min(REFRESH_INTERVAL_S, UNANSWERED_INTERVAL_S * 2 ** min(rounds, DISCOVERY_TRIES_MAX))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause_s):
+                    await self._asked.wait()
+            self._asked.clear()
             try:
                 await self.discover(DISCOVERY_S_MAX)
             except Exception:

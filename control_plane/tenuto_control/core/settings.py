@@ -20,6 +20,9 @@ PORT_MAX: Final = 65_535
 CONCURRENCY_MAX: Final = 1_000_000
 """Far above the concurrent executions an account may have."""
 
+PARTITIONS_MAX: Final = 1_000
+"""Of a topic on one machine; each is a folder of the broker."""
+
 LABEL_CHARACTERS_MAX: Final = 64
 """Longest name of a function (AWS Lambda quotas), and longest epoch, which is part of every watermark's name."""
 
@@ -81,6 +84,11 @@ def concurrency_problem(value: int) -> str | None:
     if value < 1:
         return f"must be at least 1, not {quoted(value)}"
     return None if value <= CONCURRENCY_MAX else f"must be at most {CONCURRENCY_MAX:,}, not {quoted(value)}"
+
+
+def partitions_problem(value: int) -> str | None:
+    """A number of partitions."""
+    return None if 1 <= value <= PARTITIONS_MAX else f"expected 1 to {PARTITIONS_MAX:,}, not {quoted(value)}"
 
 
 def table_problem(value: str) -> str | None:

@@ -6,6 +6,7 @@ secret of this start:
 
     GET  /_tenuto/functions   functions, their workers (pid, state, request id), invocations, cold starts
     POST /_tenuto/functions   register one function or an array of them (`FunctionSpec` as JSON)
+    POST /_tenuto/hold        start no further workers of the function that the body names, until it is registered again
     GET  /_tenuto/dynamodb    requests that went to DynamoDB through this endpoint, by operation
 
 Run as `python -m tenuto_local.gateway --port 18080 --dynamodb http://127.0.0.1:8000 --functions functions.json`, with
@@ -43,6 +44,7 @@ from tenuto_local.gateway_contract import (
     ADMIN_DYNAMODB,
     ADMIN_FUNCTIONS,
     ADMIN_HEADER,
+    ADMIN_HOLD,
     ADMIN_VARIABLE,
     READY_MARKER,
 )
@@ -113,7 +115,7 @@ class Gateway:
 
     def _handle(self, request: Request, responder: Responder) -> None:
         try:
-            if request.path in (ADMIN_FUNCTIONS, ADMIN_DYNAMODB):
+            if request.path in (ADMIN_FUNCTIONS, ADMIN_DYNAMODB, ADMIN_HOLD):
                 self._check_secret(request)
                 self._handle_admin(request, responder)
             else:
@@ -154,8 +156,11 @@ class Gateway:
             responder.send_json(200, {"functions": self._lambda.describe()})
             return
         try:
-            for spec in decode_function_specs(request.body):
-                self._lambda.register(spec)
+            if request.path == ADMIN_HOLD:
+                self._lambda.hold(request.body.decode(errors="replace"))
+            else:
+                for spec in decode_function_specs(request.body):
+                    self._lambda.register(spec)
         except ConfigurationError as error:
             responder.send_json(400, {"message": str(error)})
         else:

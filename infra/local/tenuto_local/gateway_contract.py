@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 ADMIN_FUNCTIONS: Final = "/_tenuto/functions"
+ADMIN_HOLD: Final = "/_tenuto/hold"
 ADMIN_DYNAMODB: Final = "/_tenuto/dynamodb"
 READY_MARKER: Final = "tenuto gateway is listening"
 ADMIN_HEADER: Final = "x-tenuto-secret"

@@ -20,23 +20,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import aiohttp
 import msgspec
 
 from tenuto_local.aws_api import credentials, region
+from tenuto_local.broker_engine import Broker, chosen_broker
 from tenuto_local.cache import Progress, silent
 from tenuto_local.errors import ConfigurationError, ProcessFailed
 from tenuto_local.gateway_contract import (
     ADMIN_DYNAMODB,
     ADMIN_FUNCTIONS,
     ADMIN_HEADER,
+    ADMIN_HOLD,
     ADMIN_VARIABLE,
     READY_MARKER,
 )
-from tenuto_local.jars import KAFKA_BROKER, fetched
-from tenuto_local.kafka_broker import KafkaBroker
+from tenuto_local.jars import fetched
 from tenuto_local.lambda_service.function_spec import FunctionSpec
 from tenuto_local.ports import LOOPBACK, free_port
 from tenuto_local.prerequisites import check_prerequisites
@@ -67,13 +68,26 @@ class External:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """Ports to listen on; None: any that is free. The table's is never fixed: clients are told its address."""
+
+    kafka: int | None = None
+    aws: int | None = None
+    http: int | None = None
+
+
+ANY_PORTS: Final = Ports()
+
+
 class EmbeddedStack:
     """The stack as an async context manager; `start` and `stop` do the same for a fixture.
 
     It is bound to no event loop, but (on Linux) to the thread that starts it: its processes die with that
     thread. With `workdir` None everything it writes goes to a temporary directory that is removed at the end.
     `table_engine` names one of `table_engine.ENGINES`, by default that of TENUTO_TABLE_ENGINE, else DynamoDB Local;
-    `table_data` is a folder in which the table outlives the stack.
+    `table_data` is a folder in which the table outlives the stack. `broker_engine` is one of `broker_engine.ENGINES`,
+    by default that of TENUTO_BROKER_ENGINE, else Apache Kafka.
     """
 
     def __init__(
@@ -84,7 +98,11 @@ class EmbeddedStack:
         *,
         table_engine: str | None = None,
         table_data: Path | None = None,
+        broker_engine: str | None = None,
+        ports: Ports = ANY_PORTS,
     ) -> None:
+        self._ports = ports
+        self._broker_kind = chosen_broker(broker_engine)
         self._engine = chosen_engine(table_engine)
         self._table_data = table_data
         self._functions = [spec.check() for spec in functions]
@@ -94,7 +112,7 @@ class EmbeddedStack:
         self._credentials = credentials()
         self._secret = secrets.token_hex(32)
         self._workdir: Workdir | None = None
-        self._broker: KafkaBroker | None = None
+        self._broker: Broker | None = None
         self._dynamodb: TableEngine | None = None
         self._gateway: ManagedProcess | None = None
         self._gateway_url: str | None = None
@@ -114,7 +132,7 @@ class EmbeddedStack:
     async def start(self) -> None:
         """Start everything at once and wait until it serves; raises `LocalStackError`, with nothing left."""
         assert self._workdir is None, "the stack is already started"
-        jars = [] if self._external.bootstrap_servers else [KAFKA_BROKER]
+        jars = [] if self._external.bootstrap_servers else [*self._broker_kind.jars]
         jars += [] if self._external.dynamodb_endpoint_url else self._engine.jars
         if jars:
             report = check_prerequisites()
@@ -152,7 +170,7 @@ class EmbeddedStack:
                 self._workdir = None
 
     @property
-    def broker(self) -> KafkaBroker:
+    def broker(self) -> Broker:
         """The broker; raises `ConfigurationError` when an external one is used."""
         if self._broker is None:
             raise ConfigurationError(
@@ -209,6 +227,10 @@ class EmbeddedStack:
         """Add functions, or replace those of the same name, while the stack runs."""
         await self._admin("POST", ADMIN_FUNCTIONS, msgspec.json.encode([spec.check() for spec in functions]))
 
+    async def hold(self, function: str) -> None:
+        """Start no further processes of a function until it is registered again; those that run go on."""
+        await self._admin("POST", ADMIN_HOLD, function.encode())
+
     async def describe_functions(self) -> dict[str, dict[str, Any]]:
         """By name: `workers` (pid, state, request_id), `queued`, `invocations`, `cold_starts`, `log`."""
         answer = await self._admin("GET", ADMIN_FUNCTIONS)
@@ -228,7 +250,9 @@ class EmbeddedStack:
 
     async def _start_broker(self) -> None:
         if self._external.bootstrap_servers is None:
-            self._broker = KafkaBroker(_subdirectory(self.workdir, "kafka"), progress=self._progress)
+            self._broker = self._broker_kind.make(
+                _subdirectory(self.workdir, "kafka"), self._ports.kafka, self._progress
+            )
             await self._broker.start()
 
     async def _start_aws(self) -> None:
@@ -244,7 +268,7 @@ class EmbeddedStack:
             self._progress(f"AWS_ENDPOINT_URL is set: the functions {names} are expected at {self.aws_endpoint_url}")
 
     async def _start_gateway(self) -> None:
-        port = free_port()
+        port = self._ports.aws or free_port()
         functions = self.workdir / "functions.json"
         functions.write_bytes(msgspec.json.encode(self._functions))
         options = {

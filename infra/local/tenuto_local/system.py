@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import os
+import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -29,7 +30,7 @@ from tenuto_local.errors import ConfigurationError, ProcessFailed
 from tenuto_local.lambda_service.function_spec import FunctionSpec
 from tenuto_local.ports import LOOPBACK, free_port
 from tenuto_local.processes import ManagedProcess
-from tenuto_local.stack import EmbeddedStack
+from tenuto_local.stack import ANY_PORTS, EmbeddedStack, Ports
 from tenuto_local.table import TableAdminClient, create_table
 from tenuto_local.topics import create_topics, wait_coordinator
 
@@ -51,8 +52,11 @@ GROUP = "tenuto"
 class ControlPlane:
     """One `tenuto run` process and its HTTP address, which outlives a restart."""
 
-    def __init__(self, name: str, config: Path, log_path: Path, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, name: str, config: Path, log_path: Path, environment: Mapping[str, str], port: int | None = None
+    ) -> None:
         self.name = name
+        self._port = port
         self.log_path = log_path
         self._argv = [sys.executable, "-m", "tenuto_control", "run", "--config", str(config)]
         self._environment = environment
@@ -67,6 +71,11 @@ class ControlPlane:
     def running(self) -> bool:
         """Whether the process lives."""
         return self._process.running
+
+    @property
+    def ended(self) -> bool:
+        """Whether it served, and its process has ended by itself."""
+        return self._served and not self._process.running
 
     async def start(self) -> None:
         """Start the process and wait until it serves; raises `ProcessFailed` with the end of its log."""
@@ -90,6 +99,10 @@ class ControlPlane:
         """SIGKILL."""
         await self._process.kill()
 
+    def look_again(self) -> None:
+        """Have it ask the functions at once what they serve (SIGHUP)."""
+        os.kill(self.pid, signal.SIGHUP)
+
     async def restart(self) -> None:
         """SIGKILL what is left and start it again at the same address."""
         await self.kill()
@@ -100,7 +113,7 @@ class ControlPlane:
         return "\n".join(self._process.log_since_start().splitlines()[-lines:])
 
     def _listen_elsewhere(self) -> None:
-        port = free_port()
+        port = self._port or free_port()
         self.ingress = f"http://{LOOPBACK}:{port}"
         environment = {**self._environment, "TENUTO_HTTP_HOST": LOOPBACK, "TENUTO_HTTP_PORT": str(port)}
         self._process = ManagedProcess(self.name, self._argv, self.log_path, env=environment)
@@ -124,7 +137,8 @@ class System:
 
     `topics` maps names to numbers of partitions. `config_text` is a `tenuto.toml`, in which addresses and the table's
     name are replaced by the stack's own. With `count_requests` every request to DynamoDB passes a counting proxy, which
-    costs about a millisecond each. `table_engine` and `table_data` are those of `EmbeddedStack`.
+    costs about a millisecond each. `table_engine`, `table_data` and `broker_engine` are those of `EmbeddedStack`.
+    `plane_environment` has more variables for the control planes.
     """
 
     def __init__(
@@ -140,6 +154,9 @@ class System:
         count_requests: bool = False,
         table_engine: str | None = None,
         table_data: Path | None = None,
+        broker_engine: str | None = None,
+        ports: Ports = ANY_PORTS,
+        plane_environment: Mapping[str, str] | None = None,
     ) -> None:
         assert control_planes >= 1, "a system has at least one control plane"
         self._functions = [_importable(spec) for spec in functions]
@@ -149,7 +166,17 @@ class System:
         self._progress = progress
         self._log_level = log_level
         self._count_requests = count_requests
-        self.stack = EmbeddedStack(self._functions, workdir, progress, table_engine=table_engine, table_data=table_data)
+        self._http_port = ports.http
+        self._plane_environment = dict(plane_environment or {})
+        self.stack = EmbeddedStack(
+            self._functions,
+            workdir,
+            progress,
+            table_engine=table_engine,
+            table_data=table_data,
+            broker_engine=broker_engine,
+            ports=ports,
+        )
         self.control_planes: list[ControlPlane] = []
 
     async def __aenter__(self) -> Self:
@@ -210,6 +237,21 @@ class System:
             await self.stop()
             raise
 
+    async def register(self, *functions: FunctionSpec) -> None:
+        """Add functions, or replace those of the same name, while the system runs."""
+        await self.stack.register(*map(_importable, functions))
+
+    async def reconfigure(self, config_text: str, topics: Mapping[str, int], environment: Mapping[str, str]) -> None:
+        """Restart the control planes with another `tenuto.toml`, once its topics are there. Raises `LocalStackError`.
+
+        `environment` takes the place of `plane_environment`.
+        """
+        await create_topics(self.stack.bootstrap_servers, topics)
+        self._config_text, self._plane_environment = config_text, dict(environment)
+        await asyncio.gather(*(plane.stop() for plane in self.control_planes))
+        self.control_planes.clear()
+        await self._start_control_planes()
+
     async def stop(self) -> None:
         """End everything; may be called at any time, and twice."""
         try:
@@ -242,10 +284,12 @@ class System:
             **self.environment(),
             "PYTHONPATH": import_path("tenuto", "tenuto_control"),
             "TENUTO_LOG_LEVEL": self._log_level,
+            **self._plane_environment,
         }
         for number in range(1, self._size + 1):
             log_path = self.stack.workdir / f"control-plane-{number}.log"
-            self.control_planes.append(ControlPlane(f"control plane {number}", config, log_path, environment))
+            port = None if self._http_port is None else self._http_port + number - 1
+            self.control_planes.append(ControlPlane(f"control plane {number}", config, log_path, environment, port))
         async with asyncio.TaskGroup() as group:
             for plane in self.control_planes:
                 group.create_task(plane.start())

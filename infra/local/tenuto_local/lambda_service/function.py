@@ -2,7 +2,8 @@
 
 Owns admission (the concurrency limit), the short queue, spawning workers as they are needed up to the limit,
 and replacing those that are lost. Workers pull: one that asks for its next invocation takes the oldest
-waiting.
+waiting. A function that is held keeps the workers it has and starts no others: its code on disk cannot be imported at
+the moment.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ class LambdaFunction:
         self.spec = spec
         self.invocations = 0
         self.cold_starts = 0
+        self.held = False
         self._base_environment = base_environment
         self._log_path = log_path
         self._workers: list[Worker] = []
@@ -75,11 +77,20 @@ class LambdaFunction:
         self._retired = True
         await asyncio.gather(*(worker.close() for worker in tuple(self._workers)))
 
-    def retire(self) -> None:
-        """A new version has taken its place: let what was accepted finish, then end each worker."""
+    def retire(self) -> list[Invocation]:
+        """A new version takes its place: let what runs finish, then end each worker. Returns what has not begun."""
         self._retired = True
         while (worker := self._pop_idle()) is not None:
             worker.kill()
+        waiting = list(self._queue)
+        self._queue.clear()
+        return waiting
+
+    def adopt(self, waiting: list[Invocation]) -> None:
+        """Take over what the version before had accepted and not begun."""
+        self._queue.extend(waiting)
+        self.invocations += len(waiting)
+        self._spawn_as_needed()
 
     def worker_ready(self, worker: Worker) -> None:
         """A worker asks for work (`Pool`)."""
@@ -101,7 +112,7 @@ class LambdaFunction:
             # with it.
             invocation = self._queue.popleft()
             invocation.done(failure(invocation.request_id))
-        if worker.lost_idle and not self._retired:
+        if worker.lost_idle and not self._retired and not self.held:
             self._spawn()
         self._spawn_as_needed()
 
@@ -118,6 +129,8 @@ class LambdaFunction:
         return None
 
     def _spawn_as_needed(self) -> None:
+        if self.held:
+            return
         coming = sum(worker.state in (WorkerState.STARTING, WorkerState.RETURNING) for worker in self._workers)
         room = self.spec.concurrency - sum(worker.state is not WorkerState.GONE for worker in self._workers)
         for _ in range(min(len(self._queue) - coming, room)):

@@ -25,7 +25,8 @@ class FunctionSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     directory. `concurrency` is the reserved concurrency, hence the most worker processes there can be. An
     invocation beyond it is refused as on AWS, unless `queue_limit` lets that many wait.
     `async_retry_delays_s` are the pauses before the retries of an asynchronous (`Event`) invocation: AWS
-    makes two, after one and two minutes.
+    makes two, after one and two minutes. With `inherits` its processes see the variables of whoever started the stack,
+    as programs on a development machine do; on AWS there is nothing to inherit.
     """
 
     name: str
@@ -37,6 +38,7 @@ class FunctionSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     concurrency: int = 2
     queue_limit: int = 0
     async_retry_delays_s: tuple[float, ...] = (1.0, 2.0)
+    inherits: bool = False
 
     def check(self) -> FunctionSpec:
         """Return itself; raises `ConfigurationError` for what Lambda would refuse or cannot run here."""

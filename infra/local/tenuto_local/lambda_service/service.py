@@ -18,6 +18,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from tenuto_local.aws_api import AwsError, function_arn
+from tenuto_local.errors import ConfigurationError
 from tenuto_local.http_server import Header, Request, Responder
 from tenuto_local.lambda_service.function import LambdaFunction
 from tenuto_local.lambda_service.function_spec import FunctionSpec
@@ -52,11 +53,21 @@ class LambdaService:
     def register(self, spec: FunctionSpec) -> None:
         """Make a function known, or replace its old version, whose running work may finish."""
         previous = self._functions.get(spec.name)
-        if previous is not None:
-            previous.retire()
-            self._retired.append(previous)
         log_path = self._log_directory / f"{spec.name}.log"
-        self._functions[spec.name] = LambdaFunction(spec, self._base_environment, log_path)
+        self._functions[spec.name] = made = LambdaFunction(spec, self._base_environment, log_path)
+        if previous is not None:
+            made.adopt(previous.retire())
+            self._retired.append(previous)
+
+    def hold(self, name: str) -> None:
+        """Start no further workers of a function until it is registered again; those that run go on.
+
+        Raises `ConfigurationError` for a function that is not there.
+        """
+        function = self._functions.get(name)
+        if function is None:
+            raise ConfigurationError(f"there is no function {name!r}; there are {sorted(self._functions)}")
+        function.held = True
 
     def describe(self) -> list[dict[str, object]]:
         """Every function with its workers and counters."""

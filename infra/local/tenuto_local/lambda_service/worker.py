@@ -195,7 +195,7 @@ class Worker:
         spec = self.spec
         python_path = os.pathsep.join(filter(None, (spec.root, os.environ.get("PYTHONPATH"))))
         return {
-            **{name: os.environ[name] for name in _INHERITED if name in os.environ},
+            **{name: value for name, value in os.environ.items() if spec.inherits or name in _INHERITED},
             "PYTHONPATH": python_path,
             "TZ": ":UTC",
             "AWS_REGION": region(),

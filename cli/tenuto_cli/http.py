@@ -1,0 +1,83 @@
+"""Requests to a control plane, over one connection of the standard library.
+
+Owns the form of requests and answers as commands need them. Does not own the API (docs/reference/http.md).
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+from urllib.parse import quote, urlsplit
+
+from tenuto_cli.parsing import UsageError
+
+TIMEOUT_S: Final = 60.0
+"""Above what a request is held open for (25 s) and the time to make a call durable after it."""
+
+OK_MAX: Final = 299
+ACCEPTED: Final = 202
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer: its status, its body, and the id of the invocation it is about, if there is one."""
+
+    status: int
+    body: bytes
+    invocation_id: str | None
+
+    @property
+    def ok(self) -> bool:
+        """Whether it is a result or an acceptance."""
+        return self.status <= OK_MAX
+
+    @property
+    def pending(self) -> bool:
+        """Whether the invocation still runs."""
+        return self.status == ACCEPTED
+
+    def problem(self) -> str:
+        """What an error says."""
+        try:
+            told = json.loads(self.body)["error"]
+            return str(told["message"] if isinstance(told, dict) else told)
+        except (ValueError, KeyError, TypeError):
+            return self.body.decode(errors="replace").strip() or f"status {self.status}"
+
+
+def request(
+    base: str, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
+) -> Answer:
+    """Send one request. Raises UsageError when nobody answers."""
+    url = urlsplit(base)
+    if url.scheme not in {"http", "https"} or not url.hostname:
+        raise UsageError(f"{base!r} is no address of a control plane; write one such as http://127.0.0.1:8080")
+    kind = http.client.HTTPSConnection if url.scheme == "https" else http.client.HTTPConnection
+    connection = kind(url.hostname, url.port, timeout=TIMEOUT_S)
+    try:
+        connection.request(method, url.path + path, body, dict(headers or {}))
+        answer = connection.getresponse()
+        return Answer(answer.status, answer.read(), answer.getheader("x-tenuto-invocation-id"))
+    except (OSError, http.client.HTTPException) as error:
+        raise UsageError(
+            f"{base} does not answer: {str(error) or type(error).__name__}; does `tenuto dev` run?"
+        ) from error
+    finally:
+        connection.close()
+
+
+def listing(base: str) -> dict[str, dict[str, Any]]:
+    """The services of a control plane by name, each with `kind` and `handlers`. Raises UsageError."""
+    answer = request(base, "GET", "/", headers={"accept": "application/json"})
+    try:
+        return {service["name"]: service for service in json.loads(answer.body)["services"]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{base} is no control plane of tenuto: GET / answered {answer.status}") from error
+
+
+def segments(*parts: str) -> str:
+    """A path of these segments, each percent-encoded."""
+    return "".join("/" + quote(part, safe="") for part in parts)

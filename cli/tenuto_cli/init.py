@@ -1,0 +1,141 @@
+"""`tenuto init NAME`: writes a small project that runs as it is.
+
+Owns the templates and where their files go. What follows from `tenuto.toml` for AWS is written by `tenuto sam`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import keyword
+import re
+import string
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from tenuto_cli.parsing import EXIT_USAGE, Parser, UsageError
+from tenuto_cli.sam import command as sam
+from tenuto_cli.sam.model import DeploymentError
+from tenuto_cli.sam.reading import read
+
+FOLDER: Final = Path(__file__).parent / "templates"
+COMMON: Final = "common"
+SUFFIX: Final = ".tmpl"
+PACKAGE: Final = "package"
+"""The folder in a template that becomes the project's package."""
+
+NAME_CHARACTERS_MAX: Final = 40
+_NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+_TAKEN: Final = frozenset({"tenuto", "tenuto_cli", "tenuto_control", "tenuto_local", "tests", "src"})
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """A template: what it is about, and what to type once it runs."""
+
+    about: str
+    commands: tuple[str, ...]
+
+
+TEMPLATES: Final = {
+    "minimal": Template(
+        "A greeter that remembers whom it has greeted: one virtual object, one topic.",
+        (
+            "tenuto call greeter ann greet Hello",
+            "tenuto send greetings ann '\"Hi\"'",
+            "tenuto call greeter ann greeted",
+        ),
+    ),
+    "kafka-enricher": Template(
+        "Orders leave with the customer they belong to: two topics into one virtual object, and one topic downstream.",
+        (
+            'tenuto send customers c-1 \'{"name": "Ann", "city": "Oslo"}\'',
+            'tenuto send orders c-1 \'{"order": "o-7", "amount": 3}\'',
+            "tenuto tail enriched-orders",
+        ),
+    ),
+    "workflow": Template(
+        "A purchase waits for somebody's decision, for an hour at most: a callback with a timeout.",
+        (
+            'tenuto send purchases p-1 \'{"item": "a chair", "price": 80}\'',
+            "tenuto tail decisions-wanted          # shows the callback, awk_...",
+            "tenuto resolve awk_... true",
+            "tenuto call purchase p-1 status",
+        ),
+    ),
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The arguments."""
+    made = Parser(prog="tenuto init", description="Write a small project that runs as it is, into a folder NAME.")
+    made.add_argument("name", metavar="NAME", help="its name, such as my-shop; the package is my_shop")
+    about = "; ".join(f"{name}: {template.about.partition(':')[0]}" for name, template in TEMPLATES.items())
+    made.add_argument("--template", choices=tuple(TEMPLATES), default="minimal", help=about)
+    return made
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command; its exit status."""
+    options = parser().parse_args(arguments)
+    try:
+        folder = Path.cwd() / options.name
+        count = write_project(folder, options.template)
+    except (UsageError, DeploymentError) as error:
+        print(f"tenuto init: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    print(f"{options.name}: {count} files from the template {options.template}. Next:\n")
+    for line in (f"cd {options.name}", 'pip install -e ".[dev]"', "pytest", "tenuto dev"):
+        print(f"  {line}")
+    return 0
+
+
+def write_project(folder: Path, template: str) -> int:
+    """Write a project, and return the number of its files. Raises UsageError and DeploymentError."""
+    package = package_of(folder.name)
+    if folder.exists() and any(folder.iterdir()):
+        raise UsageError(f"{folder.name} is there already and not empty; choose another name")
+    chosen = TEMPLATES[template]
+    words = {
+        "name": folder.name,
+        "package": package,
+        "function": folder.name,
+        "about": chosen.about,
+        "commands": "\n".join(chosen.commands),
+    }
+    written = dict(files(template, words))
+    for place, text in written.items():
+        _write(folder / place, text)
+    deployment = sam.deployment(read(folder / "tenuto.toml"), sam.FOLDER, folder.name)
+    for place, text in deployment.items():
+        _write(folder / place, text)
+    return len(written) + len(deployment)
+
+
+def package_of(name: str) -> str:
+    """The package of a project. Raises UsageError for a name that makes none."""
+    package = name.lower().replace("-", "_")
+    if not _NAME.fullmatch(name) or len(name) > NAME_CHARACTERS_MAX:
+        raise UsageError(
+            f"{name!r} is no name of a project: a letter, then letters, digits, - and _, {NAME_CHARACTERS_MAX} at most"
+        )
+    if keyword.iskeyword(package) or package in _TAKEN or package in sys.stdlib_module_names:
+        raise UsageError(f"{name!r} would make a package {package}, which Python has another use for; choose another")
+    return package
+
+
+def files(template: str, words: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """The files of a template by their place in the project."""
+    for root in (FOLDER / COMMON, FOLDER / template):
+        for path in sorted(root.rglob(f"*{SUFFIX}")):
+            parts = [words[PACKAGE] if part == PACKAGE else part for part in path.relative_to(root).parts]
+            place = "/".join(parts).removesuffix(SUFFIX)
+            place = ".gitignore" if place == "gitignore" else place
+            yield place, string.Template(path.read_text("utf-8")).substitute(words)
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, "utf-8")

@@ -1,0 +1,71 @@
+"""What a running `tenuto dev` says of itself in its project, so that other commands find it: `.tenuto/dev.json`.
+
+Owns the file. Imports little: `tenuto call` reads it, and is to answer at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+FILE: Final = "dev.json"
+FOLDER: Final = ".tenuto"
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """The addresses of a session, and the process it ends with."""
+
+    pid: int
+    project: str
+    ingress: str
+    bootstrap_servers: str
+    dynamodb: str
+    aws: str
+    engines: dict[str, str]
+
+    @property
+    def alive(self) -> bool:
+        """Whether its process is there."""
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            return True
+        return True
+
+
+def write(state: Path, running: Running) -> None:
+    """Write the file, whole or not at all."""
+    temporary = state / f".{FILE}"
+    temporary.write_text(json.dumps(asdict(running), indent=2) + "\n", "utf-8")
+    temporary.replace(state / FILE)
+
+
+def forget(state: Path) -> None:
+    """Remove the file."""
+    with contextlib.suppress(OSError):
+        (state / FILE).unlink(missing_ok=True)
+
+
+def read(state: Path) -> Running | None:
+    """The session of a project; None when there is none, or its process has ended."""
+    try:
+        running = Running(**json.loads((state / FILE).read_text("utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+    return running if running.alive else None
+
+
+def find(folder: Path) -> Running | None:
+    """The session of the project that a folder belongs to: its own, or that of a folder above."""
+    for candidate in (folder, *folder.parents):
+        running = read(candidate / FOLDER)
+        if running is not None:
+            return running
+    return None

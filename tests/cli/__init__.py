@@ -1,0 +1,1 @@
+"""The commands of `tenuto`, without a system behind them."""

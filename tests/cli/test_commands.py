@@ -1,0 +1,187 @@
+"""What words on a command line become: calls, records, completions; and what a mistake is answered with.
+
+Owns the pure parts. Does not own a running system (`tests/stack/test_dev.py`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tenuto_cli import addresses
+from tenuto_cli.__main__ import command_word, main
+from tenuto_cli.call import Call, body_of, understood
+from tenuto_cli.commands import COMMANDS
+from tenuto_cli.completion import next_words, options_of, parser_of
+from tenuto_cli.parsing import UsageError
+from tenuto_cli.records import Record, of_lines, repeated
+from tenuto_cli.send import parser, wanted
+from tenuto_local import running
+
+SERVICES: Any = {
+    "orders": {"kind": "virtual object", "handlers": [{"name": "place"}, {"name": "status"}]},
+    "mail": {"kind": "service", "handlers": [{"name": "send"}]},
+}
+
+
+@pytest.mark.parametrize(
+    ("words", "call"),
+    [
+        (["orders", "o-1", "place", "{}"], Call("orders", "o-1", "place", "{}")),
+        (["orders", "o-1", "status"], Call("orders", "o-1", "status", None)),
+        (["mail", "send", "hello"], Call("mail", None, "send", "hello")),
+        (["mail", "send"], Call("mail", None, "send", None)),
+    ],
+)
+def test_which_word_is_the_key_follows_from_the_service(words: list[str], call: Call) -> None:
+    assert understood(words, SERVICES) == call
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["order", "o-1", "place"], "there is no service 'order'; did you mean 'orders'?"),
+        (["orders", "o-1", "plase"], "has no handler 'plase'; did you mean 'place'?"),
+        (["orders", "place"], "has no handler"),
+        (["orders"], "is a virtual object: write tenuto call orders KEY HANDLER"),
+        (["mail", "ann", "send", "x"], "is a service without keys: write tenuto call mail HANDLER"),
+        (["zzz"], "there is mail, orders"),
+    ],
+)
+def test_a_call_of_what_is_not_there_is_refused(words: list[str], complaint: str) -> None:
+    if words == ["orders", "place"]:
+        complaint = "is a virtual object"
+    with pytest.raises(UsageError) as caught:
+        understood(words, SERVICES)
+    assert complaint in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_path_is_encoded() -> None:
+    assert Call("orders", "a/b c", "place", None).path("call") == "/call/orders/a%2Fb%20c/place"
+
+
+@pytest.mark.parametrize(
+    ("text", "as_text", "body"),
+    [
+        (None, False, None),
+        ('{"a": 1}', False, b'{"a": 1}'),
+        ("7", False, b"7"),
+        ("7", True, b'"7"'),
+        ("Hello", False, b'"Hello"'),
+        ("@ann", True, b'"@ann"'),
+    ],
+)
+def test_a_body_is_json_or_text(text: str | None, as_text: bool, body: bytes | None) -> None:
+    assert body_of(text, as_text=as_text) == body
+
+
+def test_a_body_from_a_file(tmp_path: Path) -> None:
+    (tmp_path / "body.json").write_text("[1, 2]", "utf-8")
+    assert body_of(f"@{tmp_path / 'body.json'}", as_text=False) == b"[1, 2]"
+    with pytest.raises(UsageError, match="cannot be read"):
+        body_of("@nowhere", as_text=False)
+    with pytest.raises(UsageError, match="no JSON"):
+        body_of('{"a": ', as_text=False)
+
+
+def asked(*arguments: str) -> list[Record]:
+    options: argparse.Namespace = parser().parse_args(arguments)
+    return list(wanted(options))
+
+
+def test_records_from_words(tmp_path: Path) -> None:
+    assert asked("t", "k", "v", "--header", "a=1") == [Record("k", "v", (("a", b"1"),))]
+    assert asked("t", "k", "--null") == [Record("k", None)]
+    assert asked("t", "k{n}", "v{n}", "--count", "2") == [Record("k1", "v1"), Record("k2", "v2")]
+    (tmp_path / "records").write_text("a:1\n\nb:x:y\n", "utf-8")
+    assert asked("t", "--file", str(tmp_path / "records")) == [Record("a", "1"), Record("b", "x:y")]
+    assert list(repeated(Record("k", None), 2)) == [Record("k", None)] * 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("t", "k"), "write TOPIC KEY VALUE"),
+        (("t", "k", "v", "--null"), "write TOPIC KEY VALUE"),
+        (("t", "k", "v", "--count", "0"), "at least 1"),
+        (("t", "k", "v", "--header", "x"), "write NAME=VALUE"),
+        (("t", "k", "v", "--file", "f"), "leave KEY, VALUE and --count out"),
+        (("t", "--file", "nowhere"), "nowhere cannot be read"),
+    ],
+)
+def test_records_that_make_no_sense_are_refused(arguments: tuple[str, ...], complaint: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        asked(*arguments)
+    assert complaint in str(caught.value)
+
+
+def test_a_line_without_a_key_is_named() -> None:
+    with pytest.raises(UsageError, match="line 2: expected KEY:VALUE"):
+        list(of_lines(["a:1", "nothing"], ":", ()))
+
+
+def test_what_comes_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tenuto.toml").write_text('[[subscriptions]]\ntopic = "orders"\n[topics.offers]\n', "utf-8")
+    assert next_words(["sen"]) == ["send"]
+    assert next_words(["send", "o"]) == ["offers", "orders", "orders.dead-letter"]
+    assert next_words(["dev", "--deb"]) == ["--debug", "--debug-port"]
+    assert next_words(["run", "--conf"]) == ["--config"]
+    assert next_words(["call", ""]) == []
+    assert next_words(["nothing", ""]) == []
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
+def test_every_command_has_a_parser_with_help(command: Any) -> None:
+    made = parser_of(command.module, command.name)
+    assert made.description
+    assert "--help" in options_of(command.module, command.name)
+
+
+def test_the_command_is_the_first_word_that_is_no_option() -> None:
+    assert command_word(["--log-format", "json", "run"]) == "run"
+    assert command_word(["--version"]) is None
+    assert command_word([]) is None
+
+
+def test_an_unknown_command_is_answered_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sned"]) == 2
+    assert "did you mean 'send'?" in capsys.readouterr().err
+
+
+@pytest.fixture
+def session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project whose session is this process."""
+    for variable in (addresses.URL_VARIABLE, addresses.BROKERS_VARIABLE):
+        monkeypatch.delenv(variable, raising=False)
+    state = tmp_path / "shop" / ".tenuto"
+    state.mkdir(parents=True)
+    (tmp_path / "shop" / "src").mkdir()
+    monkeypatch.chdir(tmp_path / "shop" / "src")
+    return state
+
+
+def test_addresses_are_those_of_the_running_session(session: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match="no `tenuto dev` runs for this folder"):
+        addresses.ingress(None)
+    found = running.Running(1, "shop", "http://127.0.0.1:1", "127.0.0.1:2", "d", "a", {})
+    running.write(session, found)
+    assert (addresses.ingress(None), addresses.brokers(None)) == ("http://127.0.0.1:1", "127.0.0.1:2")
+    assert addresses.ingress("http://other/") == "http://other"
+    monkeypatch.setenv(addresses.URL_VARIABLE, "http://third")
+    assert addresses.ingress(None) == "http://third"
+    running.forget(session)
+    with pytest.raises(UsageError):
+        addresses.brokers(None)
+
+
+def test_a_session_whose_process_has_ended_is_none(session: Path) -> None:
+    running.write(session, running.Running(2**22 - 1, "shop", "u", "b", "d", "a", {}))
+    assert running.read(session) is None
+    (session / "dev.json").write_text(json.dumps({"pid": 1}), "utf-8")
+    assert running.read(session) is None
