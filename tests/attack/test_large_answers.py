@@ -21,6 +21,7 @@ from tenuto.service import Services
 from tenuto_control.config import FunctionConfig
 from tenuto_control.dispatcher.answer_room import ANSWER_COPIES, ANSWER_FREE_BYTES, AnswerRoom
 from tenuto_control.dispatcher.lane_places import WORKING_BYTES
+from tenuto_control.drivers.invoke_client import BotocoreLambda
 from tenuto_control.drivers.lambda_invoke import LambdaInvoker
 from tenuto_control.limits import ANSWER_BYTES_MAX, MIB, Limits
 from tenuto_control.ports import AnswerHolder, FunctionFailedError
@@ -114,7 +115,7 @@ def test_of_many_large_answers_no_more_is_read_than_there_is_room_for(*, told: b
     async def scenario() -> None:
         size = 2 * MIB
         client = Lambda(size, str(size) if told else None)
-        invoker = LambdaInvoker(cast("Any", client), {"f": FunctionConfig()})
+        invoker = LambdaInvoker(BotocoreLambda(cast("Any", client)), {"f": FunctionConfig()})
         room = AnswerRoom(12 * MIB)
 
         async def one() -> None:
@@ -133,7 +134,7 @@ def test_of_many_large_answers_no_more_is_read_than_there_is_room_for(*, told: b
 def test_what_headers_tell_of_an_answer_is_not_believed(told: str) -> None:
     async def scenario() -> None:
         client = Lambda(ANSWER_BYTES_MAX + 1, told)
-        invoker = LambdaInvoker(cast("Any", client), {"f": FunctionConfig()})
+        invoker = LambdaInvoker(BotocoreLambda(cast("Any", client)), {"f": FunctionConfig()})
         room = AnswerRoom(MIB)
         with room.answer("f") as answer, pytest.raises(FunctionFailedError, match="answered more than"):
             await invoker.invoke("f", b"{}", answer)

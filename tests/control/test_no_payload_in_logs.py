@@ -56,6 +56,7 @@ NOT_REACHED: Final = {
     "lambda_entry.py": "names lanes; what refuses an event of another shape is tested below",
     "loops/restarts.py": "names loops, with the traceback of a mistake of their own",
     "loops/serverless.py": "counts lanes",
+    "store/senders.py": "says at the first use which client is taken, before there is any request",
 }
 """Files and folders whose lines the scenarios do not come to, and why no payload can be in them."""
 

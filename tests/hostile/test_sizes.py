@@ -299,7 +299,7 @@ OTHER = str(InvocationId(Lane("box", "o"), "n"))
 FAT: dict[str, tuple[dict[str, bytes | None], tuple[Out, ...]]] = {
     "state": ({"s": b"x" * 500_000}, ()),
     "many states": ({f"s{n}": b"x" * 2_000 for n in range(250)}, ()),
-    "a message": ({}, (SendOut("box", "o", OTHER, "keep", b"x" * 450_000),)),
+    "large messages": ({}, tuple(SendOut("box", "o", OTHER, "keep", b"x" * 300_000) for _ in range(2))),
     "a record": ({}, (PublishOut("out", b"x" * 450_000),)),
     "headers of a record": ({}, (PublishOut("out", b"", None, headers_of(450_000)),)),
     "many messages": ({}, tuple(SendOut("box", "o", OTHER, "keep", b"x" * 3_000) for _ in range(150))),
