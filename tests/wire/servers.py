@@ -39,11 +39,15 @@ def answer(status: int, body: bytes, *headers: bytes) -> bytes:
 
 @dataclass
 class Server:
-    """Listens on loopback from `start` to `stop`; each connection has a thread."""
+    """Listens on loopback from `start` to `stop`; each connection has a thread.
+
+    A `hasty` one answers as soon as it has the head of a request, and reads the rest of it afterwards.
+    """
 
     script: Script
     tls: ssl.SSLContext | None = None
     tunnels: bool = False
+    hasty: bool = False
     requests: list[bytes] = field(default_factory=list)
     connections: int = 0
 
@@ -101,10 +105,14 @@ class Server:
                     connection = self.tls.wrap_socket(connection, server_side=True)
                     self._open.append(connection)
                 while True:
-                    request = _request(connection)
+                    request, left = _head(connection)
+                    if not self.hasty:
+                        request += _rest(connection, left)
                     self.requests.append(request)
                     if not self._play(connection, self.script(len(self.requests) - 1, request)):
                         return
+                    if self.hasty:
+                        self.requests[-1] += _rest(connection, left)
             finally:
                 connection.close()
 
@@ -127,6 +135,12 @@ class Server:
 
 
 def _request(connection: socket.socket) -> bytes:
+    data, left = _head(connection)
+    return data + _rest(connection, left)
+
+
+def _head(connection: socket.socket) -> tuple[bytes, int]:
+    """The head of a request, with what came along of its body, and how many bytes of that are still to come."""
     data = b""
     while b"\r\n\r\n" not in data:
         received = connection.recv(65_536)
@@ -135,7 +149,11 @@ def _request(connection: socket.socket) -> bytes:
         data += received
     head, _, body = data.partition(b"\r\n\r\n")
     lengths = [line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
-    left = int(lengths[0].partition(b":")[2]) - len(body)
+    return data, int(lengths[0].partition(b":")[2]) - len(body)
+
+
+def _rest(connection: socket.socket, left: int) -> bytes:
+    data = b""
     while left > 0:
         received = connection.recv(min(left, 65_536))
         if not received:

@@ -211,6 +211,14 @@ def test_large_requests_and_answers_arrive_whole(make: Make) -> None:
         assert server.connections == 1
 
 
+def test_a_request_that_is_answered_by_its_head_leaves_no_rest_for_the_next_one_to_fill(make: Make) -> None:
+    with Server(one_after_the_other([answer(429, b"{}")], [ok(b"2")]), hasty=True) as server:
+        client = make(at(server), Timeouts(connect_s=20.0, read_s=5.0))
+        assert client.send(replace(ASKED, body=b"x" * 6_000_000)).status == 429
+        assert client.send().body == b"2"
+        assert server.requests[1].startswith(b"POST ")
+
+
 def test_nobody_listens(make: Make) -> None:
     with Server(always(ok())) as server:
         to = at(server)
@@ -259,6 +267,22 @@ def test_a_wrong_clock_is_put_right_and_the_request_signed_anew(make: Make) -> N
         # The date says nothing new: what is refused then is refused.
         assert client.send().status == 400
         assert len(server.requests) == 3
+
+
+def test_requests_beside_each_other_are_all_signed_anew() -> None:
+    def script(_number: int, request: bytes) -> Sequence[Step]:
+        refused = b'{"__type": "InvalidSignatureException"}'
+        late = answer(400, refused, b"date: Sun, 29 Nov 2020 22:00:00 GMT")
+        return [ok()] if b"x-amz-date: 20201129T2" in request else [0.1, late]
+
+    async def main(server: Server) -> None:
+        client = AsyncClient(at(server), FixedCredentials(), PATIENT, connections_max=4, body_bytes_max=BODY_BYTES_MAX)
+        answers = await asyncio.gather(*(client.send(ASKED) for _ in range(4)))
+        assert [answered.status for answered in answers] == [200] * 4
+        await client.close()
+
+    with Server(script) as server:
+        asyncio.run(main(server))
 
 
 # --- TLS and proxies -------------------------------------------------------------------------------------------------

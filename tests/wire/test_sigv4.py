@@ -105,12 +105,14 @@ def test_a_clock_that_is_wrong_is_put_right_once() -> None:
     signer = Signer(to)
     date = format_datetime(NOW, usegmt=True)
     wrong_s = NOW.timestamp() - 7_200
-    assert not signer.learns("ValidationException", date, wrong_s)
-    assert not signer.learns("InvalidSignatureException", None, wrong_s)
-    assert not signer.learns("InvalidSignatureException", "yesterday", wrong_s)
-    assert not signer.learns("InvalidSignatureException", date, NOW.timestamp() - 5)
-    assert signer.learns("InvalidSignatureException", date, wrong_s)
-    assert not signer.learns("InvalidSignatureException", date, wrong_s)
+    assert not signer.learns("ValidationException", date, wrong_s, 0)
+    assert not signer.learns("InvalidSignatureException", None, wrong_s, 0)
+    assert not signer.learns("InvalidSignatureException", "yesterday", wrong_s, 0)
+    assert not signer.learns("InvalidSignatureException", date, NOW.timestamp() - 5, 0)
+    assert signer.learns("InvalidSignatureException", date, wrong_s, 0)
+    assert not signer.learns("InvalidSignatureException", date, wrong_s, signer.skew_s)
+    # Another request was under way meanwhile, and was refused for the same reason.
+    assert signer.learns("InvalidSignatureException", date, wrong_s, 0)
     head = signer.signed_head(Request("/", {}, b""), Credentials("a", "s"), wrong_s)
     assert headers_of(head)["x-amz-date"] == "20261129T214001Z"
 

@@ -91,9 +91,12 @@ class AsyncClient:
         Once it is known how large the answer is, the rest of it is not read before `room` has been held. A request
         that was refused because this machine's clock is wrong took no effect: it is signed anew, once.
         """
+        skew_s = self._signer.skew_s
         answer = await self._exchange(request, room)
-        if is_refusal(answer) and self._signer.learns(error_of(answer).code, answer.headers.get("date"), time.time()):
-            answer = await self._exchange(request)
+        if is_refusal(answer):
+            code, date = error_of(answer).code, answer.headers.get("date")
+            if self._signer.learns(code, date, time.time(), skew_s):
+                answer = await self._exchange(request, room)
         return answer
 
     async def close(self) -> None:
@@ -277,8 +280,10 @@ class _Connection(asyncio.Protocol):
         view = memoryview(body)
         self.transport.write(head)
         for start in range(0, len(body), WRITE_BYTES_MAX):
-            # A server may reject a request by its head and answer before the body is sent.
+            # A server may reject a request by its head and answer before the body is sent. It would take the next
+            # request on this connection for the rest of it.
             if answer.done():
+                self.is_lost = True
                 return
             self.transport.write(view[start : start + WRITE_BYTES_MAX])
             if self._room is not None:

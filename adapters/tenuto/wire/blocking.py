@@ -58,9 +58,12 @@ class BlockingClient:
 
         A request that was refused because this machine's clock is wrong took no effect: it is signed anew, once.
         """
+        skew_s = self._signer.skew_s
         answer = self._exchange(request)
-        if is_refusal(answer) and self._signer.learns(error_of(answer).code, answer.headers.get("date"), time.time()):
-            answer = self._exchange(request)
+        if is_refusal(answer):
+            code, date = error_of(answer).code, answer.headers.get("date")
+            if self._signer.learns(code, date, time.time(), skew_s):
+                answer = self._exchange(request)
         return answer
 
     def close(self) -> None:

@@ -29,14 +29,14 @@ SKEW_CODES: Final = frozenset(
 
 
 class Signer:
-    """Signs requests to one destination. Threads may share it."""
+    """Signs requests to one destination. Threads may share it. `skew_s` is by how much this machine's clock is wrong."""
 
     def __init__(self, to: Destination) -> None:
         self._to = to
         # Each of these is read and replaced as a whole, so that threads never see halves of two.
         self._key: tuple[str, Credentials | None, bytes] = ("", None, b"")
         self._stamp: tuple[int, str] = (-1, "")
-        self._skew_s = 0
+        self.skew_s = 0
 
     def signed_head(self, request: Request, credentials: Credentials, at_s: float) -> bytes:
         """The head of a request, to be followed by its body. `at_s` is this machine's time, in seconds since 1970.
@@ -44,7 +44,7 @@ class Signer:
         Raises ValueError for headers that have the end of a line in them or are not ASCII.
         """
         to = self._to
-        stamp = self._stamp_at(int(at_s) + self._skew_s)
+        stamp = self._stamp_at(int(at_s) + self.skew_s)
         headers = {"host": to.authority, **request.headers, "x-amz-date": stamp}
         if credentials.token:
             headers["x-amz-security-token"] = credentials.token
@@ -58,10 +58,11 @@ class Signer:
                 headers["proxy-authorization"] = to.proxy.authorization
         return encode_head(request.method, target, headers, len(request.body))
 
-    def learns(self, code: str, date: str | None, at_s: float) -> bool:
+    def learns(self, code: str, date: str | None, at_s: float, signed_skew_s: int) -> bool:
         """Whether an error is due to this machine's clock, which is corrected then: the same request may succeed now.
 
-        `code` is the error's, `date` the answer's Date header, `at_s` this machine's time.
+        `code` is the error's, `date` the answer's Date header, `at_s` this machine's time. `signed_skew_s` is `skew_s`
+        from before the request: of several under way, all are refused, and only the first finds it as it was.
         """
         if code not in SKEW_CODES or date is None:
             return False
@@ -69,9 +70,9 @@ class Signer:
             skew_s = int(parsedate_to_datetime(date).timestamp() - at_s)
         except (ValueError, OverflowError, TypeError):
             return False
-        if abs(skew_s - self._skew_s) < SKEW_S_MIN:
+        if abs(skew_s - signed_skew_s) < SKEW_S_MIN:
             return False
-        self._skew_s = skew_s
+        self.skew_s = skew_s
         return True
 
     def _stamp_at(self, at_s: int) -> str:
