@@ -213,6 +213,25 @@ async def test_a_request_that_is_larger_than_its_share_goes_though_all_others_ha
     assert (capacity._room._held, capacity._room._large) == ({}, None)
 
 
+@virtually
+async def test_a_flood_of_large_requests_leaves_others_their_turn() -> None:
+    capacity = Capacity(100, 16 * MIB, functions=3)
+    went: list[str] = []
+
+    async def ask(function: str, size: int, seconds: float) -> None:
+        target = Target(function, ServiceManifest(function, keyed=True, handlers=()), 1_000, 100)
+        async with capacity.room(target, size):
+            went.append(function)
+            await asyncio.sleep(seconds)
+
+    tasks = [asyncio.create_task(ask("z", 100_000, 1_000))]
+    tasks += [asyncio.create_task(ask("x", 18 * MIB, 1)) for _ in range(20)]
+    await asyncio.sleep(0.5)
+    tasks += [asyncio.create_task(ask("y", size, 1)) for size in (18 * MIB, 1_000)]
+    await asyncio.wait_for(asyncio.gather(*tasks), 2_000)
+    assert went.index("y") <= 4
+
+
 # --- the ingress ------------------------------------------------------------------------------------------------------
 
 

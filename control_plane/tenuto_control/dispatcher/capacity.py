@@ -202,6 +202,7 @@ class _Room:
 
     def _go_on(self) -> None:
         for function, waiting in list(self._waiting.items()):
+            before = len(waiting)
             while waiting:
                 size, turn = waiting[0]
                 if not turn.cancelled():
@@ -209,5 +210,8 @@ class _Room:
                         break
                     turn.set_result(self._hold(function, size))
                 waiting.popleft()
-            if not waiting:
+            if len(waiting) < before:
+                # The next one that goes beyond the bound is another function's, if any waits.
                 del self._waiting[function]
+                if waiting:
+                    self._waiting[function] = waiting
