@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from datetime import timedelta
+from typing import Any
 
 from tenuto import ObjectContext, VirtualObject
 from tenuto.lane.timers import (
@@ -27,6 +28,7 @@ from tenuto.lane.writes import Item
 from tenuto.protocol.ids import Lane
 from tenuto.protocol.limits import TIMER_BUCKET_MS, TIMER_SHARDS, TIMER_SHARDS_WIDE
 from tenuto.service import Services
+from tenuto.store.port import Page, TableRefusedError
 from tenuto_control.dispatcher.wide_timers import AHEAD_MINUTES, BEFORE_MINUTES
 from tenuto_control.limits import SWEEP_CURSOR_LAG_MINUTES, Limits
 from tests.costs.meter import Meter
@@ -143,6 +145,28 @@ def test_what_is_kept_or_lies_elsewhere_moves_to_where_everybody_looks() -> None
         assert _timers(meter) == []
         sweeping.cancel()
         await asyncio.gather(sweeping, return_exceptions=True)
+
+    run_virtual(scenario())
+
+
+def test_a_page_that_the_table_refuses_does_not_hide_that_its_minute_is_marked() -> None:
+    async def scenario() -> None:
+        meter = Meter(Services([box]), Limits())
+        now_ms = meter.clock.now_ms()
+        minute = now_ms // TIMER_BUCKET_MS
+        meter.table.apply(wide_mark(minute))
+        for key in KEYS:
+            meter.table.apply(timer_put(GuardTimer(Lane("box", key), "n", now_ms, "g", wide=True)))
+        query = meter.table.query
+
+        async def refusing(pk: str, *args: Any, **named: Any) -> Page:
+            if pk == timer_bucket(minute, 0):
+                raise TableRefusedError("ValidationException: no")
+            return await query(pk, *args, **named)
+
+        meter.table.query = refusing  # type: ignore[method-assign]
+        await meter.sweeper.sweep()
+        assert set(_timers(meter)) <= {timer_bucket(minute, 0)}
 
     run_virtual(scenario())
 

@@ -192,6 +192,9 @@ class Sweeper:
                     # It refuses this page to everybody. The next one is looked at all the same.
                     self._unreadable.met(f"the timers of {bucket}", e)
                     found = True
+                    if shard == 0:
+                        # The mark of the minute is on this page, should it have one.
+                        shards = TIMER_SHARDS_WIDE
                     break
                 items = [item for item in page.items if item["sk"] != WIDE_MARK_SK]
                 if len(items) < len(page.items):
