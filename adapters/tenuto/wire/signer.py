@@ -29,7 +29,7 @@ SKEW_CODES: Final = frozenset(
 
 
 class Signer:
-    """Signs requests to one destination. Threads may share it. `skew_s` is by how much this machine's clock is wrong."""
+    """Signs requests to one destination. Threads may share it. `skew_s` is what this machine's clock is wrong by."""
 
     def __init__(self, to: Destination) -> None:
         self._to = to
