@@ -196,14 +196,15 @@ class Progress(Struct, frozen=True):
         return bool(self.slots or self.out or self.rolled or self.apart)
 
 
-def checkpoint(lane: Lane, ver: int, run: ClaimedRun, progress: Progress, own: str) -> Update:
+def checkpoint(lane: Lane, ver: int, run: ClaimedRun, progress: Progress, own: str, then: str | None = None) -> Update:
     """3. Journal slots, one attribute each: rewriting the journal whole would erase what others put into it.
 
     `own` names the process that writes. An invocation that was delivered twice has a twin, which holds the same `ver`:
-    the first of the two to write shuts the other out, until the next takeover.
+    the first of the two to write shuts the other out, until the next takeover. `then` is what it calls itself from here
+    on: with another name, what it has sent before is refused, should it come this late.
     """
     sets, removes = _progress(run, progress)
-    sets[OWN] = own
+    sets[OWN] = then or own
     return Update(head_key(lane), sets, removes, _owned("checkpoint", ver, own))
 
 
@@ -229,6 +230,7 @@ def suspend(
     base: Mapping[str, bytes | None],
     wakes: WakeCondition,
     own: str,
+    then: str | None = None,
 ) -> Update:
     """5. Let go of the function, keeping the lane.
 
@@ -237,11 +239,12 @@ def suspend(
     response was lost, which stands, whatever has come since.
 
     `base` goes as values: a copy from the item would, after a lost response, take published state for first-seen state.
+    `own` and `then` are as in `checkpoint`.
     """
     sets, removes = _progress(run, progress)
     gone = _state(state, sets)
     sets |= {BASE + name: value for name, value in base.items()}
-    sets[OWN] = own
+    sets[OWN] = then or own
     sets["awaits"] = [
         *wakes.slots[:AWAITS_MAX],
         *([ANY_ANSWER + (wakes.seen or "")] if len(wakes.slots) > AWAITS_MAX else []),

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Final, TypeAlias
 
@@ -45,7 +45,7 @@ from tenuto.lane.transitions import (
     spec_commit,
     suspend,
 )
-from tenuto.lane.writes import Answer, Applied, Delete, Item, Key, Refused, Write
+from tenuto.lane.writes import Answer, Applied, Delete, Item, Key, Refused, Update, Write
 from tenuto.machine.backlog import Backlog
 from tenuto.machine.journal import Finished, completion_order
 from tenuto.machine.phases import Phase, PhaseChange, advance
@@ -143,6 +143,10 @@ class LaneWriter:
         self._answers: set[str] = set()
         self._puts = 0
         self._writes = 0
+        # What this process is called in the head, and whether a write may still come whose response was lost.
+        self._own = env.nonce
+        self._late = False
+        self._renamed: str | None = None
         self._writing = asyncio.Lock()
         self._closed = False
 
@@ -282,8 +286,11 @@ class LaneWriter:
             progress = await self._prepared(out)
             base = {name: value for name, value in initial.items() if name not in self._head.base}
             wakes = structs.replace(wakes, seen=self._head.ans)
-            own = self._env.nonce
-            answer = await self._write(suspend(self._lane, self._head.ver, run, progress, state, base, wakes, own))
+            ver = self._head.ver
+            answer = await self._write_owned(
+                lambda own, then: suspend(self._lane, ver, run, progress, state, base, wakes, own, then)
+            )
+            own = self._own
             if isinstance(answer, Refused):
                 seen = parse_head(answer.item)
                 if seen.ver == self._head.ver and seen.run is not None and _present(answer.item).get(OWN, own) == own:
@@ -310,7 +317,7 @@ class LaneWriter:
             over = (*self._backlog.segments, *self._answers, run.input_item)
             items = [name for name in over if name and name not in shipped_from]
             owned = _with_slots(self._head, known)
-            write = final_commit(self._lane, owned, effects, tok, self._env.nonce, trim=self._trim)
+            write = final_commit(self._lane, owned, effects, tok, self._own, trim=self._trim)
             self._settle(await self._write(write, tok), PhaseChange.COMMITTED, "commit")
             await self._forget(items)
             return self._left
@@ -356,8 +363,9 @@ class LaneWriter:
         if self._backlog.empty and not out:
             return
         progress = await self._prepared(out)
-        write = checkpoint(self._lane, self._head.ver, self._run, progress, self._env.nonce)
-        self._settle(await self._write(write), PhaseChange.CHECKPOINTED, "checkpoint")
+        ver, run = self._head.ver, self._run
+        answer = await self._write_owned(lambda own, then: checkpoint(self._lane, ver, run, progress, own, then))
+        self._settle(answer, PhaseChange.CHECKPOINTED, "checkpoint")
         self._backlog.written(progress)
         await self._learn(self._head)
 
@@ -473,6 +481,7 @@ class LaneWriter:
                 answer = await self._env.table.write(write)
             except TableUnavailableError as e:
                 lost = e
+                self._late = True
                 if pause_ms is None or self._env.remaining_ms() <= pause_ms:
                     raise
                 await asyncio.sleep(pause_ms / 1000)
@@ -481,6 +490,24 @@ class LaneWriter:
                 return Applied(answer.item)
             return answer
         raise AssertionError("unreachable: the last pause is None")
+
+    async def _write_owned(self, make: Callable[[str, str], Update]) -> Answer:
+        """Apply a write that leaves `ver` as it is; `make` takes what this process is called before and after it.
+
+        Such a write whose response was lost may come after the next one, and would put older lists over newer ones: so
+        the next one changes the name, which both are made for.
+        """
+        if self._late and self._renamed is None:
+            self._renamed = f"{self._env.nonce}.{self._number()}"
+        then = self._renamed or self._own
+        answer = await self._write(make(self._own, then))
+        if then != self._own and isinstance(answer, Refused) and (answer.item or {}).get(OWN) == then:
+            # A try of it was applied, or one of the write before it.
+            self._own, self._renamed = then, None
+            return await self._write(make(then, then))
+        if isinstance(answer, Applied) and then != self._own:
+            self._own, self._renamed, self._late = then, None, False
+        return answer
 
     def _settle(self, answer: Answer, change: PhaseChange, what: str) -> None:
         if isinstance(answer, Refused):
