@@ -164,7 +164,7 @@ def test_a_page_that_the_table_refuses_does_not_hide_that_its_minute_is_marked()
                 raise TableRefusedError("ValidationException: no")
             return await query(pk, *args, **named)
 
-        meter.table.query = refusing  # type: ignore[method-assign]
+        meter.table.query = refusing  # type: ignore[method-assign]  # a table that fails
         await meter.sweeper.sweep()
         assert set(_timers(meter)) <= {timer_bucket(minute, 0)}
 

@@ -484,6 +484,18 @@ def test_work_has_its_result_and_its_context_whether_or_not_it_waits(
         asyncio.get_running_loop()
 
 
+def test_a_caller_with_a_running_loop_finds_it_again(loop: asyncio.AbstractEventLoop) -> None:
+    async def work() -> int:
+        return 1
+
+    async def caller() -> None:
+        running = asyncio.get_running_loop()
+        assert run_at_once(loop, work()) == 1
+        assert asyncio.get_running_loop() is running
+
+    asyncio.run(caller())
+
+
 @pytest.mark.parametrize("waits", [0, 2])
 def test_what_work_raises_comes_out_of_it(loop: asyncio.AbstractEventLoop, waits: int) -> None:
     async def work() -> None:

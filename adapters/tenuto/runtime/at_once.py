@@ -21,6 +21,8 @@ def run_at_once(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T]) -
     Code that asks for the current task needs one, and must not be called before `work` has waited.
     """
     context = contextvars.copy_context()
+    # There is one where a test calls a function from a coroutine, and it must find its loop again.
+    before = asyncio._get_running_loop()  # noqa: SLF001 - documented for event loops
     asyncio._set_running_loop(loop)  # noqa: SLF001 - documented for event loops
     try:
         waits_for = context.run(work.send, None)
@@ -28,7 +30,7 @@ def run_at_once(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T]) -
         result: T = returned.value
         return result
     finally:
-        asyncio._set_running_loop(None)  # noqa: SLF001 - documented for event loops
+        asyncio._set_running_loop(before)  # noqa: SLF001 - documented for event loops
     return loop.run_until_complete(loop.create_task(_rest(waits_for, work), context=context))
 
 
