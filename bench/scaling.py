@@ -25,6 +25,7 @@ from bench import machine
 from bench.__main__ import RESULTS, positive_scale
 from bench.beside.passes import ended, publish, warm_up
 from bench.beside.sides import Opening, shared_broker
+from bench.beside.summary import OTHERS_MAX
 from bench.commits import StalledError
 from bench.environment import require_embedded, settings
 from bench.kafka_load import Say
@@ -210,7 +211,13 @@ def render(report: Scaling) -> str:
 
 
 def _verdicts(report: Scaling) -> list[str]:
-    told = [line for name, points in report.points.items() for line in faster_than_expected(SERIES[name], points)]
+    told = []
+    for name, points in report.points.items():
+        others = max((point.others for point in points), default=0.0)
+        if others > OTHERS_MAX:
+            told.append(f"{name}: no verdict, other processes took up to {others:.0%} of the machine")
+        else:
+            told += faster_than_expected(SERIES[name], points)
     return told or ["No series grows faster than it should."]
 
 
