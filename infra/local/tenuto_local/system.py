@@ -74,8 +74,8 @@ class ControlPlane:
 
     @property
     def ended(self) -> bool:
-        """Whether it served, and its process has ended by itself."""
-        return self._served and not self._process.running
+        """Whether it served, and its process has ended by itself: neither `stop` nor `kill` was called."""
+        return self._serving and not self._process.running
 
     async def start(self) -> None:
         """Start the process and wait until it serves; raises `ProcessFailed` with the end of its log."""
@@ -93,10 +93,13 @@ class ControlPlane:
 
     async def stop(self) -> None:
         """Let it drain, then end it."""
+        # First, since whoever watches `ended` sees the process end before this returns.
+        self._serving = False
         await self._process.stop(STOP_GRACE_S)
 
     async def kill(self) -> None:
         """SIGKILL."""
+        self._serving = False
         await self._process.kill()
 
     def look_again(self) -> None:
@@ -117,7 +120,7 @@ class ControlPlane:
         self.ingress = f"http://{LOOPBACK}:{port}"
         environment = {**self._environment, "TENUTO_HTTP_HOST": LOOPBACK, "TENUTO_HTTP_PORT": str(port)}
         self._process = ManagedProcess(self.name, self._argv, self.log_path, env=environment)
-        self._served = False
+        self._served = self._serving = False
 
     async def _wait_ready(self) -> None:
         deadline = time.monotonic() + READY_TIMEOUT_S
@@ -129,7 +132,7 @@ class ControlPlane:
                 if time.monotonic() > deadline:
                     raise ProcessFailed(f"{self.name} was not ready in {READY_TIMEOUT_S:.0f} s:\n{self.log_tail()}")
                 await asyncio.sleep(READY_POLL_S)
-        self._served = True
+        self._served = self._serving = True
 
 
 class System:
