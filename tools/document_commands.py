@@ -66,7 +66,7 @@ def _rows(parser: argparse.ArgumentParser) -> Iterator[str]:
         if action.option_strings:
             name = ", ".join(action.option_strings) + ("" if action.nargs == 0 else f" {value}")
         else:
-            name = str(value) if action.required else f"[{value}]"
+            name = str(value) if action.nargs not in {"?", "*"} else f"[{value}]"
         yield f"| `{name.replace('|', chr(92) + '|')}` | {_cell(_help(parser, action))} |"
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tenuto.testing import Environment
-from tenuto.testing.replay_command import main
+from tenuto_cli.__main__ import main
 from tenuto_control.admin import journals
 from tests.kit.test_replays import journal_of, version
 

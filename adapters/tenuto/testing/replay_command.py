@@ -43,18 +43,22 @@ class _Parser(argparse.ArgumentParser):
 def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     made = _Parser(prog="tenuto replay", description=TEXT)
-    made.add_argument("command", choices=["replay"], help=argparse.SUPPRESS)
     made.add_argument("file", metavar="FILE", help="a journal")
     made.add_argument(
         "functions", nargs="*", metavar="MODULE:NAME", help="where the code is (default: the functions of --config)"
     )
-    made.add_argument("--config", default=os.environ.get("TENUTO_CONFIG_FILE") or DEFAULT_FILE, metavar="FILE.toml")
+    made.add_argument(
+        "--config",
+        default=os.environ.get("TENUTO_CONFIG_FILE") or DEFAULT_FILE,
+        metavar="FILE.toml",
+        help=f"default: TENUTO_CONFIG_FILE, else {DEFAULT_FILE}",
+    )
     made.add_argument("--pdb", action="store_true", help="open the debugger where the replay fails")
     return made
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command. Returns the exit status."""
+    """Run the command with what stands behind `tenuto replay`. Returns the exit status."""
     options = parser().parse_args(arguments)
     try:
         services = _services(options.functions or _configured(options.config))

@@ -54,9 +54,9 @@ def parser() -> Parser:
     return made
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command. The exit status: 1 when --check finds a difference, 2 for a mistake, which is said."""
-    options = parser().parse_args(_own(arguments))
+def main(arguments: Sequence[str]) -> int:
+    """Run the command with what stands behind `tenuto sam`. The exit status: 1 when --check finds a difference, 2 for a mistake, which is said."""
+    options = parser().parse_args(arguments)
     project: Path = options.project
     try:
         found = read(project / "tenuto.toml")
@@ -76,12 +76,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not changes:
         print(f"{options.out} is up to date")
     return 0
-
-
-def _own(arguments: Sequence[str] | None) -> list[str]:
-    """The arguments behind the command's own name."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    return given[1:] if given[:1] == ["sam"] else given
 
 
 def deployment(project: Project, folder: str, name: str) -> dict[str, str]:
