@@ -22,7 +22,7 @@ class UsageError(Exception):
 class Parser(argparse.ArgumentParser):
     """A parser whose complaint is one line. Options may stand between the words."""
 
-    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override] - of three overloads
         """The arguments, with those words together that options stand between."""
         return self.parse_intermixed_args(args, namespace)
 

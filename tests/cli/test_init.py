@@ -17,6 +17,8 @@ from tenuto_cli.parsing import UsageError
 from tenuto_control.config import load
 from tenuto_local.dev.project import read_project
 from tenuto_local.system import import_path
+from tests.tidy import tree
+from tests.tidy.test_pages import python_fences
 
 CHECK_SECONDS_MAX = 120
 
@@ -45,6 +47,22 @@ def checked(project: Path, *command: str) -> None:
 
 def test_its_own_tests_pass(project: Path) -> None:
     checked(project, "pytest", "-q", "-p", "no:randomly", "-p", "no:cacheprovider")
+
+
+@pytest.mark.parametrize("guide", ["testing", "patterns"])
+def test_tests_of_the_guides_run_in_a_project(tmp_path: Path, guide: str) -> None:
+    project = tmp_path / "shop"
+    write_project(project, "minimal")
+    (project / "tests" / "test_handlers.py").unlink()
+    fences = [code for _, code in python_fences(tree.ROOT / "docs" / "guides" / f"{guide}.md")]
+    if guide == "testing":
+        (project / "src" / "shop" / "handlers.py").write_text(fences.pop(0), "utf-8")
+        (conftest,) = [code for code in fences if "def tenuto_services" in code]
+        fences.remove(conftest)
+        (project / "tests" / "conftest.py").write_text(conftest, "utf-8")
+    (project / "tests" / "test_guide.py").write_text("\n\n".join(fences), "utf-8")
+    # The stack that `test_an_event` starts has tests of its own.
+    checked(project, "pytest", "-q", "-W", "error", "-p", "no:cacheprovider", "-k", "not test_an_event")
 
 
 def test_it_is_typed_and_tidy(project: Path) -> None:

@@ -38,12 +38,24 @@ class Page(types.ModuleType):
             else:
                 exec(compiled, self.__dict__)
 
+    def test(self) -> None:
+        """Run the tests that the page shows, apart from those that want a fixture."""
+        shown = [one for name, one in vars(self).items() if name.startswith("test_") and inspect.isfunction(one)]
+        for one in shown:
+            if not inspect.signature(one).parameters:
+                done = one()
+                if inspect.iscoroutine(done):
+                    asyncio.run(done)
+
 
 @pytest.fixture
 def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Page]:
     monkeypatch.chdir(tmp_path)
     module = Page("page_under_test")
     monkeypatch.setitem(sys.modules, module.__name__, module)
+    # What a page shows as a module of a project `shop` is the page itself.
+    monkeypatch.setitem(sys.modules, "shop", types.ModuleType("shop"))
+    monkeypatch.setitem(sys.modules, "shop.handlers", module)
     yield module
     # A function process keeps its loop until it ends; here the process goes on.
     loop = getattr(getattr(module, "handler", None), "_loop", None)
@@ -54,6 +66,7 @@ def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Page]:
 @pytest.mark.parametrize("path", PAGES, ids=tree.name_of)
 def test_fences_run(page: Page, path: Path) -> None:
     page.run(path)
+    page.test()
 
 
 def test_the_readme_enriches_a_profile(page: Page) -> None:

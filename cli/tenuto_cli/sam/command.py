@@ -55,7 +55,10 @@ def parser() -> Parser:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command with what stands behind `tenuto sam`. The exit status: 1 when --check finds a difference, 2 for a mistake, which is said."""
+    """Run the command with what stands behind `tenuto sam`.
+
+    The exit status: 1 when --check finds a difference, 2 for a mistake, which is said.
+    """
     options = parser().parse_args(arguments)
     project: Path = options.project
     try:
