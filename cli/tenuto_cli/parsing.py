@@ -22,7 +22,9 @@ class UsageError(Exception):
 class Parser(argparse.ArgumentParser):
     """A parser whose complaint is one line. Options may stand between the words."""
 
-    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override] - of three overloads
+    def parse_args(  # type: ignore[override] # the base has one overload for each kind of namespace
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> Any:
         """The arguments, with those words together that options stand between."""
         return self.parse_intermixed_args(args, namespace)
 

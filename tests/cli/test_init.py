@@ -84,6 +84,7 @@ def test_its_configuration_names_what_is_there(project: Path) -> None:
         ".gitignore",
         "README.md",
         "pyproject.toml",
+        "requirements.txt",
         "template.yaml",
         "samconfig.toml",
         "deploy/tenuto.yaml",

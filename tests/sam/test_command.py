@@ -28,6 +28,7 @@ def test_all_is_written_once(project: Path, capsys: pytest.CaptureFixture[str]) 
     assert main(["sam"]) == 0
     assert capsys.readouterr().out == "deploy is up to date\n"
     assert main(["sam", "--check"]) == 0
+    assert capsys.readouterr().out == "deploy is up to date\n"
 
 
 def test_a_difference_is_shown_and_the_projects_own_files_stay(
@@ -99,4 +100,44 @@ def test_nothing_is_written_outside_the_project(project: Path, capsys: pytest.Ca
 
 def test_a_folder_without_a_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sam", str(tmp_path)]) == 2
-    assert "tenuto.toml: no such file" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "tenuto.toml: no such file; write one" in said
+    assert main(["sam", "nofolder"]) == 2
+    said += capsys.readouterr().err
+    assert "there is no folder nofolder" in said
+    assert "--config" not in said
+
+
+@pytest.mark.parametrize(
+    ("requirements", "missing"),
+    [
+        (None, "httpx, zope.interface"),
+        ("# nothing yet\n", "httpx, zope.interface"),
+        ("HTTPX==0.28.1 \\\n    --hash=sha256:00\n", "zope.interface"),
+        ("httpx\nzope-interface>=7 # both\n", ""),
+        ("-r more.txt\n", ""),
+    ],
+)
+def test_dependencies_that_aws_would_miss_are_told(
+    project: Path, capsys: pytest.CaptureFixture[str], requirements: str | None, missing: str
+) -> None:
+    declared = ["tenuto[pydantic]", "boto3", "httpx>=0.28", "zope.interface ; python_version > '3'"]
+    (project / "pyproject.toml").write_text(f"[project]\nname = 'shop'\ndependencies = {declared}\n", "utf-8")
+    if requirements is not None:
+        (project / "requirements.txt").write_text(requirements, "utf-8")
+    assert main(["sam", "--quiet"]) == 0
+    said = capsys.readouterr().err
+    if missing:
+        assert said.startswith(f"tenuto sam: warning: the deployed functions will be without {missing}, which")
+        assert said.count("\n") == 1
+    else:
+        assert said == ""
+
+
+@pytest.mark.parametrize("text", ["not = [toml", "[tool.x]\n", "project = 1\n", "[project]\ndependencies = 7\n"])
+def test_a_project_file_that_names_no_dependencies_is_none_of_its_concern(
+    project: Path, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    (project / "pyproject.toml").write_text(text, "utf-8")
+    assert main(["sam", "--quiet"]) == 0
+    assert capsys.readouterr().err == ""

@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import Final
 
 from tenuto_cli.parsing import EXIT_FAILED, EXIT_USAGE, Parser
+from tenuto_cli.sam.dependencies import left_out
 from tenuto_cli.sam.model import DeploymentError, Project, problems
 from tenuto_cli.sam.places import templates
-from tenuto_cli.sam.reading import read
+from tenuto_cli.sam.reading import REQUIREMENTS, read
 from tenuto_cli.sam.rendering import WRITTEN_BY, files, parameters_of
 from tenuto_cli.sam.starting import starting_files
 
 FOLDER: Final = "deploy"
+PYPROJECT: Final = "pyproject.toml"
 DIFF_LINES_MAX: Final = 60
 """So many lines of one file's difference are shown; a lock that changed has thousands."""
 
@@ -67,18 +69,36 @@ def main(arguments: Sequence[str]) -> int:
     except DeploymentError as e:
         print(f"tenuto sam: {e}", file=sys.stderr)
         return EXIT_USAGE
+    _warn_of_dependencies(project)
     changes = list(_changes(project, wanted, _folder(options.out)))
     for change in changes:
         _show(change, project, quiet=options.quiet)
     if options.check:
         if changes:
             print(f"tenuto sam: {options.out} is not what tenuto.toml says; run `tenuto sam`", file=sys.stderr)
-        return EXIT_FAILED if changes else 0
+            return EXIT_FAILED
+        print(f"{options.out} is up to date")
+        return 0
     for change in changes:
         _write(change)
     if not changes:
         print(f"{options.out} is up to date")
     return 0
+
+
+def _warn_of_dependencies(project: Path) -> None:
+    """Say what the functions would miss on AWS, where nothing reads `pyproject.toml`."""
+    declared, installed = (
+        path.read_text("utf-8", errors="replace") if path.is_file() else ""
+        for path in (project / PYPROJECT, project / REQUIREMENTS)
+    )
+    names = left_out(declared, installed)
+    if names:
+        print(
+            f"tenuto sam: warning: the deployed functions will be without {', '.join(names)}, which {PYPROJECT} names: "
+            f"`sam build` installs what {REQUIREMENTS} names, so add it there",
+            file=sys.stderr,
+        )
 
 
 def deployment(project: Project, folder: str, name: str) -> dict[str, str]:

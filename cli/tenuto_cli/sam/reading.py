@@ -44,6 +44,10 @@ sys.stdout.write("\\n" + json.dumps(answer))
 
 def read(file: Path) -> Project:
     """The deployment of the project whose `tenuto.toml` this is. Raises DeploymentError."""
+    if not file.parent.is_dir():
+        raise DeploymentError(f"there is no folder {file.parent}; name that of a project, or none for this one")
+    if not file.is_file():
+        raise DeploymentError(f"{file}: no such file; write one, or name the folder of a project: tenuto sam FOLDER")
     try:
         # Of this file alone: what the environment says is said to a running control plane.
         config = load(file, {})
