@@ -31,6 +31,8 @@ INTRODUCTION: Final = (
     "",
     "`send`, `tail`, `call` and `resolve` find the `tenuto dev` of the project that you are in. `TENUTO_URL` and",
     "`TENUTO_BOOTSTRAP_SERVERS`, or the options `--url` and `--kafka`, name another control plane and another broker.",
+    "`check` and `journal` find it as well, unless `--config`, `TENUTO_CONFIG_FILE` or one of AWS's variables for",
+    "region, endpoint and profile says where to look; `check --offline` asks nobody.",
     "",
 )
 

@@ -6,6 +6,7 @@ Owns the help, the version, and the line about an extra that is not installed. D
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -38,6 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(command: Command, arguments: Sequence[str]) -> int:
     """Run one command; an extra that is missing is one line with the way to install it."""
     try:
+        if command.asks_session:
+            _ask_session(command, arguments)
         module = importlib.import_module(command.module)
         # The control plane's parser knows every one of its commands, and what may stand before them.
         own = arguments if command.module == CONTROL else arguments[arguments.index(command.name) + 1 :]
@@ -55,6 +58,16 @@ def run(command: Command, arguments: Sequence[str]) -> int:
         )
         return EXIT_USAGE
     return status
+
+
+def _ask_session(command: Command, arguments: Sequence[str]) -> None:
+    """Have a command ask the `tenuto dev` that runs for this folder, if one does."""
+    from tenuto_cli.addresses import of_session
+
+    variables, told = of_session(command.name, arguments)
+    if variables:
+        os.environ.update(variables)
+        print(told, file=sys.stderr)
 
 
 def command_word(arguments: Sequence[str]) -> str | None:

@@ -6,6 +6,7 @@ Owns the order in which these are looked at, and the line that says that there i
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -14,6 +15,16 @@ from tenuto_local import running
 
 URL_VARIABLE: Final = "TENUTO_URL"
 BROKERS_VARIABLE: Final = "TENUTO_BOOTSTRAP_SERVERS"
+CONFIG_VARIABLE: Final = "TENUTO_CONFIG_FILE"
+AWS_VARIABLES: Final = (
+    "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_DYNAMODB",
+    "AWS_ENDPOINT_URL_LAMBDA",
+    "AWS_REGION",
+    "AWS_DEFAULT_REGION",
+    "AWS_PROFILE",
+)
+"""Whoever has set one of these means what it names, and no session on this machine."""
 
 
 def ingress(option: str | None) -> str:
@@ -36,3 +47,41 @@ def brokers(option: str | None) -> str:
             f"no `tenuto dev` runs for this folder; start one, or name a broker with --kafka or {BROKERS_VARIABLE}"
         )
     return found
+
+
+def of_session(command: str, arguments: Sequence[str]) -> tuple[dict[str, str], str]:
+    """What has a command of the control plane ask the running `tenuto dev`: variables, and a line that says so.
+
+    Both are empty when none runs for this folder, and when the user names a configuration or says where AWS is.
+    """
+    named = any(word == "--config" or word.startswith("--config=") for word in arguments)
+    if named or {"--offline", "-h", "--help"} & set(arguments):
+        return {}, ""
+    if any(os.environ.get(variable) for variable in (CONFIG_VARIABLE, *AWS_VARIABLES)):
+        return {}, ""
+    session = running.find(Path.cwd())
+    variables = running.aws_environment(session) if session is not None else {}
+    if session is None or not variables:
+        return {}, ""
+    told = f"tenuto {command}: asks the `tenuto dev` of {session.project} (process {session.pid})"
+    return {**variables, **_as_the_session_sees_it(command, session, variables)}, told
+
+
+def _as_the_session_sees_it(command: str, session: running.Running, variables: dict[str, str]) -> dict[str, str]:
+    """What a session's own control plane is told in the place of what `tenuto.toml` says of AWS."""
+    # The stack is imported for a session that runs, so its extra is installed.
+    from tenuto_local.dev.project import CONFIG_FILE, control_plane_environment, read_project
+    from tenuto_local.errors import ConfigurationError
+    from tenuto_local.system import TABLE
+
+    project = Path(session.project)
+    # A journal is read as it was written: without what the session leaves out. A check is of the user's own file.
+    file = session.state / CONFIG_FILE if command == "journal" else project / CONFIG_FILE
+    own = {"TENUTO_TABLE": TABLE, "TENUTO_REGION": variables.get("AWS_REGION", "")}
+    if command == "journal" or not (Path.cwd() / CONFIG_FILE).is_file():
+        own[CONFIG_VARIABLE] = str(file)
+    try:
+        return own | control_plane_environment(read_project(project, Path.cwd()), own_broker=True)
+    except ConfigurationError:
+        # The command itself says what is wrong with the file.
+        return own

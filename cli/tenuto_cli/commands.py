@@ -14,12 +14,16 @@ CONTROL: Final = "tenuto_control.__main__"
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """One command. `module` has `main(arguments)` and `parser()`; `extras` are those of the distribution."""
+    """One command. `module` has `main(arguments)` and `parser()`; `extras` are those of the distribution.
+
+    `asks_session`: the module reads AWS's variables, which are those of a running `tenuto dev` unless the user set any.
+    """
 
     name: str
     help: str
     module: str
     extras: tuple[str, ...] = ()
+    asks_session: bool = False
 
 
 COMMANDS: Final = (
@@ -33,9 +37,9 @@ COMMANDS: Final = (
     Command("tail", "show the records of a topic", f"{OWN}.tail", ("control",)),
     Command("completion", "print what completes commands in a shell", f"{OWN}.completion"),
     Command("run", "run a control plane: consume, dispatch, sweep and serve HTTP", CONTROL, ("control",)),
-    Command("check", "check the configuration, and ask the functions what they serve", CONTROL, ("control",)),
+    Command("check", "check the configuration, and ask the functions what they serve", CONTROL, ("control",), True),
     Command("cost", "estimate what a month of events costs", CONTROL),
-    Command("journal", "print the journal of an invocation under way, to replay it", CONTROL, ("control",)),
+    Command("journal", "print the journal of an invocation under way, to replay it", CONTROL, ("control",), True),
     Command("replay", "replay a journal against the code as it is now", "tenuto.testing.replay_command"),
     Command("sam", "write the SAM templates of a project, as tenuto.toml says", "tenuto_cli.sam.command"),
     Command("rotate-data-key", "make a new data key for the payloads written from now on", CONTROL, ("control", "kms")),

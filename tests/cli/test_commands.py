@@ -180,6 +180,33 @@ def test_addresses_are_those_of_the_running_session(session: Path, monkeypatch: 
         addresses.brokers(None)
 
 
+def test_commands_of_the_control_plane_ask_the_running_session(session: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in (addresses.CONFIG_VARIABLE, *addresses.AWS_VARIABLES):
+        monkeypatch.delenv(variable, raising=False)
+    (session.parent / "tenuto.toml").write_text('[functions.a-b]\nhandler = "x:y"\n')
+    assert addresses.of_session("journal", ["journal", "a/b"]) == ({}, "")
+    running.write(session, running.Running(1, str(session.parent), "u", "b", "d", "a", {}))
+    assert addresses.of_session("journal", ["journal", "a/b"]) == ({}, ""), "its addresses are not there yet"
+    (session / running.AWS_ENVIRONMENT).write_text(
+        "export AWS_REGION=us-east-1\nexport AWS_ENDPOINT_URL='http://x y'\n"
+    )
+    found, told = addresses.of_session("journal", ["journal", "a/b"])
+    assert (found["AWS_REGION"], found["AWS_ENDPOINT_URL"], found["TENUTO_TABLE"]) == (
+        "us-east-1",
+        "http://x y",
+        "tenuto",
+    )
+    assert found[addresses.CONFIG_VARIABLE] == str(session / "tenuto.toml")
+    assert found["TENUTO_FUNCTION_A_B"] == "a-b"
+    assert told == f"tenuto journal: asks the `tenuto dev` of {session.parent} (process 1)"
+    found, _ = addresses.of_session("check", ["check"])
+    assert found[addresses.CONFIG_VARIABLE] == str(session.parent / "tenuto.toml"), "from a folder below the project"
+    for arguments in (["check", "--offline"], ["check", "--config", "x"], ["check", "--config=x"], ["check", "--help"]):
+        assert addresses.of_session("check", arguments) == ({}, "")
+    monkeypatch.setenv("AWS_PROFILE", "mine")
+    assert addresses.of_session("check", ["check"]) == ({}, "")
+
+
 def test_a_session_whose_process_has_ended_is_none(session: Path) -> None:
     running.write(session, running.Running(2**22 - 1, "shop", "u", "b", "d", "a", {}))
     assert running.read(session) is None

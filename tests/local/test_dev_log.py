@@ -73,22 +73,37 @@ def test_output_names_its_invocation_key_and_attempt() -> None:
         ("orders/place: attempt failed: JournalMismatchError: at 2", "undo that change"),
         ("orders/place failed for good: TerminalError: no", "the handler's own decision"),
         (
+            "orders/place is refused: BadInputError: the input of orders/place is not a valid int",
+            "in TOPIC.dead-letter",
+        ),
+        ("orders/place is refused: InvalidArgumentError: ctx.publish: no topic", "a caller has the error"),
+        ("orders/o-1: place ends as failed: its function never answers", "the caller has the error"),
+        ("orders/o-1: place ended t/0 offset 3 by a terminal error (409): no", "counts as handled"),
+        ('topic "gone" does not exist; its subscription waits until it is created', "add [topics.NAME] to tenuto.toml"),
+        ("gone: the topic does not exist (UnknownTopic); create it", "add [topics.NAME] to tenuto.toml"),
+        (
             'the record t/0 offset 3 for place ended as failed and is in "t.dead-letter": no',
             "tenuto tail TOPIC.dead-letter",
         ),
-        ("place ended as failed (500) after 3 attempts, from HTTP; kept as dead letter x: no", "kept in the table"),
+        ("place ended as failed (500) after 3 attempts, from HTTP; kept as dead letter x: no", "the guide Operate"),
     ],
 )
 def test_a_failure_shows_the_users_own_line_and_where_to_look(text: str, hint: str) -> None:
     trouble = Trouble("ValueError", "no", (Frame("/work/shop/src/shop/orders.py", 14, "price", "raise ValueError"),))
     view = View(ROOT)
     lines = list(view.of_function("shop", encoded(Line(text, "WARNING", "tenuto", **PLACE, trouble=trouble)), 0.0))
-    assert lines[0].endswith(f"✗ {text}")
+    assert lines[0].endswith(f"✗ {text.removeprefix('orders/o-1: ')}")
     assert lines[1].strip() == "src/shop/orders.py:14 in price   raise ValueError"
     assert hint in lines[2]
+    assert "docs/" not in lines[2], "a project has no such folder"
     assert "inv_abc" in lines[2]
     again = list(view.of_function("shop", encoded(Line(text, "WARNING", "tenuto", **PLACE)), 0.0))
     assert len(again) == 1, "a hint is given once for each invocation"
+
+
+def test_a_step_that_fails_for_good_is_the_handlers_to_catch() -> None:
+    line = Line("step 'charge' failed for good", "WARNING", "tenuto", **PLACE)
+    assert len(list(View(ROOT).of_function("shop", encoded(line), 0.0))) == 1
 
 
 def test_ordinary_lines_of_the_control_plane_are_left_out() -> None:

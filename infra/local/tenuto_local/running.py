@@ -8,12 +8,15 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
 FILE: Final = "dev.json"
 FOLDER: Final = ".tenuto"
+AWS_ENVIRONMENT: Final = "aws.env"
+"""In the same folder: a session's addresses and credentials, as a shell reads them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +30,11 @@ class Running:
     dynamodb: str
     aws: str
     engines: dict[str, str]
+
+    @property
+    def state(self) -> Path:
+        """The folder in which it keeps everything."""
+        return Path(self.project) / FOLDER
 
     @property
     def alive(self) -> bool:
@@ -60,6 +68,16 @@ def read(state: Path) -> Running | None:
     except (OSError, ValueError, TypeError):
         return None
     return running if running.alive else None
+
+
+def aws_environment(running: Running) -> dict[str, str]:
+    """The variables by which the AWS clients of a process reach a session; none when its file cannot be read."""
+    try:
+        lines = (running.state / AWS_ENVIRONMENT).read_text("utf-8").splitlines()
+    except OSError:
+        return {}
+    pairs = (shlex.split(line)[-1].partition("=") for line in lines if line.startswith("export "))
+    return {name: value for name, _, value in pairs}
 
 
 def find(folder: Path) -> Running | None:

@@ -25,6 +25,7 @@ from typing import Any, Final, Self
 import aiohttp
 import msgspec
 
+from tenuto_local import running
 from tenuto_local.aws_api import credentials, region
 from tenuto_local.broker_engine import Broker, chosen_broker
 from tenuto_local.cache import Progress, silent
@@ -210,7 +211,7 @@ class EmbeddedStack:
     @property
     def aws_environment(self) -> Path:
         """A file of `environment()` for a shell, which its owner alone may read: credentials are made at each start."""
-        return self.workdir / "aws.env"
+        return self.workdir / running.AWS_ENVIRONMENT
 
     def environment(self) -> dict[str, str]:
         """The variables that point a child process, boto3 or a control plane at this stack."""

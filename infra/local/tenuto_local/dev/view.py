@@ -31,24 +31,36 @@ _RETRIED: Final = (
     "tried again after a pause, while later events of this key wait; save a fix, and the next attempt runs it"
 )
 _KEPT: Final = (
-    "nothing tries it again; its message is kept in the table (docs/guides/operate.md#dead-letters-of-the-table)"
+    "nothing tries it again; its message is kept in the table, and the guide Operate says how to read it, under Dead "
+    "letters of the table"
 )
 _TERMINAL: Final = (
     "a terminal error is the handler's own decision: the caller has it, a record counts as handled, and nothing is "
     "tried again"
 )
+_REFUSED: Final = (
+    "no attempt would help, so there is no other: a caller has the error, a record is in TOPIC.dead-letter, and a message "
+    "is kept in the table"
+)
+_GIVEN_UP: Final = "no further attempt is made; the caller has the error"
 _MOVED: Final = "`tenuto tail TOPIC.dead-letter` shows it, with the reason in its headers"
 _UNSERVED: Final = "declare that service in a function of tenuto.toml, and pass it to aws.handler(...)"
-_NO_TOPIC: Final = "name it in tenuto.toml, such as [topics.NAME], and save: dev creates it"
+_NO_TOPIC: Final = "add [topics.NAME] to tenuto.toml, with the topic's name, and save: dev creates it"
 
 _HINTS: Final = (
     (re.compile(r"JournalMismatchError"), _DIVERGED),
     (re.compile(r"attempt failed|attempt at .* failed"), _RETRIED),
+    (
+        re.compile(r'topic ".*" does not exist|the topic does not exist|UNKNOWN_TOPIC|unknown topic', re.IGNORECASE),
+        _NO_TOPIC,
+    ),
     (re.compile(r"kept as dead letter"), _KEPT),
     (re.compile(r'(ended as failed|cannot be handled) and is in "|dead letter'), _MOVED),
-    (re.compile(r"failed for good|is refused|by a terminal error|ends as failed"), _TERMINAL),
+    (re.compile(r"\S+ is refused: "), _REFUSED),
+    (re.compile(r"ends as failed"), _GIVEN_UP),
+    # A step's failure is the handler's to catch.
+    (re.compile(r"^(?!step ).*failed for good|by a terminal error"), _TERMINAL),
     (re.compile(r"no function serves"), _UNSERVED),
-    (re.compile(r'topic ".*" does not exist|UNKNOWN_TOPIC|unknown topic', re.IGNORECASE), _NO_TOPIC),
 )
 """Where to look next, by what a line says; the first that fits."""
 
