@@ -41,7 +41,8 @@ def parser() -> argparse.ArgumentParser:
         prog="tenuto call",
         usage="tenuto call SERVICE [KEY] HANDLER [BODY] [options]",
         description="Call a handler and print its result. A virtual object has a KEY, a service none. BODY is JSON; "
-        "text that is no JSON is sent as a string; @FILE and - read it from a file and from standard input.",
+        "text that is no JSON is sent as a string, unless it begins like an object or a list; @FILE and - read it from "
+        "a file and from standard input.",
     )
     made.add_argument("words", nargs="+", metavar="SERVICE [KEY] HANDLER [BODY]", help="what to call, and with what")
     made.add_argument("--send", action="store_true", help="leave a message, and do not wait for a result")
@@ -57,6 +58,8 @@ def main(arguments: Sequence[str]) -> int:
     """Run the command; its exit status: 1 when the handler fails, 2 for a mistake."""
     options = parser().parse_args(arguments)
     try:
+        if options.delay and not options.send:
+            raise UsageError("--delay goes with --send: a call with a delay has no result to wait for")
         base = addresses.ingress(options.url)
         call = understood(options.words, http.listing(base))
         answer = _asked(base, call, options)
@@ -135,7 +138,7 @@ def _asked(base: str, call: Call, options: argparse.Namespace) -> http.Answer:
         headers["content-type"] = "application/json"
     if options.idempotency_key is not None:
         headers["idempotency-key"] = options.idempotency_key
-    if options.send or options.delay:
+    if options.send:
         later = f"?delay={options.delay}" if options.delay else ""
         return http.request(base, "POST", call.path("send") + later, body, headers)
     answer = http.request(base, "POST", call.path("call"), body, headers)

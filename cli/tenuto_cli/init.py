@@ -57,7 +57,7 @@ TEMPLATES: Final = {
         ),
     ),
     "workflow": Template(
-        "A purchase waits for somebody's decision, for an hour at most: a callback with a timeout.",
+        "A purchase waits for a decision, for an hour at most: a callback with a timeout.",
         (
             'tenuto send purchases p-1 \'{"item": "a chair", "price": 80}\'',
             "tenuto tail decisions-wanted          # shows the callback, awk_...",

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import sys
+from collections import deque
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 REQUEST_TIMEOUT_MS: Final = 10_000
 IN_FLIGHT_MAX: Final = 1_000
+STANDARD_INPUT: Final = "-"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -70,6 +72,9 @@ def wanted(options: argparse.Namespace) -> Iterator[Record]:
     if options.file is not None:
         if options.key is not None or options.count != 1:
             raise UsageError("--file brings keys and values along: leave KEY, VALUE and --count out")
+        if options.file != STANDARD_INPUT:
+            # Once to see that each line is a record, so that a mistake in one sends nothing.
+            deque(of_lines(_lines(options.file), options.separator, headers), maxlen=0)
         return of_lines(_lines(options.file), options.separator, headers)
     if options.key is None or (options.value is None) is not options.null:
         raise UsageError("write TOPIC KEY VALUE, TOPIC KEY --null, or TOPIC --file FILE")
@@ -79,7 +84,7 @@ def wanted(options: argparse.Namespace) -> Iterator[Record]:
 
 
 def _lines(name: str) -> Iterator[str]:
-    if name == "-":
+    if name == STANDARD_INPUT:
         yield from sys.stdin
         return
     try:
@@ -123,12 +128,20 @@ async def _send(brokers: str, topic: str, records: Iterator[Record]) -> str:
                     waiting.clear()
             if waiting:
                 last = (await asyncio.gather(*waiting))[-1]
+        except UsageError as error:
+            # Standard input may be endless, so its lines are sent as they come.
+            await asyncio.gather(*waiting)
+            raise UsageError(f"{error}; {_counted(sent)} before it {'was' if sent == 1 else 'were'} sent") from error
         except KafkaError as error:
             raise UsageError(f"{topic} takes no record: {type(error).__name__}: {error}") from error
     if last is None:
         return f"sent nothing to {topic}"
     place = f"partition {last.partition} offset {last.offset}"
-    return f"sent 1 record to {topic}, {place}" if sent == 1 else f"sent {sent} records to {topic}, the last to {place}"
+    return f"sent {_counted(sent)} to {topic}, {place if sent == 1 else f'the last to {place}'}"
+
+
+def _counted(records: int) -> str:
+    return "1 record" if records == 1 else f"{records} records"
 
 
 async def check_topic(brokers: str, topic: str) -> None:

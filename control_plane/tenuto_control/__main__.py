@@ -112,6 +112,22 @@ _COST_TEXT = (
 )
 
 
+def _int(text: str) -> int:
+    """A whole number, such as 1,000,000. Raises ArgumentTypeError."""
+    try:
+        return int(text.replace(",", ""))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number, such as 1,000,000") from None
+
+
+def _float(text: str) -> float:
+    """A number, such as 1,000.5. Raises ArgumentTypeError."""
+    try:
+        return float(text.replace(",", ""))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number, such as 1,000.5") from None
+
+
 def _add_cost(command: argparse.ArgumentParser) -> None:
     """An option for each field of a workload, which knows its default and its bounds."""
     for one in fields(costs.Workload):
@@ -122,10 +138,11 @@ def _add_cost(command: argparse.ArgumentParser) -> None:
             choices = one.metadata["choices"]
             command.add_argument(name, choices=choices, default=default, help=f"{text} (default: {default})")
         elif default is None:
-            command.add_argument(name, type=float, metavar="N", help=text)
+            command.add_argument(name, type=_float, metavar="N", help=text)
         else:
             shown = f"{text} (default: {default:,})".replace(".0)", ")")
-            command.add_argument(name, type=type(default), default=default, metavar="N", help=shown)
+            number = _float if isinstance(default, float) else _int
+            command.add_argument(name, type=number, default=default, metavar="N", help=shown)
     command.add_argument("--prices", metavar="FILE.toml", help="prices that differ from the list prices of us-east-1")
     command.add_argument("--json", action="store_true", help="everything, for programs")
 

@@ -15,6 +15,7 @@ import pytest
 from tenuto_cli import addresses
 from tenuto_cli.__main__ import command_word, main
 from tenuto_cli.call import Call, body_of, understood
+from tenuto_cli.call import parser as call_parser
 from tenuto_cli.commands import COMMANDS
 from tenuto_cli.completion import next_words, options_of, parser_of
 from tenuto_cli.parsing import UsageError
@@ -89,6 +90,28 @@ def test_a_body_from_a_file(tmp_path: Path) -> None:
         body_of('{"a": ', as_text=False)
 
 
+@pytest.mark.parametrize("words", [["X", "--text", "5"], ["X", "5", "--text"], ["--text", "X", "5"]])
+def test_options_may_stand_between_the_words(words: list[str]) -> None:
+    options = call_parser().parse_args(words)
+    assert (options.words, options.text) == (["X", "5"], True)
+
+
+def test_a_delay_without_a_message_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["call", "orders", "o-1", "place", "{}", "--delay", "5s"]) == 2
+    assert "--delay goes with --send" in capsys.readouterr().err
+
+
+def test_an_estimate_takes_numbers_with_commas(capsys: pytest.CaptureFixture[str]) -> None:
+    said = []
+    for number in ("2,500,000", "2500000"):
+        assert main(["cost", "--events", number, "--json"]) == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1]
+    with pytest.raises(SystemExit):
+        main(["cost", "--events", "1,x"])
+    assert "argument --events: '1,x' is no number, such as" in capsys.readouterr().err
+
+
 def asked(*arguments: str) -> list[Record]:
     options: argparse.Namespace = parser().parse_args(arguments)
     return list(wanted(options))
@@ -118,6 +141,12 @@ def test_records_that_make_no_sense_are_refused(arguments: tuple[str, ...], comp
     with pytest.raises(UsageError) as caught:
         asked(*arguments)
     assert complaint in str(caught.value)
+
+
+def test_a_file_is_checked_before_anything_of_it_is_sent(tmp_path: Path) -> None:
+    (tmp_path / "records").write_text("a:1\nb:2\nnothing\n", "utf-8")
+    with pytest.raises(UsageError, match="line 3: expected KEY:VALUE"):
+        wanted(parser().parse_args(["t", "--file", str(tmp_path / "records")]))
 
 
 def test_a_line_without_a_key_is_named() -> None:

@@ -219,7 +219,9 @@ def only_what_changed_is_reloaded(dev: Dev) -> None:
 
 def a_mistake_on_save_replaces_nothing(dev: Dev) -> None:
     dev.save("words", "def word() -> str\n")
-    dev.shown(r"greeter  ✗ SyntaxError: expected ':'\n(.*\n)* +src/shop/words.py:1   def word\(\) -> str\n +→ the code")
+    dev.shown(
+        r"greeter  ✗ SyntaxError: expected ':'\n(.*\n)* +src/shop/words.py:1   def word\(\) -> str\n +→ the previous"
+    )
     assert dev.ok("call", "greeter", "ann", "greet", "Hi") == '"Good day, Ann!"'
     dev.save("words", "import nothing_of_that_name\n")
     dev.shown(

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Final
@@ -42,7 +42,7 @@ Say = Callable[[str], None]
 
 EXIT_USAGE: Final = 2
 LOG_BYTES_KEPT_MAX: Final = 10 * 1024 * 1024
-GITIGNORE: Final = "# Everything here belongs to `tenuto dev`; removing it starts anew.\n*\n"
+GITIGNORE: Final = "# Everything here belongs to `tenuto dev`; without it, the next start is from scratch.\n*\n"
 EXAMPLE_KEY: Final = "KEY"
 
 
@@ -195,19 +195,29 @@ def _introduce(session: Session) -> None:
     print(f"For the AWS CLI and boto3, with this start's credentials: . {system.stack.aws_environment}\n")
     if session.debugged is not None:
         print(f"A debugger may attach to {session.debugged.function} at 127.0.0.1:{session.debugged.port} (debugpy)\n")
-    print("In a second terminal, in this project:\n")
-    for subscription in project.config.subscriptions:
-        print(f"  tenuto send {subscription.topic} {EXAMPLE_KEY} VALUE")
-    for function in project.functions:
+    examples = [*_examples(session)]
+    if examples:
+        print("In a second terminal, in this project:\n")
+        for example in examples:
+            print(f"  {example}")
+        print()
+    print(
+        "Its log follows. Save a change, and it is reloaded; Ctrl-C ends it, and the next start continues with the "
+        "same data.\n",
+        flush=True,
+    )
+
+
+def _examples(session: Session) -> Iterator[str]:
+    """What may be typed in a second terminal: a command for each subscription and each handler."""
+    for subscription in session.project.config.subscriptions:
+        yield f"tenuto send {subscription.topic} {EXAMPLE_KEY} VALUE"
+    for function in session.project.functions:
         for service in services_of(session.known[function.name]):
             for handler in service.handlers:
                 key = f" {EXAMPLE_KEY}" if service.keyed else ""
                 body = " BODY" if handler.takes_input else ""
-                print(f"  tenuto call {service.name}{key} {handler.name}{body}")
-    print(
-        "\nIts log follows. Save a change, and it is reloaded; Ctrl-C ends it, and the next start goes on.\n",
-        flush=True,
-    )
+                yield f"tenuto call {service.name}{key} {handler.name}{body}"
 
 
 def _say(line: str) -> None:

@@ -24,8 +24,8 @@ HINTS_MAX: Final = 1_000
 LOUD: Final = ("WARNING", "ERROR", "CRITICAL")
 
 _DIVERGED: Final = (
-    "the code has changed before a step that is done: undo that change, or add new steps behind the old ones. It is "
-    "tried again each minute, and resumes by itself; `tenuto dev --fresh` forgets it"
+    "the code has changed before a step that is done: undo that change, or add new steps after the existing ones. It "
+    "is tried again each minute, and resumes by itself; `tenuto dev --fresh` forgets it"
 )
 _RETRIED: Final = (
     "tried again after a pause, while later events of this key wait; save a fix, and the next attempt runs it"
@@ -39,8 +39,8 @@ _TERMINAL: Final = (
     "tried again"
 )
 _REFUSED: Final = (
-    "no attempt would help, so there is no other: a caller has the error, a record is in TOPIC.dead-letter, and a message "
-    "is kept in the table"
+    "no attempt would help, so there is no other: a caller has the error, a record is in TOPIC.dead-letter, and a "
+    "message is kept in the table"
 )
 _GIVEN_UP: Final = "no further attempt is made; the caller has the error"
 _MOVED: Final = "`tenuto tail TOPIC.dead-letter` shows it, with the reason in its headers"
