@@ -58,8 +58,7 @@ def main(arguments: Sequence[str]) -> int:
     """Run the command; its exit status: 1 when the handler fails, 2 for a mistake."""
     options = parser().parse_args(arguments)
     try:
-        if options.delay and not options.send:
-            raise UsageError("--delay goes with --send: a call with a delay has no result to wait for")
+        _see_that_they_fit(options)
         base = addresses.ingress(options.url)
         call = understood(options.words, http.listing(base))
         answer = _asked(base, call, options)
@@ -75,6 +74,11 @@ def main(arguments: Sequence[str]) -> int:
         sys.stdout.flush()
         sys.stdout.buffer.write(answer.body.rstrip(b"\n") + b"\n")
     return 0
+
+
+def _see_that_they_fit(options: argparse.Namespace) -> None:
+    if options.delay and not options.send:
+        raise UsageError("--delay goes with --send: a call with a delay has no result to wait for")
 
 
 def understood(words: Sequence[str], services: Mapping[str, Mapping[str, Any]]) -> Call:
