@@ -14,7 +14,7 @@ from tenuto_control.dispatcher import lane_worker
 from tests.simulation import scenarios
 from tests.simulation.runner import Verdict, judge
 
-WITHOUT = [(20, "always on"), (30, "always on"), (3, "scaled to zero"), (10, "scaled to zero")]
+WITHOUT = [(20, "always on"), (3, "scaled to zero"), (10, "scaled to zero")]
 """Seeds and shapes in which somebody takes over what it must not, without the rule."""
 
 
@@ -23,7 +23,7 @@ def verdict(seed: int, shape: str) -> Verdict:
     return judge(f"seed {seed}", "", replace(drawn, wrong_clock_ms=scenarios.WRONG_CLOCK_MS))
 
 
-@pytest.mark.parametrize(("seed", "shape"), [*WITHOUT[1:2], *WITHOUT[3:], (12, "always on")])
+@pytest.mark.parametrize(("seed", "shape"), [(12, "always on"), (22, "always on"), (10, "scaled to zero")])
 def test_every_law_holds_with_wrong_clocks(seed: int, shape: str) -> None:
     found = verdict(seed, shape)
     if found.problem is not None:
