@@ -6,14 +6,14 @@ Java and its jars can be had, because topics outlive it; tansu elsewhere. Does n
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
 from tenuto_local import tansu
 from tenuto_local.cache import Progress
-from tenuto_local.errors import ConfigurationError, PrerequisiteMissing
+from tenuto_local.engine_choice import chosen
+from tenuto_local.errors import PrerequisiteMissing
 from tenuto_local.jars import KAFKA_BROKER, JarSet
 from tenuto_local.kafka_broker import KafkaBroker
 from tenuto_local.tansu import Tansu
@@ -76,12 +76,7 @@ ENGINES: Final = {kind.name: kind for kind in (REFERENCE, NATIVE)}
 
 def chosen_broker(name: str | None = None) -> BrokerKind:
     """The engine of that name, else of TENUTO_BROKER_ENGINE, else Apache Kafka. Raises `ConfigurationError`."""
-    wanted = name or os.environ.get(ENGINE_VARIABLE) or REFERENCE.name
-    if wanted not in ENGINES:
-        raise ConfigurationError(
-            f"there is no broker engine {wanted!r}; {ENGINE_VARIABLE} may be {' or '.join(ENGINES)}"
-        )
-    return ENGINES[wanted]
+    return chosen(ENGINES, "broker", ENGINE_VARIABLE, name)
 
 
 def best_broker(missing_for_kafka: str | None) -> BrokerKind:

@@ -12,12 +12,12 @@ from pathlib import Path
 from tenuto_local.cache import Progress, silent
 from tenuto_local.errors import ProcessFailed
 from tenuto_local.jars import DYNAMODB_LOCAL, RESOURCES, classpath, compile_java, fetch
-from tenuto_local.ports import LOOPBACK, free_port
+from tenuto_local.ports import LOOPBACK, start_at_free_port
 from tenuto_local.processes import ManagedProcess
 
 READY_TIMEOUT_S = 40.0
-START_ATTEMPTS_MAX = 3
 READY_MARKER = "DynamoDB Local is listening"
+PORT_TAKEN = "Failed to bind"
 
 # No class archive here: the manifest of DynamoDB Local's jar names its own directory in its class path, and
 # the JVM refuses to write an archive over a directory that is not empty.
@@ -66,24 +66,21 @@ class DynamoDBLocal:
         launcher = await compile_java(RESOURCES / "LoopbackDynamoDB.java", home)
         if self._data is not None:
             self._data.mkdir(parents=True, exist_ok=True)
-        for attempt in range(1, START_ATTEMPTS_MAX + 1):
-            self._port = self._fixed_port or free_port()
+
+        def at(port: int) -> ManagedProcess:
+            self._port = port
             self._process = ManagedProcess(
                 "DynamoDB Local",
-                _java(home, launcher, self._workdir, self._port, self._data),
+                _java(home, launcher, self._workdir, port, self._data),
                 self._workdir / "dynamodb.log",
                 ready_marker=READY_MARKER,
                 ready_timeout_s=READY_TIMEOUT_S,
                 cwd=self._workdir,
                 env=os.environ | {"DDB_LOCAL_TELEMETRY": "0"},
             )
-            try:
-                await self._process.start()
-                return
-            except ProcessFailed as error:
-                # Between choosing a free port and binding it, another process may have taken it.
-                if self._fixed_port or attempt == START_ATTEMPTS_MAX or "Failed to bind" not in str(error):
-                    raise
+            return self._process
+
+        await start_at_free_port(at, PORT_TAKEN, self._fixed_port)
 
     async def stop(self) -> None:
         """Stop it; nothing happens when it does not run."""

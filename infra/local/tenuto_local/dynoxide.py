@@ -20,7 +20,7 @@ from typing import Final
 from tenuto_local.cache import Progress, silent
 from tenuto_local.errors import LocalStackError, PrerequisiteMissing, ProcessFailed
 from tenuto_local.npm import NpmProgram, fetch_program
-from tenuto_local.ports import LOOPBACK, free_port
+from tenuto_local.ports import LOOPBACK, start_at_free_port
 from tenuto_local.processes import ManagedProcess
 
 PROGRAM: Final = NpmProgram(
@@ -32,7 +32,6 @@ PROGRAM: Final = NpmProgram(
     size_mb=8,
 )
 READY_TIMEOUT_S: Final = 20.0
-START_ATTEMPTS_MAX: Final = 3
 READY_MARKER: Final = "Dynoxide listening on"
 PORT_TAKEN: Final = "already in use"
 DATABASE: Final = "table.sqlite"
@@ -65,8 +64,9 @@ class Dynoxide:
         program = await find_program(self._progress)
         if self._data is not None:
             self._data.mkdir(parents=True, exist_ok=True)
-        for attempt in range(1, START_ATTEMPTS_MAX + 1):
-            host, port = loopback_host(), free_port()
+
+        def at(port: int) -> ManagedProcess:
+            host = loopback_host()
             stored = [] if self._data is None else ["--db-path", str(self._data / DATABASE)]
             self._process = ManagedProcess(
                 "dynoxide",
@@ -76,15 +76,10 @@ class Dynoxide:
                 ready_timeout_s=READY_TIMEOUT_S,
                 cwd=self._workdir,
             )
-            try:
-                await self._process.start()
-            except ProcessFailed as error:
-                # Between choosing a free port and binding it, another process may have taken it.
-                if attempt == START_ATTEMPTS_MAX or PORT_TAKEN not in str(error):
-                    raise
-            else:
-                self._endpoint_url = f"http://{host}:{port}"
-                return
+            self._endpoint_url = f"http://{host}:{port}"
+            return self._process
+
+        await start_at_free_port(at, PORT_TAKEN)
 
     async def stop(self) -> None:
         """Stop it; nothing happens when it does not run."""

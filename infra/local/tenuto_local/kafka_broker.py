@@ -14,13 +14,13 @@ from tenuto_local.cache import Progress, cache_root, locked, silent
 from tenuto_local.class_archive import archive_flags
 from tenuto_local.errors import FetchFailed, ProcessFailed
 from tenuto_local.jars import KAFKA_BROKER, classpath, fetch
-from tenuto_local.ports import LOOPBACK, free_port
+from tenuto_local.ports import LOOPBACK, free_port, start_at_free_port
 from tenuto_local.processes import ManagedProcess
 
 READY_TIMEOUT_S = 40.0
 FORMAT_TIMEOUT_S = 40.0
-START_ATTEMPTS_MAX = 3
 READY_MARKER = "Kafka Server started"
+PORT_TAKEN = "Address already in use"
 CLUSTER_ID = "dGVudXRvLWxvY2FsLTAwMQ"  # 16 bytes in URL-safe base64; the storage tool refuses any other length.
 
 JVM_FLAGS = (
@@ -111,12 +111,11 @@ class KafkaBroker:
         data = self.data
         if not data.exists():
             shutil.copytree(formatted, data)
-        for attempt in range(1, START_ATTEMPTS_MAX + 1):
-            self._port = self._fixed_port or free_port()
+
+        def at(port: int) -> ManagedProcess:
             properties = self._workdir / "server.properties"
-            properties.write_text(
-                PROPERTIES.format(host=LOOPBACK, port=self._port, controller_port=free_port(), data=data)
-            )
+            properties.write_text(PROPERTIES.format(host=LOOPBACK, port=port, controller_port=free_port(), data=data))
+            self._port = port
             self._process = ManagedProcess(
                 "the Kafka broker",
                 # Codecs unpack a native library into the temporary directory, and a SIGKILL would leave it there.
@@ -125,13 +124,9 @@ class KafkaBroker:
                 ready_marker=READY_MARKER,
                 ready_timeout_s=READY_TIMEOUT_S,
             )
-            try:
-                await self._process.start()
-                return
-            except ProcessFailed as error:
-                # Between choosing a free port and binding it, another process may have taken it.
-                if self._fixed_port or attempt == START_ATTEMPTS_MAX or "Address already in use" not in str(error):
-                    raise
+            return self._process
+
+        await start_at_free_port(at, PORT_TAKEN, self._fixed_port)
 
     async def stop(self) -> None:
         """Stop in order; nothing happens when it does not run."""

@@ -11,7 +11,6 @@ DynamoDB's protocol; what the engines do differently is in docs/internals/engine
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
@@ -19,7 +18,7 @@ from typing import Final, Protocol
 from tenuto_local.cache import Progress, silent
 from tenuto_local.dynamodb_local import DynamoDBLocal
 from tenuto_local.dynoxide import PROGRAM, Dynoxide
-from tenuto_local.errors import ConfigurationError
+from tenuto_local.engine_choice import chosen
 from tenuto_local.jars import DYNAMODB_LOCAL, JarSet
 
 ENGINE_VARIABLE: Final = "TENUTO_TABLE_ENGINE"
@@ -72,9 +71,4 @@ ENGINES: Final = {kind.name: kind for kind in (REFERENCE, NATIVE)}
 
 def chosen_engine(name: str | None = None) -> EngineKind:
     """The engine of that name, else of TENUTO_TABLE_ENGINE, else DynamoDB Local. Raises `ConfigurationError`."""
-    wanted = name or os.environ.get(ENGINE_VARIABLE) or REFERENCE.name
-    if wanted not in ENGINES:
-        raise ConfigurationError(
-            f"there is no table engine {wanted!r}; {ENGINE_VARIABLE} may be {' or '.join(ENGINES)}"
-        )
-    return ENGINES[wanted]
+    return chosen(ENGINES, "table", ENGINE_VARIABLE, name)

