@@ -288,14 +288,15 @@ def _apply(environment: Mapping[str, str], raw: dict[str, Any], variables: dict[
             value = int(text)
         _table(raw.setdefault(section, {}), section)[key] = value
     for name, section_value in raw.get("functions", {}).items():
-        variable = _variable_of(name)
+        variable = function_variable(name)
         text = environment.get(variable)
         if text:
             variables[f"functions.{name}.function"] = variable
             _table(section_value, f"functions.{name}")["function"] = text
 
 
-def _variable_of(function: str) -> str:
+def function_variable(function: str) -> str:
+    """The variable that holds a function's name or ARN, by the name of its section."""
     return FUNCTION_VARIABLE + function.upper().replace("-", "_")
 
 
@@ -306,11 +307,11 @@ def _check_functions(functions: Mapping[str, Any]) -> None:
         problem = settings.label_problem(name)
         if problem is not None:
             raise _MistakeError("functions", problem)
-        first = named.setdefault(_variable_of(name), name)
+        first = named.setdefault(function_variable(name), name)
         if first != name:
             raise _MistakeError(
                 f"functions.{name}",
-                f"shares the variable {_variable_of(name)} with functions.{first}; rename one of the two",
+                f"shares the variable {function_variable(name)} with functions.{first}; rename one of the two",
             )
 
 

@@ -7,6 +7,7 @@ results. Does not own how a pool queues (`tests/control/test_capacity`, `test_la
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from http import HTTPStatus
@@ -188,16 +189,19 @@ async def test_callers_that_wait_for_results_of_one_function_leave_room_for_thos
     assert all(isinstance(answer, Pending) for answer in await asyncio.gather(*waiting, *others))
 
 
+async def hold_room(capacity: Capacity, went: list[str], function: str, size: int, seconds: float) -> None:
+    """Have a function's request of so many bytes hold its room for a while, once it has it."""
+    target = Target(function, ServiceManifest(function, keyed=True, handlers=()), 1_000, 100)
+    async with capacity.room(target, size):
+        went.append(function)
+        await asyncio.sleep(seconds)
+
+
 @virtually
 async def test_a_request_that_is_larger_than_its_share_goes_though_all_others_hang() -> None:
     capacity = Capacity(100, 32 * MIB, functions=10)
     went: list[str] = []
-
-    async def ask(function: str, size: int, seconds: float) -> None:
-        target = Target(function, ServiceManifest(function, keyed=True, handlers=()), 1_000, 100)
-        async with capacity.room(target, size):
-            went.append(function)
-            await asyncio.sleep(seconds)
+    ask = functools.partial(hold_room, capacity, went)
 
     hanging = [asyncio.create_task(ask(f"h{n % 8}", MIB, 10_000)) for n in range(200)]
     await asyncio.sleep(1)
@@ -217,12 +221,7 @@ async def test_a_request_that_is_larger_than_its_share_goes_though_all_others_ha
 async def test_a_flood_of_large_requests_leaves_others_their_turn() -> None:
     capacity = Capacity(100, 16 * MIB, functions=3)
     went: list[str] = []
-
-    async def ask(function: str, size: int, seconds: float) -> None:
-        target = Target(function, ServiceManifest(function, keyed=True, handlers=()), 1_000, 100)
-        async with capacity.room(target, size):
-            went.append(function)
-            await asyncio.sleep(seconds)
+    ask = functools.partial(hold_room, capacity, went)
 
     tasks = [asyncio.create_task(ask("z", 100_000, 1_000))]
     tasks += [asyncio.create_task(ask("x", 18 * MIB, 1)) for _ in range(20)]

@@ -64,13 +64,13 @@ def main(arguments: Sequence[str]) -> int:
     options = parser().parse_args(arguments)
     project: Path = options.project
     try:
-        found = read(project / "tenuto.toml")
-        wanted = deployment(found, _folder(options.out), project.resolve().name)
+        folder = _folder(options.out)
+        wanted = deployment(read(project / "tenuto.toml"), folder, project.resolve().name)
     except DeploymentError as e:
         print(f"tenuto sam: {e}", file=sys.stderr)
         return EXIT_USAGE
     _warn_of_dependencies(project)
-    changes = list(_changes(project, wanted, _folder(options.out)))
+    changes = list(_changes(project, wanted, folder))
     for change in changes:
         _show(change, project, quiet=options.quiet)
     if options.check:
@@ -120,7 +120,7 @@ def _folder(out: str) -> str:
 
 
 def _changes(root: Path, wanted: Mapping[str, str], folder: str) -> Iterator[Change]:
-    """What differs. Raises DeploymentError when a file in the way was not written by this command."""
+    """What differs in the folder, and which of the project's own files are missing."""
     for place, text in sorted(wanted.items()):
         path = root / place
         before = path.read_text("utf-8") if path.is_file() else None

@@ -63,11 +63,6 @@ class Function:
         return self.name.replace("_", "-")
 
     @property
-    def variable(self) -> str:
-        """The end of the variable that tells the control plane its ARN."""
-        return self.name.upper().replace("-", "_")
-
-    @property
     def entry(self) -> str:
         """The handler as Lambda names it."""
         return self.handler.replace(":", ".")

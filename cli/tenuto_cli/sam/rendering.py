@@ -13,6 +13,7 @@ from typing import Final
 from tenuto.protocol.ids import Lane
 from tenuto_cli.sam.blocks import EXAMPLE, FUNCTION, TOPIC, expanded
 from tenuto_cli.sam.model import Function, Given, Project, Topic
+from tenuto_control.config import function_variable
 
 ROOT: Final = "tenuto.yaml"
 MAKEFILE: Final = "lambda/Makefile"
@@ -93,7 +94,7 @@ def _for_function(block: str, function: Function) -> str:
         "examples.user_updates.handler.handler": function.entry,
         "MemorySize: 512": f"MemorySize: {function.memory_mb}",
         "UserUpdates": function.logical,
-        "USER_UPDATES": function.variable,
+        function_variable("user_updates"): function_variable(function.name),
         "user_updates": function.name,
         "user-updates": function.dashed,
     }

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from tenuto_control.config import Config, ConfigError, FunctionConfig, TopicConfig, parse
+from tenuto_control.config import Config, ConfigError, FunctionConfig, TopicConfig, function_variable, parse
 from tenuto_local.errors import ConfigurationError
 
 CONFIG_FILE: Final = "tenuto.toml"
@@ -168,7 +168,7 @@ def local_config_text(text: str) -> tuple[str, list[str]]:
 
 def control_plane_environment(project: Project, *, own_broker: bool) -> dict[str, str]:
     """Variables that put this machine's functions and broker in the place of those that the file names for AWS."""
-    variables = {"TENUTO_FUNCTION_" + f.name.upper().replace("-", "_"): f.name for f in project.functions}
+    variables = {function_variable(f.name): f.name for f in project.functions}
     if own_broker:
         variables |= {"TENUTO_KAFKA_SECURITY_PROTOCOL": "PLAINTEXT", "TENUTO_KAFKA_IAM": "false"}
     return variables
