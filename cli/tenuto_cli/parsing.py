@@ -5,13 +5,14 @@ Owns the parser and the error. Does not own any command.
 
 from __future__ import annotations
 
-import argparse
 import difflib
 from collections.abc import Iterable, Sequence
-from typing import Any, Final, NoReturn
+from typing import Any, Final
+
+from tenuto_control import arguments
 
 EXIT_FAILED: Final = 1
-EXIT_USAGE: Final = 2
+EXIT_USAGE: Final = arguments.EXIT_USAGE
 EXIT_INTERRUPTED: Final = 130
 
 
@@ -19,7 +20,7 @@ class UsageError(Exception):
     """A mistake of the person at the keyboard. The message is one line that names the way out."""
 
 
-class Parser(argparse.ArgumentParser):
+class Parser(arguments.Parser):
     """A parser whose complaint is one line. Options may stand between the words."""
 
     def parse_args(  # type: ignore[override] # the base has one overload for each kind of namespace
@@ -27,10 +28,6 @@ class Parser(argparse.ArgumentParser):
     ) -> Any:
         """The arguments, with those words together that options stand between."""
         return self.parse_intermixed_args(args, namespace)
-
-    def error(self, message: str) -> NoReturn:
-        """Say what is wrong and where to look, and end the process with status 2."""
-        self.exit(EXIT_USAGE, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

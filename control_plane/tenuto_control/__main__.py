@@ -15,8 +15,8 @@ import sys
 from collections.abc import Sequence, Sized
 from dataclasses import fields
 from pathlib import Path
-from typing import NoReturn
 
+from tenuto_control import arguments
 from tenuto_control.config import DEFAULT_FILE, Config, ConfigError, load
 from tenuto_control.core import costs
 from tenuto_control.core.log_fields import shown
@@ -34,7 +34,7 @@ JOURNAL_TEXT = (
 )
 
 EXIT_UNSEEN = 1
-EXIT_USAGE = 2
+EXIT_USAGE = arguments.EXIT_USAGE
 EXIT_INTERRUPTED = 130
 
 CONFIG_VARIABLE = "TENUTO_CONFIG_FILE"
@@ -71,17 +71,9 @@ def _complain(error: ConfigError, log_format: str) -> None:
         print(f"tenuto: {shown(str(error), log_lines.LINE_CHARACTERS_MAX)}", file=sys.stderr)
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser whose complaint is one line, as every other one of this program."""
-
-    def error(self, message: str) -> NoReturn:
-        """Say what is wrong and where to look, and end the process."""
-        self.exit(EXIT_USAGE, f"{self.prog}: {message}; see {self.prog} --help\n")
-
-
 def parser() -> argparse.ArgumentParser:
     """The arguments of every command of the control plane."""
-    made = _Parser(prog="tenuto", description="Durable handlers for Kafka events and calls.")
+    made = arguments.Parser(prog="tenuto", description="Durable handlers for Kafka events and calls.")
     level, form = (os.environ.get(name) for name in (log_lines.LEVEL_VARIABLE, log_lines.FORMAT_VARIABLE))
     made.add_argument("--log-level", default=level or "info", help="from debug to critical; default: info")
     made.add_argument("--log-format", default=form or "text", help="text, or json: one object a line; default: text")

@@ -14,17 +14,17 @@ import sys
 import traceback
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Final
 
 from tenuto.errors import JournalMismatchError
 from tenuto.service import Service, Services, VirtualObject
 from tenuto.testing.errors import HarnessError
 from tenuto.testing.replays import Replayed, replayed
 from tenuto.testing.virtual_loop import VirtualTimeLoop
+from tenuto_control.arguments import EXIT_USAGE, Parser
 from tenuto_control.config import DEFAULT_FILE, ConfigError, load
 
 EXIT_DIVERGED: Final = 1
-EXIT_USAGE: Final = 2
 
 TEXT: Final = (
     "Replay a journal that `tenuto journal` printed against the code as it is now. No step runs, and nothing is "
@@ -32,17 +32,9 @@ TEXT: Final = (
 )
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser whose complaint is one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Say what is wrong and where to look, and end the process."""
-        self.exit(EXIT_USAGE, f"{self.prog}: {message}; see {self.prog} --help\n")
-
-
 def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
-    made = _Parser(prog="tenuto replay", description=TEXT)
+    made = Parser(prog="tenuto replay", description=TEXT)
     made.add_argument("file", metavar="FILE", help="a journal")
     made.add_argument(
         "functions", nargs="*", metavar="MODULE:NAME", help="where the code is (default: the functions of --config)"
