@@ -49,7 +49,7 @@ dev: $(STAMP) ## keep the stack up for one example: make dev APP=examples/food_o
 	@exec sh tools/run.sh $(RUN) -m tenuto_cli dev "$(APP)"
 
 test: java $(STAMP) $(AWS_STAMP) lint types contracts ## lint, types, import contracts and every test (ten minutes at most)
-	@exec $(RUN) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	@exec $(RUN) -m pytest --numprocesses auto --maxprocesses 4 --max-worker-restart 0 --dist loadfile
 
 test-localstack: $(STAMP) $(AWS_STAMP) ## the AWS-facing tests, at LOCALSTACK_HOST or AWS_ENDPOINT_URL, else at a LocalStack of their own
 	@sh tools/setup_localstack.sh .venv-localstack .venv-localstack/.complete requirements/localstack.txt

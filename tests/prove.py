@@ -33,6 +33,7 @@ SEEDS_SECONDS_MIN = 30.0
 SHOWN_MAX = 10
 SHOWN_LINES_MAX = 60
 ATTACK_TIMES = 10
+ATTACK_TEST_SECONDS_MAX = 1_200
 
 
 class Tally:
@@ -117,6 +118,7 @@ def _attacks(tally: Tally) -> None:
     """Foreign bytes into every decoder and loop, many more of them than `make test` generates."""
     print(f"foreign bytes, {ATTACK_TIMES} times as many as in make test", flush=True)
     command = [sys.executable, "-m", "pytest", "-q", "--numprocesses", "auto", "--dist", "loadfile", "tests/attack"]
+    command += ["--override-ini", f"faulthandler_timeout={ATTACK_TEST_SECONDS_MAX}"]
     environment = {**os.environ, TIMES: str(ATTACK_TIMES)}
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     problem = "\n".join(ended.stdout.splitlines()[-SHOWN_LINES_MAX:]) if ended.returncode else None

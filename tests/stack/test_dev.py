@@ -243,7 +243,7 @@ def a_saved_configuration_is_taken_up(dev: Dev) -> None:
 
 
 def a_sleeping_invocation_goes_on_with_new_code(dev: Dev) -> None:
-    sleeping = json.loads(dev.ok("call", "greeter", "cy", "greet", "sleep6", "--send"))["invocation_id"]
+    sleeping = json.loads(dev.ok("call", "greeter", "cy", "greet", "sleep12", "--send"))["invocation_id"]
     dev.shown(r"greeter/cy greet #1 .*greeting Cy")
     (dev.folder / "journal.json").write_text(dev.ok("journal", "greeter/cy"), "utf-8")
     assert "greeter/greet takes the same way" in dev.ok("replay", "journal.json")

@@ -99,18 +99,25 @@ async def at_rest(world: World) -> str:
 @on_the_stack
 async def test_a_key_sleeps_crashes_and_goes_on_and_nothing_of_it_can_be_read_in_the_table(world: World) -> None:
     key = world.key("secret")
-    jobs = [app.Job("nap", MARK), app.Job("crash", MARK), app.Job("note", f"{MARK} later")]
+    jobs = [app.Job("wait", MARK), app.Job("nap", MARK), app.Job("crash", MARK), app.Job("note", f"{MARK} later")]
     await world.produce("jobs", *((key, job) for job in jobs))
-    wanted = [f"before {MARK}", f"after {MARK}", "one", "two", "two", "three", f"{MARK} later"]
-    seen = set()
+    seen: set[str] = set()
+
+    async def looked() -> set[str]:
+        shown = await at_rest(world)
+        assert MARK not in shown
+        seen.update(name for name in ("'run'", "'j.", "'ev'") if name in shown)
+        return seen
+
+    # The run in its head, its journal and the inbox of what waits behind it.
+    await world.eventually(looked, {"'run'", "'j.", "'ev'"})
+    [identity] = world.notes(key)
+    assert (await world.post(f"/awakeables/{identity}/resolve", MARK)).status == 202
+    wanted = [identity, f"before {MARK}", f"after {MARK}", "one", "two", "two", "three", f"{MARK} later"]
     async with asyncio.timeout(EVENTUALLY_S):
         while world.notes(key) != wanted:
-            shown = await at_rest(world)
-            assert MARK not in shown
-            seen |= {name for name in ("'run'", "'j.", "'ev'") if name in shown}
+            await looked()
             await asyncio.sleep(LOOK_AGAIN_S)
-    # The run in its head, its journal and the inbox were all seen.
-    assert seen == {"'run'", "'j.", "'ev'"}
 
 
 @on_the_stack
@@ -122,7 +129,7 @@ async def test_a_new_data_key_is_one_command_away(world: World) -> None:
     command = [sys.executable, "-m", "tenuto_control", "rotate-data-key", "--config", str(config)]
     environment = {**os.environ, **world.system.environment(), "AWS_ENDPOINT_URL_KMS": world.kms}
     done = await asyncio.to_thread(
-        subprocess.run, command, env=environment, capture_output=True, text=True, check=False
+        subprocess.run, command, env=environment, capture_output=True, text=True, timeout=EVENTUALLY_S, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("data key 2 of table 'tenuto' is current")
