@@ -120,13 +120,16 @@ class Function:
 @pytest.fixture
 def function() -> Iterator[Function]:
     made = Function()
+    before = set(threading.enumerate())
     yield made
     loop = made.writes._loop
     if loop is not None:
         loop.call_soon_threadsafe(loop.stop)
-        for thread in threading.enumerate():
+        # Other tests of this process may have left theirs, whose loops nothing stops.
+        for thread in set(threading.enumerate()) - before:
             if thread.name == BESIDE:
-                thread.join()
+                thread.join(WAIT_S)
+                assert not thread.is_alive()
         loop.close()
 
 
