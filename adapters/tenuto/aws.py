@@ -29,21 +29,24 @@ from tenuto.store.encrypted import EncryptedTable
 from tenuto.store.port import Table
 
 PAYLOAD_KEY_VARIABLE: Final = "TENUTO_KMS_KEY_ID"
-"""Where it is set for a function, what the function writes is encrypted, whatever the control plane asks for."""
+"""If set, the function encrypts what it writes, even if the control plane does not ask for it."""
 
 
 class LambdaContext(Protocol):
-    """The part of Lambda's context object that is used."""
+    """The part of Lambda's context object that the handler uses."""
 
     def get_remaining_time_in_millis(self) -> int:
-        """Milliseconds until Lambda stops this invocation."""
+        """Return the milliseconds until Lambda stops the invocation."""
         ...
 
 
 def handler(*services: Service | VirtualObject) -> Callable[[Any, LambdaContext], Any]:
-    """A plain Lambda handler that serves these services and objects.
+    """Return a Lambda handler that serves the given services and virtual objects.
 
-    Raises TypeError or ValueError at import time when two share a name.
+        handler = aws.handler(account, mailer)
+
+    Name it as the handler of the Lambda function. Raises TypeError for anything other than a service or virtual object,
+    and ValueError if two have the same name.
     """
     return _Function(Services(services))
 

@@ -39,49 +39,66 @@ _NO_LIMITS = RunLimits()
 
 @dataclass(frozen=True, slots=True)
 class KafkaOrigin:
-    """The record an invocation came from. `timestamp_ms` is the record's, in milliseconds since the epoch."""
+    """The Kafka record that an invocation was made from."""
 
     topic: str
+    """Name of the topic."""
     partition: int
+    """Partition of the topic, from 0."""
     offset: int
+    """Offset of the record in its partition."""
     timestamp_ms: int
+    """Timestamp of the record, in milliseconds since the epoch."""
     key: bytes | None
+    """Key of the record; None if it has none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What is known of the invocation itself. `headers` keeps order and repeated names, as the sender gave them."""
+    """The request that an invocation was made from: its id, headers and raw input."""
 
     id: str
+    """Id of the invocation. It begins with `inv_`."""
     headers: tuple[tuple[str, bytes], ...]
+    """Headers in the order in which they were sent. A name may occur more than once."""
     body: bytes | None
+    """Input as it was sent, before it is decoded; None for an empty body or a tombstone."""
     kafka: KafkaOrigin | None = None
+    """The record that the invocation was made from; None for a call or a message."""
 
     def header(self, name: str) -> bytes | None:
-        """The last value of a header, None when it was not sent."""
+        """Return the last value of a header, or None if the header was not sent."""
         return next((value for n, value in reversed(self.headers) if n == name), None)
 
 
 # Without slots: on Python 3.11 `RunOptions[str](...)` fails for a generic dataclass that is frozen and slotted.
 @dataclass(frozen=True)
 class RunOptions(Generic[T]):
-    """How a step is retried and serialised.
+    """Retries and serialisation of one step, for `ctx.run_with`.
 
-    Without any retry setting a failing step fails the attempt, which the handler's retry policy repeats. With
-    `max_attempts` or `max_duration` the step itself gives up: awaiting it then raises TerminalError. Durations are
-    timedeltas or seconds as numbers; intervals are above zero and at most 365 days, and no pause is shorter than 10 ms.
+    Without a retry setting, an exception in the step fails the attempt, and the retry policy of the handler decides
+    when the next attempt starts. With `max_attempts` or `max_duration`, the step gives up after that limit, and
+    awaiting it raises TerminalError.
 
-    Raises TypeError and ValueError for settings that make no sense, such as a serde without its methods or a type hint
-    whose values cannot be read back.
+    Durations are timedeltas, or numbers of seconds. Intervals are longer than 0 and at most 365 days; a pause lasts at
+    least 10 ms. Raises TypeError or ValueError for an invalid setting, such as a serde without the required methods or
+    a type hint that cannot be decoded.
     """
 
     serde: Serde[T] | None = None
+    """Serde of the result. It takes precedence over `type_hint`."""
     type_hint: Any = None
+    """Type of the result. By default, the return annotation of the callable; without one, plain JSON."""
     max_attempts: int | None = None
+    """Number of attempts of the step before it gives up; None for no limit."""
     max_duration: Duration | None = None
+    """Time since the first attempt of the step after which it gives up; None for no limit."""
     initial_retry_interval: Duration = timedelta(milliseconds=50)
+    """Pause after the first failed attempt of the step."""
     max_retry_interval: Duration = timedelta(seconds=60)
+    """Longest pause between two attempts of the step."""
     retry_interval_factor: float = 2.0
+    """Factor by which each pause is longer than the one before, from 1."""
 
     def __post_init__(self) -> None:
         if self.serde is not None:
@@ -102,7 +119,7 @@ class RunOptions(Generic[T]):
             object.__setattr__(self, "max_duration", checks.interval(self.max_duration, "max_duration", zero=True))
 
     def limits(self) -> RunLimits:
-        """The retry settings as the runtime takes them."""
+        """Convert the retry settings for the runtime."""
         if self == RunOptions(self.serde, self.type_hint):
             return _NO_LIMITS
         policy = RetryPolicy(
@@ -119,39 +136,41 @@ _PLAIN: RunOptions[Any] = RunOptions()
 
 @dataclass(frozen=True, slots=True)
 class _Shared:
-    """What every context has."""
+    """Commands that every context has."""
 
     _commands: Commands
 
     def request(self) -> Request:
-        """Id, headers and, for an event, the Kafka record it came from."""
+        """Return the id and headers of the invocation, its raw input and, for an event, its Kafka record."""
         return _request_of(self._commands)
 
     def time(self) -> float:
-        """The time now, in seconds since the epoch. It is journaled: a replay is told the same.
+        """Return the current time, in seconds since the epoch.
 
-        In a shared handler, which is not replayed, it is the clock's.
+        The value is journaled, so that a replay returns the same one. A shared handler is never replayed and reads the
+        clock.
         """
         return self._commands.now_ms() / 1000
 
     def start_time(self) -> float:
-        """When the invocation began, in seconds since the epoch: its first attempt that took a durable step.
+        """Return the time at which the invocation started, in seconds since the epoch.
 
-        The same on every attempt from then on. Before, nothing is durable, and each attempt begins anew.
+        The time is fixed by the first attempt that writes to the journal. An attempt that fails before that leaves no
+        trace, so the next one has a later start time.
         """
         return self._commands.start_ms / 1000
 
     def random(self) -> _random.Random:
-        """Random numbers that come out the same on every attempt. Not for secrets."""
+        """Return a random number generator that yields the same numbers on every attempt. Do not use it for secrets."""
         return self._commands.random
 
     def uuid(self) -> _uuid.UUID:
-        """A random UUID that comes out the same on every attempt."""
+        """Return a random UUID (version 4) that is the same on every attempt."""
         return _uuid.UUID(int=self._commands.random.getrandbits(128), version=4)
 
 
 class _Durable(_Shared):
-    """Commands of handlers that may do more than read."""
+    """Commands of handlers that may write."""
 
     __slots__ = ()
 
@@ -164,19 +183,32 @@ class _Durable(_Shared):
     def run(self, name: str, action: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> DurableFuture[T]: ...
 
     def run(self, name: str, action: Callable[..., Any], /, *args: Any, **kwargs: Any) -> DurableFuture[Any]:
-        """Execute a step and journal its result: once finished it never runs again.
+        """Run a step and journal its result. A completed step never runs again.
 
-        An async callable is awaited on the function's own loop. A sync one runs in the function's own thread while
-        nothing else is in flight, in a worker thread otherwise. The step starts when the handler next waits, or ends.
-        Await the future for its value. A step that was in flight at a crash runs again, with the same
-        `idempotency_key()`. Raises TerminalError on await when the step raised one or its options say to give up.
+            charge = await ctx.run("charge card", charge_card, order.card, order.amount)
+
+        The name appears in the journal, logs and traces; it has 1 to 255 bytes and no control characters. The action is
+        a function, and further arguments are passed to it. A coroutine function runs on the function's event loop. A
+        plain function runs in a worker thread, or in the function's own thread while nothing else is in flight. The
+        step starts when the handler next awaits something, or returns.
+
+        A step that was in flight during a crash runs again, with the same `idempotency_key()`.
+
+        Raises TypeError for arguments of the wrong type, and InvalidArgumentError for an invalid name. Awaiting the
+        future raises TerminalError if the step raised one. A result that cannot be encoded, or is larger than 350,000
+        bytes, ends the invocation with UnserialisableError or StateTooLargeError.
         """
         return self._run(_PLAIN, _NO_LIMITS, name, action, args, kwargs)
 
     def run_with(
         self, options: RunOptions[T], name: str, action: Callable[..., Any], /, *args: Any, **kwargs: Any
     ) -> DurableFuture[T]:
-        """`run` with retry limits, a serde or a type hint for the result."""
+        """Run a step with a retry limit, a serde or a type hint for its result. See `run`.
+
+            await ctx.run_with(RunOptions(max_attempts=3), "charge card", charge_card, order)
+
+        Awaiting the future raises TerminalError when the step has reached a limit of its `options`.
+        """
         if not isinstance(options, RunOptions):
             checks.wrong_type(
                 f"ctx.run_with takes RunOptions first, not {type(options).__name__}: "
@@ -210,10 +242,11 @@ class _Durable(_Shared):
         return self._commands.run(called, call, _Named(serde, f"the result of run {called!r}"), limits)
 
     def sleep(self, duration: Duration) -> DurableFuture[None]:
-        """Wait at least this long, a timedelta or seconds as a number. What is not above zero is over at once.
+        """Sleep for at least `duration`, a timedelta or a number of seconds. The sleep survives crashes and restarts.
 
-        Beyond a few hundred milliseconds the function returns and is resumed. Raises TypeError for anything else than a
-        duration, and InvalidArgumentError for nan, infinity or more than 100 years.
+        During a sleep of more than a few hundred milliseconds no function runs. A duration of zero or less is over at
+        once. Raises TypeError for anything other than a duration, and InvalidArgumentError for NaN, infinity or more
+        than 100 years.
         """
         return self._commands.sleep(checks.sleep_ms(duration))
 
@@ -224,9 +257,14 @@ class _Durable(_Shared):
     def awakeable(self, type_hint: Any = None) -> tuple[str, AwakeableFuture[Any]]: ...
 
     def awakeable(self, type_hint: Any = None) -> tuple[str, AwakeableFuture[Any]]:
-        """An id, and the future that `POST /awakeables/{id}/resolve` or `resolve_awakeable` completes.
+        """Create an awakeable: an id, and a future that someone else completes.
 
-        Hand the id out inside `ctx.run` or with a send: before the first durable step nobody could resolve it.
+        The future is completed by `POST /awakeables/{id}/resolve` or by `resolve_awakeable` in another handler. Pass
+        the id on in a step or a message; an awakeable cannot be resolved before it is in the journal. `type_hint` is
+        the type of the value; without it, the value is plain JSON.
+
+        Raises TypeError for a type hint that cannot be decoded. Awaiting the future raises TerminalError if the
+        awakeable was rejected, or resolved with a value that does not fit the type.
         """
         serde = _serde_for(type_hint, "ctx.awakeable")
         name, future = self._commands.awakeable(_Named(serde, "the result of an awakeable"))
@@ -234,28 +272,33 @@ class _Durable(_Shared):
         return name, future
 
     def resolve_awakeable(self, awakeable_id: str, value: Any = None, type_hint: Any = None) -> None:
-        """Complete somebody's awakeable with a value. A type hint is needed as for `ObjectContext.set`.
+        """Complete the awakeable of another invocation with a value.
 
-        Raises InvalidArgumentError when the id is none, UnserialisableError and StateTooLargeError for the value.
+        `type_hint` is needed for the same values as in `ObjectContext.set`. Raises InvalidArgumentError if
+        `awakeable_id` is not the id of an awakeable, UnserialisableError if the value cannot be encoded, and
+        StateTooLargeError if it is larger than 32,768 bytes.
         """
         named = checks.awakeable_id(awakeable_id, "resolve_awakeable")
         self._commands.resolve(named, Success(_encoded(value, "the value of an awakeable", type_hint)))
 
     def reject_awakeable(self, awakeable_id: str, reason: str) -> None:
-        """Fail somebody's awakeable: its waiter gets TerminalError(reason), cut to 4,096 bytes.
+        """Reject the awakeable of another invocation, in which awaiting it raises TerminalError with the `reason`.
 
-        Raises InvalidArgumentError when the id is none.
+        The reason is cut to 4,096 bytes. Raises InvalidArgumentError if `awakeable_id` is not the id of an awakeable.
         """
         self._commands.resolve(checks.awakeable_id(awakeable_id, "reject_awakeable"), Failed(rejection_of(reason)))
 
     def service_send(
         self, handler: Handler[Any, Any], argument: Any = None, *, send_delay: Duration | None = None
     ) -> str:
-        """Send to a service's handler, without waiting. Returns the new invocation's id.
+        """Send a message to a handler of a service. Return the id of the new invocation without waiting for it.
 
-        `send_delay` is a timedelta or seconds as a number. Raises TypeError for a handler of a virtual object,
-        UnserialisableError for an argument that does not fit, StateTooLargeError above 350,000 bytes or when 4,000,000
-        bytes are sent without a durable step between, InvalidArgumentError.
+        `send_delay` is a timedelta or a number of seconds, by default 0.
+
+        Raises TypeError if the handler belongs to a virtual object, InvalidArgumentError for an invalid delay, and
+        UnserialisableError if the argument does not fit the type hint of the handler. Raises StateTooLargeError if the
+        argument is larger than 350,000 bytes, or if messages of more than 4,000,000 bytes are sent without a durable
+        step in between.
         """
         _require_handler(handler, "service_send", keyed=False)
         return self._send(None, handler, argument, send_delay)
@@ -263,10 +306,13 @@ class _Durable(_Shared):
     def object_send(
         self, handler: Handler[Any, Any], key: str, argument: Any = None, *, send_delay: Duration | None = None
     ) -> str:
-        """Send to an object's handler, without waiting. Messages to one key arrive in the order they were sent.
+        """Send a message to a handler of a virtual object. Return the id of the new invocation without waiting for it.
 
-        The key is text of 1 to 1,024 bytes without control characters. Raises as `service_send` does, and TypeError for
-        a handler of a service and for a shared one.
+        Messages from one invocation to one key are delivered in the order in which they were sent. The key has 1 to
+        1,024 bytes and no control characters. `send_delay` is a timedelta or a number of seconds, by default 0.
+
+        Raises TypeError if the handler belongs to a service or is shared, InvalidArgumentError for an invalid key, and
+        otherwise the errors of `service_send`.
         """
         _require_handler(handler, "object_send", keyed=True)
         lane = Lane(handler.service, checks.object_key(handler.service, key))
@@ -288,15 +334,18 @@ class _Durable(_Shared):
         key: str | bytes | None = None,
         headers: Mapping[str, str | bytes] | Sequence[tuple[str, str | bytes]] | None = None,
     ) -> None:
-        """Produce a record to a Kafka topic when this invocation commits.
+        """Produce a record to a Kafka topic when the invocation commits.
 
-        A `value` of bytes goes as it is, others as JSON; None is a tombstone. Headers are a mapping, or pairs where a
-        name comes twice. After a crash the record may be produced twice, with the same `tenuto-id` header. One that is
-        larger than the topic's `max.message.bytes` is not produced: it is kept in the table, and the control plane's
-        log has an error that names it. A record weighs 350,000 bytes at most, below the brokers' default of 1 MB.
+        A `value` of bytes is sent unchanged, any other value as JSON; None is a tombstone. `key` chooses the partition,
+        and records with equal keys keep their order. `headers` is a mapping, or a sequence of pairs if a name occurs
+        more than once. Key, headers and value have at most 350,000 bytes together.
 
-        Raises TypeError, InvalidArgumentError for what Kafka takes as no name of a topic, UnserialisableError and
-        StateTooLargeError.
+        A crash may cause the record to be produced twice, both times with the same `tenuto-id` header. A record above
+        the topic's `max.message.bytes` is not produced: it becomes a dead letter in the table, and the control plane
+        logs an error that names it.
+
+        Raises TypeError for arguments of the wrong type, InvalidArgumentError for an invalid name of a topic,
+        UnserialisableError if the value cannot be encoded, and StateTooLargeError if the record is too large.
         """
         name = checks.topic(topic)
         raw_key = checks.record_key(key, name)
@@ -309,21 +358,23 @@ class _Durable(_Shared):
         self._commands.publish(PublishOut(name, data, raw_key, pairs))
 
     async def gather(self, *futures: DurableFuture[Any]) -> list[Any]:
-        """Wait for all futures; values in order. Raises the first failure in order, once all are done.
+        """Wait for all futures and return their values, in the order of the arguments.
 
-        Raises TypeError for what is no future of this invocation.
+        When all are done and any has failed, raises the TerminalError of the first such argument. Raises TypeError for
+        an argument that is not a future of this invocation.
         """
         checks.futures(futures, DurableFuture, self._commands, "ctx.gather")
         return await self._commands.gather(futures)
 
     async def select(self, *unnamed: Never, **futures: DurableFuture[Any]) -> tuple[str, Any]:
-        """Wait for the first future to complete: its name and value. Replays get the same one.
+        """Wait for the first of several futures and return its name and value. A replay returns the same one.
 
             match await ctx.select(answer=answer, timeout=ctx.sleep(timedelta(minutes=5))):
                 case "answer", value: ...
                 case "timeout", _: ...
 
-        Raises TerminalError when the first one failed, TypeError for what is no future of this invocation.
+        Raises TerminalError if the first one failed, and TypeError for an argument that is not a future of this
+        invocation.
         """
         checks.all_named(unnamed, "ctx.select")
         checks.futures(futures.values(), DurableFuture, self._commands, "ctx.select")
@@ -333,13 +384,13 @@ class _Durable(_Shared):
 
 
 class _Reads(_Shared):
-    """Reading an object's state."""
+    """Commands that read the state of a virtual object."""
 
     __slots__ = ()
 
     @property
     def key(self) -> str:
-        """The object's key."""
+        """Key of the virtual object."""
         return self._commands.lane.key
 
     @overload
@@ -349,7 +400,12 @@ class _Reads(_Shared):
     async def get(self, name: str, type_hint: None = None) -> Any: ...
 
     async def get(self, name: str, type_hint: Any = None) -> Any:
-        """The value stored under a name, None when there is none. It came with the request: no I/O."""
+        """Return the state value stored under `name`, or None if there is none.
+
+        `type_hint` is the type of the value; without it, the value is plain JSON. State is delivered with the request,
+        so that reading it needs no I/O. Raises InvalidArgumentError for an invalid name, TypeError for a type hint that
+        cannot be decoded, and BadInputError if the stored value does not fit the type hint.
+        """
         data = self._commands.state.get(checks.state_name(name, "get"))
         serde = _serde_for(type_hint, "ctx.get")
         if data is None:
@@ -360,54 +416,55 @@ class _Reads(_Shared):
             raise e.naming(f"state {name!r}") from None
 
     async def state_keys(self) -> list[str]:
-        """Names that have a value, sorted."""
+        """Return the names of all state values, sorted."""
         return self._commands.state.names()
 
 
 class Context(_Durable):
-    """What a service's handler is given."""
+    """Context of a handler of a service."""
 
     __slots__ = ()
 
 
 class ObjectSharedContext(_Reads):
-    """What a shared (read-only) handler of an object is given."""
+    """Context of a shared handler of a virtual object. It reads state and changes nothing."""
 
     __slots__ = ()
 
 
 class ObjectContext(_Durable, _Reads):
-    """What an object's handler is given: the only one at work on this key."""
+    """Context of an exclusive handler of a virtual object. For one key, only one such handler runs at a time."""
 
     __slots__ = ()
 
     def set(self, name: str, value: Any, type_hint: Any = None) -> None:
-        """Store a value under a name; None stores null. Committed with the invocation.
+        """Store a state value under `name`. The change is committed when the invocation ends or suspends.
 
-        Plain JSON needs no hint, and objects are written by their own class, which `get` takes as hint. Anything else,
-        such as tuples, sets and keys that are no text, needs the hint that `get` is given:
-        `ctx.set("seen", {1, 2}, set[int])`. A name has 1 to 255 bytes and no control characters.
+        Plain JSON needs no type hint. A Struct, dataclass, pydantic model or enum is written by its own class; pass
+        that class to `get`. Other values, such as tuples, sets and dicts with keys other than text, need the type hint
+        here and in `get`: `ctx.set("seen", {1, 2}, set[int])`. None stores a JSON null. A name has 1 to 255 bytes and
+        no control characters.
 
-        Raises InvalidArgumentError, UnserialisableError when the value would not come back equal, and
-        StateTooLargeError when the object's state outgrows its limit.
+        Raises InvalidArgumentError for an invalid name, UnserialisableError if `get` would not return an equal value,
+        and StateTooLargeError if the state of the key would be larger than 120,000 bytes.
         """
         named = checks.state_name(name, "set")
         self._commands.state.set(named, _encoded(value, f"state {named!r}", type_hint))
 
     def clear(self, name: str) -> None:
-        """Forget the value of a name."""
+        """Delete the state value stored under `name`. Raises InvalidArgumentError for an invalid name."""
         self._commands.state.clear(checks.state_name(name, "clear"))
 
     def clear_all(self) -> None:
-        """Forget every value."""
+        """Delete all state values of the key."""
         for name in self._commands.state.names():
             self._commands.state.clear(name)
 
 
 def idempotency_key() -> str:
-    """A key that is the same each time the running step is tried.
+    """Return a key for the running step that is the same each time the step is attempted.
 
-    Hand it to the outside, so that it can recognise a repetition. Raises TenutoError outside of a step.
+    Send it to an external system, so that the system recognises a repeated request. Raises TenutoError outside a step.
     """
     try:
         return step_key()
@@ -416,7 +473,11 @@ def idempotency_key() -> str:
 
 
 async def gather(*futures: DurableFuture[Any]) -> list[Any]:
-    """See `ObjectContext.gather`."""
+    """Wait for all futures and return their values, in the order of the arguments.
+
+    The same as `ctx.gather`, for code that has no context. Raises TypeError for an argument that is not a durable
+    future, or belongs to another invocation.
+    """
     if not futures:
         return []
     commands = getattr(futures[0], "waiter", None)

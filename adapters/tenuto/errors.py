@@ -6,22 +6,22 @@
         TenutoError
           TerminalError             the invocation ends with this failure; never retried
             BadInputError           400  a value cannot be decoded to the type that is expected
-            InvalidArgumentError    400  an argument of a context method has a value that cannot be stored
-            StateTooLargeError      413  a state value is over the limit
+            InvalidArgumentError    400  an argument of a context method has an invalid value
+            StateTooLargeError      413  a value is larger than its limit
             UnserialisableError     500  a result, state value or message cannot be encoded
           RetryableError            the attempt fails; the next one starts after `retry_after`
-          JournalMismatchError      the handler took another path on replay; the invocation pauses
+          JournalMismatchError      the handler issued another command on replay; the invocation pauses
           ProtocolError             a message between control plane and function breaks the protocol
           FencedError               internal: another attempt owns the lane, this one stops
 
 Any other exception that leaves a handler fails the attempt and is retried by the retry policy.
 
-This module owns the types and the wording of their messages. It does not own how they travel (protocol) nor
-what is done about them (runtime, dispatcher). Standard library only, so that every layer may import it at
-no cost: what converts arguments is imported when the first error is made.
+Owns the types and the wording of their messages. Does not own how errors are sent (`protocol`) or handled (`runtime`,
+the dispatcher). Imports the standard library only, so that every layer can import it at no cost; the conversion of
+arguments is imported when the first error is created.
 
-A terminal error never fails to be made: an exception raised in its place would turn a failure that is final into
-one that is retried. So its arguments are converted to what can be stored, whatever they are.
+Creating a terminal error never raises: another exception in its place would turn a final failure into one that is
+retried. Arguments of any type are therefore converted to values that can be stored.
 """
 
 from __future__ import annotations
@@ -53,18 +53,20 @@ _QUOTED_BYTES_MAX: Final = 100
 
 
 class TenutoError(Exception):
-    """The base of every error that tenuto raises or understands."""
+    """Base class of the errors that tenuto raises or handles."""
 
 
 class TerminalError(TenutoError):
-    """Ends the invocation with a failure: it is recorded, given to the caller and never retried.
+    """Ends the invocation with a failure, which is recorded, returned to the caller and never retried.
 
-    `status_code` is the HTTP status (400 to 599) that a caller over HTTP receives. `metadata` goes to the
-    caller with the message, so keep secrets out of both.
+        raise TerminalError("not enough money", status_code=409, metadata={"missing": "5"})
 
-    Raises nothing, whatever it is given. The message, and names and values of the metadata, become text (lone
-    surrogates as backslash escapes); the message is cut to 4,096 bytes, the metadata to 2,048 in all. A status that is
-    none becomes 500, and a note on the error says so.
+    `status_code` is the HTTP status (400 to 599) of the answer to a call over HTTP. The caller receives `message` and
+    `metadata`, so neither may contain secrets.
+
+    Creating the error never raises. The message, and the names and values of the metadata, are converted to text (lone
+    surrogates to backslash escapes). The message is cut to 4,096 bytes, the metadata to 2,048 bytes in total. An
+    invalid status becomes 500, and a note on the error says so.
     """
 
     def __init__(
@@ -81,7 +83,7 @@ class TerminalError(TenutoError):
         status = status_of(status_code)
         if status is None:
             given, status = cut(text_of(status_code), _QUOTED_BYTES_MAX), STATUS_DEFAULT
-            self.add_note(f"status_code {given} is no status of an error ({STATUS_MIN} to {STATUS_MAX}): 500 is used")
+            self.add_note(f"status_code {given} is not an error status ({STATUS_MIN} to {STATUS_MAX}); 500 is used")
         # `args` holds every argument of the constructor, in this class and below: that is what pickle and
         # copy call the constructor with.
         super().__init__(text, status, dict(details) or None)
@@ -96,12 +98,12 @@ class TerminalError(TenutoError):
 
 
 class BadInputError(TerminalError):
-    """A value cannot be decoded to the expected type (400).
+    """A value cannot be decoded to the expected type (status 400).
 
-    `expected` names the type, `problem` what is wrong, `at` the place in the value (`$` is the whole of it,
-    `$.user.age` a field). `what` is what was being read, such as "the input of profile/user_event": a serde
-    does not know it, so the runtime adds it with `naming`. A problem that begins with `$` names its places itself, of
-    which `at` is the first. The message never quotes the value, which may be secret.
+    `expected` names the type, `problem` what is wrong and `at` the place in the value: `$` is the whole value,
+    `$.user.age` a field. A problem that begins with `$` names its places itself, and `at` is the first of them. `what`
+    describes the value, such as "the input of profile/user_event"; a serde does not know it, so the runtime adds it
+    with `naming`. The message never quotes the value, which may be secret.
     """
 
     def __init__(self, expected: str, problem: str, at: str = "$", what: str = "a value") -> None:
@@ -114,15 +116,16 @@ class BadInputError(TerminalError):
         self.what = what
 
     def naming(self, what: str) -> Self:
-        """The same error, saying what was being read."""
+        """Return the same error with a description of the value that was being decoded."""
         return type(self)(self.expected, self.problem, self.at, what)
 
 
 class InvalidArgumentError(TerminalError):
-    """An argument of a context method is of the right type, but its value cannot be stored or sent (400).
+    """An argument of a context method has the right type but an invalid value (status 400).
 
-    A key that is empty or too long, a name with a control character, a topic that no broker could have. Such values
-    come from the data of an event, so that no retry would help. The message names handler, method and argument.
+    Examples are a key that is empty or too long, a name with a control character and an invalid name of a topic. Such
+    values come from the data of an event, so that a retry would not help. The message names handler, method and
+    argument.
     """
 
     def __init__(self, message: str) -> None:
@@ -131,10 +134,10 @@ class InvalidArgumentError(TerminalError):
 
 
 class UnserialisableError(TerminalError):
-    """A value cannot be encoded, or what would be read back is not what was written (500).
+    """A value cannot be encoded, or decoding it would not return an equal value (status 500).
 
-    `value_type` names the type of the value, `problem` what is in the way. `what` is what was being
-    written, such as "the result of run 'pay'" or "state 'user'"; the runtime adds it with `naming`.
+    `value_type` names the type of the value and `problem` the reason. `what` describes the value, such as "the result
+    of run 'pay'" or "state 'user'"; the runtime adds it with `naming`.
     """
 
     def __init__(self, value_type: str, problem: str, what: str = "a value") -> None:
@@ -145,12 +148,15 @@ class UnserialisableError(TerminalError):
         self.what = what
 
     def naming(self, what: str) -> Self:
-        """The same error, saying what was being written."""
+        """Return the same error with a description of the value that was being encoded."""
         return type(self)(self.value_type, self.problem, what)
 
 
 class StateTooLargeError(TerminalError):
-    """A state value, or all state of a key, is over the limit (413). Sizes are in bytes, as encoded."""
+    """A message, a result or the state of a key is larger than its limit (status 413).
+
+    `what` describes the value. `size_bytes` and `limit_bytes` are in bytes, after encoding.
+    """
 
     def __init__(self, what: str, size_bytes: int, limit_bytes: int) -> None:
         super().__init__(
@@ -165,18 +171,22 @@ class StateTooLargeError(TerminalError):
 
 
 class RetryableError(TenutoError):
-    """Fails the attempt and says when the next may start.
+    """Fails the attempt and sets the earliest time of the next one.
 
-    `retry_after` is the least pause before it, a timedelta or seconds as a number; None leaves the pause to the
-    retry policy. So does one of zero or less: it comes from a time that has passed. Pauses are 10 ms at least and 365
-    days at most.
+        raise RetryableError("rate limited", retry_after=timedelta(seconds=30))
 
-    Raises TypeError when `retry_after` is no duration, ValueError when it is nan or infinite.
+    `retry_after` is the shortest pause before the next attempt, a timedelta or a number of seconds. A pause lasts at
+    least 10 ms and at most 365 days. With None, or with zero or less (a time that has already passed), the retry policy
+    decides. `message` appears in logs.
+
+    Raises TypeError if `retry_after` is not a duration, and ValueError if it is NaN or infinite.
     """
 
     # Defaults for a subclass whose constructor does not call this one.
     message: str = ""
+    """The message as text."""
     retry_after: timedelta | None = None
+    """The pause, within its bounds; None if the retry policy decides."""
 
     def __init__(self, message: object = "", retry_after: timedelta | float | None = None) -> None:
         from tenuto.protocol.backoff import asked_pause_ms
@@ -194,10 +204,11 @@ class RetryableError(TenutoError):
 
 
 class JournalMismatchError(TenutoError):
-    """On replay the handler issued another command than the one in the journal at this index.
+    """On replay, the handler issued a command that differs from the one in the journal.
 
-    Happens when a handler is not deterministic (clock, randomness or I/O outside `ctx.run`), or when its
-    code changed while the invocation was under way. `journaled` and `replayed` describe the two commands.
+    The handler is not deterministic (it uses the clock, randomness or I/O outside `ctx.run`), or its code changed
+    during the invocation. `index` is the position in the journal, from 0; `journaled` and `replayed` describe the two
+    commands.
     """
 
     def __init__(self, index: int, journaled: str, replayed: str) -> None:
@@ -215,7 +226,7 @@ class JournalMismatchError(TenutoError):
 
 
 class ProtocolError(TenutoError):
-    """A message between control plane and function cannot be understood or comes out of turn."""
+    """A message between control plane and function is invalid or out of order."""
 
 
 class FencedError(TenutoError):
@@ -225,16 +236,16 @@ class FencedError(TenutoError):
 class Suspension(BaseException):
     """Unwinds a handler whose invocation waits for something outside the function.
 
-    A BaseException, because it is not a failure: an `except Exception` in a handler, written to compensate
-    for a failed step, must neither swallow it nor run its compensation. The `finally` clauses of the
-    handler do run at every suspension, and they must not issue commands.
+    It derives from BaseException because it is not a failure: an `except Exception` in a handler, written to compensate
+    a failed step, must neither catch it nor run the compensation. The `finally` clauses of the handler run at every
+    suspension and must not issue commands.
     """
 
 
 def status_of(status_code: object) -> int | None:
-    """The HTTP status of an error (400 to 599) that a value stands for: 409, 409.0, "409", HTTPStatus.CONFLICT.
+    """Convert a value to the HTTP status of an error (400 to 599): 409, 409.0, "409", HTTPStatus.CONFLICT.
 
-    None for any other value. Never raises.
+    Return None for any other value. Never raises.
     """
     try:
         match status_code:
@@ -253,9 +264,9 @@ def status_of(status_code: object) -> int | None:
 
 
 def metadata_of(metadata: object) -> dict[str, str]:
-    """Metadata as it is stored: names and values as text, METADATA_BYTES_MAX bytes in all; the rest is cut.
+    """Convert metadata to stored form: names and values as text, cut to METADATA_BYTES_MAX bytes in total.
 
-    What is no mapping is kept under the name "metadata". Never raises.
+    A value that is not a mapping is kept under the name "metadata". Never raises.
     """
     from tenuto.protocol.limits import METADATA_BYTES_MAX
     from tenuto.protocol.texts import cut, text_of

@@ -22,20 +22,28 @@ O = TypeVar("O")  # noqa: E741 - the handler's output
 
 @dataclass(frozen=True, slots=True)
 class Handler(Generic[I, O]):
-    """A declared handler. Call it like the function it wraps (in unit tests), or name it in a send."""
+    """A declared handler, which takes the place of the decorated function.
+
+    Pass it to `ctx.service_send`, `ctx.object_send` or a `tenuto.testing.Environment`. Calling it calls the function.
+    """
 
     service: str
+    """Name of its service or virtual object."""
     name: str
+    """Name of the handler."""
     kind: Kind
+    """`"stateless"` in a service; `"exclusive"` or `"shared"` in a virtual object."""
     function: Callable[..., Awaitable[O]]
+    """The decorated function."""
     spec: HandlerSpec
+    """What the runtime knows of the handler."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Awaitable[O]:
-        """Call the function itself, with a context of the caller's making."""
+        """Call the decorated function, with a context that the caller provides."""
         return self.function(*args, **kwargs)
 
     def encode(self, argument: Any) -> bytes | None:
-        """The input's bytes for a message to this handler; none for None. Raises UnserialisableError, TenutoError."""
+        """Encode the input of a message to this handler; None stays None. Raises UnserialisableError, TenutoError."""
         if not self.spec.takes_input:
             if argument is None:
                 return None

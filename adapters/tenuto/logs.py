@@ -1,4 +1,4 @@
-"""Logs of handlers: which invocation a line belongs to, and that a replay says nothing twice.
+"""Logs of handlers: the invocation that a line belongs to, and no line repeated by a replay.
 
 Owns a filter for the standard library's logging, which any logger or handler takes, Powertools' `Logger` included. Does
 not own formats, levels or where lines go.
@@ -32,18 +32,18 @@ in_step: contextvars.ContextVar[bool] = contextvars.ContextVar("tenuto_in_step",
 
 
 class InvocationLogFilter(logging.Filter):
-    """Drops lines of a handler that is being replayed, and adds to all others what invocation they belong to.
-
-    Adds `invocation_id`, `service`, `key`, `handler` and `attempt` to the record, for a format or a JSON formatter to
-    show. Lines from outside of handlers pass unchanged. A line after the last finished step is not a replay: it appears
-    in each attempt that gets there.
+    """Logging filter that adds the invocation to each log record and suppresses lines repeated by a replay.
 
         logger = logging.getLogger("orders")
         logger.addFilter(InvocationLogFilter())
+
+    It adds the attributes `invocation_id`, `service`, `key`, `handler` and `attempt` (a number) to records that
+    are logged in a handler or step; other records pass unchanged. A line that follows the last completed step is
+    logged by each attempt that reaches it.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """See `logging.Filter.filter`."""
+        """Return whether the record is logged. See `logging.Filter.filter`."""
         attempt = current.get()
         if attempt is None:
             return True

@@ -1,7 +1,7 @@
 """The pytest plugin: fixtures for tests of handlers.
 
-Owns the fixtures' names and what a project overrides. Does not own the environment they give (`tenuto.testing`), which
-is imported when a test first asks for one: pytest loads this module in every run of a project that has tenuto.
+Owns the fixtures. Does not own the environment (`tenuto.testing`), which is imported when a test first requests it:
+pytest loads this module in every run of a project that has tenuto installed.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def tenuto_services() -> Sequence[Service | VirtualObject]:
-    """The services that `tenuto_env` serves. A project overrides it in its conftest.py."""
+    """Services and virtual objects of `tenuto_env`. Override this fixture in conftest.py."""
     pytest.fail(
-        "tenuto_env needs the services it is about. Override the fixture in conftest.py:\n\n"
+        "tenuto_env needs the services under test. Override the fixture in conftest.py:\n\n"
         "    @pytest.fixture\n    def tenuto_services():\n        return [orders]\n",
         pytrace=False,
     )
@@ -29,7 +29,7 @@ def tenuto_services() -> Sequence[Service | VirtualObject]:
 
 @pytest.fixture
 def tenuto_topics() -> Mapping[str, Handler[Any, Any] | str]:
-    """Which handler of `tenuto_env` takes the records of which topic. A project overrides it in its conftest.py."""
+    """Topics of `tenuto_env` and the handlers of their records: none by default. Override it in conftest.py."""
     return {}
 
 
@@ -37,7 +37,7 @@ def tenuto_topics() -> Mapping[str, Handler[Any, Any] | str]:
 def tenuto_env(
     tenuto_services: Sequence[Service | VirtualObject], tenuto_topics: Mapping[str, Handler[Any, Any] | str]
 ) -> Iterator[Environment]:
-    """An environment of its own for each test, in virtual time. Its operations are awaited, or asked for `result()`."""
+    """A new `tenuto.testing.Environment` for each test, with `tenuto_services` and `tenuto_topics`."""
     from tenuto.testing import Environment
 
     with Environment(*tenuto_services, topics=tenuto_topics) as env:

@@ -39,18 +39,23 @@ RECEIVERS = frozenset({"self", "cls"})
 
 @dataclass(frozen=True, slots=True)
 class InvocationRetryPolicy:
-    """Pauses between attempts of a failing invocation: exponential with jitter, for ever by default.
+    """Pauses between the attempts of a failing invocation: exponential backoff with jitter.
 
-    With `max_attempts` the invocation fails after that many, and an event from Kafka goes to its dead-letter topic.
-    Intervals are timedeltas or seconds as numbers, above zero and at most 365 days; no pause is shorter than 10 ms.
-
-    Raises TypeError and ValueError for settings that make no sense.
+    Intervals are timedeltas, or numbers of seconds, longer than 0 and at most 365 days; a pause lasts at least 10 ms.
+    Raises TypeError or ValueError for an invalid setting.
     """
 
     initial_interval: Duration = timedelta(milliseconds=50)
+    """Pause after the first failed attempt."""
     factor: float = 2.0
+    """Factor by which each pause is longer than the one before, from 1."""
     max_interval: Duration = timedelta(seconds=60)
+    """Longest pause between two attempts."""
     max_attempts: int | None = None
+    """Number of attempts after which the invocation fails; None to retry indefinitely.
+
+    A Kafka event that fails is produced to its dead-letter topic.
+    """
 
     def __post_init__(self) -> None:
         initial = checks.interval(self.initial_interval, "initial_interval")
@@ -63,7 +68,7 @@ class InvocationRetryPolicy:
         object.__setattr__(self, "max_attempts", checks.attempts(self.max_attempts, "max_attempts"))
 
     def wire(self) -> RetryPolicy:
-        """The policy as it travels."""
+        """Convert the policy for a message to the control plane."""
         initial, longest = (milliseconds(d, "interval") for d in (self.initial_interval, self.max_interval))
         return RetryPolicy(initial, self.factor, longest, self.max_attempts)
 
@@ -73,8 +78,11 @@ class _Declared:
     """What services and objects share."""
 
     name: str
+    """Name under which the handlers are called: 1 to 128 bytes of printable characters without `/`."""
     retry_policy: InvocationRetryPolicy = field(default_factory=InvocationRetryPolicy)
+    """Retry policy of the handlers that declare none."""
     handlers: dict[str, Handler[Any, Any]] = field(default_factory=dict, init=False)
+    """The declared handlers, by name."""
 
     keyed = False
 
@@ -134,12 +142,27 @@ class _Declared:
 
 @dataclass(slots=True)
 class Service(_Declared):
-    """Handlers without a key: every invocation stands alone."""
+    """A group of handlers without a key. Invocations are independent of each other.
+
+        mailer = Service("mailer")
+
+    Raises TypeError or ValueError for an invalid name or retry policy.
+    """
 
     def handler(
         self, name: str | None = None, *, retry_policy: InvocationRetryPolicy | None = None
     ) -> Callable[[Callable[..., Awaitable[O]]], Handler[Any, O]]:
-        """Make a handler of a coroutine function that takes `(ctx: Context, event: Type)`."""
+        """Declare a coroutine function `(ctx: Context, event: Type)` as a handler.
+
+            @mailer.handler()
+            async def welcome(ctx: Context, address: str) -> None: ...
+
+        `name` is by default the name of the function; `retry_policy` replaces the policy of the service. The input
+        parameter may be left out.
+
+        Raises TypeError if the function is not a coroutine function, expects another context or has a type hint that
+        cannot be decoded, and ValueError if the name is invalid or already taken.
+        """
         called = self._checked(name)
 
         def declare(function: Callable[..., Awaitable[O]]) -> Handler[Any, O]:
@@ -150,7 +173,13 @@ class Service(_Declared):
 
 @dataclass(slots=True)
 class VirtualObject(_Declared):
-    """Handlers with a key: for one key, one at a time and in order; state belongs to the key."""
+    """A group of handlers with a key. Each key has its own state, and its own queue of invocations.
+
+        account = VirtualObject("account")
+
+    For one key, exclusive handlers run one at a time, in order; different keys run concurrently. Raises TypeError or
+    ValueError for an invalid name or retry policy.
+    """
 
     keyed = True
 
@@ -161,9 +190,19 @@ class VirtualObject(_Declared):
         kind: Literal["exclusive", "shared"] = "exclusive",
         retry_policy: InvocationRetryPolicy | None = None,
     ) -> Callable[[Callable[..., Awaitable[O]]], Handler[Any, O]]:
-        """Make a handler of a coroutine function that takes `(ctx: ObjectContext, event: Type)`.
+        """Declare a coroutine function `(ctx: ObjectContext, event: Type)` as a handler.
 
-        `kind="shared"` handlers read state while others run and never wait in the key's queue.
+            @account.handler()
+            async def deposit(ctx: ObjectContext, amount: int) -> int: ...
+
+        A handler of `kind="shared"` takes an ObjectSharedContext. It only reads state, runs concurrently with other
+        handlers of the key and never waits in the queue of the key.
+
+        `name` is by default the name of the function; `retry_policy` replaces the policy of the object. The input
+        parameter may be left out.
+
+        Raises TypeError if the function is not a coroutine function, expects another context or has a type hint that
+        cannot be decoded, and ValueError if the name is invalid or already taken, or for an unknown kind.
         """
         called = self._checked(name)
         if kind not in KEYED_KINDS:

@@ -302,7 +302,7 @@ MISTAKES: dict[str, tuple[Callable[[Environment], Awaitable[Any]], str]] = {
     "a topic": (lambda env: env.event("order", "k", 1), r"no topic order; did you mean orders\?"),
     "a service's state": (lambda env: env.state("greeter", "k"), "which has no state"),
     "an id": (lambda env: env.result("o-1"), "the id of an invocation begins with inv_"),
-    "backwards": (lambda env: env.advance(days=-1), "time passes forwards alone"),
+    "backwards": (lambda env: env.advance(days=-1), "time only moves forward"),
 }
 
 

@@ -96,7 +96,7 @@ def test_the_fixtures_in_a_project_of_its_own(tmp_path: Path) -> None:
 def test_services_have_to_be_named(tmp_path: Path) -> None:
     (tmp_path / "test_none.py").write_text("def test_it(tenuto_env): pass\n")
     ran = python(tmp_path, "-m", "pytest", "-q", "-p", "no:cacheprovider", *PLUGIN)
-    assert "tenuto_env needs the services it is about. Override the fixture in conftest.py" in ran.stdout
+    assert "tenuto_env needs the services under test. Override the fixture in conftest.py" in ran.stdout
     assert "Traceback" not in ran.stdout
 
 

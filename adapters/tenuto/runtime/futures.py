@@ -27,10 +27,11 @@ class Waiter(Protocol):
 
 
 class DurableFuture(Generic[T]):
-    """The outcome of a command. Await it, more than once if you like, or hand it to `gather` or `select`.
+    """The outcome of a command, such as `ctx.run` or `ctx.sleep`.
 
-    Awaiting raises TerminalError when the command failed for good. A task that waits may be cancelled, by a timeout for
-    instance; the command goes on, and may be awaited again.
+    Await it, once or repeatedly, or pass it to `ctx.gather` or `ctx.select`. Awaiting raises TerminalError if the
+    command failed with one. Cancelling a task that awaits it, for example by `asyncio.timeout`, does not cancel the
+    command, which can be awaited again.
     """
 
     def __init__(self, waiter: Waiter, index: int, serde: Serde[T] | None) -> None:
@@ -49,12 +50,12 @@ class DurableFuture(Generic[T]):
         return str(index)
 
     def done(self) -> bool:
-        """Whether the outcome is known to the handler."""
+        """Return whether the outcome is known to the handler."""
         return self.result is not None
 
     @property
     def awaited(self) -> bool:
-        """Whether somebody waits for the outcome right now."""
+        """Whether a task is awaiting the outcome now."""
         for waiting in self._waiting:  # noqa: SIM110 - asked at every step; a generator would take twice as long
             if not waiting.done():
                 return True
@@ -76,7 +77,7 @@ class DurableFuture(Generic[T]):
         self._waiting.clear()
 
     def value(self) -> T:
-        """The outcome. Raises TerminalError for a failure."""
+        """Return the outcome. Raises TerminalError for a failure, and RuntimeError if the command is not done."""
         if self.result is None:
             raise RuntimeError("the command is not done: await it")
         if isinstance(self.result, Failed):
@@ -110,7 +111,7 @@ class DurableFuture(Generic[T]):
 class RunFuture(DurableFuture[T]):
     """The outcome of a step.
 
-    `calls`: its own code runs. `left`: the handler has ended without it, and its outcome interests nobody any more.
+    `calls`: its own code runs. `left`: the handler has ended without it, and its outcome is no longer needed.
     """
 
     left = False
@@ -122,7 +123,7 @@ class RunFuture(DurableFuture[T]):
 
     @property
     def lost(self) -> bool:
-        """Whether it was awaited, and whoever did so waits no more: its outcome interests nobody for now."""
+        """Whether it was awaited and no task awaits it any more, so that its outcome is not needed for now."""
         return self.was_awaited and not self.awaited and not self.done()
 
 
@@ -142,17 +143,17 @@ class SleepFuture(DurableFuture[None]):
 
 
 class AwakeableFuture(DurableFuture[T]):
-    """A result that someone else will provide. With `reads_bytes`, an empty answer is None; else it is JSON's null."""
+    """The value of an awakeable. With `reads_bytes`, an empty answer is None; otherwise it is a JSON null."""
 
     reads_bytes = False
 
     def value(self) -> T:
-        """The answer. Raises TerminalError for a rejection, and for an answer that is not of the awakeable's type."""
+        """Return the value. Raises TerminalError for a rejection, or a value that does not fit the type hint."""
         if isinstance(self.result, Success) and self.result.value is None and not self.reads_bytes:
             self.result = Success(b"null")
         return super().value()
 
     @staticmethod
     def slot_of(index: int) -> str:
-        """A name of its own, so that whoever guesses ids can complete nothing but awakeables."""
+        """A separate name, so that a guessed id can complete nothing but awakeables."""
         return awakeable_slot(index)

@@ -50,25 +50,28 @@ _SURE_HINTS: Final = (int, str, bool)
 
 
 class Serde(Protocol[T]):
-    """Turns values to bytes and back. Implementations hold no state and may be shared by threads."""
+    """Encodes values as bytes and decodes them. A protocol: pass an object with these methods to `RunOptions`.
+
+    An implementation must be stateless, since several threads may share it.
+    """
 
     def serialize(self, value: T) -> bytes:
-        """The bytes of `value`. Raises UnserialisableError, also for a value that could not be read back equal."""
+        """Encode a value. Raises UnserialisableError if decoding the bytes would not return an equal value."""
         ...
 
     def deserialize(self, data: bytes) -> T:
-        """The value in `data`. Raises BadInputError, which never quotes the data."""
+        """Decode a value. Raises BadInputError, whose message must not quote the data."""
         ...
 
 
 class BytesSerde:
-    """Bytes as they are.
+    """Serde of raw bytes, which are stored unchanged.
 
-    None is refused: raw bytes have no way to say it that could not be a value too.
+    It refuses None, because every sequence of bytes already stands for a value.
     """
 
     def serialize(self, value: bytes) -> bytes:
-        """The value itself. Raises UnserialisableError for anything but bytes."""
+        """Return the value itself. Raises UnserialisableError for anything other than bytes."""
         # The annotation says bytes, but what arrives is whatever a handler returned.
         candidate: object = value
         if type(candidate) is bytes:
@@ -84,22 +87,22 @@ class BytesSerde:
         raise UnserialisableError(name_of(type(candidate)), problem)
 
     def deserialize(self, data: bytes) -> bytes:
-        """The data itself."""
+        """Return the data itself."""
         return data
 
 
 class JsonSerde:
-    """Plain JSON: dict with text keys, list, str, int, float, bool and None. Anything else needs a hint."""
+    """Serde of plain JSON: dict with text keys, list, str, int, float, bool and None. Other values need a type hint."""
 
     def serialize(self, value: Any) -> bytes:
-        """JSON of `value`. Raises UnserialisableError, which shows the hint that would do."""
+        """Encode a value. Raises UnserialisableError, whose message shows a type hint that fits the value."""
         data = encode(value)
         if not is_plain(value):
             _read_back(value, data, self.deserialize, _advice_without_hint)
         return data
 
     def deserialize(self, data: bytes) -> Any:
-        """The JSON value in `data`. Raises BadInputError."""
+        """Decode a JSON value. Raises BadInputError."""
         return decode(PLAIN_DECODER, data, "JSON")
 
 

@@ -1,7 +1,7 @@
-"""tenuto.testing: tests of handlers in one process, in virtual time, and proofs that they survive a crash anywhere.
+"""tenuto.testing: test handlers in one process, in virtual time, with a crash at every durable write.
 
-Owns the public names of the test kit. Does not own anything else. Needs no extra: of the control plane it runs what
-decides and writes, over a table and topics in memory. A function never imports it.
+Owns the public names of the test kit and nothing else. It needs no extra: it runs the decisions and writes of the
+control plane over a table and topics in memory. A function never imports it.
 """
 
 from __future__ import annotations

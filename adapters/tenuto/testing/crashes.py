@@ -37,10 +37,12 @@ Scenario = Callable[["Environment"], Awaitable[Any]]
 
 @dataclass(frozen=True, slots=True)
 class CrashReport:
-    """How many durable writes a scenario makes, and how often it was run with a crash at one of them."""
+    """The extent of a successful `crash_everywhere`."""
 
     writes: int
+    """Number of durable writes that the scenario makes."""
     runs: int
+    """Number of runs with a crash: two for each write."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +62,8 @@ async def crash_everywhere(make: Making, scenario: Scenario, without: frozenset[
     again = await _run(make, scenario, None, without)
     if again.outcome != plain_run.outcome:
         raise HarnessError(
-            "two runs of this scenario without any crash have different outcomes, so that a crash's cannot be told: "
-            f"name fields that may differ with without=(...)\n{_difference(plain_run.outcome, again.outcome)}"
+            "two runs of this scenario without any crash have different outcomes, so a crash cannot be blamed for one: "
+            f"name the fields that may differ with without=(...)\n{_difference(plain_run.outcome, again.outcome)}"
         )
     count = len(plain_run.writes)
     if count > WRITES_MAX:

@@ -1,6 +1,6 @@
 """An environment for tests: handlers in this process, over production code and a table in memory, in virtual time.
 
-Owns what tests ask for, and the errors for what cannot be. Does not own how it comes about (`world`).
+Owns the methods that tests call and the errors for impossible requests. Does not own the simulated system (`world`).
 """
 
 from __future__ import annotations
@@ -41,15 +41,19 @@ Headers = Mapping[str, str | bytes]
 
 
 class Environment(Face):
-    """Services and objects, ready to be called. Use it as a context manager, with `async with` or `with`.
+    """Services and virtual objects in this process, in virtual time. Use it with `async with` or `with`.
 
-    `topics` leads the records of a topic to a handler, `config` does so by the subscriptions of a tenuto.toml. `now` is
-    what the time is at the beginning (default: the time on the wall). `attempts_max`: a handler that is retried without
-    end fails the test after so many attempts in a row. `patience`: seconds of real time that user code may take at a
-    stretch, None for a debugger.
+        async with Environment(orders, topics={"orders": place}) as env:
+            assert await env.call(status, "order-7") == "paid"
 
-    Each method begins at once and returns an `Operation`: await it, or call its `result()` where no event loop runs.
-    Time passes only while one is under way. Methods raise HarnessErrors for what cannot be.
+    `topics` routes the records of a topic to a handler; `config` is the path of a tenuto.toml whose subscriptions do
+    the same. `now` is the start of virtual time, by default the current time. `attempts_max` is the number of
+    consecutive failed attempts after which a handler that is retried indefinitely fails the test. `patience` is the
+    real time in seconds that user code may run without returning control; None, for a debugger, sets no limit.
+
+    Each method starts at once and returns an `Operation`: await it, or call its `result()` where no event loop runs.
+    Virtual time advances only during an operation. Methods raise HarnessError for a request that makes no sense, such
+    as an unknown handler. The constructor raises TypeError for anything other than services and virtual objects.
     """
 
     def __init__(
@@ -70,16 +74,16 @@ class Environment(Face):
         self._operations: list[Operation[Any]] = []
 
     def __enter__(self) -> Self:
-        """Begin. Raises HarnessError when it has begun already."""
+        """Start the environment. Raises HarnessError if it has been started already."""
         if self._entered is not None:
-            raise HarnessError("this environment is in use already: make one for each test")
+            raise HarnessError("this environment is in use already: create one for each test")
         thread = LoopThread("tenuto-testing")
         self._entered = (thread, World(self._setup, thread))
         self._operations.clear()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        """End everything. Raises what an operation failed with that was never awaited."""
+        """Stop the environment. Raises HarnessError if an operation was never awaited."""
         thread, _world = self._living
         self._entered = None
         thread.close()
@@ -97,17 +101,20 @@ class Environment(Face):
         """See `__exit__`."""
         self.__exit__(kind, error, traceback)
 
-    # --- time and looking -------------------------------------------------------------------------------------------
+    # --- time -------------------------------------------------------------------------------------------------------
 
     def advance(self, duration: timedelta | float | None = None, /, **units: float) -> Operation[None]:
-        """Let time pass: `advance(days=30)`, or a timedelta, or seconds.
+        """Advance virtual time: `advance(days=30)`, or by a timedelta, or by a number of seconds.
 
-        Sleeps end, delayed messages arrive and attempts are made again in the order in which they are due.
+        Sleeps end, delayed messages are delivered and retries start, in the order in which they are due. Raises
+        TypeError for anything other than a duration, and HarnessError for a negative one.
         """
         passing = timedelta(**units) if duration is None else duration
         duration_ms = milliseconds(passing, "env.advance: the duration")
         if duration_ms < 0:
-            raise HarnessError("time passes forwards alone: env.advance(days=30)")
+            raise HarnessError(
+                "env.advance: the duration is negative, but time only moves forward: env.advance(days=30)"
+            )
         world = self._world
 
         async def work() -> None:
@@ -119,11 +126,14 @@ class Environment(Face):
 
     @property
     def now(self) -> datetime:
-        """What the time is, in UTC."""
+        """Current virtual time, in UTC."""
         return datetime.fromtimestamp(self._world.now_ms() / 1000, UTC)
 
     def journal(self, invocation: Invocation[Any] | str) -> Operation[list[JournalEntry]]:
-        """The commands of an invocation, in the order of asking, with what is known of each."""
+        """Return the commands of an invocation, in the order in which the handler issued them.
+
+        Raises HarnessError if the invocation has not started.
+        """
         world, name = self._world, answers.require_invocation(invocation)
 
         async def work() -> list[JournalEntry]:
@@ -132,7 +142,7 @@ class Environment(Face):
         return self._begin(work, "env.journal(...)")
 
     def awakeables(self) -> Operation[list[str]]:
-        """The ids of all awakeables that an invocation waits for, for `resolve_awakeable`."""
+        """Return the ids of all awakeables that an invocation is waiting for, for `resolve_awakeable`."""
         world = self._world
 
         async def work() -> list[str]:
@@ -141,7 +151,7 @@ class Environment(Face):
         return self._begin(work, "env.awakeables()")
 
     def waits(self) -> Operation[list[str]]:
-        """What everything that has not ended waits for, in words."""
+        """Describe what each unfinished invocation is waiting for, one line each."""
         world = self._world
 
         async def work() -> list[str]:
@@ -154,17 +164,22 @@ class Environment(Face):
     async def crash_everywhere(
         self, scenario: Callable[[Environment], Awaitable[Any]], *, without: Iterable[str] = ()
     ) -> CrashReport:
-        """Run a scenario with a crash before and after each durable write of it; all must lead to the same outcome.
+        """Run a scenario once for each durable write, with a crash before and after it, and compare the outcomes.
 
-        Each run has an environment of its own, which the scenario is given. The outcome is what the scenario returns,
-        the results of its calls, all state, what was published (once for each `tenuto-id`) and the dead letters. Fields
-        of the names in `without` may differ, such as those that hold a time. Raises OutcomesDifferError, which names
-        the write and the line of the handler.
+        `scenario` is a coroutine function; each run passes it a new environment. The outcome consists of what the
+        scenario returns, the results of its calls, all state, the published records (once for each `tenuto-id`) and the
+        dead letters. Fields named in `without`, such as timestamps, are not compared.
+
+        Raises OutcomesDifferError, which names the write and the line of the handler, and HarnessError if two runs
+        without a crash already differ.
         """
         return await crash_everywhere(self._crashing, scenario, frozenset(without))
 
     def export_journal(self, invocation: Invocation[Any] | str) -> Operation[bytes]:
-        """The journal of an invocation that has not ended, in the form of `tenuto journal`, to be replayed later."""
+        """Return the journal of an unfinished invocation, in the format of `tenuto journal`, for `replay`.
+
+        Raises HarnessError if the invocation is not in progress.
+        """
         world, name = self._world, answers.require_invocation(invocation)
 
         async def work() -> bytes:
@@ -173,10 +188,10 @@ class Environment(Face):
         return self._begin(work, "env.export_journal(...)")
 
     def replay(self, journal: str | PathLike[str] | bytes) -> Operation[Replayed]:
-        """Replay a journal (a file of `tenuto journal`, or its contents) against the handlers as they are now.
+        """Replay a journal, a file of `tenuto journal` or its contents, against the current code of the handlers.
 
-        No step runs, and nothing is written. Raises JournalMismatchError where the handler takes another way, and
-        whatever else it fails with.
+        No step runs and nothing is written. Raises JournalMismatchError if the handler issues other commands than the
+        journal holds, HarnessError if the journal cannot be read, and any exception that the handler raises.
         """
         services = self._targets.services
         return self._begin(lambda: replayed(journal, services), "env.replay(...)")

@@ -1,44 +1,44 @@
-"""What an environment raises when a test asks for something that cannot be, or that will not come.
+"""The errors of the test kit.
 
-Owns the errors of the test kit and their order. Does not own what a handler fails with: a caller gets its TerminalError
-as it would over HTTP.
+Owns the types and their hierarchy. Does not own the failures of handlers: a test gets their TerminalError, as a caller
+over HTTP would.
 
     AssertionError
-      HarnessError               a test asked for something that is not so
-        NoSuchHandlerError       no handler, service or topic of that name; says which there are
-        StillWaitingError        what was waited for will not come by itself; says what it waits for
-        KeepsFailingError        a handler fails at each attempt; its last error is the cause
-        NothingWaitsError        nothing waits for that awakeable (any more); says what does
+      HarnessError               the test made an invalid request
+        NoSuchHandlerError       unknown handler, service or topic; lists the known ones
+        StillWaitingError        an invocation waits for something that does not happen by itself; says for what
+        KeepsFailingError        every attempt of a handler fails; its last error is the cause
+        NothingWaitsError        nothing waits for the awakeable; lists what does
         HungError                user code has been running for too long; says where
-        OutcomesDifferError      a crash changed the outcome; says at which write, and what differs
+        OutcomesDifferError      a crash changed the outcome; names the write and the difference
 """
 
 from __future__ import annotations
 
 
 class HarnessError(AssertionError):
-    """A test asked for something that is not so. The message names it, and the way out."""
+    """The test made an invalid request. The message says how to correct it. Base class of the other errors."""
 
 
 class NoSuchHandlerError(HarnessError):
-    """There is no such handler, service or topic here."""
+    """The environment has no such handler, service or topic. The message lists those it has."""
 
 
 class StillWaitingError(HarnessError):
-    """What was waited for will not come by itself, however much time passes."""
+    """An invocation waits for something that does not happen by itself, however much time passes."""
 
 
 class KeepsFailingError(HarnessError):
-    """A handler that is retried without end fails at each attempt. `__cause__` is its last error."""
+    """Every attempt of a handler that is retried indefinitely fails. `__cause__` is the last error."""
 
 
 class NothingWaitsError(HarnessError):
-    """Nothing waits for an awakeable, or it has another answer already."""
+    """Nothing waits for the awakeable, or it has been completed already."""
 
 
 class HungError(HarnessError):
-    """Code of the user's has been running for too long, by the clock on the wall."""
+    """User code has been running for too long in real time, without returning control to the event loop."""
 
 
 class OutcomesDifferError(HarnessError):
-    """A crash changed what a scenario leads to."""
+    """A crash changed the outcome of a scenario. The message names the durable write and shows the difference."""

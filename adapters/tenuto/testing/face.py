@@ -1,4 +1,4 @@
-"""What every environment for tests can be asked for, whatever stands behind it.
+"""The methods that every environment for tests has.
 
 Owns the requests that tests make, their arguments and their types. Does not own how they are carried out: in memory
 (`environment`) or by a running system (`real`).
@@ -121,11 +121,14 @@ class Face:
         headers: Headers | None = None,
         idempotency_key: str | None = None,
     ) -> Operation[Any]:
-        """Call a handler, and let time pass until it has answered: `call(place, "order-7", order)`.
+        """Call a handler and let time pass until it returns: `await env.call(place, "order-7", order)`.
 
-        An object's handler takes the key first, a service's handler the input alone. Returns what the handler returns,
-        as its type hint reads it. Raises TerminalError as a caller sees it, StillWaitingError when it waits for what
-        will not come by itself, KeepsFailingError.
+        `handler` is the handler itself or its name, "orders/place". A handler of a virtual object takes the key before
+        the input. `headers` and `idempotency_key` are those of the call over HTTP. Returns the result of the handler,
+        decoded by its type hint.
+
+        Raises the TerminalError that ends the invocation, StillWaitingError if the handler waits for something that
+        does not happen by itself, and KeepsFailingError if every attempt fails.
         """
         target = self._targets.handler(handler)
         behind = self._behind
@@ -170,7 +173,11 @@ class Face:
         headers: Headers | None = None,
         idempotency_key: str | None = None,
     ) -> Operation[Invocation[Any]]:
-        """Send to a handler without waiting for its end. What can happen at this moment has happened then."""
+        """Send a message to a handler: `invocation = await env.send(place, "order-7", order)`.
+
+        The arguments are those of `call`. `delay` postpones the delivery: a timedelta or a number of seconds. Returns
+        when everything that can happen without time passing has happened. Raises HarnessError for a shared handler.
+        """
         target = self._targets.handler(handler)
         behind = self._behind
         event, named = self._event(target, "send", key_and_input, headers, idempotency_key, one_way=True)
@@ -191,7 +198,10 @@ class Face:
     def result(self, invocation: str) -> Operation[Any]: ...
 
     def result(self, invocation: Invocation[Any] | str) -> Operation[Any]:
-        """Let time pass until an invocation that `send` began has ended: its result. Raises as `call` does."""
+        """Let time pass until an invocation that `send` started has ended, and return its result.
+
+        Raises the errors of `call`, and HarnessError for an invocation that `event` started, which has no result.
+        """
         behind = self._behind
         if isinstance(invocation, str):
             answers.require_invocation(invocation)
@@ -217,10 +227,11 @@ class Face:
         *,
         headers: Headers | None = None,
     ) -> Operation[Invocation[Any] | None]:
-        """Have a record arrive from a topic. What can happen at this moment has happened then.
+        """Deliver a record of a topic: `await env.event("orders", "order-7", order)`.
 
-        A `value` of bytes goes as it is, others as JSON; None is a tombstone. Returns the invocation that the record
-        became, None for one that is in its dead-letter topic because it can become none.
+        A `value` of bytes is delivered unchanged, any other value as JSON; None is a tombstone. Returns when everything
+        that can happen without time passing has happened: the invocation, or None if the record went to its dead-letter
+        topic because it is invalid. Raises NoSuchHandlerError if no handler subscribes to the topic.
         """
         subscription = self._targets.subscription(self._subscriptions, topic)
         raw_key = key.encode() if isinstance(key, str) else key
@@ -237,12 +248,12 @@ class Face:
         return self._begin(work, f"env.event({topic!r}, ...)")
 
     def resolve_awakeable(self, awakeable: str, value: Any = None) -> Operation[None]:
-        """Complete an awakeable with a value, as JSON. Raises NothingWaitsError."""
+        """Complete an awakeable with a value, as JSON. Raises NothingWaitsError if nothing waits for it."""
         data = None if value is None else OutboundSerde().serialize(value)
         return self._answer(awakeable, Success(data), "resolve_awakeable")
 
     def reject_awakeable(self, awakeable: str, reason: str) -> Operation[None]:
-        """Fail an awakeable: its waiter gets TerminalError(reason). Raises NothingWaitsError."""
+        """Reject an awakeable: awaiting it raises TerminalError with the `reason`. Raises NothingWaitsError."""
         return self._answer(awakeable, Failed(rejection_of(reason)), "reject_awakeable")
 
     # --- looking ----------------------------------------------------------------------------------------------------
@@ -259,7 +270,11 @@ class Face:
     def state(
         self, service: VirtualObject | str, key: str, name: str | None = None, type_hint: Any = None
     ) -> Operation[Any]:
-        """The stored state of an object: all of it as JSON, or one value, read by its type hint (None: absent)."""
+        """Return the committed state of one key of a virtual object.
+
+        Without `name`, returns all state values as JSON, by name. With it, returns one value, decoded by `type_hint`,
+        or None if there is none. Raises NoSuchHandlerError for an unknown object, and HarnessError for a service.
+        """
         lane = Lane(self._targets.keyed(service), key)
         behind = self._behind
         serde = None if type_hint is None else serde_for(type_hint)
@@ -276,12 +291,12 @@ class Face:
         return self._begin(work, "env.state(...)")
 
     def published(self, topic: str) -> Operation[list[Record]]:
-        """The records that handlers have published to a topic, and those that went to it as dead letters."""
+        """Return the records that handlers have published to a topic, dead letters included, in order."""
         behind = self._behind
         return self._begin(lambda: behind.published(topic), f"env.published({topic!r})")
 
     def dead_letters(self) -> Operation[list[DeadLetter]]:
-        """Every event that ended as failed where nobody was told: those of topics, and those that the table keeps."""
+        """Return all dead letters: those of the dead-letter topics, then those that are kept in the table."""
         return self._begin(self._behind.dead_letters, "env.dead_letters()")
 
     # --- parts ------------------------------------------------------------------------------------------------------

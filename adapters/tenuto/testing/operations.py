@@ -1,6 +1,6 @@
-"""A request of a test: under way from the moment it is made, awaited or waited for.
+"""A request of a test, in progress from the moment it is made.
 
-Owns both ways to its result, and noticing that user code does not come back. Does not own what is asked for.
+Owns both ways to its result and the detection of user code that does not return. Does not own the request itself.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from tenuto.testing.virtual_loop import LoopThread
 T = TypeVar("T")
 
 LOOK_S: Final = 0.25
-"""How often to look whether the thread of an environment gets on."""
+"""Seconds between two looks at whether the thread of an environment makes progress."""
 
 
 class Operation(Generic[T]):
-    """What an environment was asked for. `await` it in a coroutine, or call `result()` where there is none."""
+    """A request to an environment, already in progress. Await it, or call `result()` where no event loop runs."""
 
     def __init__(self, future: Future[T], thread: LoopThread, patience_s: float | None, what: str) -> None:
         self.what = what
@@ -33,11 +33,15 @@ class Operation(Generic[T]):
         self._patience_s = patience_s
 
     def result(self) -> T:
-        """Wait for it, without an event loop. Raises what it ends in, and HungError."""
+        """Wait for the result without an event loop.
+
+        Raises the errors of the method that returned the operation, HungError if user code runs for too long, and
+        HarnessError inside a handler or step, which must await the operation.
+        """
         self.looked_at = True
         if self._thread.inside:
             raise HarnessError(
-                f"{self.what} is asked for inside a handler or a step, which it would wait for: await it"
+                f"{self.what} was called inside a handler or a step, and its result() would wait for itself: await it"
             )
         watch = _Watch(self._thread, self._patience_s)
         while True:
@@ -63,7 +67,7 @@ class Operation(Generic[T]):
 
 
 class _Watch:
-    """Sees whether a thread gets on."""
+    """Detects that a thread makes no progress."""
 
     def __init__(self, thread: LoopThread, patience_s: float | None) -> None:
         self._thread = thread
@@ -79,7 +83,7 @@ class _Watch:
         elif self._patience_s is not None and now_s - self._since_s > self._patience_s:
             at = places.of_thread(self._thread.ident)
             raise HungError(
-                f"{what} does not come back: user code has been running for {self._patience_s:g} s"
-                f"{f', and is at {at}' if at else ', or waits for something outside'}; give Environment(patience=None) "
+                f"{what} does not return: user code has been running for {self._patience_s:g} s"
+                f"{f', and is at {at}' if at else ', or waits for something outside'}; pass Environment(patience=None) "
                 "for a debugger"
             )

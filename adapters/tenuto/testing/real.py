@@ -1,7 +1,7 @@
-"""The same requests to a real system: Kafka, DynamoDB, function processes and a control plane on this machine.
+"""An environment over a real system: Kafka, DynamoDB, function processes and a control plane on this machine.
 
-Owns the system of one environment, and how each request reaches it: calls by HTTP, records by Kafka, state by the
-table. Does not own the embedded stack (`tenuto_local`), which the extras `control` and `local` bring.
+Owns the system of one environment and how each request reaches it: calls over HTTP, records through Kafka, state from
+the table. Does not own the embedded stack (`tenuto_local`), which the extras `control` and `local` install.
 """
 
 from __future__ import annotations
@@ -55,11 +55,18 @@ FUNCTION: Final = "tests"
 
 
 class RealEnvironment(Face):
-    """Services and objects on the embedded stack, in real time. Use it as a context manager, for a module of tests.
+    """Services and virtual objects on the embedded stack, in real time. Use it with `async with` or `with`.
 
-    `handler` is where the function is ("shop.handlers:handler"), below the folder `root`. `topics` leads the records of
-    a topic to a handler, `publishes` names the topics that handlers publish to. `timeout`: seconds that any request may
-    take. Has the methods of `Environment` that need no virtual time, and `eventually`.
+        with RealEnvironment(orders, handler="shop.handlers:handler", topics={"orders": place}) as env:
+            env.event("orders", "order-7", order).result()
+            env.eventually(lambda: env.state(orders, "order-7", "status"), "paid").result()
+
+    It takes seconds to start, so share one between the tests of a module. It needs the extras `control` and `local`.
+    `handler` is the import path of the Lambda handler, in the folder `root`. `topics` routes the records of a topic to
+    a handler; `publishes` names the topics that handlers publish to. `timeout` is the longest duration of a request, in
+    seconds. It has the methods of `Environment` that need no virtual time, and `eventually`.
+
+    The constructor raises TypeError for anything other than services and virtual objects.
     """
 
     def __init__(
@@ -78,7 +85,7 @@ class RealEnvironment(Face):
         self._entered: tuple[LoopThread, _Running, AsyncExitStack] | None = None
 
     def __enter__(self) -> Self:
-        """Start everything. Raises HarnessError when something that it needs is not there."""
+        """Start the system. Raises HarnessError if a part that it needs is not installed."""
         thread = LoopThread("tenuto-testing", RealTimeLoop())
         closing = AsyncExitStack()
         starting = thread.submit(lambda: closing.enter_async_context(_running(self._make, self._timeout_s)))
@@ -91,7 +98,7 @@ class RealEnvironment(Face):
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        """End everything that was started."""
+        """Stop the system."""
         if self._entered is not None:
             thread, _running_now, closing = self._entered
             self._entered = None
@@ -109,9 +116,10 @@ class RealEnvironment(Face):
         await asyncio.to_thread(self.__exit__, kind, error, traceback)
 
     def eventually(self, look: Callable[[], Operation[T]], expected: T) -> Operation[T]:
-        """Ask again and again until what is found is as expected, such as `lambda: env.state(orders, "order-7")`.
+        """Repeat an operation until its result equals `expected`, and return the result.
 
-        Raises StillWaitingError with what was found last.
+        `look` returns a new operation each time, such as `lambda: env.state(orders, "order-7")`. Raises
+        StillWaitingError with the last result after the timeout of the environment.
         """
 
         async def work() -> T:
@@ -125,13 +133,16 @@ class RealEnvironment(Face):
         return self._begin(work, "env.eventually(...)")
 
     def eventually_one(self, look: Callable[[], Operation[list[T]]]) -> Operation[T]:
-        """Ask again and again until a single thing is found, such as a dead letter. Raises StillWaitingError."""
+        """Repeat an operation until its result has exactly one element, such as a dead letter, and return the element.
+
+        Raises StillWaitingError with the last result after the timeout of the environment.
+        """
 
         async def work() -> T:
             until_s = time.monotonic() + self._timeout_s
             while len(found := await look()) != 1:
                 if time.monotonic() > until_s:
-                    raise StillWaitingError(f"expected one, and found {found!r} after {self._timeout_s:g} s")
+                    raise StillWaitingError(f"expected one element, and found {found!r} after {self._timeout_s:g} s")
                 await asyncio.sleep(LOOK_S)
             return found[0]
 

@@ -42,12 +42,16 @@ LINGER_S: Final = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    """How far a replay came: `commands` of the journal that the handler issued alike, and what came then, in words."""
+    """The outcome of a successful replay."""
 
     invocation: str
+    """Id of the invocation."""
     handler: str
+    """Name of the handler, as "service/handler"."""
     commands: int
+    """Number of commands of the journal that the handler issued again."""
     then: str
+    """What the handler does next, such as "it would run 'pay'" or "it waits"."""
 
 
 class _JournalOverError(ProcessEnded):

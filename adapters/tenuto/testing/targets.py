@@ -27,7 +27,7 @@ class Targets:
     def __init__(self, services: Sequence[Service | VirtualObject]) -> None:
         self.services = Services(services)
         if not services:
-            raise HarnessError("an environment needs the services it is about: Environment(orders)")
+            raise HarnessError("an environment needs the services under test: Environment(orders)")
         self._by_name = {service.name: service for service in services}
         self._handlers = {h.spec.target: h for service in services for h in service.handlers.values()}
 
