@@ -5,6 +5,7 @@ Owns what they answer, which depends on nothing but the order.
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import Literal, TypeAlias
 
@@ -14,12 +15,13 @@ from examples.ledger import DIRECTORY_VARIABLE, Ledger
 from tenuto import TerminalError
 
 LEDGER = Ledger("food_order")
+logger = logging.getLogger(__name__)
 
 FAR_KM = 20
 """Drivers refuse what is farther away than this."""
 
 REMOTE_KM = 50
-"""Nobody even answers an offer that is farther away than this."""
+"""No driver answers an offer that is farther away than this."""
 
 DriverAnswer: TypeAlias = Literal["accept", "refuse", "silence"]
 
@@ -64,6 +66,7 @@ def cancel_preparation(order: Order) -> None:
 def offer_to_drivers(order: Order, offer: str) -> None:
     """Show the order to drivers, who answer at `/awakeables/{offer}/resolve` or `/reject`."""
     LEDGER.call("offer to drivers", order.id, order.id, lambda _: offer)
+    logger.info("order %s is offered to drivers as %s", order.id, offer)
 
 
 def open_offers() -> dict[str, str]:
@@ -72,7 +75,7 @@ def open_offers() -> dict[str, str]:
     Raises LookupError when the environment does not say where the example keeps its record.
     """
     if not os.environ.get(DIRECTORY_VARIABLE):
-        raise LookupError(f"{DIRECTORY_VARIABLE} is not set: paste the export line that `make dev` prints")
+        raise LookupError(f"{DIRECTORY_VARIABLE} is not set: paste the export line that `tenuto dev` prints")
     return {c.subject: str(c.answer) for c in LEDGER.calls() if c.system == "offer to drivers"}
 
 
