@@ -23,6 +23,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
+from tenuto.aws import PAYLOAD_KEY_VARIABLE
 from tenuto.store.aws_client import CLIENT_VARIABLE
 from tenuto_control import memory
 from tenuto_control.config import (
@@ -68,15 +69,15 @@ SECTIONS: Final = (
         {
             "bootstrap_servers": "brokers as `host:port`, separated by commas",
             "group_id": "the consumer group",
-            "security_protocol": "how clients connect",
-            "sasl_mechanism": "how clients sign in, with a SASL protocol",
-            "sasl_username": "the user name, with a SASL protocol",
-            "sasl_password": "the password, with a SASL protocol",
-            "ssl_cafile": "path of the certificates that sign the brokers'; without it, those of the system",
+            "security_protocol": "protocol of the connections",
+            "sasl_mechanism": "SASL mechanism, with a SASL protocol",
+            "sasl_username": "user name, with a SASL protocol",
+            "sasl_password": "password, with a SASL protocol",
+            "ssl_cafile": "path of the CA certificates of the brokers; by default those of the system",
             "ssl_certfile": "path of the client's certificate",
             "ssl_keyfile": "path of the client's private key",
             "ssl_key_password": "the password of that key",
-            "iam": "sign in to Amazon MSK with the AWS credentials of the process, over `SASL_SSL`",
+            "iam": "authenticate to Amazon MSK with the AWS credentials of the process, over `SASL_SSL`",
         },
     ),
     Section("[table]", TableConfig, "The DynamoDB table.", {"name": "name of the table"}),
@@ -90,25 +91,27 @@ SECTIONS: Final = (
         "[aws]",
         AwsConfig,
         "Endpoints and credentials come from AWS's own variables.",
-        {"region": "the region; without it, AWS's own variables and files decide"},
+        {"region": "the region; by default from AWS's own variables and files"},
     ),
     Section(
         "[functions.<name>]",
         FunctionConfig,
         "One section for each Lambda function with handlers; at least one.",
         {
-            "function": "name or ARN of the function; without it, `<name>`",
+            "function": "name or ARN of the function; by default `<name>`",
             "qualifier": "version or alias to invoke",
             "concurrency": (
-                "invocations at once, by one control plane; stay below the function's reserved concurrency"
+                "concurrent invocations by one control plane; keep it below the reserved concurrency of the function"
             ),
-            "handler": "the function's code, as `module:name`; this and the rest are for `tenuto dev` and `tenuto sam`",
-            "memory_mb": "its memory when deployed, 128 to 10,240; without it, 512",
-            "timeout_s": "the time an invocation has, 1 to 900; without it, what runs or deploys it decides",
+            "handler": (
+                "import path of the handler, `module:name`; this and the keys below are for `tenuto dev` and `tenuto sam`"
+            ),
+            "memory_mb": "memory of the deployed function in MB, 128 to 10,240; by default 512",
+            "timeout_s": "timeout of an invocation in seconds, 1 to 900; by default 15 in `tenuto dev`",
             "environment": (
-                'its environment variables; `{ parameter = "Name" }` takes the value from a parameter of the deployment'
+                'environment variables; the value `{ parameter = "Name" }` is a parameter of the deployment'
             ),
-            "policies": "managed policies that its role gets when deployed: AWS's own by name, others by ARN",
+            "policies": "managed policies of the role of the deployed function: those of AWS by name, others by ARN",
         },
     ),
     Section(
@@ -125,11 +128,11 @@ SECTIONS: Final = (
         {
             "topic": "the topic; each has one subscription",
             "target": "the handler, as `service/handler`",
-            "key": "which key a record has: `utf-8`, `bytes` or `json:<field>[.<field>]`",
-            "ordering": "which records run one after the other: those of a `key`, of a `partition`, or `none`",
-            "dead_letter": "topic for records that can never be handled; by default the topic's with `.dead-letter`",
+            "key": "key of the object: the record's key as `utf-8` or `bytes`, or `json:<field>[.<field>]` of its value",
+            "ordering": "records that run sequentially: those of a `key`, of a `partition`, or `none`",
+            "dead_letter": "topic for records that cannot be processed; by default the topic with `.dead-letter`",
             "epoch": "one pass over the topic; a new value [replays](../guides/kafka.md#replaying-on-purpose) it",
-            "start": "where a group without offsets begins; always on only",
+            "start": "where a group without offsets starts; always on only",
         },
     ),
     Section(
@@ -139,10 +142,10 @@ SECTIONS: Final = (
         {
             "host": "address to listen on",
             "port": "port to listen on",
-            "cors_origins": 'origins from which pages may call, such as `"https://app.example"`; `"*"` is every page',
+            "cors_origins": 'origins whose pages may call, such as `"https://app.example"`; `"*"` allows every page',
             "hosts": (
-                "host names that are served besides those of the machine; without it, a control plane on 127.0.0.1 "
-                "serves only these, and one on another address serves any"
+                "additional host names to serve; by default, a control plane on 127.0.0.1 serves only the names of the "
+                "machine, and one on another address serves any name"
             ),
         },
     ),
@@ -151,7 +154,7 @@ SECTIONS: Final = (
         SchedulerConfig,
         "EventBridge Scheduler, which wakes a dispatcher that scales to zero. The template sets it by variables.",
         {
-            "role_arn": "ARN of the role that the Scheduler takes on to invoke the target",
+            "role_arn": "ARN of the role that the Scheduler assumes to invoke the target",
             "target_arn": "ARN of the function that wake-ups invoke",
             "group": "schedule group",
             "dlq_arn": "ARN of the queue for wake-ups that could not be delivered",
@@ -267,6 +270,50 @@ VARIABLES: Final[Mapping[str, str]] = {
 }
 """Variables of the control plane that replace no key of the file."""
 
+OTHER_VARIABLES: Final[Mapping[str, Meanings]] = {
+    "Functions": {
+        PAYLOAD_KEY_VARIABLE: (
+            "if set, the function [encrypts](../guides/security.md#encryption) its writes, even if the control plane "
+            "does not ask for it"
+        ),
+        CLIENT_VARIABLE: (
+            "`botocore` uses botocore's client for [AWS requests](../guides/operate.md#aws-requests), in functions and "
+            "in the control plane"
+        ),
+    },
+    "Commands": {
+        "TENUTO_URL": "`call`, `resolve`: address of a control plane. `--url` overrides it",
+        "TENUTO_BOOTSTRAP_SERVERS": "`send`, `tail`: brokers as `host:port`. `--kafka` overrides it",
+        "TENUTO_CONFIG_FILE": f"`check`, `journal`, `replay`: the configuration file; by default `{DEFAULT_FILE}`",
+    },
+    "`tenuto dev` and the embedded stack": {
+        "TENUTO_BROKER_ENGINE": "`kafka` or `tansu`; by default, the [best available](../guides/develop.md#engines)",
+        "TENUTO_TABLE_ENGINE": "`dynamodb-local` or `dynoxide`; by default, the best available",
+        "TENUTO_CACHE": "folder for downloaded engines; by default `~/.cache/tenuto`",
+        "AWS_ENDPOINT_URL_DYNAMODB": "an existing DynamoDB endpoint, used instead of a table engine",
+    },
+    "`sam build`": {
+        "TENUTO_ARCHITECTURE": "`arm64` (default) or `x86_64`",
+        "TENUTO_RUNTIME": "Lambda runtime to build for; by default `python3.13`",
+        "TENUTO_ENCRYPTION": "`true` adds [payload encryption](../guides/deploy.md#encrypt-payloads) to the functions",
+        "TENUTO_CONFIG_FILE": "configuration file of the dispatcher function",
+        "PYTHON": "interpreter for the build; by default `python3`",
+    },
+}
+"""Variables of everything but the control plane."""
+
+UNDOCUMENTED: Final = frozenset(
+    {
+        "TENUTO_DEV_DEBUG_PORT",
+        "TENUTO_DEV_HANDLER",
+        "TENUTO_DEV_ROOTS",
+        "TENUTO_EXAMPLE_DIR",
+        "TENUTO_GATEWAY_SECRET",
+        "TENUTO_LAMBDA_PYTHON",
+    }
+)
+"""Variables that one process of the stack passes to another."""
+
 
 def page() -> str:
     """The whole page."""
@@ -293,19 +340,22 @@ def page() -> str:
     for title, meanings in LIMITS.items():
         lines += [f"### {title}", "", "| key | default | unit | meaning |", "|---|---|---|---|"]
         lines += [_limit_row(name, meaning) for name, meaning in meanings.items()] + [""]
-    lines += ["## Environment variables", "", "| variable | sets |", "|---|---|"]
+    lines += ["## Environment variables of the control plane", "", "| variable | sets |", "|---|---|"]
     lines += [f"| `{name}` | `{key}` of `[{section}]` |" for name, (section, key) in ENVIRONMENT.items()]
     of_function = "`function` of `[functions.<name>]`, the name in capitals and `-` written `_`"
     lines.append(f"| `{FUNCTION_VARIABLE}<NAME>` | {of_function} |")
     lines += [f"| `{name}` | {meaning} |" for name, meaning in VARIABLES.items()]
     lines += [
         "",
-        "In a handler's function, `TENUTO_KMS_KEY_ID` makes it [encrypt](../guides/security.md#encryption) whatever",
-        f"the control plane asks for. There and in the control plane, `{CLIENT_VARIABLE}` chooses the",
-        "[client](../guides/operate.md#aws-requests) of AWS requests. AWS's region, credentials and endpoints, and",
-        "OpenTelemetry's [exporter](../guides/operate.md#traces), have their own variables.",
+        "AWS's region, credentials and endpoints, and OpenTelemetry's [exporter](../guides/operate.md#traces), have",
+        "their own variables.",
+        "",
+        "## Other environment variables",
         "",
     ]
+    for title, meanings in OTHER_VARIABLES.items():
+        lines += [f"### {title}", "", "| variable | meaning |", "|---|---|"]
+        lines += [f"| `{name}` | {meaning} |" for name, meaning in meanings.items()] + [""]
     return "\n".join(lines)
 
 
