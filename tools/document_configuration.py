@@ -167,7 +167,7 @@ LIMITS: Final[Mapping[str, Meanings]] = {
         "partition_records_max": "unfinished records of a partition; it is paused at this limit until half are finished",
         "partition_bytes_max": "size of the unfinished records of a partition",
         "process_records_max": "unfinished records of all partitions of the process",
-        "process_bytes_max": "size of the unfinished records of the process, and of the lanes that wait with them",
+        "process_bytes_max": "size of the unfinished records of the process and of the lanes that wait with them",
         "poll_records_max": "records that one poll returns",
         "poll_bytes_max": "size at which a poll returns no further records",
         "fetch_bytes_max": "size of a broker's answer to a fetch; a larger batch is returned alone",
