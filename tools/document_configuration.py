@@ -164,7 +164,7 @@ SECTIONS: Final = (
 
 LIMITS: Final[Mapping[str, Meanings]] = {
     "Records in a process": {
-        "partition_records_max": "unfinished records of a partition; it is paused at this limit until half are finished",
+        "partition_records_max": "unfinished records of a partition; it pauses at this limit until half are finished",
         "partition_bytes_max": "size of the unfinished records of a partition",
         "process_records_max": "unfinished records of all partitions of the process",
         "process_bytes_max": "size of the unfinished records of the process and of the lanes that wait with them",
