@@ -31,8 +31,8 @@ INTRODUCTION: Final = (
     "",
     "`send`, `tail`, `call` and `resolve` use the running `tenuto dev` of the project in the current folder.",
     "`TENUTO_URL` and `TENUTO_BOOTSTRAP_SERVERS`, or the options `--url` and `--kafka`, name another control plane and",
-    "broker. `check` and `journal` use the running `tenuto dev` as well, unless `--config`, `TENUTO_CONFIG_FILE` or one of",
-    "AWS's variables for region, endpoint and profile is set. `check --offline` connects to nothing.",
+    "broker. `check` and `journal` use the running `tenuto dev` as well, unless `--config`, `TENUTO_CONFIG_FILE` or",
+    "one of AWS's variables for region, endpoint and profile is set. `check --offline` connects to nothing.",
     "",
 )
 

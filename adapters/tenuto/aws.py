@@ -61,7 +61,7 @@ class _Function:
         self._tables: dict[tuple[str, bool], Table] = {}
 
     def __call__(self, event: Any, context: LambdaContext) -> Any:
-        """Lambda calls this. Raises ProtocolError for a payload that is no activation."""
+        """Serve an activation or a discovery request of the control plane. Raises ProtocolError for other payloads."""
         note_interrupts()
         request = activation.read(event)
         refusal = activation.refusal(request)

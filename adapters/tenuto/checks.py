@@ -116,7 +116,7 @@ def awakeable_id(value: object, method: str) -> str:
         # Nobody issues an id with such a key; its answer could never be delivered, and would hold this key's outbox.
         check_key(lane.service, lane.key)
     except ValueError:
-        invalid(f"{what} begins with awk_ and is given by ctx.awakeable(); this text is none")
+        invalid(f"{what} begins with awk_ and comes from ctx.awakeable(); this text is not such an id")
     return named
 
 
@@ -126,7 +126,8 @@ def target_name(value: object, what: str) -> str:
     # What is not printable could forge lines; a client resolves "." and ".." before it sends a path.
     if problem_of_name(name, TARGET_NAME_BYTES_MAX) or not name.isprintable() or "/" in name or name in {".", ".."}:
         raise ValueError(
-            f"{shown(name)} is no {what}: 1 to {TARGET_NAME_BYTES_MAX} bytes of printable characters without '/'"
+            f"{shown(name)} is not a valid {what}: 1 to {TARGET_NAME_BYTES_MAX} bytes of printable characters "
+            "without '/'"
         )
     return name
 
@@ -139,8 +140,8 @@ def topic(value: object) -> str:
     name = text(value, "ctx.publish: the topic", 'ctx.publish("orders", value)')
     if not _TOPIC.fullmatch(name) or len(name) > TOPIC_CHARS_MAX or name in {".", ".."}:
         invalid(
-            f"ctx.publish: {shown(name)} is no name of a Kafka topic: 1 to {TOPIC_CHARS_MAX} of the characters "
-            "a-z A-Z 0-9 . _ - and neither '.' nor '..'"
+            f"ctx.publish: {shown(name)} is not a valid name of a Kafka topic: 1 to {TOPIC_CHARS_MAX} of the "
+            "characters a-z A-Z 0-9 . _ - and neither '.' nor '..'"
         )
     return name
 
@@ -159,7 +160,7 @@ def record_headers(value: object, to: str) -> tuple[tuple[str, bytes], ...]:
         return ()
     what = f"ctx.publish to {to}: "
     if isinstance(value, str | bytes | bytearray) or not isinstance(value, Mapping | Iterable):
-        wrong_type(f"{what}headers are no {type_name(value)}: {HEADERS_FORM}")
+        wrong_type(f"{what}headers are a mapping or pairs, not {type_name(value)}: {HEADERS_FORM}")
     headers: list[tuple[str, bytes]] = []
     for pair in value.items() if isinstance(value, Mapping) else value:
         if not isinstance(pair, tuple | list) or len(pair) != len(("name", "value")):

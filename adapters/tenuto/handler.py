@@ -1,4 +1,4 @@
-"""A declared handler: what stands in the place of the function that a user decorated.
+"""A declared handler, which takes the place of the decorated function.
 
 Owns how it is called in a unit test, and how the input of a message to it is encoded. Does not own declaring one
 (`tenuto.service`), nor sending to it (`tenuto.context`).

@@ -103,7 +103,7 @@ class _Declared:
                 f"@{self.name}.handler() above async def place(ctx, event)"
             )
         if not hasattr(function, "__name__"):
-            raise TypeError(f'a {type(function).__name__} has no name of its own: {self.name}.handler("name")(...)')
+            raise TypeError(f'a {type(function).__name__} has no name to use: {self.name}.handler("name")(...)')
         return checks.target_name(function.__name__, "handler name")
 
     def _add(
@@ -271,7 +271,7 @@ def _require_policy(policy: object, of: str) -> None:
 
 
 def _require_function(function: Any, target: str) -> None:
-    """Refuse what is no async function, and a method without its instance. Raises TypeError."""
+    """Refuse anything but an async function or a bound method. Raises TypeError."""
     form = f"async def {target.rpartition('/')[2]}(ctx, event)"
     if not callable(function):
         raise TypeError(f"{target} is declared on a {type(function).__name__}, not on a function: {form}")
@@ -279,7 +279,7 @@ def _require_function(function: Any, target: str) -> None:
     if inspect.isgeneratorfunction(plain) or inspect.isasyncgenfunction(plain):
         raise TypeError(f"{target} is a generator, which a handler cannot be: {form}, without yield")
     if not inspect.iscoroutinefunction(plain):
-        raise TypeError(f"{target} is no async function: declare handlers with `async def`: {form}")
+        raise TypeError(f"{target} is not an async function: declare handlers with `async def`: {form}")
     # A bound method has its instance, a static method needs none.
     if inspect.ismethod(function) or isinstance(function, staticmethod) or not inspect.isfunction(plain):
         return

@@ -24,7 +24,7 @@ MISSING_MODULE = {
 }
 DECLARATION = {
     "errorType": "TypeError",
-    "errorMessage": "orders/place is no async function",
+    "errorMessage": "orders/place is not an async function",
     "stackTrace": [
         '  File "/var/runtime/bootstrap.py", line 60, in _get_handler\n    m = importlib.import_module(modname)\n',
         '  File "/var/task/app.py", line 7, in <module>\n    @orders.handler()\n',

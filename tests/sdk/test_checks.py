@@ -86,9 +86,13 @@ async def played(call: Callable[[ObjectContext], Any]) -> tuple[InProcess, list[
 
 REFUSED: list[tuple[Callable[[Any], Any], type[Exception], str]] = [
     (lambda c: c.publish(5, 1), TypeError, 'ctx.publish: the topic is text, not int: ctx.publish("orders", value)'),
-    (lambda c: c.publish("a b", 1), InvalidArgumentError, "ctx.publish: 'a b' is no name of a Kafka topic: 1 to 249"),
-    (lambda c: c.publish("", 1), InvalidArgumentError, "ctx.publish: '' is no name of a Kafka topic"),
-    (lambda c: c.publish("t\n", 1), InvalidArgumentError, "no name of a Kafka topic"),
+    (
+        lambda c: c.publish("a b", 1),
+        InvalidArgumentError,
+        "ctx.publish: 'a b' is not a valid name of a Kafka topic: 1 to 249",
+    ),
+    (lambda c: c.publish("", 1), InvalidArgumentError, "ctx.publish: '' is not a valid name of a Kafka topic"),
+    (lambda c: c.publish("t\n", 1), InvalidArgumentError, "not a valid name of a Kafka topic"),
     (lambda c: c.publish("..", 1), InvalidArgumentError, "neither '.' nor '..'"),
     (
         lambda c: c.publish("t", 1, key=123),
@@ -112,10 +116,10 @@ REFUSED: list[tuple[Callable[[Any], Any], type[Exception], str]] = [
     (
         lambda c: c.publish("t", 1, headers="ab"),
         TypeError,
-        'headers are no str: give a dict such as {"source": "bank"}',
+        'headers are a mapping or pairs, not str: give a dict such as {"source": "bank"}',
     ),
     (lambda c: c.publish("t", 1, headers=["ab"]), TypeError, "headers have a str where a pair belongs"),
-    (lambda c: c.publish("t", 1, headers=7), TypeError, "headers are no int"),
+    (lambda c: c.publish("t", 1, headers=7), TypeError, "headers are a mapping or pairs, not int"),
     (lambda c: c.publish("t", object()), UnserialisableError, "the record for 't' of type object cannot be serialised"),
     (lambda c: c.publish("t", "caf\udce9"), UnserialisableError, "lone surrogate"),
     (lambda c: c.publish("t", b"x" * 350_001), StateTooLargeError, "the record for 't' is 350,001 bytes; the limit is"),
@@ -159,12 +163,12 @@ REFUSED: list[tuple[Callable[[Any], Any], type[Exception], str]] = [
     (
         lambda c: c.service_send(post, send_delay=math.nan),
         InvalidArgumentError,
-        "send_delay is nan, which is no duration",
+        "send_delay is nan, which is not a duration",
     ),
     (lambda c: c.sleep("5"), TypeError, "ctx.sleep: the duration is a duration, not str: give a timedelta or seconds"),
     (lambda c: c.sleep(True), TypeError, "not bool"),
     (lambda c: c.sleep(Decimal(5)), TypeError, "not Decimal"),
-    (lambda c: c.sleep(math.inf), InvalidArgumentError, "is inf, which is no duration"),
+    (lambda c: c.sleep(math.inf), InvalidArgumentError, "is inf, which is not a duration"),
     (lambda c: c.sleep(timedelta.max), InvalidArgumentError, "ctx.sleep: the duration is longer than 100 years"),
     (step("n" * 500_000), InvalidArgumentError, "the name of a step is 500000 bytes long; at most 255 are possible"),
     (step(""), InvalidArgumentError, "the name of a step is empty"),
@@ -179,7 +183,7 @@ REFUSED: list[tuple[Callable[[Any], Any], type[Exception], str]] = [
     (lambda c: c.clear([]), TypeError, "ctx.clear: the name of a state value is text, not list"),
     (lambda c: c.awakeable("User"), TypeError, "ctx.awakeable: TypeError: the type hint 'User' is not supported"),
     (lambda c: c.resolve_awakeable(7), TypeError, "ctx.resolve_awakeable: the id of an awakeable is text, not int"),
-    (lambda c: c.resolve_awakeable("awk_x"), InvalidArgumentError, "begins with awk_ and is given by ctx.awakeable()"),
+    (lambda c: c.resolve_awakeable("awk_x"), InvalidArgumentError, "begins with awk_ and comes from ctx.awakeable()"),
     (
         lambda c: c.reject_awakeable("", "no"),
         InvalidArgumentError,

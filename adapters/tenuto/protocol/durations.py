@@ -35,6 +35,6 @@ def milliseconds(duration: object, what: str) -> int:
     if isinstance(duration, bool) or not isinstance(duration, int | float):
         raise TypeError(f"{what} is a duration, not {type(duration).__name__}: {DURATION_FORM}")
     if isinstance(duration, float) and not math.isfinite(duration):
-        raise ValueError(f"{what} is {duration}, which is no duration: {DURATION_FORM}")
+        raise ValueError(f"{what} is {duration}, which is not a duration: {DURATION_FORM}")
     seconds = min(max(duration, -SATURATED_S), SATURATED_S)
     return math.ceil(round(seconds * 1000, _DIGITS))

@@ -103,7 +103,7 @@ class DurableFuture(Generic[T]):
     def add_done_callback(self, *_args: Any, **_options: Any) -> NoReturn:
         """Refuse what `asyncio.wait` does to a future."""
         raise TypeError(
-            "a durable future is no asyncio future: use ctx.select or ctx.gather, or make a task of it for "
+            "a durable future is not an asyncio future: use ctx.select or ctx.gather, or make a task of it for "
             "asyncio.wait with asyncio.ensure_future(future)"
         )
 

@@ -30,7 +30,7 @@ def output_of(handler: Handler[Any, Any] | None, result: Result) -> Any:
 
 
 def plain(data: bytes | None) -> Any:
-    """A value as JSON, or its bytes where it is none."""
+    """A value decoded from JSON, or its bytes if it is not JSON."""
     if data is None:
         return None
     try:
@@ -51,7 +51,7 @@ def require_invocation(named: Invocation[Any] | str) -> str:
     try:
         InvocationId.parse(name)
     except ValueError as e:
-        raise HarnessError("the id of an invocation begins with inv_; this text is none") from e
+        raise HarnessError("the id of an invocation begins with inv_; this text is not such an id") from e
     return name
 
 

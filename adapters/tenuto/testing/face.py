@@ -325,7 +325,9 @@ class Face:
         try:
             AwakeableId.parse(awakeable)
         except ValueError as e:
-            raise NothingWaitsError(f"env.{method}: the id of an awakeable begins with awk_; this text is none") from e
+            raise NothingWaitsError(
+                f"env.{method}: the id of an awakeable begins with awk_; this text is not such an id"
+            ) from e
 
         async def work() -> None:
             await behind.resolve(awakeable, result)
