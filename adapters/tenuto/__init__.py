@@ -1,6 +1,6 @@
 """tenuto: durable handlers for Kafka events and calls, on Lambda and DynamoDB.
 
-Owns the public names a handler author imports. Does not own anything else: each lives in the module it comes from.
+Owns the public names that users import, and nothing else: each is defined in the module that it is imported from.
 """
 
 from tenuto.context import (

@@ -1,7 +1,7 @@
 """The Lambda entry point: `handler = aws.handler(my_object)`.
 
-Owns the wiring of the runtime inside a function: its loop, clock, table and time budget. Imports no AWS client; the
-first durable write does (`tenuto.store.dynamodb`).
+Owns the wiring of the runtime in a function: event loop, clock, table and deadline. Imports no AWS client; the first
+durable write does (`tenuto.store.dynamodb`).
 """
 
 from __future__ import annotations

@@ -1,19 +1,20 @@
-"""Checks of what users hand in: every argument of a context method, and every option where it is constructed.
+"""Checks of arguments: of every context method, and of every option when it is constructed.
 
-Owns the rule that a value is refused at the call that brings it, by an error that names handler, method and argument
-and shows the right form. What passes here can be stored, and read back. Does not own values themselves (serdes check
-those) or the rule for keys (`protocol.ids.check_key`, which the control plane uses too).
+Owns the rule that an invalid value is refused at the call, with an error that names handler, method and argument and
+shows the correct form. Does not own values (serdes check those) or the rule for keys (`protocol.ids.check_key`, which
+the control plane uses too).
 
-Which error:
+The errors:
 
     TypeError              the wrong type, or the wrong method for a handler: a mistake in the code. The attempt is
-                           retried by the handler's policy, nothing is stored, and a corrected deployment heals it.
-    InvalidArgumentError   the right type with an impossible value, such as a key that is too long. It mostly comes from
-                           the event's data, so no retry would help: it is a TerminalError with status 400.
+                           retried by the handler's policy, nothing is stored, and a corrected deployment fixes it.
+    InvalidArgumentError   the right type with an invalid value, such as a key that is too long. The value usually
+                           comes from the event, so a retry would not help: it is a TerminalError with status 400.
     ValueError             the same for what is constructed: services, handlers, retry policies, RunOptions.
 
 Terminal errors are never refused (`tenuto.errors`). Messages quote names (of steps, state, topics, headers), which
-stand in logs anyway, and never keys, ids or values, which may be secret. Imports the standard library and the protocol.
+appear in logs anyway, and never keys, ids or values, which may be secret. Imports only the standard library and the
+protocol.
 """
 
 from __future__ import annotations

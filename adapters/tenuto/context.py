@@ -1,6 +1,6 @@
-"""The contexts handlers are given, and the functions that combine durable futures.
+"""The contexts of handlers, and the functions that combine durable futures.
 
-Owns the public face of commands: names, type hints, units. Does not own what a command does (`tenuto.runtime`).
+Owns the public interface of commands: names, type hints, units. Does not own what a command does (`tenuto.runtime`).
 """
 
 from __future__ import annotations

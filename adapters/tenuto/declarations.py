@@ -1,7 +1,7 @@
 """Checks of a handler's declaration: the context that it expects, its hints, and where it is.
 
-Owns what the parameters of a handler may be annotated with, and the place that every error of a declaration names. Does
-not own resolving the hints of values (`tenuto.serde.hints`), nor what each kind of handler is given (`tenuto.service`).
+Owns the allowed annotations of the parameters of a handler, and the file and line in errors of declarations. Does not
+own the resolution of type hints (`tenuto.serde.hints`), or the context of each kind of handler (`tenuto.service`).
 """
 
 from __future__ import annotations

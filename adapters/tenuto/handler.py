@@ -1,7 +1,7 @@
 """A declared handler, which takes the place of the decorated function.
 
-Owns how it is called in a unit test, and how the input of a message to it is encoded. Does not own declaring one
-(`tenuto.service`), nor sending to it (`tenuto.context`).
+Owns calling it in a unit test, and encoding the input of a message to it. Does not own its declaration
+(`tenuto.service`) or sending to it (`tenuto.context`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Logs of handlers: the invocation that a line belongs to, and no line repeated by a replay.
 
-Owns a filter for the standard library's logging, which any logger or handler takes, Powertools' `Logger` included. Does
-not own formats, levels or where lines go.
+Owns a filter for the standard library's logging, which any logger or handler accepts, including Powertools' `Logger`.
+Does not own formats, levels or destinations.
 """
 
 from __future__ import annotations

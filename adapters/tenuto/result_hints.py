@@ -1,7 +1,7 @@
-"""What is read off the callable of a step: the type hint of its result, and whether it can be looked at.
+"""The type hint of the result of a step, read from its callable.
 
-Owns finding the annotation and resolving it, once for each function. Does not own what a hint means (`tenuto.serde`).
-Never raises: a step runs without a hint, as plain JSON, rather than not at all.
+Owns finding the annotation and resolving it, once for each function. Does not own the meaning of a hint
+(`tenuto.serde`). Never raises: without a usable hint, the result of a step is plain JSON.
 """
 
 from __future__ import annotations

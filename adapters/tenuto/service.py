@@ -1,6 +1,6 @@
-"""Services and virtual objects: how users declare handlers.
+"""Services and virtual objects, with which users declare handlers.
 
-Owns the decorators and the registry of what one function serves. Does not own how handlers run (`tenuto.runtime`).
+Owns the decorators and the registry of the handlers of one function. Does not own running handlers (`tenuto.runtime`).
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Traces of handlers: a span for each attempt and for each step that really runs, in OpenTelemetry.
 
-Owns which spans a function makes, their names and attributes. Does not own whether anybody takes them: that is the
-tracer provider which the function's own code or its OpenTelemetry layer sets up. Without OpenTelemetry, or for an
-activation of a control plane that does not trace, nothing is imported and nothing happens.
+Owns the spans of a function, their names and attributes. Does not own their export: the code of the function or its
+OpenTelemetry layer sets up the tracer provider. Without OpenTelemetry, or if the control plane does not trace, nothing
+is imported and nothing happens.
 
-A replayed step has no span, since it does not run. Spans hold names and ids and no payload, nor texts of exceptions.
+A replayed step has no span, since it does not run. Spans contain names and ids, but no payloads and no exception texts.
 """
 
 from __future__ import annotations
