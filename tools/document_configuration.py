@@ -178,6 +178,9 @@ LIMITS: Final[Mapping[str, Meanings]] = {
         "topic_patience_ms": (
             "how long a record waits for a topic that is missing or forbidden, before it is kept in the table"
         ),
+        "handler_patience_ms": (
+            "how long a message waits for a handler that no function serves, before it is kept in the table"
+        ),
     },
     "Lanes": {
         "lanes_at_work_max": "concurrently active lanes; others wait",

@@ -26,7 +26,7 @@ from tenuto.lane.writes import Absent, AbsentOrAtMost, AbsentOrEquals, Clause, D
 from tenuto.machine.phases import TRANSITIONS, Phase
 from tenuto.protocol.ids import InvocationId, Lane
 from tenuto.protocol.messages import ClaimedRun, Head, Trim
-from tenuto.protocol.records import Bundle, Event, KafkaSource, MessageSource, PublishOut, Success
+from tenuto.protocol.records import Bundle, Event, KafkaSource, MessageSource, PublishOut, Success, pack
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 PAGE: Final = ROOT / "docs" / "internals" / "lane_protocol.md"
@@ -229,7 +229,13 @@ ROWS: Final = (
     Row(
         items.entry_aside,
         "dispatcher",
-        items.entry_aside(LANE, "1.0", PublishOut("t", b""), "a reason"),
+        items.entry_aside(LANE, "1.0", pack(PublishOut("t", b"")), "a reason"),
+        "no response: repeat",
+    ),
+    Row(
+        items.item_aside,
+        "dispatcher",
+        items.item_aside({"pk": LANE.pk, "sk": "O#1", "outs": b""}, "a reason"),
         "no response: repeat",
     ),
     Row(

@@ -102,6 +102,9 @@ class Limits:
     """The pause of a lane whose write the table refuses grows up to this: that it takes it later is unlikely."""
     topic_patience_ms: int = 60_000
     """How long a record waits for a topic that does not exist, or may not be written to, before it is set aside."""
+    handler_patience_ms: int = 60_000
+    """How long a message waits with its sender for a handler that no function serves, before it is set aside. Longer
+    than it takes until a control plane hears of a new one (`REFRESH_INTERVAL_S`)."""
     failure_log_interval_ms: int = 5_000
     """A failure that goes on is logged again after this time, not at every try."""
 
@@ -235,6 +238,7 @@ SERVERLESS: Mapping[str, int] = {
     "scheduler_lead_ms": 1,
     "spill_after_ms": 2_000,
     "topic_patience_ms": 10_000,
+    "handler_patience_ms": 330_000,
     "http_wait_ms_max": 24_000,
 }
 """Defaults of a dispatcher that runs as a function. Nothing there is awake between its invocations: short sleeps stay

@@ -76,6 +76,10 @@ class TopicUnusableError(LogUnavailableError):
     """The topic does not exist, may not be written to, or refuses what it is given. Somebody may change that."""
 
 
+class HandlerMissingError(Exception):
+    """A message is for a handler that its service does not have. Somebody may deploy one."""
+
+
 @dataclass(frozen=True, slots=True)
 class Life:
     """What brokers tell of a partition now: its topic's id ("" when they tell none), and the offset that comes next."""

@@ -8,6 +8,7 @@ clock, each with the rule and without it. Does not own the rule's place among ot
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -21,7 +22,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tenuto import ObjectContext, VirtualObject
-from tenuto.protocol.records import Success
+from tenuto.lane.items import input_name, input_put
+from tenuto.lane.timers import GuardTimer, parse_timer, timer_put
+from tenuto.lane.transitions import part_key, part_puts
+from tenuto.protocol.ids import InvocationId, Lane
+from tenuto.protocol.limits import VALUE_BYTES_MAX
+from tenuto.protocol.records import Event, KafkaSource, Success
 from tenuto.service import Services
 from tenuto.store.dynamodb import DynamoTable
 from tenuto_control.core.clocks import ClockCheck, TableClock, UncheckedClock, joined, lease_from_ms, reading
@@ -39,6 +45,10 @@ from tests.support.virtual_time import VirtualClock, run_virtual
 MARGIN_MS = Limits().lease_margin_ms
 HOUR_MS = 3_600_000
 PPM_MAX = 200
+LARGE = Event(
+    str(InvocationId(Lane("box", "k"), "n9")), "slow", KafkaSource("0", "t", 0, 9, 0), b"x" * (VALUE_BYTES_MAX + 1)
+)
+"""An event that waits in parts."""
 
 
 # --- what dates tell -------------------------------------------------------------------------------------------------
@@ -341,5 +351,57 @@ def test_what_is_left_over_goes_on_when_the_clock_is_put_right(ahead_ms: int) ->
         await wrong.quiet()
         assert right.head("box", "k").run is None
         assert wrong.released == [0]
+
+    run_virtual(scenario())
+
+
+@rules
+@pytest.mark.parametrize("ahead_ms", [HOUR_MS, 24 * HOUR_MS + HOUR_MS])
+def test_who_is_ahead_lets_no_guard_go_nor_what_a_claim_in_flight_has_put(ahead_ms: int, checked: bool) -> None:
+    lane = Lane("box", "k")
+    held = {input_name("c1", "somebody"), part_key(lane, LARGE, 0).sk}
+
+    async def scenario() -> None:
+        box = Box()
+        right, wrong, _ = box.planes(ahead_ms, checked=checked)
+        now_ms = right.clock.now_ms()
+        right.table.apply(input_put(lane, input_name("c1", "somebody"), b"large", at_ms=now_ms))
+        for part in part_puts(lane, LARGE, now_ms):
+            right.table.apply(part)
+        # One for a write that is still to come, and one that would have the rest looked at.
+        due_ms = wrong.clock.now_ms()
+        right.table.apply(timer_put(GuardTimer(lane, "c1", due_ms, "somebody", ver=0, since_ms=now_ms)))
+        right.table.apply(timer_put(GuardTimer(lane, "c9", due_ms, "old", ver=7, since_ms=now_ms)))
+        for _ in range(3):
+            await asyncio.sleep(1)
+            await wrong.sweeper.sweep()
+            await wrong.sweeper.sweep_deep()
+        left = {sk for pk, sk in right.table.items if pk == lane.pk and sk != "H"}
+        guards = [item["inv"] for (pk, _), item in right.table.items.items() if pk.startswith("T#")]
+        if checked:
+            assert left >= held
+            assert "c1" in guards
+        else:
+            assert not left >= held or "c1" not in guards, "without the rule, something goes"
+
+    run_virtual(scenario())
+
+
+@rules
+@pytest.mark.parametrize("ahead_ms", [-HOUR_MS, -25 * HOUR_MS])
+def test_nobody_lets_a_guard_go_that_somebody_has_put_whose_clock_is_behind(ahead_ms: int, checked: bool) -> None:
+    async def scenario() -> None:
+        box = Box()
+        right, wrong, _ = box.planes(ahead_ms, checked=checked)
+        await wrong.dispatcher._parts.delivery.guard(Lane("box", "k"), "c1", 0, ver=0)
+        now_ms = right.clock.now_ms()
+        (guard,) = [parse_timer(item) for (pk, _), item in right.table.items.items() if pk.startswith("T#")]
+        # Wherever it lies, once it is found it is judged by when it says to have been put.
+        assert isinstance(guard, GuardTimer)
+        right.table.apply(timer_put(dataclasses.replace(guard, due_ms=now_ms)))
+        await asyncio.sleep(1)
+        await right.sweeper.sweep()
+        left = [pk for pk, _ in right.table.items if pk.startswith("T#")]
+        assert len(left) == (2 if checked else 1)
 
     run_virtual(scenario())

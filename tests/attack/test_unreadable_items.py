@@ -347,15 +347,12 @@ def _bad_heads() -> Iterator[tuple[str, Callable[[Item], None]]]:
         "lease",
         "awaits",
         "wake",
-        "tok",
-        "err",
     ):
         for odd, value in ODD.items():
             yield f"{attribute} {odd}", partial(_changed, attribute, value)
-    for attribute in ("o.000000000009.000001", "o.x", "f.c9", "b.x", "took", "ans", "seg", "fails"):
+    for attribute in ("b.x", "took", "ans", "seg", "fails"):
         for odd, value in ODD.items():
             yield f"{attribute} {odd}", partial(_changed, attribute, value)
-    yield "newer outbox", partial(_changed, "o.1", b"\x82\xa4type\xa7newkind\xa1x\x01")
     yield "truncated run", _truncated
 
 
@@ -390,7 +387,7 @@ def test_heads_that_cannot_be_read_leave_their_keys_alone_and_cost_no_other(capl
                 # What an attribute may well hold, and would be taken for the truth.
                 spoilt[key] = dict(sound.pop(key))
             world.table.items[at.pk, at.sk] = spoilt[key]
-        assert len(sound) > 150
+        assert len(sound) > 100
         async with world.plane() as meter:
             first = meter._offset + 1
             for key in keys * 3:

@@ -14,13 +14,21 @@ from typing import Any, Final
 import pytest
 
 from tenuto import ObjectContext, VirtualObject
+from tenuto.lane.head import UnreadableHeadError, parse_head
 from tenuto.lane.writes import Absent, Answer, Applied, Delete, Foreign, Item, Key, Put, Refused, Update, Write
+from tenuto.protocol.ids import Lane
+from tenuto.protocol.records import BundleOut, pack
 from tenuto.service import Services
 from tenuto.store.data_keys import StoredDataKeys
 from tenuto.store.encrypted import EncryptedTable
 from tenuto.store.expressions import marshal
 from tenuto.store.memory import MemoryTable
-from tenuto.store.port import Page, TableRefusedError
+from tenuto.store.port import Page, UnopenedError
+from tenuto_control.core.metrics import Uncounted
+from tenuto_control.dispatcher.outages import watched
+from tenuto_control.dispatcher.undeliverable import Undeliverable
+from tenuto_control.dispatcher.writer import Writer
+from tenuto_control.limits import Limits
 from tests.costs.meter import CountingTable, Meter
 from tests.support.memory_kms import MemoryKms
 from tests.support.virtual_time import run_virtual
@@ -91,8 +99,45 @@ def test_a_value_that_was_tampered_with_does_not_open(how: str) -> None:
             case _:
                 key = Key("box/b", AT.sk)
         await table.write(Update(key, {name: value}))
-        with pytest.raises(TableRefusedError, match="does not open under its data key"):
-            await view.get(key)
+        if key.sk != AT.sk:
+            with pytest.raises(UnopenedError, match="does not open under its data key"):
+                await view.get(key)
+            return
+        # Of a head, each attribute is judged by itself, whoever reads or writes it.
+        answer = await view.write(Update(key, {"s.c": b"new"}))
+        for head in (await view.get(key), answer.item):
+            assert head is not None
+            assert isinstance(head[name], Foreign)
+            assert head["s.c"] == b"new"
+            with pytest.raises(UnreadableHeadError, match="does not open under its data key"):
+                parse_head(head)
+
+    asyncio.run(main())
+
+
+def test_an_outgoing_entry_that_does_not_open_is_set_aside_as_it_is() -> None:
+    async def main() -> None:
+        table = MemoryTable()
+        view = encrypted(table)
+        sealed: Any = [1, b"nothing of ours"]
+        bundle = pack(BundleOut("O#1"))
+        await view.write(Update(AT, {"s.a": b"mine", "o.000000000001.000002": bundle}))
+        await table.write(Update(AT, {"o.000000000001.000001": sealed}))
+        await table.write(Put(Key(AT.pk, "O#1"), {"outs": sealed}))
+        head = parse_head(await view.get(AT))
+        assert head.state == {"a": b"mine"}
+        writer = Writer(watched(view, Uncounted()), Limits(), Uncounted())
+        apart = Undeliverable(writer, Uncounted())
+        lane, item = Lane.from_pk(AT.pk), await writer.read_apart(Key(AT.pk, "O#1"))
+        assert await apart.took(lane, "000000000001.000001", head.out["000000000001.000001"])
+        assert isinstance(head.out["000000000001.000002"], BundleOut)
+        assert item is not None
+        assert not await apart.readable(lane, "000000000001.000002", head.out["000000000001.000002"], item)
+        for name, attribute in (("U#O#000000000001.000001", "out"), ("U#O#1", "outs")):
+            kept = stored(table, Key(AT.pk, name))
+            assert marshal(kept[attribute]) == marshal(sealed)
+            assert "does not open under its data key" in str(kept["why"])
+        assert await writer.read_apart(Key(AT.pk, "O#1")) is None
 
     asyncio.run(main())
 

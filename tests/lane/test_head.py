@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tenuto.lane.head import BASE, FIN, OUT, STATE, WATERMARK, head_key, pack_run, parse_head, slot_attribute
-from tenuto.lane.writes import Item
+from tenuto.lane.writes import Foreign, Item, Value
 from tenuto.protocol.messages import ClaimedRun, Head
-from tenuto.protocol.records import PublishOut, ResultOut, SendOut, Success, pack
+from tenuto.protocol.records import PublishOut, ResultOut, SendOut, Success, UnreadableOut, pack
 from tests.lane.samples import EVENT, LANE, RUN, idle, owned
 
 names = st.text(min_size=1, max_size=8)
@@ -114,13 +114,10 @@ def test_an_empty_list_of_awaited_slots_is_a_suspension_too() -> None:
     ("attribute", "value"),
     [
         ("ver", "3"),
-        ("tok", 3),
         ("pend", 3),
         ("s.name", "text"),
         ("b.name", 3),
         ("w.users", "7"),
-        ("o.1", "text"),
-        ("f.m1", "now"),
         ("att", None),
         ("holder", 3),
         ("lease", "late"),
@@ -135,3 +132,18 @@ def test_an_attribute_of_the_wrong_kind_is_named(attribute: str, value: str | in
     broken: Item = {**owned(), attribute: [*value] if isinstance(value, list) else value}
     with pytest.raises(ValueError, match=f"'{attribute}'"):
         parse_head(broken)
+
+
+@pytest.mark.parametrize("value", ["text", 3, None, b"", b"\xc1", pack(Success(b"1")), Foreign({"BOOL": True}, "odd")])
+def test_an_outgoing_entry_that_cannot_be_read_concerns_nothing_else_in_its_head(value: Value) -> None:
+    entry = PublishOut("t", None)
+    head = parse_head({**owned(), "o.1": value, "o.2": pack(entry), "s.name": b"1"})
+    assert isinstance(head.out.pop("1"), UnreadableOut)
+    assert head.out == {"2": entry}
+    assert head.state["name"] == b"1"
+
+
+def test_what_only_tells_of_something_may_hold_anything() -> None:
+    head = parse_head({**idle(), "f.m1": "now", "tok": 3, "ans": 7, "took": "x", "seg": b"", "err": 5})
+    assert (head.fin, head.tok, head.ans, head.took, head.segments) == ({"m1": 0}, None, None, (), ())
+    assert parse_head({**owned(), "err": 5}).run == RUN

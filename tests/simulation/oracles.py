@@ -42,6 +42,7 @@ from tenuto.protocol.records import (
     SendOut,
     SleptSlot,
     Success,
+    UnreadableOut,
     unpack_bundle,
     unpack_slot,
 )
@@ -372,6 +373,8 @@ class Oracles:
             case BuriedOut(event=event):
                 key = letter_key(message_letter_id(event.id))
                 return (key.pk, key.sk) in table
+            case UnreadableOut():
+                raise AssertionError("nobody writes what cannot be read")
             case _:
                 assert_never(entry)
 

@@ -57,6 +57,7 @@ from tenuto.protocol.records import (
     SendOut,
     SleptSlot,
     Success,
+    UnreadableOut,
     pack,
     unpack_bundle,
     unpack_result,
@@ -301,6 +302,7 @@ class InProcess:
         return parse_head(answer.item)
 
     def _entries(self, lane: Lane, sequence: str, entry: Out) -> list[tuple[str, Entry]]:
+        assert not isinstance(entry, UnreadableOut), "nobody writes what cannot be read"
         if not isinstance(entry, BundleOut):
             return [(sequence, entry)]
         packed = self.table.items[lane.pk, entry.item]["outs"]

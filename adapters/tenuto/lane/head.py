@@ -24,11 +24,11 @@ from typing import TypeVar
 
 import msgspec
 
-from tenuto.lane.writes import Item, Key, Value
+from tenuto.lane.writes import Foreign, Item, Key, Value
 from tenuto.protocol.decoding import bounded
 from tenuto.protocol.ids import Lane
 from tenuto.protocol.messages import ClaimedRun, Head
-from tenuto.protocol.records import Event, unpack_out
+from tenuto.protocol.records import Event, Out, UnreadableOut, unpack_out
 
 HEAD_SK = "H"
 STATE, BASE, WATERMARK, OUT, FIN = "s.", "b.", "w.", "o.", "f."
@@ -75,13 +75,15 @@ def pack_run(run: ClaimedRun) -> bytes:
 
 
 class UnreadableHeadError(ValueError):
-    """An attribute of a head does not hold what the schema says: a newer version wrote it, or somebody else."""
+    """An attribute that a lane goes by does not hold what it should: a newer version wrote it, or somebody else."""
 
 
 def parse_head(item: Item | None) -> Head:
     """The head in an item; None (no item) is the head of a lane that never did anything.
 
-    Raises UnreadableHeadError when an attribute does not hold what the schema says.
+    An outgoing entry that cannot be read is an `UnreadableOut`. Raises UnreadableHeadError when any other attribute
+    that the lane goes by does not hold what the schema says: without its state, its watermarks or its run's journal,
+    work would be forgotten, or done twice.
     """
     if item is None:
         return Head()
@@ -116,9 +118,10 @@ def _parse_item(item: Item) -> Head:
         elif prefix == FORMER:
             former |= _mark(rest, value)
         elif prefix == OUT:
-            out[rest] = unpack_out(_as(bytes, name, value))
+            out[rest] = _outgoing(name, value)
         elif prefix == FIN:
-            fin[rest] = _as(int, name, value)
+            # Its name says what has finished. Without its time it counts as one of long ago.
+            fin[rest] = value if isinstance(value, int) else 0
         elif prefix == JOURNAL:
             if journal and name.startswith(journal):
                 slots[name[len(journal) :]] = _as(bytes, name, value)
@@ -126,7 +129,7 @@ def _parse_item(item: Item) -> Head:
                 stray.append(name)
     return Head(
         ver=_optional(int, "ver", item) or 0,
-        tok=_optional(str, "tok", item),
+        tok=_text("tok", item),
         pend=_optional(str, "pend", item),
         state=state,
         base=base,
@@ -136,9 +139,10 @@ def _parse_item(item: Item) -> Head:
         fin=fin,
         run=run,
         slots=slots,
-        segments=_texts("seg", item) or (),
-        ans=_optional(str, ANS, item),
-        took=_took(item),
+        # Without a run they mean nothing, whatever they hold.
+        segments=(_texts("seg", item) or ()) if run else (),
+        ans=_optional(str, ANS, item) if run else _text(ANS, item),
+        took=_took(item) if run else (),
         stray=tuple(stray),
         tried=_tried(item),
     )
@@ -162,13 +166,22 @@ def _parse_run(item: Item) -> ClaimedRun | None:
         failures=_optional(int, "fails", item) or 0,
         awaits=_texts("awaits", item),
         wake_ms=_optional(int, "wake", item),
-        error=_optional(str, "err", item),
+        error=_text("err", item),
     )
+
+
+def _outgoing(name: str, value: Value) -> Out:
+    """An outgoing entry. One that cannot be read concerns no other, nor the lane: whoever delivers sets it aside."""
+    try:
+        return unpack_out(_as(bytes, name, value))
+    except ValueError as e:
+        return UnreadableOut(str(e))
 
 
 def _as(kind: type[T], name: str, value: Value) -> T:
     if not isinstance(value, kind):
-        problem = f"attribute {name!r} of a head should hold {kind.__name__}, not {type(value).__name__}"
+        found = value.reason if isinstance(value, Foreign) else f"not {type(value).__name__}"
+        problem = f"attribute {name!r} of a head should hold {kind.__name__}: {found}"
         raise ValueError(problem)  # noqa: TRY004 - bad data, not a bad call
     return value
 
@@ -176,6 +189,12 @@ def _as(kind: type[T], name: str, value: Value) -> T:
 def _optional(kind: type[T], name: str, item: Item) -> T | None:
     value = item.get(name)
     return None if value is None else _as(kind, name, value)
+
+
+def _text(name: str, item: Item) -> str | None:
+    """A text that only tells something: one that cannot be read is none."""
+    value = item.get(name)
+    return value if isinstance(value, str) else None
 
 
 def pack_took(indexes: Iterable[int]) -> bytes:

@@ -18,7 +18,7 @@ from typing import Final
 from msgspec.structs import replace
 
 from tenuto.lane.timers import GuardTimer
-from tenuto.lane.writes import Delete, Item, Key, Put, Value
+from tenuto.lane.writes import Delete, Foreign, Item, Key, Put, Value
 from tenuto.protocol.ids import Lane, digest, out_sequence
 from tenuto.protocol.limits import BUNDLE_BYTES_MAX, GUARDED_WRITE_MS_MAX, INLINE_BYTES_MAX, TOMBSTONE_TTL_S
 from tenuto.protocol.messages import ClaimedRun, Head
@@ -30,7 +30,9 @@ from tenuto.protocol.records import (
     Event,
     KafkaSource,
     Out,
+    UnreadableOut,
     pack,
+    unpack_bundle_apart,
     unpack_carried,
 )
 
@@ -42,6 +44,10 @@ BESIDE_HIGH: Final = "V$"
 
 _WRITER: Final = 3
 """Which part of a segment's name is the `ver` that its writer expects."""
+
+
+class UnreadableItemError(ValueError):
+    """An item beside a head does not hold what it should: a newer version wrote it, or somebody else."""
 
 
 def answer_name(run: ClaimedRun, slot: str, mark: str) -> str:
@@ -64,10 +70,16 @@ def bundle_put(lane: Lane, name: str, bundle: Bundle) -> Put:
     return Put(Key(lane.pk, name), {"outs": pack(bundle)})
 
 
-def entry_aside(lane: Lane, sequence: str, entry: Out, reason: str) -> Put:
-    """Keep an outgoing entry that can never be delivered in an item of its lane, with the reason: its head drops it."""
+def entry_aside(lane: Lane, sequence: str, entry: Value, reason: str) -> Put:
+    """Keep what stands for an outgoing entry, and is never delivered, in an item of its lane, with the reason."""
     name = sequence if len(sequence) <= SEQUENCE_CHARS_MAX else digest(sequence)
-    return Put(Key(lane.pk, f"U#O#{name}"), {"out": pack(entry), "why": reason})
+    return Put(Key(lane.pk, f"U#O#{name}"), {"out": entry, "why": reason})
+
+
+def item_aside(item: Item, reason: str) -> Put:
+    """Keep an item beside a head that cannot be read as it is, under its name after `U#`, with the reason."""
+    attributes = {name: value for name, value in item.items() if name not in ("pk", "sk")}
+    return Put(Key(str(item["pk"]), f"U#{item['sk']!s}"), {**attributes, "why": reason})
 
 
 def input_name(nonce: str, holder: str) -> str:
@@ -102,6 +114,35 @@ def unbundled(sequence: str, bundle: Bundle) -> list[tuple[str, Entry]]:
     """The entries of the bundle that is at a place of an outbox, each with the place that is its own."""
     ver = sequence.partition(".")[0]
     return [(out_sequence(int(ver), position), entry) for position, entry in bundle.entries]
+
+
+def unbundled_apart(sequence: str, item: Item) -> dict[str, Entry | bytes]:
+    """The same for the item of a bundle, with the bytes of each entry that cannot be read.
+
+    Raises ValueError when the item holds no bundle of anything.
+    """
+    packed = item.get("outs")
+    if not isinstance(packed, bytes):
+        raise UnreadableItemError(f"the item of a bundle holds no entries{_why(packed)}")
+    ver = sequence.partition(".")[0]
+    return {out_sequence(int(ver), position): entry for position, entry in unpack_bundle_apart(packed)}
+
+
+def payload_in(item: Item) -> tuple[bytes | None, Carried | None]:
+    """The input in an item of an event, and what is carried beside it. Raises UnreadableItemError."""
+    for name in ("input", "carried"):
+        if not isinstance(item.get(name), bytes | None):
+            raise UnreadableItemError(f"the {name} in its item cannot be read{_why(item[name])}")
+    data, packed = item.get("input"), item.get("carried")
+    try:
+        carried = unpack_carried(packed) if isinstance(packed, bytes) else None
+    except ValueError as e:
+        raise UnreadableItemError(f"the headers in its item cannot be read: {e}") from e
+    return data if isinstance(data, bytes) else None, carried
+
+
+def _why(value: Value) -> str:
+    return f": {value.reason}" if isinstance(value, Foreign) else ""
 
 
 # --- how long they stay ----------------------------------------------------------------------------------------------
@@ -187,7 +228,7 @@ def bundles(out: Mapping[int, Out]) -> Iterator[Bundle]:
     part: list[tuple[int, Entry]] = []
     size = 0
     for position, entry in sorted(out.items()):
-        if isinstance(entry, BundleOut):
+        if isinstance(entry, BundleOut | UnreadableOut):
             raise TypeError("a bundle is made of entries")
         weight = len(pack(entry))
         if part and size + weight > BUNDLE_BYTES_MAX:

@@ -258,7 +258,14 @@ class BundleOut(Struct, frozen=True, tag="bundle"):
 Entry: TypeAlias = SendOut | PublishOut | ResultOut | ResolveOut | BuriedOut
 """What a handler or its end sends."""
 
-Out: TypeAlias = Entry | BundleOut
+
+class UnreadableOut(Struct, frozen=True, tag="unreadable"):
+    """Stands for an outgoing entry that is in the table and cannot be read, and says why. It is never written."""
+
+    reason: str
+
+
+Out: TypeAlias = Entry | BundleOut | UnreadableOut
 """What an outbox holds."""
 
 
@@ -266,6 +273,12 @@ class Bundle(Struct, frozen=True, array_like=True):
     """What the item of a `BundleOut` holds: entries, each with its position in the outbox."""
 
     entries: tuple[tuple[int, Entry], ...]
+
+
+class _SealedBundle(Struct, frozen=True, array_like=True):
+    """A bundle whose entries are left as they are."""
+
+    entries: tuple[tuple[int, msgspec.Raw], ...]
 
 
 class Carried(Struct, frozen=True, array_like=True):
@@ -282,6 +295,7 @@ _decode_event: Callable[[bytes], Event] = bounded(msgspec.msgpack.Decoder(Event)
 _decode_events: Callable[[bytes], tuple[Event, ...]] = bounded(msgspec.msgpack.Decoder(tuple[Event, ...]))
 _decode_result: Callable[[bytes], Result] = bounded(msgspec.msgpack.Decoder(Result))
 _decode_bundle: Callable[[bytes], Bundle] = bounded(msgspec.msgpack.Decoder(Bundle))
+_decode_sealed_bundle: Callable[[bytes], _SealedBundle] = bounded(msgspec.msgpack.Decoder(_SealedBundle))
 _decode_carried: Callable[[bytes], Carried] = bounded(msgspec.msgpack.Decoder(Carried))
 
 
@@ -345,6 +359,23 @@ def answer_bytes(result: Result) -> int:
 def unpack_bundle(data: bytes) -> Bundle:
     """Raises msgspec.DecodeError when `data` is no bundle of outgoing entries."""
     return _decode_bundle(data)
+
+
+def unpack_bundle_apart(data: bytes) -> tuple[tuple[int, Entry | bytes], ...]:
+    """The entries of a bundle with their positions; the bytes of each that cannot be read, or is no entry.
+
+    Raises msgspec.DecodeError when `data` is no bundle of anything.
+    """
+    found: list[tuple[int, Entry | bytes]] = []
+    for position, raw in _decode_sealed_bundle(data).entries:
+        packed = bytes(raw)
+        try:
+            entry = _decode_out(packed)
+        except msgspec.DecodeError:
+            found.append((position, packed))
+        else:
+            found.append((position, packed if isinstance(entry, BundleOut | UnreadableOut) else entry))
+    return tuple(found)
 
 
 def unpack_carried(data: bytes) -> Carried:

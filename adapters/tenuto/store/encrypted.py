@@ -23,10 +23,11 @@ from typing import TYPE_CHECKING, Final, assert_never
 
 from msgspec.structs import replace
 
+from tenuto.lane.head import HEAD_SK
 from tenuto.lane.writes import Answer, Applied, Delete, Foreign, Item, Key, Put, Refused, Update, Value, Write
 from tenuto.store.data_keys import DataKey, DataKeys, NoSuchKeyError
 from tenuto.store.expressions import marshal
-from tenuto.store.port import Page, Table, TableRefusedError
+from tenuto.store.port import Page, Table, UnopenedError
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -40,12 +41,11 @@ CIPHERS_MAX: Final = 4_096
 """Partitions whose derived key is kept; one costs about 10 microseconds to derive."""
 
 
-class UnopenedError(TableRefusedError):
-    """A value does not open: the fault is its item's, and others open."""
-
-
 class EncryptedTable:
-    """A `Table` in front of another one. Raises what that one does, and TableRefusedError for what does not open."""
+    """A `Table` in front of another one. Raises what that one does, and UnopenedError for an item that does not open.
+
+    In a page, and in a head, what does not open is a Foreign: one value must not hide those beside it.
+    """
 
     def __init__(self, table: Table, keys: DataKeys) -> None:
         self._table = table
@@ -67,16 +67,16 @@ class EncryptedTable:
                 assert_never(write)
         match answer:
             case Applied(item):
-                return Applied(item and await self._opened(item))
+                return Applied(item and await self._opened_alone(item))
             case Refused(item):
-                return Refused(item and await self._opened(item))
+                return Refused(item and await self._opened_alone(item))
             case _:
                 assert_never(answer)
 
     async def get(self, key: Key) -> Item | None:
         """See `Table.get`."""
         item = await self._table.get(key)
-        return None if item is None else await self._opened(item)
+        return None if item is None else await self._opened_alone(item)
 
     async def query(self, pk: str, low: str, high: str, *, limit: int = 100, after: str | None = None) -> Page:
         """See `Table.query`."""
@@ -99,13 +99,24 @@ class EncryptedTable:
             changed[name] = [data_key.number, nonce + cipher.encrypt(nonce, clear, _place(key.sk, name))]
         return changed
 
+    async def _opened_alone(self, item: Item) -> Item:
+        """The same as `_opened`, but for a head, of which each attribute is judged by itself."""
+        return await (self._opened_or_kept(item) if item["sk"] == HEAD_SK else self._opened(item))
+
     async def _opened_or_kept(self, item: Item) -> Item:
-        """The same as `_opened`, where one item that does not open must not hide those beside it."""
+        """The same as `_opened`, where one value that does not open must not hide those beside it."""
         try:
             return await self._opened(item)
-        except UnopenedError as e:
-            sealed = {name: value for name, value in item.items() if _is_sealed(value)}
-            return item | {name: Foreign(marshal(value), str(e)) for name, value in sealed.items()}
+        except UnopenedError:
+            opened = dict(item)
+            for name, value in item.items():
+                if _is_sealed(value):
+                    try:
+                        one = await self._opened({"pk": item["pk"], "sk": item["sk"], name: value})
+                        opened[name] = one[name]
+                    except UnopenedError as e:
+                        opened[name] = Foreign(marshal(value), str(e))
+            return opened
 
     async def _opened(self, item: Item) -> Item:
         pk, sk = str(item["pk"]), str(item["sk"])

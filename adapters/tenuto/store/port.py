@@ -24,6 +24,10 @@ class UnstorableError(TableRefusedError):
     """The table will never accept what this write holds: an item, a key or an expression is too large."""
 
 
+class UnopenedError(TableRefusedError):
+    """A value does not open under its data key: the fault is its item's alone. A query shows it as Foreign."""
+
+
 @dataclass(frozen=True, slots=True)
 class Page:
     """Items of a query, in order of their sort key; `last` is where to go on, None at the end."""

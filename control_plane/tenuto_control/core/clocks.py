@@ -98,3 +98,11 @@ def lease_from_ms(check: ClockCheck | None, now_ms: int, margin_ms: int) -> int:
     """
     behind = check is not None and check.high_ms < -margin_ms
     return now_ms - check.low_ms if check is not None and behind else now_ms
+
+
+def passed_ms(check: ClockCheck | None, now_ms: int) -> int:
+    """A time that has certainly come by the table's clock, for what may only be done when enough of it has passed.
+
+    What others have dated looks older than it is to a clock that is ahead. One that is behind only waits longer.
+    """
+    return now_ms if check is None else now_ms - max(0, check.high_ms)

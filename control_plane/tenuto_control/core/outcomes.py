@@ -51,6 +51,7 @@ from tenuto.protocol.records import (
     Result,
     ResultOut,
     SendOut,
+    UnreadableOut,
     answer_bytes,
     headers_bytes,
     unpack_slot,
@@ -175,6 +176,8 @@ def _new_entry_problem(entry: Out, ended: Sequence[Event]) -> str | None:
                 return "it is the dead letter of an event that did not end"
         case BundleOut():
             return "a bundle is no outgoing entry of its own"
+        case UnreadableOut():
+            return "it stands for one that cannot be read"
         case SendOut() | ResolveOut():
             pass
         case _:
@@ -347,6 +350,9 @@ def _head_problem(head: Head, lane: Lane) -> str | None:
     if head.tried is not None and not 0 <= head.tried[1] <= COUNT_MAX:
         return "the number of failed attempts cannot be"
     for sequence, entry in head.out.items():
+        if isinstance(entry, UnreadableOut):
+            # What was there before it began, or somebody else has put there meanwhile, is not its fault.
+            continue
         problem = kept_entry_problem(sequence, entry, lane)
         if problem is not None:
             return f"an outgoing entry: {problem}"
@@ -366,6 +372,8 @@ def kept_problem(entry: Out, lane: Lane) -> str | None:
         case BundleOut():
             named = entry.item.startswith("O#") and len(entry.item) <= ITEM_NAME_BYTES_MAX
             return None if named else "its bundle is in no item for bundles"
+        case UnreadableOut(reason):
+            return f"it cannot be read: {reason}"
         case ResultOut():
             return _own_problem(entry.invocation, lane) or _result_problem(entry.result)
         case BuriedOut():

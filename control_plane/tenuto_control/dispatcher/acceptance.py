@@ -88,6 +88,14 @@ class Acceptance:
         """
         match unpack_out(timer.message):
             case SendOut() as entry:
+                # What came by HTTP was for a handler that there was, and its caller may ask for its result.
+                if timer.sender != HTTP_SENDER:
+                    kept = await self.delivery.unhandled(timer.sender, timer.sequence, entry)
+                    if kept is None:
+                        await self.delivery.put_off(timer)
+                    if kept is not False:
+                        await self.writer.write(timer_delete(timer))
+                        return
                 event = message(timer.sender, timer.sequence, entry)
                 if not _kept(event) or not await self._has_result(event):
                     await self._into_inbox(event.invocation.lane, [event])

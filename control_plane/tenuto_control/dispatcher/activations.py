@@ -266,11 +266,9 @@ class Activations:
             case _:
                 return None
         for entry in entries:
-            if isinstance(entry, SendOut):
-                found = self.services.targets.find(entry.service)
-                if found is not None and all(handler.name != entry.handler for handler in found.manifest.handlers):
-                    name = f"{entry.service}/{entry.handler}"
-                    return Rejected(Failure(f"a message to {name} waits: no function serves that handler", 404))
+            if isinstance(entry, SendOut) and self.services.receivers.problem(entry) is not None:
+                name = f"{entry.service}/{entry.handler}"
+                return Rejected(Failure(f"a message to {name} waits: no function serves that handler", 404))
         return None
 
     # --- what follows -----------------------------------------------------------------------------------------------

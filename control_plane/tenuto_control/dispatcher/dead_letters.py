@@ -29,6 +29,7 @@ from tenuto.lane.dead_letters import (
     parse_letter,
     record_letter_id,
 )
+from tenuto.lane.items import payload_in
 from tenuto.lane.writes import Applied, Delete, Item, Key
 from tenuto.protocol.ids import Lane
 from tenuto.protocol.limits import INLINE_BYTES_MAX
@@ -41,7 +42,6 @@ from tenuto.protocol.records import (
     Source,
     event_bytes,
     pack,
-    unpack_carried,
     unpack_event,
     unpack_out,
 )
@@ -93,19 +93,18 @@ class Letters:
         return replace(entry, event=_without_payload(entry.event), parts=parts, size=size)
 
     async def keep_message(self, sender: Lane, entry: BuriedOut) -> None:
-        """Keep an event that ended unseen."""
+        """Keep an event that ended unseen. Raises UnreadableItemError for the item of its payload."""
         event, name = entry.event, message_letter_id(entry.event.id)
         at = None if entry.value_item is None else Key(sender.pk, entry.value_item)
         if at is not None:
-            item = await self._get(at)
+            item = await self._writer.read_apart(at)
             if item is None:
                 # It goes when its letter has been put: this entry was shipped before, and is only not cleared yet.
                 return
-            stored = item.get("input")
-            event = replace(event, input=stored if isinstance(stored, bytes) else event.input)
-            carried = item.get("carried")
-            if isinstance(carried, bytes) and not event.headers:
-                event = replace(event, headers=unpack_carried(carried).headers)
+            stored, carried = payload_in(item)
+            event = replace(event, input=event.input if stored is None else stored)
+            if carried is not None and not event.headers:
+                event = replace(event, headers=carried.headers)
         data = pack(event)
         parts = entry.parts or await self._put_parts(name, data)
         lane = event.invocation.lane

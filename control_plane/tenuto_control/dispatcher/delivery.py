@@ -6,6 +6,7 @@ outbox entry means (15). Does not own when a lane ships, nor the table's dead le
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,15 +16,14 @@ from typing import TypeVar, assert_never
 
 from msgspec.structs import replace
 
-from tenuto.lane.dead_letters import REASON_HEADERS
-from tenuto.lane.items import unbundled
+from tenuto.lane.dead_letters import REASON_HEADERS, dead_letter
+from tenuto.lane.items import UnreadableItemError, payload_in
 from tenuto.lane.timers import HTTP_SENDER, GuardTimer, SendTimer, parse_timer, timer_put, timer_put_again
 from tenuto.lane.transitions import inbox_put, last_offset, mark_pend, part_puts, result_put
-from tenuto.lane.writes import Delete, Item, Key, Refused
+from tenuto.lane.writes import Delete, Key, Refused
 from tenuto.protocol.ids import AwakeableId, InvocationId, Lane, digest
 from tenuto.protocol.limits import INBOX_ITEM_BYTES_MAX, INBOX_ITEM_EVENTS_MAX, VALUE_BYTES_MAX
 from tenuto.protocol.records import (
-    Bundle,
     BundleOut,
     BuriedOut,
     CallSource,
@@ -37,13 +37,13 @@ from tenuto.protocol.records import (
     Result,
     ResultOut,
     SendOut,
+    UnreadableOut,
     event_bytes,
     pack,
-    unpack_bundle,
-    unpack_carried,
 )
 from tenuto.store.port import TableRefusedError, TableUnavailableError, UnstorableError
 from tenuto_control.core import log_fields
+from tenuto_control.core.clocks import TableClock, UncheckedClock
 from tenuto_control.core.log_fields import shown
 from tenuto_control.core.metrics import Metrics
 from tenuto_control.core.routing import smaller_forms
@@ -52,11 +52,13 @@ from tenuto_control.dispatcher.dead_letters import Letters, produce_largest
 from tenuto_control.dispatcher.guards import Guards
 from tenuto_control.dispatcher.hints import Hints
 from tenuto_control.dispatcher.patience import TopicPatience
+from tenuto_control.dispatcher.receivers import Receivers
 from tenuto_control.dispatcher.undeliverable import Undeliverable
 from tenuto_control.dispatcher.writer import Writer, Written, at_once
 from tenuto_control.limits import Limits
 from tenuto_control.ports import (
     Clock,
+    HandlerMissingError,
     OverloadedError,
     RecordRefusedError,
     RecordSink,
@@ -74,8 +76,8 @@ PARTLY_DELIVERED_MAX = 1_000
 BUNDLES_AT_ONCE = 16
 """So many bundles of an outbox are in memory at once, of up to 400 KB each; a head has room for thousands of names."""
 
-ANSWER_RETRY_MS = 2_000
-"""When an answer is delivered again whose receiver had no room for it."""
+PUT_OFF_MS = 2_000
+"""When a message is delivered again whose receiver had no room for it, or no handler."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +118,8 @@ class Delivery:
         token: Callable[[], str],
         metrics: Metrics,
         hints: Hints,
+        receivers: Receivers | None = None,
+        table_clock: TableClock | None = None,
     ) -> None:
         self._writer = writer
         self._sink = sink
@@ -125,10 +129,11 @@ class Delivery:
         self._metrics = metrics
         self._hints = hints
         self._delivered: dict[tuple[Lane, str], frozenset[str]] = {}
-        self._guards = Guards(writer, clock, token)
+        self._guards = Guards(writer, clock, token, table_clock or UncheckedClock(), limits.lease_margin_ms)
         self._answers = Answers(writer, clock, limits, token, self._guards, hints)
         self._patience = TopicPatience(clock, limits.topic_patience_ms, metrics)
         self._undeliverable = Undeliverable(writer, metrics)
+        self._receivers = receivers
         self.letters = Letters(writer, clock, metrics)
 
     async def accept(self, lane: Lane, events: Iterable[Event]) -> dict[str, int]:
@@ -219,10 +224,9 @@ class Delivery:
         """Deliver outbox entries, in order, adding each that is to `shipped`.
 
         Idempotent but for published records, which carry their id. A topic that takes no records holds up only itself:
-        LogUnavailableError is raised at the end, when everything else has been delivered. So is what is wrong with a
-        bundle or a payload that cannot be read: its entry stays, and its lane with it. An entry that can never be
-        delivered is set aside, and a record that no waiting brings into its topic, or that has waited for long enough,
-        is kept in the table: neither holds up anything.
+        LogUnavailableError is raised at the end, when everything else has been delivered. An entry that cannot be read,
+        or never be delivered, is set aside. A record that no waiting brings into its topic, or that has waited for long
+        enough, is kept in the table, and so is a message for a handler that there is not: none holds up anything.
         """
         stuck = _Stuck()
         for some in _portions(entries):
@@ -233,8 +237,8 @@ class Delivery:
     async def _ship_some(self, sender: Lane, entries: Mapping[str, Out], shipped: set[str], stuck: _Stuck) -> None:
         inboxes: dict[Lane, list[tuple[str, SendOut]]] = {}
         entries = await self._deliverable(sender, entries, shipped)
-        bundles = await self._open(sender, entries, stuck)
-        loose = {seq: entry for seq, entry in entries.items() if not isinstance(entry, BundleOut)}
+        bundles = await self._open(sender, entries)
+        loose = {seq: entry for seq, entry in entries.items() if not isinstance(entry, BundleOut | UnreadableOut)}
         opened = {seq: entry for bundle in bundles.values() for seq, entry in bundle.waiting.items()}
         loose |= await self._deliverable(sender, opened, shipped)
         results = [(sequence, entry) for sequence, entry in loose.items() if isinstance(entry, ResultOut)]
@@ -243,15 +247,21 @@ class Delivery:
             match entry:
                 case ResultOut():
                     continue
+                case SendOut() if self._problem(entry) is not None:
+                    name, delivered = f"#{sequence}", self._keep_unhandled(sender, sequence, entry)
                 case SendOut() if entry.due_ms is None or entry.due_ms <= self._clock.now_ms():
                     inboxes.setdefault(entry.lane, []).append((sequence, entry))
                     continue
                 case PublishOut(topic=topic):
                     if topic in stuck.errors:
                         continue
-                    name, delivered = topic, self._publish(sender, sequence, entry)
-                case _:
+                    name, delivered = topic, self._with_payload(sender, sequence, entry)
+                case BuriedOut():
+                    name, delivered = f"#{sequence}", self._with_payload(sender, sequence, entry)
+                case SendOut() | ResolveOut():
                     name, delivered = f"#{sequence}", self._ship_one(sender, sequence, entry)
+                case _:
+                    assert_never(entry)
             with stuck.apart(name):
                 await delivered
                 shipped.add(sequence)
@@ -267,21 +277,17 @@ class Delivery:
         shipped.update(taken)
         return {seq: entry for seq, entry in entries.items() if seq not in taken} if taken else dict(entries)
 
-    async def _open(self, sender: Lane, entries: Mapping[str, Out], stuck: _Stuck) -> dict[str, _Opened]:
-        """Read the bundles among outbox entries. One whose item is gone was delivered before, and only not cleared.
-
-        One that cannot be read stays, with its reason in `stuck`.
-        """
+    async def _open(self, sender: Lane, entries: Mapping[str, Out]) -> dict[str, _Opened]:
+        """Read the bundles among outbox entries. One whose item is gone was delivered before, and only not cleared."""
         opened: dict[str, _Opened] = {}
         for sequence, entry in entries.items():
             if not isinstance(entry, BundleOut):
                 continue
-            item = await self._read(Key(sender.pk, entry.item))
+            item = await self._writer.read_apart(Key(sender.pk, entry.item))
             delivered = self._delivered.get((sender, sequence), frozenset())
-            with stuck.apart(f"#{sequence}"):
-                bundle = Bundle(()) if item is None else _bundle_in(item)
-                waiting = {at: one for at, one in unbundled(sequence, bundle) if at not in delivered}
-                opened[sequence] = _Opened(entry.item, waiting, delivered)
+            inside = {} if item is None else await self._undeliverable.readable(sender, sequence, entry, item)
+            waiting = {at: one for at, one in inside.items() if at not in delivered}
+            opened[sequence] = _Opened(entry.item, waiting, delivered)
         return opened
 
     async def _close(self, sender: Lane, bundles: Mapping[str, _Opened], shipped: set[str]) -> None:
@@ -296,16 +302,46 @@ class Delivery:
                 while len(self._delivered) > PARTLY_DELIVERED_MAX:
                     self._delivered.pop(next(iter(self._delivered)))
 
-    async def _ship_one(self, sender: Lane, sequence: str, entry: SendOut | ResolveOut | BuriedOut) -> None:
+    async def _ship_one(self, sender: Lane, sequence: str, entry: SendOut | ResolveOut) -> None:
         match entry:
             case SendOut():
                 await self.postpone(sender.pk, sequence, entry)
             case ResolveOut():
                 await self.answer(sender.pk, sequence, entry)
-            case BuriedOut():
-                await self.letters.keep_message(sender, entry)
             case _:
                 assert_never(entry)
+
+    async def _with_payload(self, sender: Lane, sequence: str, entry: PublishOut | BuriedOut) -> None:
+        """Ship what may have its payload in an item of its own. When that cannot be read, both are set aside."""
+        try:
+            match entry:
+                case PublishOut():
+                    await self._publish(sender, sequence, entry)
+                case BuriedOut():
+                    await self.letters.keep_message(sender, entry)
+                case _:
+                    assert_never(entry)
+        except UnreadableItemError as e:
+            await self._undeliverable.take_with_payload(sender, sequence, entry, shown(str(e)))
+
+    def _problem(self, entry: SendOut) -> str | None:
+        return None if self._receivers is None else self._receivers.problem(entry)
+
+    async def _keep_unhandled(self, sender: Lane, sequence: str, entry: SendOut) -> None:
+        if not await self.unhandled(sender.pk, sequence, entry):
+            raise HandlerMissingError(f"a message for {entry.service}/{entry.handler} waits")
+
+    async def unhandled(self, sender: str, sequence: str, entry: SendOut) -> bool | None:
+        """Whether a message is for a handler that there is not, and was kept among the dead letters; None: it waits."""
+        problem = self._problem(entry)
+        if problem is None or self._receivers is None:
+            return False
+        if self._receivers.waits(entry, problem):
+            return None
+        letter = dead_letter(message(sender, sequence, entry), problem, status_code=404)
+        assert isinstance(letter, BuriedOut), "nobody waits for the result of a message"
+        await self.letters.keep_message(entry.lane, letter)
+        return True
 
     async def _ship_result(
         self, sender: Lane, sequence: str, entry: ResultOut, stuck: _Stuck, shipped: set[str]
@@ -329,18 +365,16 @@ class Delivery:
 
     async def _publish(self, sender: Lane, sequence: str, entry: PublishOut) -> None:
         value = entry.value
-        table = self._writer.table
         at = None if entry.value_item is None else Key(sender.pk, entry.value_item)
         if at is not None:
-            item = await self._writer.patiently(lambda: table.get(at))
+            item = await self._writer.read_apart(at)
             if item is None:
                 # It goes when its record has been produced: this entry was shipped before, and is only not cleared yet.
                 return
-            stored, carried = item.get("input"), item.get("carried")
-            value = stored if isinstance(stored, bytes) else value
-            if isinstance(carried, bytes) and len(entry.headers) <= REASON_HEADERS:
-                beside = unpack_carried(carried)
-                entry = replace(entry, key=beside.raw_key, headers=(*beside.headers, *entry.headers))
+            stored, carried = payload_in(item)
+            value = value if stored is None else stored
+            if carried is not None and len(entry.headers) <= REASON_HEADERS:
+                entry = replace(entry, key=carried.raw_key, headers=(*carried.headers, *entry.headers))
         entry = replace(entry, value=value, value_item=None)
         identity = ("tenuto-id", f"{sender.pk}#{sequence}".encode())
         try:
@@ -391,6 +425,12 @@ class Delivery:
         there = parse_timer(written.answer.item) if again and written.answer.item else timer
         self._hints.remind(there if isinstance(there, SendTimer) else timer)
 
+    async def put_off(self, timer: SendTimer) -> None:
+        """Have a message delivered a little later: its receiver has no room for it, or no handler."""
+        later = dataclasses.replace(timer, due_ms=self._clock.now_ms() + PUT_OFF_MS)
+        await self._writer.write(timer_put(later))
+        self._hints.remind(later)
+
     async def resolve(self, awakeable: str, result: Result) -> Resolution:
         """Put a result into a waiting slot. Raises OverloadedError while even its name does not fit the head."""
         return await self._answers.give(awakeable, result)
@@ -401,19 +441,13 @@ class Delivery:
             resolution = await self.resolve(entry.awakeable, entry.result)
         except OverloadedError:
             lane, nonce = AwakeableId.parse(entry.awakeable).invocation
-            due_ms = self._clock.now_ms() + ANSWER_RETRY_MS
-            timer = SendTimer(lane, nonce, due_ms, digest(sender, sequence), pack(entry), sender, sequence)
-            await self._writer.write(timer_put(timer))
-            self._hints.remind(timer)
+            await self.put_off(SendTimer(lane, nonce, 0, digest(sender, sequence), pack(entry), sender, sequence))
             return
         if resolution is Resolution.UNKNOWN:
             _unawaited(entry.awakeable)
         elif resolution is Resolution.CONFLICT:
             fields = log_fields.of_invocation(AwakeableId.parse(entry.awakeable).invocation)
             log.warning("an answer to an awakeable is dropped: it has another one already", extra=fields)
-
-    async def _read(self, key: Key) -> Item | None:
-        return await self._writer.patiently(functools.partial(self._writer.table.get, key))
 
 
 def _portions(entries: Mapping[str, Out]) -> Iterator[dict[str, Out]]:
@@ -428,14 +462,6 @@ def _portions(entries: Mapping[str, Out]) -> Iterator[dict[str, Out]]:
             bundles += 1
         some[sequence] = entry
     yield some
-
-
-def _bundle_in(item: Item) -> Bundle:
-    """The entries in the item of a bundle. Raises ValueError when it holds none."""
-    packed = item.get("outs")
-    if not isinstance(packed, bytes):
-        raise ValueError("the item of a bundle holds no entries")  # noqa: TRY004 - bad data, not a bad call
-    return unpack_bundle(packed)
 
 
 def _identity(sender: Lane, sequence: str, entry: PublishOut) -> tuple[str, ...]:

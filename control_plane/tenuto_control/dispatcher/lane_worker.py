@@ -79,7 +79,14 @@ from tenuto_control.dispatcher.parts import Parts
 from tenuto_control.dispatcher.tries import counted
 from tenuto_control.dispatcher.work import Attempted, CallWork, KafkaWork, Work
 from tenuto_control.dispatcher.writer import Written
-from tenuto_control.ports import LogUnavailableError, Resting, Target, TopicPartition, TopicUnusableError
+from tenuto_control.ports import (
+    HandlerMissingError,
+    LogUnavailableError,
+    Resting,
+    Target,
+    TopicPartition,
+    TopicUnusableError,
+)
 
 log = logging.getLogger("tenuto.lane")
 
@@ -247,7 +254,7 @@ class LaneWorker(LaneTask):
             self._services.unreadable.met(f"the record of the key {self.lane.pk}", e)
             self._on(LookBegun())
             return self._set_back()
-        except LogUnavailableError as e:
+        except (LogUnavailableError, HandlerMissingError) as e:
             return self._produced_in_vain(e)
         except TableUnavailableError:
             # It is said elsewhere, once for the whole process. The lane starts over from its head.
@@ -275,10 +282,10 @@ class LaneWorker(LaneTask):
         self._on(Troubled(self._doing, now_ms, limits.table_retry_max_ms, limits.table_refused_retry_max_ms))
         return CONTINUE
 
-    def _produced_in_vain(self, error: LogUnavailableError) -> Continue:
-        """A record could not be produced: the lane waits, and what is behind it."""
+    def _produced_in_vain(self, error: LogUnavailableError | HandlerMissingError) -> Continue:
+        """A record could not be produced, or a message not delivered: the lane waits, and what is behind it."""
         self._on(ProducedInVain(self._services.clock.now_ms()))
-        if self._memory.vain_ships == 1 and not isinstance(error, TopicUnusableError):
+        if self._memory.vain_ships == 1 and not isinstance(error, TopicUnusableError | HandlerMissingError):
             fields = log_fields.of_lane(self.lane)
             log.warning(
                 "%s: records cannot be produced, still trying: %s", self.lane.pk, shown(str(error)), extra=fields

@@ -21,6 +21,7 @@ from tenuto_control.dispatcher.capacity import Capacity
 from tenuto_control.dispatcher.delivery import Delivery
 from tenuto_control.dispatcher.hints import Hints
 from tenuto_control.dispatcher.outages import WatchedTable
+from tenuto_control.dispatcher.receivers import Receivers
 from tenuto_control.dispatcher.recoveries import Recoveries
 from tenuto_control.dispatcher.room import UNOWNED
 from tenuto_control.dispatcher.unreadable_items import UnreadableItems
@@ -108,6 +109,7 @@ class Parts:
     table_clock: TableClock
     unreadable: UnreadableItems
     wide_timers: WideTimers
+    receivers: Receivers
 
     @property
     def process(self) -> str:
@@ -141,7 +143,9 @@ def parts_of(wiring: Wiring, hints: Hints, due: Callable[[Timer], None]) -> Part
     names = Names(wiring.process)
     writer = Writer(wiring.table, limits, wiring.metrics)
     background = Background()
-    delivery = Delivery(writer, wiring.sink, clock, limits, names.token, wiring.metrics, hints)
+    receivers = Receivers(wiring.targets, clock, limits.handler_patience_ms)
+    told = wiring.table_clock
+    delivery = Delivery(writer, wiring.sink, clock, limits, names.token, wiring.metrics, hints, receivers, told)
     return Parts(
         writer,
         delivery,
@@ -164,4 +168,5 @@ def parts_of(wiring: Wiring, hints: Hints, due: Callable[[Timer], None]) -> Part
         wiring.table_clock,
         UnreadableItems(wiring.metrics),
         WideTimers(writer, background, clock, limits),
+        receivers,
     )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from tenuto.lane.writes import Answer, Applied, Item, Key, Refused, Write
-from tenuto.store.port import TableUnavailableError
+from tenuto.store.port import TableUnavailableError, UnopenedError
 from tenuto_control.core.metrics import Metrics
 from tenuto_control.dispatcher.outages import WatchedTable
 from tenuto_control.limits import Limits
@@ -69,6 +69,14 @@ class Writer:
     async def read_all(self, keys: Sequence[Key]) -> list[Item | None]:
         """Read items, several at a time, in the same order."""
         return await at_once([functools.partial(self.patiently, functools.partial(self.table.get, k)) for k in keys])
+
+    async def read_apart(self, key: Key) -> Item | None:
+        """Read an item. Values of it that do not open under their data keys are in it as they are, as Foreign."""
+        try:
+            return await self.patiently(functools.partial(self.table.get, key))
+        except UnopenedError:
+            page = await self.patiently(functools.partial(self.table.query, key.pk, key.sk, key.sk))
+            return page.items[0] if page.items else None
 
     async def patiently(self, ask: Callable[[], Awaitable[T]], patience_ms: int | None = None) -> T:
         """Repeat until the table answers, with growing pauses. Raises TableRefusedError at once."""

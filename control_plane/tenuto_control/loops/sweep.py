@@ -35,7 +35,7 @@ from tenuto.protocol.limits import GUARDED_WRITE_MS_MAX, TIMER_BUCKET_MS, TIMER_
 from tenuto.protocol.messages import Head
 from tenuto.store.memory import SORT_KEY_BYTES_MAX
 from tenuto.store.port import TableRefusedError, TableUnavailableError, UnstorableError
-from tenuto_control.core.clocks import differs
+from tenuto_control.core.clocks import differs, passed_ms
 from tenuto_control.dispatcher.parts import Wiring
 from tenuto_control.dispatcher.unreadable_items import UnreadableItems
 from tenuto_control.dispatcher.writer import Writer
@@ -390,8 +390,8 @@ class Sweeper:
                 # It was put after its invocation's claim, so an invocation that is not there any more is over.
                 return True
             case GuardTimer(ver=ver, since_ms=since_ms):
-                # The write it was put for is late, or this clock is ahead of its writer's. No clock may decide that.
-                return ver != head.ver or self._clock.now_ms() - (since_ms or 0) >= GUARDED_WRITE_MS_MAX
+                # The write it was put for is late, or this clock is ahead of its writer's. That is for the table's to tell.
+                return ver != head.ver or self._passed_ms() - (since_ms or 0) >= GUARDED_WRITE_MS_MAX
             case _:
                 assert_never(timer)
 
@@ -420,12 +420,16 @@ class Sweeper:
                 if str(item["sk"]).startswith(INBOX_LOW):
                     if "done" not in item:
                         return None
-                elif any(is_over(item, head, guard, self._clock.now_ms()) for guard in guards):
+                elif any(is_over(item, head, guard, self._passed_ms()) for guard in guards):
                     over.append(leftover_delete(lane, str(item["sk"])))
             after = page.last
             if after is None:
                 return over
         return None
+
+    def _passed_ms(self) -> int:
+        """See `core.clocks.passed_ms`."""
+        return passed_ms(self._table_clock.check, self._clock.now_ms())
 
     async def _set_aside(self, item: Item, key: Key) -> None:
         """Move an item that is no timer an hour or two on: it is kept, and old buckets become empty all the same."""
