@@ -27,6 +27,7 @@ from tenuto.protocol.ids import AwakeableId, InvocationId, Lane, kafka_nonce
 from tenuto.protocol.limits import DEADLINE_MARGIN_MS
 from tenuto.protocol.messages import Activation, Committed, Head, ModeTag, Outcome, Speculated, Suspended, encode
 from tenuto.protocol.records import AwakeableSlot, CallSource, Event, KafkaSource, Success, pack, unpack_slot
+from tenuto.runtime import lane_writer
 from tenuto.runtime.activation import activate
 from tenuto.runtime.at_once import run_at_once, within
 from tenuto.runtime.environment import Environment
@@ -34,6 +35,7 @@ from tenuto.runtime.placement import StepPlace, may_hold_thread, step_place
 from tenuto.runtime.write_loop import BlockingWriteLoop
 from tenuto.service import Services
 from tenuto.store.memory import MemoryTable
+from tenuto.store.port import TableUnavailableError
 
 LANE = Lane("box", "k")
 EVENT = Event(str(InvocationId(LANE, kafka_nonce("0", "t", 0, 0))), "work", KafkaSource("0", "t", 0, 0, 0), b"1")
@@ -67,15 +69,19 @@ def test_a_thread_is_held_only_where_nothing_else_can_happen(
 
 
 class Table(MemoryTable):
-    """Notes the thread of each write."""
+    """Notes the thread of each write. The next `away` of the second thread are not answered."""
 
     def __init__(self) -> None:
         super().__init__()
         self.threads: list[str] = []
+        self.away = 0
 
     async def write(self, write: Write) -> Answer:
         """See `Table.write`."""
         self.threads.append(threading.current_thread().name)
+        if self.away and self.threads[-1] == BESIDE:
+            self.away -= 1
+            raise TableUnavailableError("away")
         return await super().write(write)
 
     def slots(self) -> set[str]:
@@ -344,6 +350,25 @@ def test_a_finished_step_is_stored_while_the_handler_holds_its_thread(function: 
     assert isinstance(function.run(body), Committed)
     assert function.result is True
     assert function.table.threads == [HERE, HERE, BESIDE, HERE]
+
+
+def test_a_flush_that_the_table_did_not_answer_is_tried_again_while_the_handler_holds_its_thread(
+    function: Function, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lane_writer, "FLUSH_RETRY_MS", 5)
+
+    async def body(ctx: ObjectContext) -> bool:
+        await ctx.run("claim", int)
+        await ctx.run("a", int)
+        function.table.away = 3
+        ends = time.monotonic() + WAIT_S
+        while "1" not in function.table.slots() and time.monotonic() < ends:
+            pass
+        return "1" in function.table.slots()
+
+    assert isinstance(function.run(body), Committed)
+    assert function.result is True
+    assert function.table.away == 0
 
 
 def test_a_step_begins_when_the_one_before_is_stored(function: Function) -> None:

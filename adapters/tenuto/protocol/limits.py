@@ -137,6 +137,9 @@ HOLD_RETRY_MS_MAX = 1_000
 FLUSH_DELAY_MS_MAX = 20
 """A finished step is durable at the latest this long after it returned."""
 
+FLUSH_RETRY_MS = 250
+"""The pause after which a flush is tried again that the table did not answer: the tries of a request come before."""
+
 DEADLINE_MARGIN_MS = 500
 """How long before its deadline a function stops starting work and suspends instead."""
 

@@ -51,6 +51,7 @@ from tenuto.machine.journal import Finished, completion_order
 from tenuto.machine.phases import Phase, PhaseChange, advance
 from tenuto.protocol.ids import Lane
 from tenuto.protocol.limits import (
+    FLUSH_RETRY_MS,
     GUARD_MARGIN_MS,
     INLINE_BYTES_MAX,
     OUT_BYTES_MAX,
@@ -241,12 +242,17 @@ class LaneWriter:
             await self._checkpoint(out)
 
     async def flush_quietly(self) -> None:
-        """Flush what has finished, if the lane is still held. Whoever waits next for durability reports what fails."""
+        """Flush what has finished, if the lane is still held. Whoever waits next for durability reports what fails.
+
+        Nobody may wait for long, while a handler computes. So what the table did not answer is tried again meanwhile.
+        """
         try:
             async with self._writing:
                 if self._phase is Phase.OWNING and not self._closed:
                     await self._checkpoint(NO_MESSAGES)
-        except (FencedError, TableUnavailableError, TableRefusedError):
+        except TableUnavailableError:
+            self._env.writes.flush_within(FLUSH_RETRY_MS, self.flush_quietly)
+        except (FencedError, TableRefusedError):
             return
 
     async def look(self) -> None:

@@ -390,7 +390,7 @@ class Sweeper:
                 # It was put after its invocation's claim, so an invocation that is not there any more is over.
                 return True
             case GuardTimer(ver=ver, since_ms=since_ms):
-                # The write it was put for is late, or this clock is ahead of its writer's. That is for the table's to tell.
+                # The write it was put for is late, or this clock is ahead of its writer's: the table's clock decides.
                 return ver != head.ver or self._passed_ms() - (since_ms or 0) >= GUARDED_WRITE_MS_MAX
             case _:
                 assert_never(timer)
