@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from typing import Any
@@ -22,19 +23,23 @@ from tenuto.handler import Handler
 from tenuto.lane.transitions import result_key
 from tenuto.protocol.ids import InvocationId, Lane
 from tenuto.protocol.messages import Activation, HandlerManifest, ServiceManifest, decode_request
-from tenuto.protocol.records import Success
+from tenuto.protocol.records import PublishOut, Success
 from tenuto.service import Services
+from tenuto_control.core.metrics import Uncounted
 from tenuto_control.core.shares import kept, may_take
 from tenuto_control.dispatcher import Dispatcher
 from tenuto_control.dispatcher.capacity import Capacity
 from tenuto_control.dispatcher.room import Room
 from tenuto_control.ingress.admission import Admission
 from tenuto_control.limits import MIB, Limits
-from tenuto_control.ports import AnswerHolder, OverloadedError, Pending, Target
+from tenuto_control.loops.failures import FailureLog
+from tenuto_control.loops.quarantine import DeadLetters
+from tenuto_control.ports import AnswerHolder, LogRecord, OverloadedError, Pending, Target
 from tests.attack.asgi import asked
 from tests.attack.examples import examples
 from tests.attack.test_memory import virtually
 from tests.costs.meter import Meter
+from tests.support.virtual_time import VirtualClock, run_virtual
 
 # --- the rule ---------------------------------------------------------------------------------------------------------
 
@@ -268,3 +273,58 @@ async def test_requests_that_wait_for_functions_that_hang_leave_room_for_those_o
         task.cancel()
     await asyncio.gather(*waiting, return_exceptions=True)
     assert (room.items, room.size) == (0, 0)
+
+
+# --- dead-letter topics -----------------------------------------------------------------------------------------------
+
+
+class HangingSink:
+    """Answers nothing about the topics that hang (the RecordSink port), and notes what is in the others."""
+
+    def __init__(self, hang: set[str]) -> None:
+        self._hang = hang
+        self.produced: list[str] = []
+        self.under_way: Counter[str] = Counter()
+
+    async def produce(
+        self, topic: str, value: bytes | None, key: bytes | None, headers: Sequence[tuple[str, bytes]]
+    ) -> None:
+        """See `RecordSink.produce`."""
+        if topic in self._hang:
+            self.under_way[topic] += 1
+            await asyncio.Event().wait()
+        self.produced.append(topic)
+
+
+@pytest.mark.parametrize("hanging", [1, 3, 7])
+def test_dead_letter_topics_that_do_not_answer_keep_no_other_waiting(hanging: int) -> None:
+    topics = [f"t{n}.dead-letter" for n in range(hanging + 1)]
+    clock, limits = VirtualClock(), Limits()
+
+    async def nowhere(_entry: PublishOut, _identity: Sequence[str], _reason: str) -> None:
+        raise AssertionError("nothing is kept in the table")
+
+    async def scenario() -> None:
+        sink = HangingSink(set(topics[:-1]))
+        letters = DeadLetters(sink, nowhere, FailureLog(clock, 5_000), clock, limits, Uncounted(), len(topics))
+        stuck = [
+            asyncio.create_task(letters.put(_record(topic, n), topic, "bad"))
+            for n in range(10 * limits.quarantine_concurrency)
+            for topic in topics[:-1]
+        ]
+        await asyncio.sleep(1)
+        assert sink.under_way.total() <= limits.quarantine_concurrency
+        assert all(sink.under_way[topic] for topic in topics[:-1])
+        async with asyncio.timeout(1):
+            for n in range(50):
+                await letters.put(_record(topics[-1], n), topics[-1], "bad")
+        assert sink.produced == [topics[-1]] * 50
+        for task in stuck:
+            task.cancel()
+        await asyncio.gather(*stuck, return_exceptions=True)
+
+    run_virtual(scenario())
+
+
+def _record(topic: str, offset: int) -> LogRecord:
+    return LogRecord(topic.partition(".")[0], 0, offset, 0, b"k", b"v", ())

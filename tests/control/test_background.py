@@ -11,7 +11,7 @@ import warnings
 
 import pytest
 
-from tenuto_control.dispatcher.background import Background
+from tenuto_control.dispatcher.background import AT_ONCE_MAX, WAITING_MAX, Background, Kind
 from tenuto_control.ports import UndecidedError
 from tests.support.virtual_time import run_virtual
 
@@ -71,3 +71,48 @@ def test_work_that_is_cancelled_before_it_begins_leaves_no_complaint() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         run_virtual(scenario())
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_what_one_kind_waits_for_without_an_end_keeps_no_other_from_its_places(kind: Kind) -> None:
+    async def scenario() -> None:
+        background, never, done = Background(), asyncio.Event(), set()
+
+        async def hang() -> None:
+            await never.wait()
+
+        async def work(other: Kind) -> None:
+            done.add(other)
+
+        for _ in range(AT_ONCE_MAX + WAITING_MAX // 2):
+            background.spawn(hang(), kind)
+        for other in Kind:
+            background.spawn(work(other), other)
+        await asyncio.sleep(1)
+        assert done == set(Kind) - {kind}
+        for task in background.halt():
+            task.cancel()
+        await background.ended(1)
+
+    run_virtual(scenario())
+
+
+def test_what_is_too_much_is_left_to_the_sweep_whatever_its_kind() -> None:
+    async def scenario() -> None:
+        background, never, begun = Background(), asyncio.Event(), []
+
+        async def hang() -> None:
+            begun.append(1)
+            await never.wait()
+
+        for number in range(WAITING_MAX + 10 * AT_ONCE_MAX):
+            background.spawn(hang(), list(Kind)[number % len(Kind)])
+        await asyncio.sleep(1)
+        assert len(begun) == len(Kind) * AT_ONCE_MAX
+        assert sum(map(len, background._waiting.values())) == WAITING_MAX
+        for task in background.halt():
+            task.cancel()
+        await background.ended(1)
+        assert background.tasks == ()
+
+    run_virtual(scenario())

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Coroutine
+from enum import Enum, auto
 from typing import Any, Final, TypeVar
 
 from tenuto_control.ports import UndecidedError
@@ -19,10 +20,21 @@ T = TypeVar("T")
 
 
 AT_ONCE_MAX: Final = 128
-"""So much of what a sweep repeats runs at a time: due messages and schedules come in crowds."""
+"""So much of one kind of what a sweep repeats runs at a time: due messages and schedules come in crowds."""
 
 WAITING_MAX: Final = 10_000
-"""So much of it waits for that. The rest is left to the sweep."""
+"""So much of all kinds waits for that. The rest is left to the sweep."""
+
+
+class Kind(Enum):
+    """What runs on its own, by whom it waits for. What one of them does not answer keeps the others from nothing."""
+
+    TABLE = auto()
+    """Messages whose time has come, and marks of minutes: the table."""
+    SCHEDULER = auto()
+    """Wake-ups from outside: EventBridge Scheduler."""
+    PACE = auto()
+    """What goes on at a pace of its own: the time."""
 
 
 class Background:
@@ -30,27 +42,28 @@ class Background:
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._spawned = 0
-        self._waiting: deque[Coroutine[Any, Any, None]] = deque()
+        self._spawned: Counter[Kind] = Counter()
+        self._waiting: dict[Kind, deque[Coroutine[Any, Any, None]]] = {kind: deque() for kind in Kind}
 
     @property
     def tasks(self) -> tuple[asyncio.Task[Any], ...]:
         """Those that run and have not ended."""
         return tuple(self._tasks)
 
-    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def spawn(self, work: Coroutine[Any, Any, None], kind: Kind = Kind.TABLE) -> None:
         """Do something that a sweep repeats, should it fail, or should too much wait already."""
-        if self._spawned < AT_ONCE_MAX:
-            self._begin(work)
-        elif len(self._waiting) < WAITING_MAX:
-            self._waiting.append(work)
+        if self._spawned[kind] < AT_ONCE_MAX:
+            self._begin(work, kind)
+        elif sum(map(len, self._waiting.values())) < WAITING_MAX:
+            self._waiting[kind].append(work)
         else:
             work.close()
 
     def halt(self) -> tuple[asyncio.Task[Any], ...]:
         """Begin nothing of what waits. Returns what runs."""
-        while self._waiting:
-            self._waiting.popleft().close()
+        for waiting in self._waiting.values():
+            while waiting:
+                waiting.popleft().close()
         return self.tasks
 
     async def in_time(self, work: Coroutine[Any, Any, T], timeout_ms: int) -> T:
@@ -70,17 +83,17 @@ class Background:
         while self._tasks and (left_s := until_s - loop.time()) > 0:
             await asyncio.wait(self.tasks, timeout=left_s)
 
-    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
-        self._spawned += 1
+    def _begin(self, work: Coroutine[Any, Any, None], kind: Kind) -> None:
+        self._spawned[kind] += 1
         task = self._started(_quietly(work))
         # A task that is cancelled before it begins never comes to its work, which would complain about that.
-        task.add_done_callback(lambda _: self._ended(work))
+        task.add_done_callback(lambda _: self._ended(work, kind))
 
-    def _ended(self, work: Coroutine[Any, Any, None]) -> None:
+    def _ended(self, work: Coroutine[Any, Any, None], kind: Kind) -> None:
         work.close()
-        self._spawned -= 1
-        if self._waiting:
-            self._begin(self._waiting.popleft())
+        self._spawned[kind] -= 1
+        if self._waiting[kind]:
+            self._begin(self._waiting[kind].popleft(), kind)
 
     def _started(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.get_running_loop().create_task(work)

@@ -39,7 +39,7 @@ class Capacity:
         self._functions: dict[str, _Function] = {}
         # Functions for which somebody waits, in turns.
         self._ring: deque[_Function] = deque()
-        self._room = _Room(request_bytes_max, functions)
+        self._room = SharedRoom(request_bytes_max, functions)
         self._answers = AnswerRoom(answer_bytes_max)
 
     def answer(self, target: Target) -> HeldAnswer:
@@ -138,8 +138,8 @@ class _Function:
         return self.new.popleft() if self.new else None
 
 
-class _Room:
-    """A number of bytes that requests share, each function's in the order in which they ask.
+class SharedRoom:
+    """A number that functions, or others, share: bytes or places, each one's in the order in which they are asked for.
 
     A function takes of it by `core.shares`. A request that is larger than what is kept for its function might find no
     room for as long as others hold theirs: one such request at a time, whose function holds nothing else, goes beyond

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
 from tenuto.protocol.ids import Lane
-from tenuto_control.dispatcher.background import Background
+from tenuto_control.dispatcher.background import Background, Kind
 
 OUTAGE_LANES_MIN: Final = 2
 LANES_MAX: Final = 1_000
@@ -76,7 +76,7 @@ class Recoveries:
         # The others wait out their pauses: whoever is retried early is remembered until its event has ended.
         lanes = tuple(failing)[: LANES_MAX - len(hurried)]
         hurried.update(lanes)
-        self.background.spawn(self._retried(lanes))
+        self.background.spawn(self._retried(lanes), Kind.PACE)
 
     async def _retried(self, lanes: Sequence[Lane]) -> None:
         for lane in lanes:

@@ -17,7 +17,7 @@ from tenuto.lane.writes import Key
 from tenuto.protocol.ids import digest
 from tenuto_control.core import log_fields
 from tenuto_control.core.log_fields import shown
-from tenuto_control.dispatcher.background import Background
+from tenuto_control.dispatcher.background import Background, Kind
 from tenuto_control.limits import Limits
 from tenuto_control.ports import Clock, Errand, SchedulerUnavailableError, WakeScheduler
 
@@ -74,12 +74,12 @@ class Wheel:
         """Fire a timer when it is due: here if this process lives until then, and from outside if that is far off."""
         self.arm(timer)
         if self._is_far(timer):
-            self._background.spawn(self._schedule(timer))
+            self._background.spawn(self._schedule(timer), Kind.SCHEDULER)
 
     def forget(self, timer: SleepTimer) -> None:
         """A sleep is over before its time: its wake-up from outside, if there is one, need not come any more."""
         if self._is_far(timer):
-            self._background.spawn(self._unschedule(timer))
+            self._background.spawn(self._unschedule(timer), Kind.SCHEDULER)
 
     def due_before(self, time_ms: int) -> list[Timer]:
         """The armed timers that fire by then."""

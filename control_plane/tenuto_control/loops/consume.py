@@ -75,7 +75,10 @@ class Consumer:
         self._subscriptions = {subscription.topic: subscription for subscription in subscriptions}
         self._limits = limits
         self._failures = FailureLog(clock, limits.failure_log_interval_ms)
-        self._dead_letters = DeadLetters(sink, execution.set_aside, self._failures, clock, limits, self._metrics)
+        topics = len({one.dead_letter_topic for one in self._subscriptions.values()})
+        self._dead_letters = DeadLetters(
+            sink, execution.set_aside, self._failures, clock, limits, self._metrics, max(1, topics)
+        )
         self._retry = RetryPolicy(initial_ms=limits.log_retry_initial_ms, max_ms=limits.log_retry_max_ms)
         self._partitions: dict[TopicPartition, _Assigned] = {}
         # What the windows of all partitions hold.

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import TypeAlias
 
 from tenuto.protocol.messages import RetryPolicy
@@ -17,6 +18,7 @@ from tenuto_control.core.backoff import pause_ms
 from tenuto_control.core.log_fields import shown
 from tenuto_control.core.metrics import Metrics
 from tenuto_control.core.routing import Record, dead_letter_forms, kept_form
+from tenuto_control.dispatcher.capacity import SharedRoom
 from tenuto_control.dispatcher.dead_letters import produce_largest
 from tenuto_control.dispatcher.patience import TopicPatience
 from tenuto_control.limits import Limits
@@ -37,7 +39,10 @@ SetAside: TypeAlias = Callable[[PublishOut, Sequence[str], str], Awaitable[None]
 
 
 class DeadLetters:
-    """Produces refused records, some at a time."""
+    """Produces refused records, some at a time. Of these places, half is kept for the `topics` in equal parts.
+
+    So a dead-letter topic whose broker does not answer keeps no other one waiting.
+    """
 
     def __init__(
         self,
@@ -47,6 +52,7 @@ class DeadLetters:
         clock: Clock,
         limits: Limits,
         metrics: Metrics,
+        topics: int = 1,
     ) -> None:
         self._sink = sink
         self._set_aside = set_aside
@@ -55,7 +61,7 @@ class DeadLetters:
         self._failures = failures
         self._patience = TopicPatience(clock, limits.topic_patience_ms, metrics)
         self._retry = RetryPolicy(initial_ms=limits.log_retry_initial_ms, max_ms=limits.log_retry_max_ms)
-        self._producing = asyncio.Semaphore(limits.quarantine_concurrency)
+        self._producing = SharedRoom(limits.quarantine_concurrency, topics)
 
     async def put(self, record: Record, topic: str, reason: str, until_ms: int | None = None) -> None:
         """Return when the record is in its dead-letter topic, or in the table because no waiting brings it there.
@@ -67,7 +73,7 @@ class DeadLetters:
         attempt = 1
         while True:
             try:
-                async with self._producing:
+                async with self._place(topic):
                     await self._produce(record, topic, reason)
             except (RecordTooLargeError, RecordRefusedError) as e:
                 return await self._keep(record, topic, reason, e)
@@ -85,6 +91,14 @@ class DeadLetters:
                 return None
             attempt += 1
             await asyncio.sleep(pause_ms(self._retry, attempt, 0.0) / 1_000)
+
+    @asynccontextmanager
+    async def _place(self, topic: str) -> AsyncIterator[None]:
+        beyond = await self._producing.take(topic, 1)
+        try:
+            yield
+        finally:
+            self._producing.give(topic, 1, large=beyond)
 
     async def _produce(self, record: Record, topic: str, reason: str) -> None:
         kept = await produce_largest(self._sink, topic, dead_letter_forms(record, reason))

@@ -108,7 +108,10 @@ class Serverless:
         self._hand_on = hand_on
         self._writer = Writer(table, limits, dispatcher.metrics)
         failures = FailureLog(clock, limits.failure_log_interval_ms)
-        self._dead_letters = DeadLetters(sink, dispatcher.set_aside, failures, clock, limits, dispatcher.metrics)
+        topics = len({one.dead_letter_topic for one in self._subscriptions.values()})
+        self._dead_letters = DeadLetters(
+            sink, dispatcher.set_aside, failures, clock, limits, dispatcher.metrics, max(1, topics)
+        )
 
     async def records(self, records: Sequence[SourceRecord], deadline_ms: int) -> list[SourceRecord]:
         """Run a batch. Returns the records that need their offsets still, to be delivered again.
