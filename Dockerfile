@@ -45,15 +45,16 @@ ENV PYTHONPATH=/app \
     PYTHONUNBUFFERED=1 \
     TENUTO_LOG_FORMAT=json \
     TENUTO_HTTP_HOST=0.0.0.0 \
-    TENUTO_HTTP_PORT=8080
+    TENUTO_HTTP_PORT=8080 \
+    TENUTO_HTTP_HEALTH_PORT=8081
 WORKDIR /app
 USER 10001:10001
-EXPOSE 8080
+EXPOSE 8080 8081
 
 # SIGTERM drains: give it longer than twice limits.drain_timeout_ms (5 s) before a SIGKILL.
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=15s --timeout=5s --start-period=30s --retries=3 \
-    CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8080/health', timeout=3)"]
+    CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8081/health', timeout=3)"]
 
 ENTRYPOINT ["python", "-m", "tenuto_control"]
 CMD ["run", "--config", "/app/tenuto.toml"]

@@ -142,6 +142,7 @@ SECTIONS: Final = (
         {
             "host": "address to listen on",
             "port": "port to listen on",
+            "health_port": "port that serves only `/health`, for a load balancer; 0: none. Always on only",
             "cors_origins": 'origins whose pages may call, such as `"https://app.example"`; `"*"` allows every page',
             "hosts": (
                 "additional host names to serve; by default, a control plane on 127.0.0.1 serves only the names of the "

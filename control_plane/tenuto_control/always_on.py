@@ -24,6 +24,7 @@ from tenuto_control.config import Config, ConfigError, HttpConfig
 from tenuto_control.core.log_fields import shown
 from tenuto_control.core.metrics import Uncounted
 from tenuto_control.dispatcher.outages import watched
+from tenuto_control.drivers.health_server import Pulse, serving_health
 from tenuto_control.drivers.http_connections import Connections, connections_possible
 from tenuto_control.drivers.http_protocol import JsonErrorsProtocol
 from tenuto_control.drivers.kafka import KafkaEventLog
@@ -91,8 +92,17 @@ async def _unless(stop: asyncio.Event, work: asyncio.Task[None]) -> bool:
 
 
 async def _work(parts: Assembly, stop: asyncio.Event) -> None:
+    config = parts.config
+    listener = listening(config.http, config.http.port)
+    with contextlib.ExitStack() as stack:
+        if config.http.health_port:
+            health = listening(config.http, config.http.health_port)
+            stack.enter_context(serving_health(health, Pulse(lambda: parts.lateness.worst_ms)))
+        await _work_at(parts, stop, listener)
+
+
+async def _work_at(parts: Assembly, stop: asyncio.Event, listener: socket.socket) -> None:
     config, limits, loops = parts.config, parts.config.limits, parts.loops
-    listener = listening(config.http)
     server = _server(parts)
     kept = {"sweep": parts.sweeper.run, "discovery": parts.deployments.refresh, "metrics": lambda: _report(parts)}
     kept["lateness"] = parts.lateness.run
@@ -168,9 +178,9 @@ async def _report(parts: Assembly) -> None:
         parts.report()
 
 
-def listening(http: HttpConfig) -> socket.socket:
+def listening(http: HttpConfig, port: int) -> socket.socket:
     """Take the address. uvicorn would end the process in the middle of its start when that cannot be had."""
-    host, port = http.host, http.port
+    host = http.host
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -178,8 +188,9 @@ def listening(http: HttpConfig) -> socket.socket:
     except (OSError, ValueError, TypeError, OverflowError) as e:
         # All but the first are about a host or port that can never be one.
         listener.close()
+        variable = "TENUTO_HTTP_PORT" if port == http.port else "TENUTO_HTTP_HEALTH_PORT"
         why = (e.strerror if isinstance(e, OSError) else None) or str(e)
-        raise ConfigError(f"cannot listen on {host}:{port}: {why}; set [http] or TENUTO_HTTP_PORT") from e
+        raise ConfigError(f"cannot listen on {host}:{port}: {why}; set [http] or {variable}") from e
     return listener
 
 

@@ -40,6 +40,7 @@ ENVIRONMENT: Mapping[str, tuple[str, str]] = {
     "TENUTO_REGION": ("aws", "region"),
     "TENUTO_HTTP_HOST": ("http", "host"),
     "TENUTO_HTTP_PORT": ("http", "port"),
+    "TENUTO_HTTP_HEALTH_PORT": ("http", "health_port"),
     "TENUTO_SCHEDULER_GROUP": ("scheduler", "group"),
     "TENUTO_SCHEDULER_ROLE_ARN": ("scheduler", "role_arn"),
     "TENUTO_SCHEDULER_TARGET_ARN": ("scheduler", "target_arn"),
@@ -54,7 +55,7 @@ AWS endpoints and credentials follow AWS's own variables.
 FUNCTION_VARIABLE = "TENUTO_FUNCTION_"
 """Followed by a function's name in capitals, `-` written `_`: the name or ARN of that function."""
 
-NUMBERS = ("port", "hold_sleep_ms")
+NUMBERS = ("port", "health_port", "hold_sleep_ms")
 """Keys of ENVIRONMENT that hold whole numbers."""
 
 SWITCHES = ("iam",)
@@ -167,10 +168,12 @@ class HttpConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     `cors_origins` are origins such as "https://app.example"; "*" are all. Without it no page may. `hosts` are names
     such as "tenuto.example"; without it, an ingress on 127.0.0.1 takes names of its own machine alone, others any name.
+    `health_port` has `/health` alone, whatever waits at `port`; 0: no such port.
     """
 
     host: Annotated[str, settings.listened_problem] = "127.0.0.1"
     port: Annotated[int, settings.port_problem] = 8080
+    health_port: Annotated[int, settings.health_port_problem] = 0
     cors_origins: Annotated[tuple[str, ...], settings.origins_problem] = ()
     hosts: Annotated[tuple[str, ...], settings.hosts_problem] = ()
 

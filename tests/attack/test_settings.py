@@ -164,14 +164,14 @@ def test_any_section_is_taken_or_refused_in_one_line(section: dict[str, Any]) ->
 @pytest.mark.parametrize("host", ["no-such-host.invalid", "203.0.113.7", "a" * 70, "a..b", "x\0y", "::zz"])
 def test_an_address_that_cannot_be_had_is_one_line(host: str) -> None:
     with pytest.raises(ConfigError, match="cannot listen on "):
-        listening(HttpConfig(host=host, port=18_000))
+        listening(HttpConfig(host=host, port=18_000), 18_000)
 
 
 def test_a_port_in_use_is_one_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=rf"cannot listen on 127\.0\.0\.1:{port}: Address already in use; set"):
-            listening(HttpConfig(port=port))
+            listening(HttpConfig(port=port), port)
 
 
 @pytest.mark.parametrize(

@@ -136,7 +136,12 @@ def test_a_table_that_does_not_answer_has_no_task_replaced(templates: Templates)
     deployed = deploy(templates, Shape="AlwaysOn", SubnetIds="subnet-1", LoadBalancer="true")
     assert deployed["ControlPlane/Targets"].properties["HealthCheckPath"] == "/health"
     (container,) = deployed["ControlPlane/Task"].properties["ContainerDefinitions"]
-    assert "/health" in container["HealthCheck"]["Command"][-1]
+    variables = {one["Name"]: one["Value"] for one in container["Environment"]}
+    # At the port where no callers wait.
+    port = variables["TENUTO_HTTP_HEALTH_PORT"]
+    assert f":{port}/health" in container["HealthCheck"]["Command"][-1]
+    assert deployed["ControlPlane/Targets"].properties["HealthCheckPort"] == port
+    assert {str(one["ContainerPort"]) for one in container["PortMappings"]} == {port, variables["TENUTO_HTTP_PORT"]}
 
 
 def test_every_function_has_a_log_group_that_forgets(templates: Templates) -> None:

@@ -29,6 +29,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka import TopicPartition as Place
 
 from tenuto_local.lambda_service.function_spec import FunctionSpec
+from tenuto_local.ports import LOOPBACK, free_port
 from tenuto_local.system import System
 from tests.stack import observe
 from tests.stack.soak_watch import Seen, peak_bytes
@@ -117,11 +118,11 @@ class Watched:
 
 
 @asynccontextmanager
-async def watching(system: System) -> AsyncIterator[Watched]:
+async def watching(system: System, health_port: int) -> AsyncIterator[Watched]:
     """Watch the control plane while the context lasts."""
     pid, watched = system.control_planes[0].pid, Watched()
     watcher = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "tests.stack.soak_watch", system.ingress, str(pid)),
+        *(sys.executable, "-m", "tests.stack.soak_watch", f"http://{LOOPBACK}:{health_port}", str(pid)),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         cwd=ROOT,
@@ -310,20 +311,22 @@ async def soak(names: Sequence[str], options: Options, say: Say) -> list[str]:
             queue_limit=100,
         )
         with memory_group(options.memory_mib * MIB) as put:
-            async with System([function], topics=TOPICS, config_text=CONFIG) as system:
+            port = free_port()
+            environment = {"TENUTO_HTTP_HEALTH_PORT": str(port)}
+            async with System([function], topics=TOPICS, config_text=CONFIG, plane_environment=environment) as system:
                 if put is None:
                     say("no memory group can be made here: the peak alone is judged")
                 else:
                     put(system.control_planes[0].pid)
-                problems = await _judged(system, name, options, say)
+                problems = await _judged(system, port, name, options, say)
                 if problems:
                     say(system.log_tail())
         wrong += [f"{name}: {problem}" for problem in problems]
     return wrong
 
 
-async def _judged(system: System, name: str, options: Options, say: Say) -> list[str]:
-    async with watching(system) as watched:
+async def _judged(system: System, port: int, name: str, options: Options, say: Say) -> list[str]:
+    async with watching(system, port) as watched:
         problems = await SCENARIOS[name](system, options, say)
     if not system.control_planes[0].running:
         problems.append("the control plane has ended")

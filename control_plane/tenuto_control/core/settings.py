@@ -79,6 +79,11 @@ def port_problem(value: int) -> str | None:
     return None if 1 <= value <= PORT_MAX else f"expected 1 to {PORT_MAX}, not {quoted(value)}"
 
 
+def health_port_problem(value: int) -> str | None:
+    """The same, or 0 for none."""
+    return None if value == 0 else port_problem(value)
+
+
 def concurrency_problem(value: int) -> str | None:
     """A number of simultaneous invocations."""
     if value < 1:
