@@ -340,6 +340,8 @@ async def timers_cannot_be_read(w: MarkedWorld, m: Marked) -> None:
     misfits += [fields | {"type": "elsewhere"}, {"type": "result", "invocation": MARK, "result": MARK}]
     for n, packed in enumerate((MARK.encode(), b"", *map(msgspec.msgpack.encode, misfits))):
         await w.table.write(timer_put(SendTimer(lane, f"n{n}", due_ms, f"v{n}", packed, "http", "0")))
+    unhandled = msgspec.msgpack.encode(replace(whole, handler="nobody"))
+    await w.table.write(timer_put(SendTimer(lane, "n8", due_ms, "v8", unhandled, "box/k", "0")))
     put = timer_put(SendTimer(lane, "n9", due_ms, "v1", MARK.encode(), "http", "0"))
     assert isinstance(put, Put)
     broken = {name: MARK if isinstance(value, str) else value for name, value in put.attributes.items()}
@@ -347,6 +349,20 @@ async def timers_cannot_be_read(w: MarkedWorld, m: Marked) -> None:
     await w.table.write(replace(put, key=replace(put.key, sk=put.key.sk + "y"), attributes={"secret": MARK}))
     await w.table.write(Put(SWEEP_CURSOR, {"minute": MARK}))
     await asyncio.sleep(LONG_S)
+
+
+async def outboxes_cannot_be_read(w: MarkedWorld, m: Marked) -> None:
+    await events(w, "remember")
+    head = next(key for key, item in w.table.items.items() if key[1] == "H" and "s.held" not in item)
+    lane = Lane.from_pk(head[0])
+    sound = msgspec.to_builtins(SendOut("box", "k", str(InvocationId(lane, "n1")), "act"), builtin_types=[bytes])
+    misfits = [sound | {"handler": [MARK]}, sound | {"input": MARK}, sound | {"headers": MARK}, [MARK], MARK]
+    for number, packed in enumerate((MARK.encode(), *map(msgspec.msgpack.encode, misfits))):
+        w.table.items[head][f"o.00000000000{number}.000001"] = packed
+    w.table.items[head]["o.000000000009.000001"] = MARK
+    await events(w, "remember")
+    await asyncio.sleep(LONG_S)
+    assert sum(sk.startswith("U#O#") for _, sk in w.table.items) == len(misfits) + 2
 
 
 async def records_cannot_be_read(w: MarkedWorld, m: Marked) -> None:
@@ -382,6 +398,7 @@ SCENARIOS: Final = (
     calls_overload_a_key,
     the_scheduler_is_away,
     timers_cannot_be_read,
+    outboxes_cannot_be_read,
     records_cannot_be_read,
 )
 
