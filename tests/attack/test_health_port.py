@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -28,10 +29,11 @@ HEALTH = b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n"
 @contextmanager
 def served(late_ms: int | None = 7) -> Iterator[int]:
     """The port; closed with its thread in the end."""
-    port = free_port()
+    port, before_s = free_port(), sys.getswitchinterval()
     with serving_health(listening(HttpConfig(), port), Pulse(lambda: late_ms)):
         yield port
     assert not [thread for thread in threading.enumerate() if thread.name == "tenuto-health"]
+    assert sys.getswitchinterval() == before_s
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port))
 
