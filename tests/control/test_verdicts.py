@@ -390,20 +390,20 @@ TRIED: Final = Lessons(claim_first=True, one_by_one=True)
 
 
 def test_a_commit_that_was_stored_ends_what_it_holds() -> None:
-    verdict, lessons = judge_commit(flight_of(BOTH), WHOLE, Stored(AFTER), TRIED, LIMITS)
+    verdict, lessons = judge_commit(flight_of(BOTH), WHOLE, Stored(AFTER), TRIED, LIMITS, NOW)
     assert verdict == Durable(AFTER, ended(ONE, TWO))
     assert (lessons.claim_first, lessons.one_by_one) == (False, False)
 
 
 def test_a_commit_of_nothing_leaves_the_head_as_it_is() -> None:
-    verdict, lessons = judge_commit(flight_of(BOTH), WHOLE, Traceless(), TRIED, LIMITS)
+    verdict, lessons = judge_commit(flight_of(BOTH), WHOLE, Traceless(), TRIED, LIMITS, NOW)
     assert verdict == Durable(HEAD, ended(ONE, TWO))
     assert (lessons.claim_first, lessons.one_by_one) == (True, False)
 
 
 def test_the_event_behind_a_commit_failed_at_its_first_attempt() -> None:
     flight = flight_of(Speculate((ONE, TWO), 5))
-    verdict, lessons = judge_commit(flight, HALF, Stored(AFTER), TRIED, LIMITS)
+    verdict, lessons = judge_commit(flight, HALF, Stored(AFTER), TRIED, LIMITS, NOW)
     assert isinstance(verdict, Durable)
     assert verdict.then is not None
     assert (verdict.then.head, verdict.then.failed, verdict.then.over) == (AFTER, TWO, False)
@@ -418,13 +418,13 @@ def test_the_event_behind_a_commit_failed_at_its_first_attempt() -> None:
     ids=["another wrote", "the inbox was marked", "another claimed"],
 )
 def test_a_commit_that_was_overtaken_is_thrown_away(head: Head, claim_first: bool) -> None:
-    verdict, lessons = judge_commit(flight_of(BOTH), WHOLE, Overtaken(head), Lessons(), LIMITS)
+    verdict, lessons = judge_commit(flight_of(BOTH), WHOLE, Overtaken(head), Lessons(), LIMITS, NOW)
     assert verdict == Discarded(head)
     assert lessons.claim_first == claim_first
 
 
 def test_a_commit_that_is_too_large_is_tried_again_event_by_event() -> None:
-    verdict, lessons = judge_commit(flight_of(BOTH), WHOLE, Unstorable("400 KB"), Lessons(), LIMITS)
+    verdict, lessons = judge_commit(flight_of(BOTH), WHOLE, Unstorable("400 KB"), Lessons(), LIMITS, NOW)
     again = again_of(verdict)
     assert (again.head, again.failed, again.pause_ms, again.harmless) == (HEAD, ONE, 50, True)
     assert lessons.one_by_one
@@ -434,22 +434,22 @@ def test_a_commit_that_is_too_large_is_tried_again_event_by_event() -> None:
 def test_an_event_that_the_table_does_not_take_is_given_up_after_a_few_attempts() -> None:
     flight, commit, lessons = flight_of(ALONE), Commit(Speculated(ended(ONE))), Lessons(one_by_one=True)
     for _ in range(COMMITS_REFUSED_MAX - 1):
-        verdict, lessons = judge_commit(flight, commit, Unstorable("400 KB"), lessons, LIMITS)
+        verdict, lessons = judge_commit(flight, commit, Unstorable("400 KB"), lessons, LIMITS, NOW)
         again = again_of(verdict)
         assert (again.head, again.pause_ms, again.harmless) == (HEAD, None, False)
-    verdict, lessons = judge_commit(flight, commit, Unstorable("400 KB"), lessons, LIMITS)
+    verdict, lessons = judge_commit(flight, commit, Unstorable("400 KB"), lessons, LIMITS, NOW)
     reason = "the table does not take what the handler changed: 400 KB"
     assert verdict == GivenUp(ONE, reason, TOO_LARGE, last_resort=True)
     last = Commit(commit.outcome, last_resort=True)
     # What else is in its batch goes on one by one: it may be too large as well.
-    assert judge_commit(flight, last, Stored(AFTER), lessons, LIMITS)[1].one_by_one
+    assert judge_commit(flight, last, Stored(AFTER), lessons, LIMITS, NOW)[1].one_by_one
 
 
 def test_refusals_count_for_one_event_at_a_time() -> None:
     lessons = Lessons()
     for mode in (ALONE, Speculate((TWO,)), ALONE, Speculate((TWO,))):
         commit = Commit(Speculated(ended(*mode.events)))
-        verdict, lessons = judge_commit(flight_of(mode), commit, Unstorable("400 KB"), lessons, LIMITS)
+        verdict, lessons = judge_commit(flight_of(mode), commit, Unstorable("400 KB"), lessons, LIMITS, NOW)
         assert isinstance(verdict, TryAgain)
 
 
@@ -494,7 +494,7 @@ def test_every_activation_settles_and_its_lessons_say_what_was_last_answered(
                 verdict = Commit(Speculated(ended(verdict.event)), verdict.last_resort)
             if not isinstance(verdict, Commit):
                 break
-            verdict, lessons = judge_commit(flight, verdict, found, lessons, LIMITS)
+            verdict, lessons = judge_commit(flight, verdict, found, lessons, LIMITS, NOW)
         assert isinstance(verdict, Settled)
 
 

@@ -82,9 +82,10 @@ class Nap:
 
 @dataclass(frozen=True, slots=True)
 class Remember:
-    """Count up a state name."""
+    """Count up a state name. It `takes_ms`, without a durable step."""
 
     name: str
+    takes_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -364,7 +365,9 @@ class _Player:
                 await self._results(ctx, [self._step(ctx, op)], steps)
             case Nap(ms):
                 await ctx.sleep(timedelta(milliseconds=ms))
-            case Remember(name):
+            case Remember(name, takes_ms):
+                if takes_ms:
+                    await asyncio.sleep(takes_ms / 1_000)
                 ctx.set(f"v.{name}", (await ctx.get(f"v.{name}", int) or 0) + 1)
             case Forget(name):
                 ctx.clear(f"v.{name}")

@@ -39,6 +39,10 @@ waits that is refused for want of concurrency, is not what is looked at here."""
 LEARNED_ANEW = 3
 """Requests by which a plane learns that another one has used a lane since it did: a refused claim, a head, a guard."""
 
+SLOW_CALLS_COST = 3.7
+"""What two planes cost, in requests of one, when each call takes long and half of them are handed over: of such a call
+come an inbox item, its guard and mark, a claim, a stored result, a tombstone, and reads of its own."""
+
 
 def reached(
     kind: Kind,
@@ -112,6 +116,27 @@ def test_two_planes_cost_at_most_twice_what_one_costs(
 ) -> None:
     alone = reached(kind, 1, count, apart_s, takes_ms, GAP_OUTRUN_MS).work_requests
     assert reached(kind, 2, count, apart_s, takes_ms, GAP_OUTRUN_MS).work_requests <= 2 * alone
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize(("count", "apart_s", "takes_ms"), [(60, 0.1, 200), (60, 0.1, 100), (20, 0.1, 1_000)])
+def test_a_handler_that_takes_long_without_a_step_is_not_run_beside_itself(
+    count: int, apart_s: float, takes_ms: int, seed: int
+) -> None:
+    """More calls than one key can run: half of them go through the inbox.
+
+    Run without a claim, each ran in both planes, and the results of all that waited were looked for: up to 8.5 times
+    the requests of one plane.
+    """
+    slow = (Remember("x", takes_ms),)
+    requests, invocations = [], []
+    for planes in (1, 2):
+        report = reached("calls", planes, count, apart_s, None, GAP_OUTRUN_MS, seed=seed, play=slow)
+        passed(report)
+        requests.append(report.work_requests)
+        invocations.append(report.invocations)
+    assert requests[1] <= SLOW_CALLS_COST * requests[0]
+    assert invocations[1] <= 1.5 * invocations[0]
 
 
 def test_an_unused_lane_costs_no_more_in_several_planes() -> None:

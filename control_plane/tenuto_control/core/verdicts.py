@@ -28,7 +28,7 @@ from tenuto.protocol.messages import (
     Suspended,
 )
 from tenuto.protocol.modes import Drain, Resume, Speculate
-from tenuto.protocol.records import Event
+from tenuto.protocol.records import CallSource, Event
 from tenuto_control.core.flights import Flight, Lessons, standing
 from tenuto_control.core.lane_policy import can_wake
 from tenuto_control.core.log_fields import said_again, shown
@@ -45,6 +45,9 @@ FENCED_DOUBLINGS_MAX = 10
 RESTLESS_PAUSE_MS_MAX = 1_000
 """A run that is suspended again and again, and never has anything to wait for, is resumed this often at the most. One
 that its function has no more time for has used much more of it by then, and does not wait."""
+
+SLOW_MS = 50
+"""From here on an activation is slow: two processes would rather claim than run the same beside each other."""
 
 TOO_LARGE = 413
 
@@ -273,13 +276,13 @@ def _restless(head: Head, now_ms: int) -> bool:
 
 
 def judge_commit(
-    flight: Flight, commit: Commit, written: Written, lessons: Lessons, limits: Limits
+    flight: Flight, commit: Commit, written: Written, lessons: Lessons, limits: Limits, now_ms: int
 ) -> tuple[Verdict, Lessons]:
     """What follows from the table's answer to a commit, and what the lane has learned by it."""
     match written:
         case Stored(head):
             if lessons.claim_first:
-                lessons = replace(lessons, claim_first=False)
+                lessons = replace(lessons, claim_first=_slow(flight, now_ms))
             return _durable(flight, commit, head, lessons)
         case Traceless():
             return _durable(flight, commit, flight.head, lessons)
@@ -289,6 +292,17 @@ def judge_commit(
             return _unstorable(flight, commit, reason, lessons, limits)
         case _:
             assert_never(written)
+
+
+def _slow(flight: Flight, now_ms: int) -> bool:
+    """Whether an activation took so long that another process will run the same beside the next one, too.
+
+    A process that was overtaken shares its lane. While a handler runs without a claim, nothing tells the other one: it
+    repeats the work, and one of the two throws it away. A claim costs a write more; an activation that is quick is
+    cheaper without.
+    """
+    calls = isinstance(flight.events[0].source, CallSource)
+    return calls and now_ms - flight.began_ms >= SLOW_MS
 
 
 def unserved(service: str, event: Event, lessons: Lessons, limits: Limits) -> tuple[TryAgain, Lessons]:
@@ -329,7 +343,8 @@ def _ended(
         if stood == lessons.stood:
             # What it says to have stored is not in the table, or it has stored nothing.
             return _crashed(flight, "it is suspended once more, waits for nothing, and has got no further", lessons)
-    lessons = replace(lessons, claim_first=False, one_by_one=lessons.one_by_one and restless)
+    claim_first = lessons.claim_first and _slow(flight, now_ms)
+    lessons = replace(lessons, claim_first=claim_first, one_by_one=lessons.one_by_one and restless)
     if run is not None and run.suspended and run.error and run.wake_ms is not None:
         again_s = max(0.0, (run.wake_ms - now_ms) / 1000)
         text = f"attempt at {run.event.handler} failed, next in {again_s:.1f} s: {shown(run.error)}"

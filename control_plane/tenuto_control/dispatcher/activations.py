@@ -300,7 +300,9 @@ class Activations:
                     # The head itself is too large: the lane says so, and waits.
                     raise
                 written = Unstorable(str(e))
-            verdict, self._lessons = judge_commit(flight, commit, written, self._lessons, limits)
+            verdict, self._lessons = judge_commit(
+                flight, commit, written, self._lessons, limits, self.services.clock.now_ms()
+            )
 
     def _carried_out(self, flight: Flight, verdict: Settled, works: tuple[Work, ...]) -> Attempted:
         """What a verdict that asks for no write comes to."""

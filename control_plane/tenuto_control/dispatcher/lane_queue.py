@@ -7,6 +7,7 @@ Methods that take `running` are given the work of the current activation, which 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from itertools import islice
 
 from tenuto.lane.transitions import outgoing_results
 from tenuto.protocol.messages import Head
@@ -162,10 +163,15 @@ class LaneQueue:
         idle, run = is_idle(head), None if head.run is None else head.run.event.id
         # A queued call that was tried here may have been ended by another process, and the next run have begun.
         tried = [w for w in self._works if isinstance(w, CallWork) and w.attempted and w.event.id != run]
+        tried = [w for w in tried if w.looked_ver != head.ver and not w.over]
         moved = [w for w in self._handed.values() if idle or w.looked_ver != head.ver]
-        moved += [w for w in tried if w.looked_ver != head.ver and not w.over]
-        since_ms = now_ms - RESULT_LOOK_MS
-        return [w for w in moved if idle or w.event.nonce in head.fin or w.looked_ms <= since_ms]
+        ended = [w for w in (*tried, *moved) if idle or w.event.nonce in head.fin]
+        if ended:
+            return ended
+        # A head that has forgotten a result was trimmed by a process that had a caller for the same call. Whoever is
+        # first in line is looked for nevertheless: calls leave an inbox in the order in which they came there.
+        first = [w for w in islice(self._handed.values(), 1) if w.looked_ver != head.ver]
+        return [w for w in (*tried, *first) if w.looked_ms <= now_ms - RESULT_LOOK_MS]
 
     def looked_for(self, works: Sequence[CallWork], results: Sequence[Result | None], head: Head, now_ms: int) -> None:
         """Results, or None, were found for these calls after this head had been read."""
