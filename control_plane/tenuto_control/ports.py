@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple, Protocol, TypeAlias
 
+from msgspec import Struct
+
 from tenuto.lane.timers import SendTimer, Timer
 from tenuto.lane.writes import Key
 from tenuto.protocol.ids import Lane
@@ -26,8 +28,7 @@ class TopicPartition(NamedTuple):
     partition: int
 
 
-@dataclass(frozen=True, slots=True)
-class LogRecord:
+class LogRecord(Struct, frozen=True):
     r"""A record as the log delivers it. A `value` of None is a tombstone.
 
     `topic_id` is the log's own name for this life of the topic: another one after it was deleted and created again, ""

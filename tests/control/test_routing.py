@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from tenuto.protocol.ids import InvocationId, Lane, kafka_nonce
 from tenuto.protocol.records import Event, KafkaSource

@@ -18,7 +18,7 @@ from aiokafka.consumer.subscription_state import SubscriptionState
 from aiokafka.errors import KafkaConnectionError, NodeNotReadyError
 from aiokafka.protocol.offset import OffsetRequest
 
-from tenuto_control.drivers.kafka_fetcher import PartitionFetcher
+from tenuto_control.drivers.kafka_fetcher import KEPT_PART, PartitionFetcher
 from tenuto_control.limits import Limits
 from tests.support.raw_batches import Raw, batch
 from tests.support.virtual_time import run_virtual
@@ -219,3 +219,50 @@ def test_pauses_between_tries_grow_and_stay_bounded() -> None:
     assert 1.0 <= pauses[0] < 2.0
     assert all(earlier < later + 0.5 for earlier, later in pairwise(pauses))
     assert 60.0 <= pauses[-1] < 62.0
+
+
+def test_what_was_fetched_of_a_paused_partition_is_kept_and_holds_up_no_other() -> None:
+    async def scenario() -> None:
+        broker = Broker({BAD: [str(n).encode() for n in range(120)], GOOD: []})
+        reader = Reader(broker)
+        try:
+            loop = asyncio.get_running_loop()
+            assert len((await reader.fetcher.fetched_records((), 0.2, 50))[BAD]) == 50
+            reader.subscriptions.pause(BAD)
+            broker.records[GOOD].append(b"a")
+            paused_s = loop.time()
+            assert [one.value for one in (await reader.fetcher.fetched_records((), 0.2, 50))[GOOD]] == [b"a"]
+            assert loop.time() - paused_s < 0.05, "the pause of one partition does not delay the other"
+            asked = len(broker.requests)
+            loop.call_later(0.05, reader.subscriptions.resume, BAD)
+            loop.call_later(0.05, reader.fetcher.resumed)
+            resumed_s = loop.time() + 0.05
+            assert len((await reader.fetcher.fetched_records((), 0.2, 500))[BAD]) == 70
+            assert loop.time() == pytest.approx(resumed_s)
+            assert not any(BAD in request for request in broker.requests[asked:])
+        finally:
+            await reader.fetcher.close()
+
+    run_virtual(scenario())
+
+
+def test_of_paused_partitions_no_more_is_kept_than_a_part_of_an_answer() -> None:
+    async def scenario() -> None:
+        large = bytes(LIMITS.fetch_bytes_max // KEPT_PART // 2)
+        broker = Broker({BAD: [large] * 3, GOOD: []})
+        reader = Reader(broker)
+        try:
+            assert len((await reader.fetcher.fetched_records((), 0.2, 1))[BAD]) == 1
+            reader.subscriptions.pause(BAD)
+            broker.records[GOOD] += [b"a", b"b"]
+            await reader.poll_for(0.1)
+            assert reader.read[GOOD] == [b"a", b"b"]
+            asked = len(broker.requests)
+            reader.subscriptions.resume(BAD)
+            await reader.poll_for(0.5)
+            assert len(reader.read[BAD]) == 2
+            assert any(BAD in request for request in broker.requests[asked:])
+        finally:
+            await reader.fetcher.close()
+
+    run_virtual(scenario())

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import base64
 import binascii
+import functools
 import hashlib
 import hmac
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from tenuto.protocol.texts import problem_of_name
+
+URL_SAFE = bytes.maketrans(b"+/", b"-_")
 
 INDEX_DIGITS_MAX = 6
 """Digits of a command's index, with room above the limit of commands."""
@@ -28,6 +32,14 @@ MAX_KEY_BYTES = 1024
 
 PARTITION_KEY_BYTES_MAX = 2_048
 """Longest partition key (Amazon DynamoDB quotas). Escaping may bring a key of legal length above it."""
+
+CHARACTER_BYTES_MAX = 4
+"""What a character takes at most in a partition key: in UTF-8, or escaped."""
+
+DIGEST_CHARACTERS = 24
+
+SOURCES_REMEMBERED_MAX = 1_024
+"""Partitions for whose records a digest is begun once."""
 
 
 class Lane(NamedTuple):
@@ -57,6 +69,8 @@ def check_key(service: str, key: str) -> None:
     problem = problem_of_name(key, MAX_KEY_BYTES)
     if problem is not None:
         raise ValueError(f"the key {problem}")
+    if CHARACTER_BYTES_MAX * (len(service) + 1 + len(key)) <= PARTITION_KEY_BYTES_MAX:
+        return
     stored = len(Lane(service, key).pk.encode())
     if stored > PARTITION_KEY_BYTES_MAX:
         raise ValueError(
@@ -123,12 +137,12 @@ def command_of_awakeable(slot: str) -> int | None:
 
 def digest(*parts: str) -> str:
     """24 hex characters that stand for `parts`; equal parts give equal text, on every machine and in every process."""
-    hashed = hashlib.sha256()
-    for part in parts:
-        data = part.encode()
-        hashed.update(len(data).to_bytes(4, "big"))
-        hashed.update(data)
-    return hashed.hexdigest()[:24]
+    return hashlib.sha256(_framed(parts)).hexdigest()[:DIGEST_CHARACTERS]
+
+
+def _framed(parts: Iterable[str]) -> bytes:
+    """Each part behind its length: no other parts give the same bytes."""
+    return b"".join([len(data).to_bytes(4, "big") + data for data in map(str.encode, parts)])
 
 
 def source_of_partition(epoch: str, topic: str, partition: int) -> str:
@@ -138,7 +152,15 @@ def source_of_partition(epoch: str, topic: str, partition: int) -> str:
 
 def kafka_nonce(epoch: str, topic: str, partition: int, offset: int) -> str:
     """The invocation nonce of a Kafka record: the same record always gives the same invocation."""
-    return f"k{digest(epoch, topic, str(partition), str(offset))}"
+    hashed = _hashed(epoch, topic, partition).copy()
+    hashed.update(_framed((str(offset),)))
+    return f"k{hashed.hexdigest()[:DIGEST_CHARACTERS]}"
+
+
+@functools.lru_cache(maxsize=SOURCES_REMEMBERED_MAX)
+def _hashed(epoch: str, topic: str, partition: int) -> hashlib._Hash:
+    """What the records of one partition have in common, for each of which a digest continues it."""
+    return hashlib.sha256(_framed((epoch, topic, str(partition))))
 
 
 def message_nonce(sender: str, command: int) -> str:
@@ -170,7 +192,8 @@ def _unescape(text: str) -> str:
 
 
 def _pack(*parts: str) -> str:
-    return base64.urlsafe_b64encode(SEPARATOR.join(parts).encode()).decode().rstrip("=")
+    packed = binascii.b2a_base64(SEPARATOR.join(parts).encode(), newline=False)
+    return packed.rstrip(b"=").translate(URL_SAFE).decode()
 
 
 def _unpack(prefix: str, text: str, count: int) -> list[str]:

@@ -309,7 +309,8 @@ def headers_bytes(headers: tuple[tuple[str, bytes], ...], raw_key: bytes | None 
 
     Measured packed, because ten thousand headers of a byte weigh more than their bytes.
     """
-    return len(_encoder.encode(headers)) + len(raw_key or b"")
+    packed = len(_encoder.encode(headers)) if headers else 1
+    return packed + len(raw_key or b"")
 
 
 def event_bytes(event: Event) -> int:

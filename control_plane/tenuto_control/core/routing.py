@@ -8,6 +8,7 @@ should be.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal, Protocol, TypeAlias, assert_never
 
 import msgspec
@@ -24,6 +25,9 @@ OMITTED_HEADER = "tenuto-omitted"
 
 REASON_BYTES_MAX = 1_024
 """A reason may quote what it is about; a dead letter has to stay small enough to be taken."""
+
+KEYS_REMEMBERED_MAX = 1_024
+"""Keys whose lanes are remembered, each of at most 1 KB."""
 
 TOPIC_ID_DIGITS = 8
 """So much of a topic's id goes into names, which every head of the topic holds: lives of one topic differ in it."""
@@ -172,25 +176,20 @@ def route(record: Record, subscription: Subscription) -> Event | Quarantine:
     nonce = kafka_nonce(epoch, record.topic, record.partition, record.offset)
     try:
         _check_sizes(record)
-        key = _lane_key(record, subscription, nonce)
+        lane = _lane(record, subscription, nonce)
     except _UnusableKeyError as e:
         return Quarantine(str(e))
+    # By position: this is done for every record, and a keyword costs time.
     source = KafkaSource(
-        epoch=epoch,
-        topic=record.topic,
-        partition=record.partition,
-        offset=record.offset,
-        timestamp_ms=record.timestamp_ms,
-        raw_key=record.key,
-        dead_letter=subscription.dead_letter_topic,
+        epoch,
+        record.topic,
+        record.partition,
+        record.offset,
+        record.timestamp_ms,
+        record.key,
+        subscription.dead_letter_topic,
     )
-    return Event.of(
-        InvocationId(Lane(subscription.service, key), nonce),
-        handler=subscription.handler,
-        source=source,
-        input=record.value,
-        headers=record.headers,
-    )
+    return Event.of(InvocationId(lane, nonce), subscription.handler, source, record.value, record.headers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,40 +263,47 @@ def _check_sizes(record: Record) -> None:
         )
 
 
-def _lane_key(record: Record, subscription: Subscription, nonce: str) -> str:
+def _lane(record: Record, subscription: Subscription, nonce: str) -> Lane:
+    service = subscription.service
     match subscription.ordering:
         case "partition":
-            return f"{record.topic}/{record.partition}"
+            return Lane(service, f"{record.topic}/{record.partition}")
         case "none":
-            return nonce
+            return Lane(service, nonce)
+        case "key" if isinstance(subscription.key, JsonKey):
+            return _checked(service, _json_field(record.value, subscription.key.path))
         case "key":
-            key = _key_by_rule(record, subscription.key)
+            return _lane_of_key(service, subscription.key, record.key)
         case _:
             assert_never(subscription.ordering)
-    try:
-        check_key(subscription.service, key)
-    except ValueError as e:
-        raise _UnusableKeyError(str(e)) from e
-    return key
 
 
-def _key_by_rule(record: Record, rule: KeyRule) -> str:
-    if isinstance(rule, JsonKey):
-        return _json_field(record.value, rule.path)
-    if record.key is None:
+@lru_cache(maxsize=KEYS_REMEMBERED_MAX)
+def _lane_of_key(service: str, rule: TextKey | BytesKey, key: bytes | None) -> Lane:
+    """The lane of a record's key. Keys repeat: those of the last records are remembered."""
+    if key is None:
         raise _UnusableKeyError(
             'the record has no key; key the producer, or subscribe with key = "json:<field>" or another ordering'
         )
     match rule:
         case BytesKey():
-            return record.key.hex()
+            return _checked(service, key.hex())
         case TextKey():
             try:
-                return record.key.decode()
+                text = key.decode()
             except UnicodeDecodeError as e:
                 raise _UnusableKeyError(f'the key is not UTF-8 ({e.reason}); key = "bytes" takes any key') from e
+            return _checked(service, text)
         case _:
             assert_never(rule)
+
+
+def _checked(service: str, key: str) -> Lane:
+    try:
+        check_key(service, key)
+    except ValueError as e:
+        raise _UnusableKeyError(str(e)) from e
+    return Lane(service, key)
 
 
 def _json_field(value: bytes | None, path: tuple[str, ...]) -> str:

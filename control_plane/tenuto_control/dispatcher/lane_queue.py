@@ -129,11 +129,14 @@ class LaneQueue:
         """What can wait in the inbox, in order: events, and calls that fit there and that somebody still waits for."""
         return [w for w in self._works if isinstance(w, KafkaWork) or (fits(w.event) and not w.over)]
 
-    def let_go_of(self, works: Collection[KafkaWork]) -> None:
+    def let_go_of(self, works: Sequence[KafkaWork]) -> None:
         """These events are in the inbox."""
         # All at once: taken out one by one, each would move up all that are behind it.
-        gone = set(works)
-        self._works = [work for work in self._works if work not in gone]
+        if self._works[: len(works)] == works:
+            del self._works[: len(works)]
+        else:
+            gone = set(works)
+            self._works = [work for work in self._works if work not in gone]
         for work in works:
             work.release()
 

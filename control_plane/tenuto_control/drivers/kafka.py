@@ -481,15 +481,7 @@ async def _watch_topics(membership: Membership) -> None:
 
 
 def _record(tp: Any, fetched: Fetched, topic_id: str) -> LogRecord:
-    return LogRecord(
-        topic=tp.topic,
-        partition=tp.partition,
-        offset=fetched.offset,
-        timestamp_ms=fetched.timestamp_ms,
-        key=fetched.key,
-        value=fetched.value,
-        # A header may have no value at all in Kafka; nobody tells that from an empty one.
-        headers=tuple((name, value or b"") for name, value in fetched.headers),
-        topic_id=topic_id,
-        unreadable=fetched.unreadable,
-    )
+    offset, timestamp_ms, key, value, headers, unreadable = fetched
+    # A header may have no value at all in Kafka; nobody tells that from an empty one.
+    named = tuple([(name, content or b"") for name, content in headers]) if headers else ()
+    return LogRecord(tp.topic, tp.partition, offset, timestamp_ms, key, value, named, topic_id, unreadable)

@@ -105,6 +105,11 @@ class Answer:
         self.large = False
 
     @property
+    def size(self) -> int:
+        """Bytes that were fetched, those that were taken included."""
+        return len(self._raw)
+
+    @property
     def exhausted(self) -> bool:
         """Whether nothing is left to take."""
         return not self._ready and self._at >= len(self._raw)

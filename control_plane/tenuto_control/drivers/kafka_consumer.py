@@ -58,6 +58,11 @@ class GroupConsumer(aiokafka.AIOKafkaConsumer):  # type: ignore[misc] # the base
         task: asyncio.Task[None] | None = getattr(self._coordinator, "_coordination_task", None)
         return (task is not None and task.done()) or self._fetcher.ended
 
+    def resume(self, *partitions: Any) -> None:
+        """See aiokafka. What was fetched before the pause is handed out at once."""
+        super().resume(*partitions)
+        self._fetcher.resumed()
+
     async def disconnect(self) -> None:
         """Close the connections."""
         await self._client.close()

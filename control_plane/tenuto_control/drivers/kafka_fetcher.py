@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import aiokafka
@@ -28,6 +28,9 @@ from tenuto_control.limits import Limits
 
 STABLE_VERSION, START_VERSION = 4, 5
 """Versions of the fetch answer from which on it tells the end of what is committed, and the start of the log."""
+
+KEPT_PART = 4
+"""This part of what an answer may hold is kept in all of paused partitions; what is beyond is fetched again."""
 
 _log = logging.getLogger("tenuto_control.kafka")
 
@@ -68,15 +71,19 @@ class _Hold:
 
 @dataclass(frozen=True, slots=True)
 class _Buffered:
-    """An answer that waits to be handed out. Its broker is asked for more only after a moment (aiokafka's rule)."""
+    """An answer that waits to be handed out. Its broker is asked for more only after a moment (aiokafka's rule).
+
+    It is `kept` when its partition was paused meanwhile.
+    """
 
     answer: Answer
     assignment: Any
     wait_until_s: float
+    kept: bool = False
 
     def calculate_backoff(self) -> float:
         """Seconds that its broker should wait yet."""
-        return max(0.0, self.wait_until_s - now_s())
+        return 0.0 if self.kept else max(0.0, self.wait_until_s - now_s())
 
 
 class PartitionFetcher(Fetcher):  # type: ignore[misc] # the base class carries no types
@@ -92,6 +99,7 @@ class PartitionFetcher(Fetcher):  # type: ignore[misc] # the base class carries 
         )
         self._patience_s = limits.unreadable_after_ms / 1_000
         self._poll_bytes_max = limits.poll_bytes_max
+        self._kept_bytes_max = limits.fetch_bytes_max // KEPT_PART
         self._inflated_bytes_max = limits.batch_inflated_bytes_max
         # The answer whose next batch is read in a thread: one at a time, for each takes as much memory as a batch may.
         self._preparing: tuple[Answer, asyncio.Future[None]] | None = None
@@ -246,12 +254,8 @@ class PartitionFetcher(Fetcher):  # type: ignore[misc] # the base class carries 
                 if now_s() >= entry.until_s:
                     self._forget(tp)
                 continue
-            state = entry.assignment.state_value(tp) if entry.assignment.active else None
-            answer = entry.answer
-            if state is None or state.paused or not state.has_valid_position or state.position != answer.next_offset:
-                self._forget(tp)
-                continue
-            if answer.large or self._is_read(answer):
+            state, answer = self._wanted(tp, entry), entry.answer
+            if state is None or answer.large or self._is_read(answer):
                 continue
             try:
                 records = answer.take(records_max, bytes_max)
@@ -277,6 +281,36 @@ class PartitionFetcher(Fetcher):  # type: ignore[misc] # the base class carries 
                 if records_max <= 0 or bytes_max <= 0:
                     break
         return drained
+
+    def _wanted(self, tp: Any, entry: _Buffered) -> Any:
+        """The state of the partition that an answer is of; None when nothing of it is to be handed out now."""
+        state = entry.assignment.state_value(tp) if entry.assignment.active else None
+        if state is None or not state.has_valid_position or state.position != entry.answer.next_offset:
+            self._forget(tp)
+            return None
+        if state.paused:
+            self._keep(tp, entry)
+            return None
+        return state
+
+    def _keep(self, tp: Any, entry: _Buffered) -> None:
+        """Keep the answer of a paused partition: another one would take a round trip, and maybe a long poll.
+
+        Meanwhile it is no reason to let other partitions of its broker wait.
+        """
+        if entry.kept:
+            return
+        others = (one.answer.size for one in self._records.values() if isinstance(one, _Buffered) and one.kept)
+        if entry.answer.size + sum(others) > self._kept_bytes_max:
+            self._forget(tp)
+            return
+        self._records[tp] = replace(entry, kept=True)
+        self._notify(self._wait_consume_future)
+
+    def resumed(self) -> None:
+        """A partition is no longer paused. What was kept of it is handed out to whoever waits for records."""
+        for waiter in self._fetch_waiters:
+            self._notify(waiter)
 
     def _forget(self, tp: Any) -> None:
         """The partition may be asked for again."""

@@ -174,11 +174,15 @@ class Consumer:
         """Take records in, some at a time: in between, the work of others gets its turn, and partitions may go."""
         partitions = dict(self._partitions)
         for at in range(0, max(1, len(records)), TAKEN_AT_ONCE):
+            tp, assigned = None, None
             for record in records[at : at + TAKEN_AT_ONCE]:
-                tp = TopicPartition(record.topic, record.partition)
-                assigned = partitions.get(tp)
-                # A partition that has come back meanwhile is read again, from what was committed.
-                if assigned is not None and self._partitions.get(tp) is assigned:
+                if tp is None or record.partition != tp.partition or record.topic != tp.topic:
+                    tp = TopicPartition(record.topic, record.partition)
+                    assigned = partitions.get(tp)
+                    # A partition that has come back meanwhile is read again, from what was committed.
+                    if self._partitions.get(tp) is not assigned:
+                        assigned = None
+                if assigned is not None:
                     self._take(assigned, record)
             self._apply_pressure()
             # A log with records at hand answers without a pause.
@@ -354,8 +358,10 @@ KEY_COPIES = 4
 
 def weight_of(record: LogRecord) -> int:
     """Bytes a record holds in memory while it is in flight, roughly."""
-    headers = sum(HEADER_BYTES + len(name) + len(value) for name, value in record.headers)
-    return RECORD_OVERHEAD_BYTES + KEY_COPIES * len(record.key or b"") + len(record.value or b"") + headers
+    size = RECORD_OVERHEAD_BYTES + KEY_COPIES * len(record.key or b"") + len(record.value or b"")
+    for name, value in record.headers:
+        size += HEADER_BYTES + len(name) + len(value)
+    return size
 
 
 HEADER_BYTES = 160
