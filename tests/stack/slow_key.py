@@ -1,11 +1,12 @@
 """One key asleep with thousands of records behind it: how long the other keys of its partition wait meanwhile.
 
-    python -m tests.stack.slow_key
+    python -m tests.stack.slow_key [spread|burst|awake …]
 
 Owns the load on the embedded stack and the measurement. The followers come at an even pace, or all at once; then the
 records that come behind them in their partition wait until all have been read, which no consumer can help. They are
-produced by a process of their own: this one runs the function's service, which would wait for them. The same followers
-of a key that is awake tell what such a load costs without the sleep. Does not own that nothing is lost or out of order
+produced by a process of their own: this one runs the function's service, which would wait for them. As many records of
+a topic that nobody reads tell what producer and broker alone take of the machine's two cores. The same followers of a
+key that is awake tell what such a load costs without the sleep. Does not own that nothing is lost or out of order
 (`tests/control/test_spill.py`, `tests/simulation`), but looks.
 """
 
@@ -40,11 +41,15 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """So many records of one key, in so many seconds (0: at once); the key is `asleep`, or takes them as they come."""
+    """So many records of one key, in so many seconds (0: at once); the key is `asleep`, or takes them as they come.
+
+    Those that are not `read` go to a topic without a subscription.
+    """
 
     followers: int = 0
     over_s: float = 0.0
     asleep: bool = True
+    read: bool = True
 
     @property
     def name(self) -> str:
@@ -52,6 +57,8 @@ class Load:
         if not self.followers:
             return "no followers"
         how = f"over {self.over_s:.0f} s" if self.over_s else "at once"
+        if not self.read:
+            return f"{self.followers:,} records that nobody reads {how}"
         return f"{self.followers:,} followers {how}{'' if self.asleep else ', awake'}"
 
 
@@ -69,21 +76,22 @@ class Measured:
     def line(self, baseline: Measured | None) -> str:
         """The numbers for a person, beside those without followers."""
         times = "" if baseline is None else f" ({self.p99_ms / baseline.p99_ms:.1f} times the baseline)"
-        drained = f"; {self.drained_s:.1f} s from its waking until the key was through" if self.load.followers else ""
+        waits = self.load.followers and self.load.read
+        drained = f"; {self.drained_s:.1f} s from its waking until the key was through" if waits else ""
         return (
-            f"{self.load.name:>35}: others p50 {self.p50_ms:.0f} ms, p99 {self.p99_ms:.0f} ms{times}, longest "
+            f"{self.load.name:>45}: others p50 {self.p50_ms:.0f} ms, p99 {self.p99_ms:.0f} ms{times}, longest "
             f"{self.longest_ms:.0f} ms{drained}{self.wrong}"
         )
 
 
-LOADS = (
-    *(Load(count, LASTS_S) for count in FOLLOWERS),
-    *(Load(count) for count in FOLLOWERS),
-    *(Load(count, LASTS_S, asleep=False) for count in FOLLOWERS),
-)
+LOADS = {
+    "spread": tuple(Load(count, LASTS_S, read=read) for count in FOLLOWERS for read in (False, True)),
+    "burst": tuple(Load(count) for count in FOLLOWERS),
+    "awake": tuple(Load(count, LASTS_S, asleep=False) for count in FOLLOWERS),
+}
 
 
-async def measure(say: Say, loads: Sequence[Load] = LOADS) -> list[Measured]:
+async def measure(say: Say, loads: Sequence[Load]) -> list[Measured]:
     """Start a system, load it without followers, then with, stop it."""
     with tempfile.TemporaryDirectory(prefix="tenuto-slow-key-") as folder:
         notes = Path(folder) / "notes"
@@ -102,8 +110,8 @@ async def _measured(world: World, load: Load) -> Measured:
     key, began_s = world.key("slow"), time.time()
     wakes_s = began_s + 1 + SLEEP_S if load.asleep else began_s
     async with world.producer() as producer:
-        if load.followers and load.asleep:
-            await _send(producer, key, app.Job("doze", str(SLEEP_S)))
+        if load.followers and load.asleep and load.read:
+            await _send(producer, "jobs", key, app.Job("doze", str(SLEEP_S)))
             await asyncio.sleep(1)
         async with asyncio.TaskGroup() as group:
             group.create_task(_follow_beside(world, key, load))
@@ -112,25 +120,27 @@ async def _measured(world: World, load: Load) -> Measured:
     await world.eventually(lambda: sent.keys() <= {one.what for one in app.notes(world.notes_path)}, expected=True)
     at_s = {one.what: one.at_s for one in reversed(app.notes(world.notes_path)) if one.what in sent}
     took_ms = sorted((at_s[name] - sent_s) * 1_000 for name, sent_s in sent.items())
-    drained_s, wrong = await _through(world, key, load.followers, wakes_s) if load.followers else (0.0, "")
+    followed = load.followers if load.read else 0
+    drained_s, wrong = await _through(world, key, followed, wakes_s) if followed else (0.0, "")
     p50, p99 = (took_ms[int(len(took_ms) * share)] for share in (0.5, 0.99))
     return Measured(load, p50, p99, took_ms[-1], drained_s, wrong)
 
 
-async def _send(producer: AIOKafkaProducer, key: str, job: app.Job) -> None:
-    await producer.send("jobs", msgspec.json.encode(job), key=key.encode())
+async def _send(producer: AIOKafkaProducer, topic: str, key: str, job: app.Job) -> None:
+    await producer.send(topic, msgspec.json.encode(job), key=key.encode())
 
 
 async def _follow_beside(world: World, key: str, load: Load) -> None:
     """Have the followers produced by another process. Raises AssertionError when it fails."""
     if not load.followers:
         return
-    what = (world.system.bootstrap_servers, key, str(load.followers), str(load.over_s))
+    topic = "jobs" if load.read else app.ECHO_TOPIC
+    what = (world.system.bootstrap_servers, topic, key, str(load.followers), str(load.over_s))
     process = await asyncio.create_subprocess_exec(sys.executable, "-m", "tests.stack.slow_key", "follow", *what)
     assert await process.wait() == 0, "the followers could not be produced"
 
 
-async def follow(bootstrap_servers: str, key: str, count: int, over_s: float) -> None:
+async def follow(bootstrap_servers: str, topic: str, key: str, count: int, over_s: float) -> None:
     """Produce what follows the event that sleeps."""
     async with AIOKafkaProducer(bootstrap_servers=bootstrap_servers, enable_idempotence=True) as producer:
         began_s = time.monotonic()
@@ -138,7 +148,7 @@ async def follow(bootstrap_servers: str, key: str, count: int, over_s: float) ->
             due_s = began_s + n / count * over_s
             if due_s > time.monotonic():
                 await asyncio.sleep(due_s - time.monotonic())
-            await _send(producer, key, app.Job("follow", str(n)))
+            await _send(producer, topic, key, app.Job("follow", str(n)))
 
 
 async def _others(world: World, producer: AIOKafkaProducer) -> dict[str, float]:
@@ -149,7 +159,7 @@ async def _others(world: World, producer: AIOKafkaProducer) -> dict[str, float]:
         await asyncio.sleep(max(0.0, began_s + n / OTHERS_PER_S - time.monotonic()))
         name = world.key("stamp")
         sent[name] = time.time()
-        await _send(producer, f"other-{n % OTHER_KEYS}", app.Job("stamp", name))
+        await _send(producer, "jobs", f"other-{n % OTHER_KEYS}", app.Job("stamp", name))
     return sent
 
 
@@ -168,14 +178,18 @@ async def _through(world: World, key: str, followers: int, wakes_s: float) -> tu
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The command line; 1 when the key missed an event, or saw one twice."""
+    """The command line; 1 when the key missed an event, or saw one twice, 2 for a load that there is not."""
     match arguments:
-        case ["follow", bootstrap_servers, key, count, over_s]:
-            asyncio.run(follow(bootstrap_servers, key, int(count), float(over_s)))
+        case ["follow", bootstrap_servers, topic, key, count, over_s]:
+            asyncio.run(follow(bootstrap_servers, topic, key, int(count), float(over_s)))
             return 0
+        case _ if not LOADS.keys() >= set(arguments):
+            print(f"there are the loads {', '.join(LOADS)}", file=sys.stderr)
+            return 2
         case _:
             pass
-    found = asyncio.run(measure(lambda line: print(line, flush=True)))
+    loads = [load for name in arguments or LOADS for load in LOADS[name]]
+    found = asyncio.run(measure(lambda line: print(line, flush=True), loads))
     return 1 if any(one.wrong for one in found) else 0
 
 

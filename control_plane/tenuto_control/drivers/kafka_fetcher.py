@@ -296,8 +296,12 @@ class PartitionFetcher(Fetcher):  # type: ignore[misc] # the base class carries 
     def _keep(self, tp: Any, entry: _Buffered) -> None:
         """Keep the answer of a paused partition: another one would take a round trip, and maybe a long poll.
 
-        Meanwhile it is no reason to let other partitions of its broker wait.
+        Meanwhile it is no reason to let other partitions of its broker wait. What the log has lost since is not kept.
         """
+        known = self.bounds.get(tp)
+        if known is not None and known.start > entry.answer.next_offset:
+            self._forget(tp)
+            return
         if entry.kept:
             return
         others = (one.answer.size for one in self._records.values() if isinstance(one, _Buffered) and one.kept)
