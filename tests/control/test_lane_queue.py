@@ -225,6 +225,24 @@ def test_a_result_is_looked_for_when_the_head_names_the_call_or_has_moved_on_for
     asyncio.run(scenario())
 
 
+def test_results_that_the_head_has_forgotten_are_found_in_the_order_of_the_calls() -> None:
+    """A process that drains an inbox trims what it has finished with its next write, maybe before anybody looks."""
+
+    async def scenario() -> None:
+        queue, calls = handed("c1", "c2", "c3", "c4", "c5")
+        head, later = Head(ver=2, pend="p"), NOW + RESULT_LOOK_MS
+        asked = []
+        while some := queue.to_look_for(head, later):
+            asked.append([call.event.nonce for call in some])
+            found = [None if call is calls[-1] else Success(b"1") for call in some]
+            queue.looked_for(some, found, head, later)
+        assert asked == [["c1"], ["c2", "c3"], ["c4", "c5"]]
+        assert [call.answer.done() for call in calls] == [True, True, True, True, False]
+        assert queue.to_look_for(replace(head, ver=3), later + RESULT_LOOK_MS) == [calls[-1]]
+
+    asyncio.run(scenario())
+
+
 def test_a_queued_call_that_was_tried_here_may_have_been_ended_elsewhere() -> None:
     async def scenario() -> None:
         tried, new = call("c1"), call("c2")

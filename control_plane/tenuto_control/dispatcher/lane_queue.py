@@ -21,11 +21,14 @@ from tenuto_control.ports import TopicPartition
 RESULT_LOOK_MS = 200
 """How often a result is looked for that the head says nothing of."""
 
+RESULTS_AT_ONCE = 16
+"""Results that are looked for at once, when those before them were all there."""
+
 
 class LaneQueue:
     """Work in the order of its arrival. Its length and its elements are those of what waits."""
 
-    __slots__ = ("_calls", "_cut_off", "_handed", "_held", "_works")
+    __slots__ = ("_ahead", "_calls", "_cut_off", "_handed", "_held", "_works")
 
     def __init__(self) -> None:
         # A list: most queues hold one work, for which a deque sets aside room for sixty, and none holds many thousands.
@@ -36,6 +39,7 @@ class LaneQueue:
         self._cut_off = False
         # Calls that are in the inbox, and whose callers wait here, by their id.
         self._handed: dict[str, CallWork] = {}
+        self._ahead = 1  # So many of them are looked for that the head does not name.
 
     def __len__(self) -> int:
         """How many works wait."""
@@ -171,13 +175,14 @@ class LaneQueue:
         ended = [w for w in (*tried, *moved) if idle or w.event.nonce in head.fin]
         if ended:
             return ended
-        # A head that has forgotten a result was trimmed by a process that had a caller for the same call. Whoever is
-        # first in line is looked for nevertheless: calls leave an inbox in the order in which they came there.
-        first = [w for w in islice(self._handed.values(), 1) if w.looked_ver != head.ver]
+        # A head forgets what it has finished, soon when much is done. Calls leave an inbox in the order in which they
+        # came there: who is first in line is looked for, then twice as many as had their results before.
+        first = [w for w in islice(self._handed.values(), self._ahead) if w.looked_ver != head.ver]
         return [w for w in (*tried, *first) if w.looked_ms <= now_ms - RESULT_LOOK_MS]
 
     def looked_for(self, works: Sequence[CallWork], results: Sequence[Result | None], head: Head, now_ms: int) -> None:
         """Results, or None, were found for these calls after this head had been read."""
+        self._ahead = 1 if None in results else min(2 * self._ahead, RESULTS_AT_ONCE)
         for work, result in zip(works, results, strict=True):
             work.looked_ms, work.looked_ver = now_ms, head.ver
             if result is not None:

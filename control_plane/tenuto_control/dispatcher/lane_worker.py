@@ -337,8 +337,8 @@ class LaneWorker(LaneTask):
         self._on(ReadBegun())
         head = parse_head(await self._services.writer.patiently(lambda: table.get(head_key(self.lane))))
         self._learn(head)
-        calls = self.queue.to_look_for(head, self._services.clock.now_ms())
-        if calls:
+        # Each that was looked for has its result, or is not looked for again beside this head.
+        while calls := self.queue.to_look_for(head, self._services.clock.now_ms()):
             items = await self._services.writer.read_all([result_key(call.event.id) for call in calls])
             self.queue.looked_for(calls, [self._result(item) for item in items], head, self._services.clock.now_ms())
 
