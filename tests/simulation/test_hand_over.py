@@ -39,7 +39,7 @@ waits that is refused for want of concurrency, is not what is looked at here."""
 LEARNED_ANEW = 3
 """Requests by which a plane learns that another one has used a lane since it did: a refused claim, a head, a guard."""
 
-SLOW_CALLS_COST = 3.7
+SLOW_CALLS_COST = 4.0
 """What two planes cost, in requests of one, when each call takes long and half of them are handed over: of such a call
 come an inbox item, its guard and mark, a claim, a stored result, a tombstone, and reads of its own."""
 
