@@ -5,7 +5,6 @@ Owns the claim that a difference is found and told with its write and line.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Any
@@ -15,13 +14,14 @@ import pytest
 from tenuto import ObjectContext, TerminalError, VirtualObject
 from tenuto.testing import CrashReport, Environment, HarnessError, OutcomesDifferError
 from tests.kit.shop import Order, Receipt, add, add_to_all, greeter, orders, place, remind, status
+from tests.support import bounded
 
 
 def prove(env: Environment, scenario: Callable[[Environment], Awaitable[Any]], *without: str) -> CrashReport:
     async def main() -> CrashReport:
         return await env.crash_everywhere(scenario, without=without)
 
-    return asyncio.run(main())
+    return bounded.run(main())
 
 
 def test_an_order_survives_a_crash_at_every_write() -> None:
@@ -82,7 +82,7 @@ def test_a_handler_that_counts_outside_of_its_steps_is_found_out() -> None:
         return first + await ctx.run("second", look)
 
     with pytest.raises(OutcomesDifferError) as found:
-        asyncio.run(main())
+        bounded.run(main())
     text = str(found.value)
     line = measure.function.__code__.co_firstlineno
     assert f"test_crashes.py:{line + 2}" in text or f"test_crashes.py:{line + 3}" in text

@@ -44,6 +44,7 @@ from tests.kit.shop import (
     status,
     wanders,
 )
+from tests.support import bounded
 
 BEGINNING = datetime(2030, 1, 1, tzinfo=UTC)
 TEA = Order("tea", 3)
@@ -57,7 +58,7 @@ def run(test: Test, **options: Any) -> None:
         ) as env:
             await test(env)
 
-    asyncio.run(main())
+    bounded.run(main())
 
 
 def test_a_call_returns_what_the_handler_does_as_its_hint_reads_it() -> None:
@@ -173,7 +174,7 @@ def test_what_a_handler_publishes_to_a_subscribed_topic_arrives() -> None:
             assert await env.state(echo, "k") == {"left": 0}
             assert [record.value for record in await env.published("echoes")] == [2, 1, 0]
 
-    asyncio.run(main())
+    bounded.run(main())
 
 
 def test_steps_that_fail_are_tried_again() -> None:
@@ -235,7 +236,7 @@ def test_a_call_that_waits_for_an_answer_says_so() -> None:
             with pytest.raises(StillWaitingError, match=r"its turn, behind another one of its key: waiter/wait"):
                 await env.call(wait, "k")
 
-    asyncio.run(main())
+    bounded.run(main())
 
 
 def test_what_waits_is_told_with_its_line() -> None:
@@ -339,7 +340,7 @@ def test_code_that_does_not_come_back_is_named() -> None:
             with pytest.raises(HungError, match=r"user code has been running for 0\.3 s"):
                 await env.call(block, "k")
 
-    asyncio.run(main())
+    bounded.run(main())
 
 
 def test_without_an_event_loop() -> None:
@@ -387,7 +388,7 @@ def test_steps_may_wait_for_the_network_of_the_test() -> None:
             async with Environment(client) as env:
                 assert await env.call(fetch, "k") == "Bo"
 
-    asyncio.run(main())
+    bounded.run(main())
 
 
 def test_a_step_may_answer_an_awakeable_itself() -> None:
@@ -408,7 +409,7 @@ def test_a_step_may_answer_an_awakeable_itself() -> None:
             used.append(env)
             assert await env.call(ask_oneself, "k") == "yes"
 
-    asyncio.run(main())
+    bounded.run(main())
 
 
 def test_the_subscriptions_of_a_configuration(tmp_path: Path) -> None:

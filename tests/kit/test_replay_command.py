@@ -5,7 +5,6 @@ Owns the words and exit statuses. Does not own replays (`test_replays`).
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from tenuto.testing import Environment
 from tenuto_cli.__main__ import main
 from tenuto_control.admin import journals
 from tests.kit.test_replays import journal_of, version
+from tests.support import bounded
 
 CODE = """
 from datetime import timedelta
@@ -107,4 +107,4 @@ def test_a_journal_is_read_by_the_id_of_its_invocation_and_by_its_key() -> None:
             with pytest.raises(journals.NoJournalError, match=f"not at work; what is, for its key, is {sent.id}"):
                 await journals.read(table, other.id, now_ms)
 
-    asyncio.run(main())
+    bounded.run(main())

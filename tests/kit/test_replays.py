@@ -5,7 +5,6 @@ Owns the claims about divergence. Does not own exporting from a real table (`tes
 
 from __future__ import annotations
 
-import asyncio
 import json
 from datetime import timedelta
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 
 from tenuto import JournalMismatchError, ObjectContext, VirtualObject
 from tenuto.testing import Environment, HarnessError, NoSuchHandlerError, Replayed
+from tests.support import bounded
 
 ran: list[str] = []
 
@@ -135,4 +135,4 @@ def test_a_replay_in_a_coroutine() -> None:
         async with Environment(parcel) as env:
             return (await env.replay(journal)).then
 
-    assert asyncio.run(main()) == "it waits"
+    assert bounded.run(main()) == "it waits"

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tenuto_local.system import ControlPlane
+from tests.support import bounded
 
 SERVER = """
 import os
@@ -63,11 +64,11 @@ def test_one_that_is_stopped_or_replaced_has_not_ended_by_itself(plane: ControlP
         finally:
             await plane.kill()
 
-    assert asyncio.run(session()) == {False}
+    assert bounded.run(session()) == {False}
 
 
 def test_one_whose_process_dies_has_ended(plane: ControlPlane) -> None:
-    asyncio.run(plane.start())
+    bounded.run(plane.start())
     try:
         os.kill(plane.pid, signal.SIGKILL)
         deadline = time.monotonic() + EVENTUALLY_S
@@ -75,4 +76,4 @@ def test_one_whose_process_dies_has_ended(plane: ControlPlane) -> None:
             assert time.monotonic() < deadline, "the dead process still counts as running"
             time.sleep(0.01)
     finally:
-        asyncio.run(plane.kill())
+        bounded.run(plane.kill())

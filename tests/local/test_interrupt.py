@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.programs import Program
 from tests.tidy import tree
 
 MOMENTS_S = (0.03, 0.06, 0.1, 0.15, 0.2, 0.3, 0.45)
@@ -26,21 +27,15 @@ END_SECONDS_MAX = 60
 )
 def test_an_early_interrupt_is_quiet(command: list[str], after_s: float, tmp_path: Path) -> None:
     """As `make` runs them. The interpreter's own start and the imports are among the moments."""
-    process = subprocess.Popen(
-        ["sh", str(tree.ROOT / "tools" / "run.sh"), sys.executable, "-m", *command],
-        cwd=tree.ROOT,
-        env={**os.environ, "TMPDIR": str(tmp_path)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    folder = tmp_path / "tmp"
+    folder.mkdir()
+    command = ["sh", str(tree.ROOT / "tools" / "run.sh"), sys.executable, "-m", *command]
+    program = Program(command, tmp_path / "log", cwd=tree.ROOT, env={**os.environ, "TMPDIR": str(folder)})
     time.sleep(after_s)
-    os.killpg(process.pid, signal.SIGINT)
-    output, _ = process.communicate(timeout=END_SECONDS_MAX)
-    assert process.returncode == 130, output
-    assert "Traceback" not in output
-    assert list(tmp_path.iterdir()) == []
+    program.send_to_group(signal.SIGINT)
+    assert program.wait(END_SECONDS_MAX) == 130, program.output
+    assert "Traceback" not in program.output
+    assert list(folder.iterdir()) == []
 
 
 @pytest.mark.parametrize("status", [0, 1, 3])
@@ -49,23 +44,17 @@ def test_the_launcher_hands_on_the_status(status: int) -> None:
     assert subprocess.run(command, timeout=END_SECONDS_MAX, check=False).returncode == status
 
 
-def test_a_second_interrupt_does_not_end_the_clean_up() -> None:
-    program = (
+def test_a_second_interrupt_does_not_end_the_clean_up(tmp_path: Path) -> None:
+    code = (
         "import signal, sys, time\n"
         "def stop(*_):\n    signal.signal(signal.SIGINT, signal.SIG_IGN)\n    time.sleep(0.5)\n    print('clean')\n"
         "    sys.exit(130)\n"
         "signal.signal(signal.SIGINT, stop)\nprint('up', flush=True)\ntime.sleep(30)\n"
     )
-    process = subprocess.Popen(
-        ["sh", str(tree.ROOT / "tools" / "run.sh"), sys.executable, "-c", program],
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "up\n"
+    program = Program(["sh", str(tree.ROOT / "tools" / "run.sh"), sys.executable, "-c", code], tmp_path / "log")
+    program.shows("^up$")
     for _ in range(3):
-        os.killpg(process.pid, signal.SIGINT)
+        program.send_to_group(signal.SIGINT)
         time.sleep(0.05)
-    output, _ = process.communicate(timeout=END_SECONDS_MAX)
-    assert (process.returncode, output) == (130, "clean\n")
+    assert program.wait(END_SECONDS_MAX) == 130
+    assert program.output == "up\nclean\n"

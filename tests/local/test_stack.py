@@ -16,6 +16,7 @@ from tenuto_local import ConfigurationError, EmbeddedStack, FunctionSpec, Prereq
 from tenuto_local.prerequisites import PrerequisiteReport, Tool
 from tests.local.conftest import FUNCTIONS
 from tests.local.test_lambda import alive, wait_gone
+from tests.support.programs import Program
 from tests.support.stack import aws_client, run
 
 SCRIPT = """
@@ -93,29 +94,27 @@ def test_what_the_environment_names_is_not_started(stack: EmbeddedStack, monkeyp
 
 @pytest.mark.stack
 @pytest.mark.parametrize(("number", "workdir_stays"), [(signal.SIGINT, False), (signal.SIGKILL, True)])
-def test_nothing_runs_after_the_parent_is_gone(number: signal.Signals, workdir_stays: bool) -> None:
-    program = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, FUNCTIONS], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    with program:
-        assert program.stdout is not None
-        words = program.stdout.readline().split()
-        assert words[0] == "up"
+def test_nothing_runs_after_the_parent_is_gone(number: signal.Signals, workdir_stays: bool, tmp_path: Path) -> None:
+    program = Program([sys.executable, "-c", SCRIPT, FUNCTIONS], tmp_path / "log")
+    try:
+        up = program.shows(r"^up (\S+) (\d+)$")
         started = descendants(program.pid)
         assert len(started) >= 4  # broker, DynamoDB, gateway, worker
-        assert int(words[2]) in started
-        program.send_signal(number)
-        program.communicate(timeout=20)
+        assert int(up[2]) in started
+        program.send(number)
+        program.wait(20)
+    finally:
+        program.close()
     for pid in started:
         wait_gone(pid)
-    workdir = Path(words[1])
+    workdir = Path(up[1])
     assert workdir.exists() is workdir_stays
     if workdir_stays:
         # The next stack sweeps what a killed one could not remove, once it is old enough to be surely
         # abandoned.
         os.utime(workdir, (time.time() - 3600, time.time() - 3600))
         sweep = "from tenuto_local.workdir import sweep_abandoned; sweep_abandoned()"
-        subprocess.run([sys.executable, "-c", sweep], check=True)
+        subprocess.run([sys.executable, "-c", sweep], check=True, timeout=60)
         assert not workdir.exists()
 
 
@@ -165,7 +164,8 @@ def test_the_gateway_refuses_bad_functions_in_one_line(tmp_path: Path) -> None:
         "--dynamodb",
         "http://127.0.0.1:1",
     ]
-    ended = subprocess.run([*command, "--functions", str(file)], capture_output=True, text=True, check=False)
+    command += ["--functions", str(file)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == 2
     assert ended.stderr.count("\n") == 1
     assert "handler" in ended.stderr

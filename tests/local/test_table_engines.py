@@ -6,7 +6,6 @@ Owns what every engine does for the stack, and what is fetched through npm. Does
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import hashlib
 import io
@@ -25,6 +24,7 @@ from tenuto_local.stack import EmbeddedStack
 from tenuto_local.table import create_table
 from tenuto_local.table_engine import ENGINE_VARIABLE, ENGINES, NATIVE, REFERENCE, EngineKind, chosen_engine
 from tests.contract.table_clients import client_for
+from tests.support import bounded
 
 TABLE = "kept-lanes"
 KEY = {"pk": {"S": "a"}, "sk": {"S": "H"}}
@@ -35,7 +35,7 @@ def engine(request: pytest.FixtureRequest) -> EngineKind:
     """Each engine; skipped where its program cannot be had."""
     if request.param == NATIVE.name:
         try:
-            asyncio.run(dynoxide.find_program())
+            bounded.run(dynoxide.find_program())
         except PrerequisiteMissing as error:
             pytest.skip(str(error))
     return ENGINES[request.param]
@@ -60,7 +60,7 @@ def test_a_table_in_a_folder_outlives_a_killed_engine(engine: EngineKind, tmp_pa
             finally:
                 await running.stop()
 
-    asyncio.run(scenario())
+    bounded.run(scenario())
 
 
 @pytest.mark.stack
@@ -74,7 +74,7 @@ def test_a_table_in_memory_is_empty_at_each_start(engine: EngineKind, tmp_path: 
                 await create_table(client, TABLE)
             await running.stop()
 
-    asyncio.run(scenario())
+    bounded.run(scenario())
 
 
 def test_the_engine_is_what_the_setting_names(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,7 +103,7 @@ def test_no_web_page_knows_the_native_engines_address(tmp_path: Path, monkeypatc
         return found
 
     try:
-        drawn = asyncio.run(hosts())
+        drawn = bounded.run(hosts())
     except PrerequisiteMissing as error:
         pytest.skip(str(error))
     assert len(drawn) == 2
@@ -145,7 +145,7 @@ def pinned(archive: Path) -> npm.NpmProgram:
 def test_a_program_is_fetched_once_and_kept(offered: Path) -> None:
     program = pinned(offered)
     for _ in range(2):
-        path = asyncio.run(npm.fetch_program(program))
+        path = bounded.run(npm.fetch_program(program))
         assert path.read_bytes() == PROGRAM_TEXT
         assert os.access(path, os.X_OK)
     assert (offered.parent / "fetches").read_text() == "fetched\n"
@@ -155,7 +155,7 @@ def test_an_archive_that_is_not_the_pinned_one_is_not_kept(offered: Path) -> Non
     program = pinned(offered)
     offered.write_bytes(offered.read_bytes() + b"\0")
     with pytest.raises(FetchFailed, match=r"@hello/linux-x64@1\.0\.0 is not what is pinned.*nothing of it was run"):
-        asyncio.run(npm.fetch_program(program))
+        bounded.run(npm.fetch_program(program))
     assert [path.name for path in (offered.parent / "cache").iterdir() if not path.name.endswith(".lock")] == []
 
 
@@ -163,7 +163,7 @@ def test_what_cannot_be_had_is_one_line_with_the_way_out(offered: Path, monkeypa
     (offered.parent / "bin" / "npm").write_text("#!/bin/sh\necho 'npm error code E404' >&2\nexit 1\n")
     monkeypatch.setenv("PATH", str(offered.parent / "bin"))
     with pytest.raises(PrerequisiteMissing) as refused:
-        asyncio.run(dynoxide.find_program())
+        bounded.run(dynoxide.find_program())
     line = str(refused.value)
     assert "\n" not in line
     assert "npm error code E404" in line
@@ -179,6 +179,6 @@ def test_a_program_on_the_path_takes_the_place_of_one_that_cannot_be_fetched(
     (own / "dynoxide").chmod(0o755)
     monkeypatch.setenv("PATH", str(own))
     said: list[str] = []
-    assert asyncio.run(dynoxide.find_program(said.append)) == own / "dynoxide"
+    assert bounded.run(dynoxide.find_program(said.append)) == own / "dynoxide"
     assert len(said) == 1
     assert "npm is needed once" in said[0]

@@ -8,10 +8,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import signal
-import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,60 +16,28 @@ from pathlib import Path
 import pytest
 
 from tenuto_local.system import import_path
+from tests.support.programs import Program
 
 pytestmark = [pytest.mark.stack, pytest.mark.slow]
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO_TIMEOUT_S = 120.0
-START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 25.0
-POLL_S = 0.05
 ANY_PORTS = ("--http-port", "0", "--kafka-port", "0", "--aws-port", "0")
 
 
-class Command:
+class Command(Program):
     """One command in a process group of its own, with a temporary directory of its own."""
 
     def __init__(self, tmp_path: Path, *arguments: str) -> None:
         self.temporary = tmp_path / "tmp"
         self.temporary.mkdir()
-        self._log = tmp_path / "output.log"
         environment = {
             **os.environ,
             "PYTHONPATH": import_path("tenuto", "tenuto_control", "tenuto_local", "tenuto_cli"),
             "TMPDIR": str(self.temporary),
         }
-        with self._log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", *arguments],
-                cwd=ROOT,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-
-    @property
-    def output(self) -> str:
-        return self._log.read_text("utf-8")
-
-    def wait_for(self, pattern: str, timeout_s: float = START_TIMEOUT_S) -> re.Match[str]:
-        deadline = time.monotonic() + timeout_s
-        while (match := re.search(pattern, self.output, re.MULTILINE)) is None:
-            assert self.process.poll() is None, f"ended before {pattern!r}:\n{self.output}"
-            assert time.monotonic() < deadline, f"no {pattern!r} in {timeout_s} s:\n{self.output}"
-            time.sleep(POLL_S)
-        return match
-
-    def interrupt(self) -> int:
-        self.process.send_signal(signal.SIGINT)
-        return self.process.wait(STOP_TIMEOUT_S)
-
-    def close(self) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
+        super().__init__([sys.executable, "-m", *arguments], tmp_path / "output.log", cwd=ROOT, env=environment)
 
 
 @pytest.fixture
@@ -102,7 +67,7 @@ def post(url: str, body: bytes = b"") -> bytes:
 def test_the_demo_agrees_with_the_truth(tmp_path: Path, commands: list[Command]) -> None:
     demo = Command(tmp_path, "tenuto_local.demo", "--no-live", "--events", "60")
     commands.append(demo)
-    status = demo.process.wait(DEMO_TIMEOUT_S)
+    status = demo.wait(DEMO_TIMEOUT_S)
     assert status == 0, demo.output
     for promised in (
         r"Java \d+ ✓ Maven ✓",
@@ -126,9 +91,9 @@ def test_the_demo_agrees_with_the_truth(tmp_path: Path, commands: list[Command])
 def test_an_interrupted_demo_leaves_nothing(tmp_path: Path, commands: list[Command], moment: str) -> None:
     demo = Command(tmp_path, "tenuto_local.demo", "--no-live", "--events", "60")
     commands.append(demo)
-    demo.wait_for(moment)
-    children = descendants(demo.process.pid)
-    status = demo.interrupt()
+    demo.shows(moment)
+    children = descendants(demo.pid)
+    status = demo.interrupt(STOP_TIMEOUT_S)
     assert status == 130, demo.output
     assert "Traceback" not in demo.output
     assert [pid for pid in children if Path(f"/proc/{pid}").exists()] == []
@@ -141,12 +106,12 @@ def test_dev_serves_an_example_until_it_is_interrupted(tmp_path: Path, commands:
     shutil.copy(ROOT / "examples" / "profile_enricher" / "tenuto.toml", folder)
     dev = Command(tmp_path, "tenuto_cli", "dev", str(folder), *ANY_PORTS)
     commands.append(dev)
-    ingress = dev.wait_for(r"HTTP (\S+)").group(1)
+    ingress = dev.shows(r"HTTP (\S+)").group(1)
     assert post(f"{ingress}/call/profile/ann/user_event", b'{"id": "ann", "name": "Ann"}') == b""
     assert b'"Ann"' in post(f"{ingress}/call/profile/ann/show")
-    children = descendants(dev.process.pid)
+    children = descendants(dev.pid)
     assert children
-    assert dev.interrupt() == 130
+    assert dev.interrupt(STOP_TIMEOUT_S) == 130
     assert [pid for pid in children if Path(f"/proc/{pid}").exists()] == []
     assert list(dev.temporary.iterdir()) == []
 
@@ -158,6 +123,6 @@ def test_dev_serves_an_example_until_it_is_interrupted(tmp_path: Path, commands:
 def test_dev_says_what_a_project_is(tmp_path: Path, commands: list[Command], folder: str, complaint: str) -> None:
     dev = Command(tmp_path, "tenuto_cli", "dev", folder)
     commands.append(dev)
-    assert dev.process.wait(STOP_TIMEOUT_S) == 2
+    assert dev.wait(STOP_TIMEOUT_S) == 2
     assert complaint in dev.output
     assert "Traceback" not in dev.output

@@ -7,23 +7,20 @@ from __future__ import annotations
 
 import json
 import os
-import re
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tenuto_local.system import import_path
+from tests.support.programs import Program
 
 pytestmark = [pytest.mark.stack, pytest.mark.slow]
 
 START_TIMEOUT_S = 90.0
 EVENTUALLY_S = 40.0
-POLL_S = 0.05
 ANY_PORTS = ("--http-port", "0", "--kafka-port", "0", "--aws-port", "0")
 
 CONFIG = """
@@ -101,50 +98,40 @@ class Dev:
         (folder / "tenuto.toml").write_text(CONFIG, "utf-8")
         for name, text in (("__init__", ""), ("greeting", GREETING), ("counting", COUNTING), ("words", WORDS)):
             (self.package / f"{name}.py").write_text(text, "utf-8")
-        self._output = folder.parent / "dev.log"
-        self._process: subprocess.Popen[bytes] | None = None
+        self._log = folder.parent / "dev.log"
+        self._program: Program | None = None
         self._environment = {
             **os.environ,
             "PYTHONPATH": import_path("tenuto", "tenuto_control", "tenuto_local", "tenuto_cli"),
         }
 
     @property
+    def program(self) -> Program:
+        assert self._program is not None, "dev was never started"
+        return self._program
+
+    @property
     def output(self) -> str:
-        return self._output.read_text("utf-8")
+        return self.program.output
 
     def start(self, *arguments: str) -> None:
-        with self._output.open("wb") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "tenuto_cli", "dev", *ANY_PORTS, *arguments],
-                cwd=self.folder,
-                env=self._environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        command = [sys.executable, "-m", "tenuto_cli", "dev", *ANY_PORTS, *arguments]
+        self._program = Program(command, self._log, cwd=self.folder, env=self._environment)
         self.until(lambda: "Its log follows" in self.output, START_TIMEOUT_S)
 
     def stop(self) -> int:
-        process, self._process = self._process, None
-        assert process is not None
-        process.send_signal(signal.SIGINT)
-        return process.wait(EVENTUALLY_S)
+        return self.program.interrupt(EVENTUALLY_S)
 
     def close(self) -> None:
-        if self._process is not None:
-            self.stop()
+        if self._program is not None:
+            self._program.close()
 
     def until(self, holds: Callable[[], object], timeout_s: float = EVENTUALLY_S) -> None:
-        deadline = time.monotonic() + timeout_s
-        while not holds():
-            assert self._process is None or self._process.poll() is None, f"dev has ended:\n{self.output}"
-            assert time.monotonic() < deadline, f"not in {timeout_s} s:\n{self.output}"
-            time.sleep(POLL_S)
+        self.program.until(holds, timeout_s)
 
     def shown(self, pattern: str) -> None:
         """Wait until the output shows it."""
-        self.until(lambda: re.search(pattern, self.output, re.MULTILINE))
+        self.program.shows(pattern, EVENTUALLY_S)
 
     def tenuto(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -169,9 +156,11 @@ class Dev:
 @pytest.fixture(scope="module")
 def dev(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dev]:
     made = Dev(tmp_path_factory.mktemp("dev") / "shop")
-    made.start()
-    yield made
-    made.close()
+    try:
+        made.start()
+        yield made
+    finally:
+        made.close()
 
 
 def test_a_session(dev: Dev) -> None:

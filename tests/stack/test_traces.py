@@ -74,7 +74,7 @@ def collector() -> Iterator[Collector]:
             """Nothing: what arrives is kept."""
 
     server = ThreadingHTTPServer((LOOPBACK, free_port()), Receiver)
-    serving = threading.Thread(target=server.serve_forever)
+    serving = threading.Thread(target=server.serve_forever, daemon=True)
     serving.start()
     found.endpoint = f"http://{LOOPBACK}:{server.server_port}"
     try:
@@ -82,7 +82,7 @@ def collector() -> Iterator[Collector]:
     finally:
         server.shutdown()
         server.server_close()
-        serving.join()
+        serving.join(10)
 
 
 @pytest.fixture(scope="module")

@@ -10,29 +10,19 @@ functions that call `run(...)`: the stack belongs to no event loop, so each test
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Coroutine, Iterator
-from typing import Any, TypeVar
+from collections.abc import Iterator
+from typing import Any
 
 import boto3
 import pytest
 from botocore.config import Config
 
 from tenuto_local import EmbeddedStack, FunctionSpec
+from tests.support.bounded import run
 
-RUN_TIMEOUT_S = 60.0
+__all__ = ["aws_client", "register", "run", "stack"]
+
 CLIENT_READ_TIMEOUT_S = 20
-T = TypeVar("T")
-
-
-def run(work: Coroutine[Any, Any, T], timeout_s: float = RUN_TIMEOUT_S) -> T:
-    """Run a coroutine to its end in a loop of its own, for at most `timeout_s` seconds."""
-
-    async def bounded() -> T:
-        async with asyncio.timeout(timeout_s):
-            return await work
-
-    return asyncio.run(bounded())
 
 
 @pytest.fixture(scope="session")
