@@ -31,6 +31,7 @@ from tenuto_control.config import (
     ENVIRONMENT,
     FUNCTION_VARIABLE,
     AwsConfig,
+    DevConfig,
     EncryptionConfig,
     FunctionConfig,
     HttpConfig,
@@ -159,6 +160,21 @@ SECTIONS: Final = (
             "target_arn": "ARN of the function that wake-ups invoke",
             "group": "schedule group",
             "dlq_arn": "ARN of the queue for wake-ups that could not be delivered",
+        },
+    ),
+    Section(
+        "[dev]",
+        DevConfig,
+        "What `tenuto dev` listens on and runs on. Its options come before the variables, and these before the file. "
+        "Where a port is in use, it takes the next free one, and says so; 0 is any. A control plane ignores it.",
+        {
+            "http_port": "port for calls; without it, that of `[http]`",
+            "kafka_port": "port of the broker",
+            "aws_port": "port of the local Lambda and Scheduler",
+            "engines": (
+                "what broker and table [run on](../guides/develop.md#engines): native engines, the reference ones "
+                "(Java), or the best that there is"
+            ),
         },
     ),
 )

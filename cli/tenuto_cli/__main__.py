@@ -1,6 +1,7 @@
 """`tenuto`: finds the command that is asked for, imports its module, and runs it.
 
-Owns the help, the version, and the line about an extra that is not installed. Does not own any command.
+Owns the help, the version, the line about an extra that is not installed, and a quiet end where the output is read no
+further. Does not own any command.
 """
 
 from __future__ import annotations
@@ -14,18 +15,46 @@ from tenuto_cli.commands import COMMANDS, CONTROL, OPTIONS_WITH_VALUE, Command, 
 
 HELP_COLUMN = 18
 EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+EXIT_UNREAD = 141
+"""As a shell says it of a program whose output nobody reads any more."""
+
+HELP = frozenset({"-h", "--help"})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line. Returns the exit status."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        try:
+            return _commanded(list(sys.argv[1:] if arguments is None else arguments))
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except BrokenPipeError:
+        _discard_output()
+        return EXIT_UNREAD
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+
+
+def _discard_output() -> None:
+    """What is still to be flushed at the end of the process would complain again."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+
+
+def _commanded(given: list[str]) -> int:
     name = command_word(given)
     if name is None:
         if "--version" in given:
             print(version_line())
             return 0
+        if given and not HELP & set(given):
+            print(f"tenuto: there is no option {given[0]!r} before a command; see tenuto --help", file=sys.stderr)
+            return EXIT_USAGE
         print(help_text())
-        return 0 if {"-h", "--help"} & set(given) else EXIT_USAGE
+        return 0 if given else EXIT_USAGE
     command = named(name)
     if command is None:
         from tenuto_cli.parsing import did_you_mean

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from tenuto_cli.parsing import UsageError
+from tenuto_control.core.settings import brokers_problem
 from tenuto_local import running
 
 URL_VARIABLE: Final = "TENUTO_URL"
@@ -46,6 +47,9 @@ def brokers(option: str | None) -> str:
         raise UsageError(
             f"no `tenuto dev` runs for this folder; start one, or name a broker with --kafka or {BROKERS_VARIABLE}"
         )
+    problem = brokers_problem(found)
+    if problem is not None:
+        raise UsageError(f"{'--kafka' if option else BROKERS_VARIABLE}: {problem}")
     return found
 
 

@@ -59,9 +59,10 @@ def main(arguments: Sequence[str]) -> int:
     options = parser().parse_args(arguments)
     try:
         _see_that_they_fit(options)
+        headers = headers_of(options.header)
         base = addresses.ingress(options.url)
         call = understood(options.words, http.listing(base))
-        answer = _asked(base, call, options)
+        answer = _asked(base, call, options, headers)
     except UsageError as error:
         print(f"tenuto call: {error}", file=sys.stderr)
         return EXIT_USAGE
@@ -70,7 +71,7 @@ def main(arguments: Sequence[str]) -> int:
     if not answer.ok:
         print(f"tenuto call: {call.service}/{call.handler}: {answer.problem()} ({answer.status})", file=sys.stderr)
         return EXIT_FAILED
-    if answer.body:
+    if answer.body and sys.stdout is not None:
         sys.stdout.flush()
         sys.stdout.buffer.write(answer.body.rstrip(b"\n") + b"\n")
     return 0
@@ -107,7 +108,7 @@ def body_of(text: str | None, *, as_text: bool) -> bytes | None:
     if text is None:
         return None
     if text == "-":
-        text = sys.stdin.read()
+        text = standard_input()
     elif text.startswith("@") and not as_text:
         try:
             text = Path(text[1:]).read_text("utf-8")
@@ -120,8 +121,26 @@ def body_of(text: str | None, *, as_text: bool) -> bytes | None:
             if text.lstrip()[:1] in {"{", "["}:
                 raise UsageError(f"BODY is no JSON: {text[:80]}; --text sends it as a string") from None
         else:
-            return text.encode()
+            return encoded(text)
     return json.dumps(text).encode()
+
+
+def encoded(text: str) -> bytes:
+    """UTF-8. Raises UsageError for what a terminal handed over that is no text."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"{text[:80]!r} is no text: it holds bytes that are not UTF-8") from error
+
+
+def standard_input() -> str:
+    """All of it. Raises UsageError when it is closed, or no text."""
+    if sys.stdin is None:
+        raise UsageError("standard input is closed: write BODY, or @FILE")
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise UsageError(f"standard input is no text: {error}") from error
 
 
 def headers_of(pairs: Sequence[str]) -> dict[str, str]:
@@ -135,9 +154,8 @@ def headers_of(pairs: Sequence[str]) -> dict[str, str]:
     return headers
 
 
-def _asked(base: str, call: Call, options: argparse.Namespace) -> http.Answer:
+def _asked(base: str, call: Call, options: argparse.Namespace, headers: dict[str, str]) -> http.Answer:
     body = body_of(call.body, as_text=options.text)
-    headers = headers_of(options.header)
     if body is not None:
         headers["content-type"] = "application/json"
     if options.idempotency_key is not None:

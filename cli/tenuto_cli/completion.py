@@ -127,15 +127,19 @@ def _called(before: Sequence[str]) -> Iterable[str]:
     return [handler["name"] for handler in service["handlers"]] if len(before) == (2 if keyed else 1) else ()
 
 
+def _topics_of(found: dict[str, Any]) -> list[str]:
+    subscribed = [str(subscription["topic"]) for subscription in found.get("subscriptions", [])]
+    return [*subscribed, *(f"{topic}.dead-letter" for topic in subscribed), *found.get("topics", {})]
+
+
 def topics(folder: Path) -> list[str]:
     """The topics that the nearest `tenuto.toml` names."""
     for candidate in (folder, *folder.parents):
         file = candidate / "tenuto.toml"
         if file.is_file():
             try:
-                found = tomllib.loads(file.read_text("utf-8"))
-            except (OSError, ValueError):
+                return _topics_of(tomllib.loads(file.read_text("utf-8")))
+            except (OSError, ValueError, AttributeError, TypeError, KeyError):
+                # A file with a mistake in it, which `tenuto check` names.
                 return []
-            subscribed = [s["topic"] for s in found.get("subscriptions", []) if isinstance(s.get("topic"), str)]
-            return [*subscribed, *(f"{topic}.dead-letter" for topic in subscribed), *found.get("topics", {})]
     return []

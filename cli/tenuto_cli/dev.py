@@ -9,9 +9,6 @@ from typing import Final
 from tenuto_cli.parsing import Parser
 
 DEBUG_PORT: Final = 5678
-KAFKA_PORT: Final = 9092
-AWS_PORT: Final = 4599
-"""Of the local Lambda and Scheduler; 4566 is LocalStack's."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -28,18 +25,32 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--debug", metavar="FUNCTION", help="run this function in one process, without timeouts, under debugpy"
     )
-    made.add_argument("--debug-port", type=int, default=DEBUG_PORT, metavar="PORT", help="default: %(default)s")
-    made.add_argument("--http-port", type=int, metavar="PORT", help="default: that of [http], else 8080; 0: any")
-    made.add_argument("--kafka-port", type=int, default=KAFKA_PORT, metavar="PORT", help="default: %(default)s; 0: any")
-    made.add_argument("--aws-port", type=int, default=AWS_PORT, metavar="PORT", help="default: %(default)s; 0: any")
+    made.add_argument("--debug-port", type=port, default=DEBUG_PORT, metavar="PORT", help="default: %(default)s")
+    made.add_argument("--http-port", type=port, metavar="PORT", help="default: http_port of [dev], else port of [http]")
+    made.add_argument("--kafka-port", type=port, metavar="PORT", help="default: kafka_port of [dev], 9092; 0: any")
+    made.add_argument("--aws-port", type=port, metavar="PORT", help="default: aws_port of [dev], 4599; 0: any")
     made.add_argument(
         "--engines",
         choices=("auto", "native", "reference"),
-        default="auto",
-        help="what broker and table run on: native engines, the reference ones (Java), or the best that there is",
+        help="what broker and table run on: native engines, the reference ones (Java), or the best that there is; "
+        "default: engines of [dev], auto",
     )
     made.add_argument("--kafka", metavar="HOST:PORT", help="use this broker, and start none")
     return made
+
+
+def port(text: str) -> int:
+    """A port to listen on. Raises ArgumentTypeError."""
+    from tenuto_control.core.settings import local_port_problem
+
+    try:
+        number = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of a port") from None
+    problem = local_port_problem(number)
+    if problem is not None:
+        raise argparse.ArgumentTypeError(problem)
+    return number
 
 
 def main(arguments: Sequence[str]) -> int:

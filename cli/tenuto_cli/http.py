@@ -19,6 +19,7 @@ TIMEOUT_S: Final = 60.0
 
 OK_MAX: Final = 299
 ACCEPTED: Final = 202
+_NO_ADDRESS: Final = "{!r} is no address of a control plane; write one such as http://127.0.0.1:8080"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,21 +53,34 @@ def request(
     base: str, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
 ) -> Answer:
     """Send one request. Raises UsageError when nobody answers."""
-    url = urlsplit(base)
-    if url.scheme not in {"http", "https"} or not url.hostname:
-        raise UsageError(f"{base!r} is no address of a control plane; write one such as http://127.0.0.1:8080")
-    kind = http.client.HTTPSConnection if url.scheme == "https" else http.client.HTTPConnection
-    connection = kind(url.hostname, url.port, timeout=TIMEOUT_S)
+    connection, prefix = _connection(base)
     try:
-        connection.request(method, url.path + path, body, dict(headers or {}))
+        connection.request(method, prefix + path, body, dict(headers or {}))
         answer = connection.getresponse()
         return Answer(answer.status, answer.read(), answer.getheader("x-tenuto-invocation-id"))
+    except (http.client.InvalidURL, ValueError) as error:
+        # The standard library refuses a header or a path that no request can hold.
+        raise UsageError(f"this cannot be sent: {error}") from error
     except (OSError, http.client.HTTPException) as error:
         raise UsageError(
             f"{base} does not answer: {str(error) or type(error).__name__}; does `tenuto dev` run?"
         ) from error
     finally:
         connection.close()
+
+
+def _connection(base: str) -> tuple[http.client.HTTPConnection, str]:
+    """A connection, not opened yet, and what paths begin with. Raises UsageError."""
+    try:
+        url = urlsplit(base)
+        host, port = url.hostname, url.port
+    except ValueError:
+        # A port that is none, or brackets without an address between them.
+        raise UsageError(_NO_ADDRESS.format(base)) from None
+    if not host or url.scheme not in {"http", "https"}:
+        raise UsageError(_NO_ADDRESS.format(base))
+    kind = http.client.HTTPSConnection if url.scheme == "https" else http.client.HTTPConnection
+    return kind(host, port, timeout=TIMEOUT_S), url.path
 
 
 def listing(base: str) -> dict[str, dict[str, Any]]:
@@ -79,5 +93,8 @@ def listing(base: str) -> dict[str, dict[str, Any]]:
 
 
 def segments(*parts: str) -> str:
-    """A path of these segments, each percent-encoded."""
-    return "".join("/" + quote(part, safe="") for part in parts)
+    """A path of these segments, each percent-encoded. Raises UsageError for what is no text."""
+    try:
+        return "".join("/" + quote(part, safe="") for part in parts)
+    except UnicodeEncodeError as error:
+        raise UsageError(f"{error.object!r} is no text: it holds bytes that are not UTF-8") from error

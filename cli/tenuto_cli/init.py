@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 import keyword
 import re
+import shlex
+import shutil
 import string
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -81,13 +83,13 @@ def main(arguments: Sequence[str]) -> int:
     """Run the command; its exit status."""
     options = parser().parse_args(arguments)
     try:
-        folder = Path.cwd() / options.name
+        folder = Path.cwd() / (options.name or "''")
         count = write_project(folder, options.template)
     except (UsageError, DeploymentError) as error:
         print(f"tenuto init: {error}", file=sys.stderr)
         return EXIT_USAGE
-    print(f"{options.name}: {count} files from the template {options.template}. Next:\n")
-    for line in (f"cd {options.name}", 'pip install -e ".[dev]"', "pytest", "tenuto dev"):
+    print(f"{folder.name}: {count} files from the template {options.template}. Next:\n")
+    for line in (f"cd {shlex.quote(options.name)}", 'pip install -e ".[dev]"', "pytest", "tenuto dev"):
         print(f"  {line}")
     return 0
 
@@ -95,8 +97,40 @@ def main(arguments: Sequence[str]) -> int:
 def write_project(folder: Path, template: str) -> int:
     """Write a project, and return the number of its files. Raises UsageError and DeploymentError."""
     package = package_of(folder.name)
-    if folder.exists() and any(folder.iterdir()):
+    there = _is_free(folder)
+    try:
+        return _write_all(folder, package, template)
+    except OSError as error:
+        _remove(folder, keep=there)
+        raise UsageError(f"{folder.name} cannot be written: {error}; choose another name or place") from error
+    except (KeyboardInterrupt, DeploymentError):
+        _remove(folder, keep=there)
+        raise
+
+
+def _is_free(folder: Path) -> bool:
+    """Whether the folder is there, and empty; False when nothing is. Raises UsageError when something is in the way."""
+    try:
+        empty = next(folder.iterdir(), None) is None
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise UsageError(f"{folder.name} cannot be written: {error}; choose another name or place") from error
+    if not empty:
         raise UsageError(f"{folder.name} is there already and not empty; choose another name")
+    return True
+
+
+def _remove(folder: Path, *, keep: bool) -> None:
+    """What was written so far: the folder was empty, or not there."""
+    for path in folder.iterdir() if keep and folder.is_dir() else [folder]:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        elif not path.is_symlink():
+            path.unlink(missing_ok=True)
+
+
+def _write_all(folder: Path, package: str, template: str) -> int:
     chosen = TEMPLATES[template]
     words = {
         "name": folder.name,

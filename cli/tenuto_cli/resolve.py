@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from tenuto_cli import addresses, http
-from tenuto_cli.call import body_of
+from tenuto_cli.call import body_of, encoded
 from tenuto_cli.parsing import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, Parser, UsageError
 
 
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         base = addresses.ingress(options.url)
         if options.reject is not None:
-            way, body, kind = "reject", options.reject.encode(), "text/plain"
+            way, body, kind = "reject", encoded(options.reject), "text/plain"
         else:
             way, body, kind = "resolve", body_of(options.body, as_text=options.text) or b"null", "application/json"
         path = http.segments("awakeables", options.awakeable, way)

@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
 from tenuto_cli import addresses
-from tenuto_cli.parsing import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, Parser, UsageError, did_you_mean
+from tenuto_cli.parsing import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, Parser, UsageError, did_you_mean, positive
 from tenuto_cli.records import Record, headers_of, of_lines, repeated
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
         "--separator", default=":", metavar="TEXT", help="between key and value in --file; default: a colon"
     )
     made.add_argument(
-        "--count", type=int, default=1, metavar="N", help="send N records; {n} in KEY and VALUE is 1 to N"
+        "--count", type=positive, default=1, metavar="N", help="send N records; {n} in KEY and VALUE is 1 to N"
     )
     made.add_argument("--header", action="append", default=[], metavar="NAME=VALUE", help="may be repeated")
     made.add_argument("--null", action="store_true", help="send a record without a value (a tombstone)")
@@ -60,6 +60,8 @@ def main(arguments: Sequence[str]) -> int:
         return EXIT_USAGE
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        raise
     except OSError as error:
         print(f"tenuto send: {error}", file=sys.stderr)
         return EXIT_FAILED
@@ -78,20 +80,21 @@ def wanted(options: argparse.Namespace) -> Iterator[Record]:
         return of_lines(_lines(options.file), options.separator, headers)
     if options.key is None or (options.value is None) is not options.null:
         raise UsageError("write TOPIC KEY VALUE, TOPIC KEY --null, or TOPIC --file FILE")
-    if options.count < 1:
-        raise UsageError(f"--count {options.count}: at least 1")
     return repeated(Record(options.key, options.value, headers), options.count)
 
 
 def _lines(name: str) -> Iterator[str]:
-    if name == STANDARD_INPUT:
-        yield from sys.stdin
-        return
+    if name == STANDARD_INPUT and sys.stdin is None:
+        raise UsageError("standard input is closed: name a file with --file")
     try:
+        if name == STANDARD_INPUT:
+            yield from sys.stdin
+            return
         with open(name, encoding="utf-8") as file:  # noqa: PTH123 - the name is a person's, as it was written
             yield from file
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{name} cannot be read: {error}") from error
+        what = "standard input" if name == STANDARD_INPUT else name
+        raise UsageError(f"{what} cannot be read: {error}") from error
 
 
 @contextlib.asynccontextmanager

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from tenuto_cli import addresses
-from tenuto_cli.parsing import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, Parser, UsageError
+from tenuto_cli.parsing import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, Parser, UsageError, positive
 from tenuto_cli.send import check_topic
 
 QUIET_MS: Final = 700
@@ -26,7 +26,7 @@ def parser() -> argparse.ArgumentParser:
     made = Parser(prog="tenuto tail", description="Show the records of a topic, the oldest first, and end.")
     made.add_argument("topic", metavar="TOPIC", help="a topic that exists")
     made.add_argument("--follow", "-f", action="store_true", help="wait for more, until Ctrl-C")
-    made.add_argument("--count", type=int, metavar="N", help="end after N records")
+    made.add_argument("--count", type=positive, metavar="N", help="end after N records")
     made.add_argument("--json", action="store_true", help="each record as one line of JSON")
     made.add_argument("--kafka", metavar="HOST:PORT", help="the broker; default: that of the running tenuto dev")
     return made
@@ -36,17 +36,24 @@ def main(arguments: Sequence[str]) -> int:
     """Run the command; its exit status."""
     options = parser().parse_args(arguments)
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
-    from aiokafka.errors import KafkaError
+    from aiokafka.errors import KafkaConnectionError, KafkaError
 
+    brokers = ""
     try:
-        asyncio.run(_tail(addresses.brokers(options.kafka), options))
+        brokers = addresses.brokers(options.kafka)
+        asyncio.run(_tail(brokers, options))
     except UsageError as error:
         print(f"tenuto tail: {error}", file=sys.stderr)
         return EXIT_USAGE
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        raise
+    except KafkaConnectionError:
+        print(f"tenuto tail: {brokers} does not answer; does `tenuto dev` run?", file=sys.stderr)
+        return EXIT_USAGE
     except (KafkaError, OSError) as error:
-        print(f"tenuto tail: the broker does not answer: {type(error).__name__}: {error}", file=sys.stderr)
+        print(f"tenuto tail: {brokers} fails: {type(error).__name__}: {error}", file=sys.stderr)
         return EXIT_FAILED
     return 0
 

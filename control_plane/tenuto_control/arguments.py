@@ -9,6 +9,8 @@ import argparse
 from typing import Final, NoReturn
 
 EXIT_USAGE: Final = 2
+COMPLAINT_CHARACTERS_MAX: Final = 400
+"""So much is said of a mistake, which may quote what was given."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -16,4 +18,5 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong and where to look, and end the process with status 2."""
-        self.exit(EXIT_USAGE, f"{self.prog}: {message}; see {self.prog} --help\n")
+        said = message if len(message) <= COMPLAINT_CHARACTERS_MAX else f"{message[:COMPLAINT_CHARACTERS_MAX]}…"
+        self.exit(EXIT_USAGE, f"{self.prog}: {said}; see {self.prog} --help\n")

@@ -46,6 +46,10 @@ ENVIRONMENT: Mapping[str, tuple[str, str]] = {
     "TENUTO_SCHEDULER_TARGET_ARN": ("scheduler", "target_arn"),
     "TENUTO_SCHEDULER_DLQ_ARN": ("scheduler", "dlq_arn"),
     "TENUTO_HOLD_SLEEP_MS": ("limits", "hold_sleep_ms"),
+    "TENUTO_DEV_HTTP_PORT": ("dev", "http_port"),
+    "TENUTO_DEV_KAFKA_PORT": ("dev", "kafka_port"),
+    "TENUTO_DEV_AWS_PORT": ("dev", "aws_port"),
+    "TENUTO_DEV_ENGINES": ("dev", "engines"),
 }
 """Environment variables and the section and key they replace.
 
@@ -55,7 +59,7 @@ AWS endpoints and credentials follow AWS's own variables.
 FUNCTION_VARIABLE = "TENUTO_FUNCTION_"
 """Followed by a function's name in capitals, `-` written `_`: the name or ARN of that function."""
 
-NUMBERS = ("port", "health_port", "hold_sleep_ms")
+NUMBERS = ("port", "health_port", "hold_sleep_ms", "http_port", "kafka_port", "aws_port")
 """Keys of ENVIRONMENT that hold whole numbers."""
 
 SWITCHES = ("iam",)
@@ -190,6 +194,18 @@ class SchedulerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     dlq_arn: Text | None = None
 
 
+class DevConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[dev]`: what `tenuto dev` listens on and runs on; a control plane ignores it. A port of 0 is any that is free.
+
+    `http_port` defaults to the port of `[http]`.
+    """
+
+    http_port: Annotated[int, settings.local_port_problem] | None = None
+    kafka_port: Annotated[int, settings.local_port_problem] = 9092
+    aws_port: Annotated[int, settings.local_port_problem] = 4599
+    engines: Literal["auto", "native", "reference"] = "auto"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """Everything an entry point needs to wire a control plane."""
@@ -203,6 +219,7 @@ class Config:
     functions: Mapping[str, FunctionConfig]
     subscriptions: tuple[Subscription, ...] = ()
     topics: Mapping[str, TopicConfig] = field(default_factory=dict)
+    dev: DevConfig = field(default_factory=DevConfig)
     limits: Limits = field(default_factory=Limits)
 
 
@@ -213,6 +230,7 @@ _SECTIONS: Mapping[str, type[Any]] = {
     "aws": AwsConfig,
     "http": HttpConfig,
     "scheduler": SchedulerConfig,
+    "dev": DevConfig,
     "limits": Limits,
 }
 

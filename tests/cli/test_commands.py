@@ -131,7 +131,6 @@ def test_records_from_words(tmp_path: Path) -> None:
     [
         (("t", "k"), "write TOPIC KEY VALUE"),
         (("t", "k", "v", "--null"), "write TOPIC KEY VALUE"),
-        (("t", "k", "v", "--count", "0"), "at least 1"),
         (("t", "k", "v", "--header", "x"), "write NAME=VALUE"),
         (("t", "k", "v", "--file", "f"), "leave KEY, VALUE and --count out"),
         (("t", "--file", "nowhere"), "nowhere cannot be read"),

@@ -14,17 +14,27 @@ from pathlib import Path
 
 import pytest
 
+from tenuto_cli.dev import parser
 from tenuto_local import broker_engine, dynoxide, tansu
-from tenuto_local.dev import engines, ports
+from tenuto_local.dev import command, engines, ports
 from tenuto_local.dev.code import Code, after, concerned, probed
 from tenuto_local.dev.command import prepare
 from tenuto_local.dev.lines import Frame, Trouble, decoded
 from tenuto_local.dev.probe import Found, look
-from tenuto_local.dev.project import Function, local_config_text, read_environment, read_project
+from tenuto_local.dev.project import (
+    DEV_VARIABLES,
+    Function,
+    local_config_text,
+    made_project,
+    read_environment,
+    read_project,
+)
 from tenuto_local.dev.session import Debugged, check, function_spec, services_of
 from tenuto_local.dev.watch import counts, saved, visible
 from tenuto_local.errors import ConfigurationError, FetchFailed, PrerequisiteMissing
+from tenuto_local.ports import bind_loopback_socket
 from tenuto_local.system import import_path
+from tests.support import bounded
 
 CONFIG = """
 [functions.intake]
@@ -115,7 +125,7 @@ def test_a_probe_finds_files_and_services(folder: Path) -> None:
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(folder / "src"), import_path("tenuto", "tenuto_local")]),
     }
-    found = asyncio.run(probed(project, project.functions[0], environment))
+    found = bounded.run(probed(project, project.functions[0], environment))
     code = after(Code(), found)
     assert code.files == {str(folder / "src" / "shop" / "orders.py")}
     assert [service.name for service in services_of(code)] == ["order"]
@@ -260,19 +270,17 @@ def test_a_save_is_told_and_a_new_folder_is_watched(tmp_path: Path) -> None:
                     break
         await changes.aclose()  # type: ignore[attr-defined]  # an asynchronous generator
 
-    asyncio.run(scenario())
+    bounded.run(scenario())
 
 
 def test_a_port_that_is_taken_is_passed_over_with_a_line() -> None:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
+    with bind_loopback_socket() as sock:
         sock.listen()
         wanted = sock.getsockname()[1]
-        if wanted + 1 < ports.PORT_MAX:
-            chosen = ports.choose("HTTP", wanted, set(), "--http-port")
-            assert chosen.port > wanted
-            assert chosen.notice is not None
-            assert f"port {wanted} is in use, so HTTP listens on {chosen.port}" in chosen.notice
+        chosen = ports.choose("HTTP", wanted, set(), "--http-port")
+        assert chosen.port > wanted
+        assert chosen.notice is not None
+        assert f"port {wanted} is in use, so HTTP listens on {chosen.port}" in chosen.notice
     assert ports.choose("HTTP", 0, set(), "--http-port").notice is None
 
 
@@ -291,7 +299,7 @@ def test_fresh_forgets_and_the_folder_is_not_for_git(folder: Path) -> None:
 def machine(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """A machine on which nothing is named by variables."""
     names = ("TENUTO_BOOTSTRAP_SERVERS", "AWS_ENDPOINT_URL_DYNAMODB", "TENUTO_BROKER_ENGINE", "TENUTO_TABLE_ENGINE")
-    for name in names:
+    for name in (*names, *DEV_VARIABLES):
         monkeypatch.delenv(name, raising=False)
     return monkeypatch
 
@@ -310,10 +318,55 @@ def test_the_best_engines_there_are(
     machine.setattr(engines, "missing_for", lambda _jars: None if java else "Java: not found.")
     machine.setattr(engines, "native_table_available", lambda: native)
     machine.setattr(tansu, "available", lambda: native)
-    assert engines.choose(engines.AUTO) == chosen
+    assert engines.choose(None, engines.AUTO) == chosen
     assert ("topics are gone" in chosen.line) is (chosen.broker == "tansu")
-    assert engines.choose(engines.REFERENCE) == engines.Engines("kafka", "dynamodb-local")
-    assert engines.choose(engines.NATIVE) == engines.Engines("tansu", "dynoxide")
+    assert engines.choose(engines.REFERENCE, engines.NATIVE) == engines.Engines("kafka", "dynamodb-local")
+    assert engines.choose(None, engines.NATIVE) == engines.Engines("tansu", "dynoxide")
+
+
+def test_an_option_comes_before_a_variable_and_that_before_the_file(machine: pytest.MonkeyPatch, folder: Path) -> None:
+    machine.setenv("TENUTO_BROKER_ENGINE", "tansu")
+    assert engines.choose(None, engines.REFERENCE) == engines.Engines("tansu", "dynamodb-local")
+    assert engines.choose(engines.REFERENCE, engines.NATIVE) == engines.Engines("kafka", "dynamodb-local")
+
+    configured = '[dev]\nkafka_port = 19092\nengines = "native"\n'
+    (folder / "tenuto.toml").write_text((folder / "tenuto.toml").read_text("utf-8") + configured, "utf-8")
+    machine.setenv("TENUTO_DEV_AWS_PORT", "14599")
+    machine.setenv("TENUTO_DEV_KAFKA_PORT", "19093")
+    dev = read_project(folder, folder).config.dev
+    assert (dev.http_port, dev.kafka_port, dev.aws_port, dev.engines) == (None, 19093, 14599, "native")
+    machine.setenv("TENUTO_DEV_ENGINES", "naitve")
+    with pytest.raises(ConfigurationError, match='TENUTO_DEV_ENGINES: expected "auto", "native" or "reference"'):
+        read_project(folder, folder)
+
+
+@pytest.mark.parametrize(
+    ("option", "variable", "key", "section", "wanted"),
+    [
+        (["--http-port", "20001"], "20002", 20003, 20004, 20001),
+        ([], "20002", 20003, 20004, 20002),
+        ([], None, 20003, 20004, 20003),
+        ([], None, None, 20004, 20004),
+        ([], None, None, None, 8080),
+    ],
+)
+def test_the_port_of_calls(
+    machine: pytest.MonkeyPatch,
+    folder: Path,
+    option: list[str],
+    variable: str | None,
+    key: int | None,
+    section: int | None,
+    wanted: int,
+) -> None:
+    machine.setattr(ports, "is_free", lambda _port: True)
+    if variable is not None:
+        machine.setenv("TENUTO_DEV_HTTP_PORT", variable)
+    more = "" if key is None else f"[dev]\nhttp_port = {key}\n"
+    more += "" if section is None else f"[http]\nport = {section}\n"
+    project = made_project(folder, (folder / "tenuto.toml").read_text("utf-8") + more, folder)
+    found = command.chosen_ports(parser().parse_args(option), project, lambda _line: None)
+    assert (found.http, found.kafka, found.aws) == (wanted, 9092, 4599)
 
 
 def test_what_is_missing_is_said_in_one_line_with_the_ways_to_get_it(machine: pytest.MonkeyPatch) -> None:
@@ -321,14 +374,14 @@ def test_what_is_missing_is_said_in_one_line_with_the_ways_to_get_it(machine: py
     machine.setattr(engines, "native_table_available", lambda: False)
     machine.setattr(tansu, "available", lambda: False)
     with pytest.raises(PrerequisiteMissing) as caught:
-        engines.choose(engines.AUTO)
+        engines.choose(None, engines.AUTO)
     for way in ("apt-get install x", 'pip install "tenuto[broker]"', "--kafka HOST:PORT"):
         assert way in str(caught.value)
     machine.setenv("TENUTO_BOOTSTRAP_SERVERS", "127.0.0.1:9092")
     with pytest.raises(PrerequisiteMissing, match="AWS_ENDPOINT_URL_DYNAMODB"):
-        engines.choose(engines.AUTO)
+        engines.choose(None, engines.AUTO)
     machine.setenv("AWS_ENDPOINT_URL_DYNAMODB", "http://127.0.0.1:8000")
-    assert engines.choose(engines.AUTO) == engines.Engines(None, None)
+    assert engines.choose(None, engines.AUTO) == engines.Engines(None, None)
 
 
 def test_a_program_that_was_not_examined_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

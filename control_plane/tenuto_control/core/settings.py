@@ -17,6 +17,9 @@ from tenuto_control.core.manifests import name_is_possible
 
 PORT_MAX: Final = 65_535
 
+LOCAL_PORT_MAX: Final = 32_767
+"""Highest port that `tenuto dev` listens on: Linux hands out higher ones to outgoing connections."""
+
 CONCURRENCY_MAX: Final = 1_000_000
 """Far above the concurrent executions an account may have."""
 
@@ -82,6 +85,11 @@ def port_problem(value: int) -> str | None:
 def health_port_problem(value: int) -> str | None:
     """The same, or 0 for none."""
     return None if value == 0 else port_problem(value)
+
+
+def local_port_problem(value: int) -> str | None:
+    """A port of `tenuto dev`; 0 is any that is free."""
+    return None if 0 <= value <= LOCAL_PORT_MAX else f"expected 0 (any) to {LOCAL_PORT_MAX}, not {quoted(value)}"
 
 
 def concurrency_problem(value: int) -> str | None:

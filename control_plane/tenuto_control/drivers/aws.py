@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiobotocore.config import AioConfig
 from aiobotocore.session import AioSession, get_session
-from botocore.exceptions import BotoCoreError
+from botocore.exceptions import BotoCoreError, NoRegionError
 
 from tenuto.store.aws_client import (
     CaughtRequest,
@@ -74,6 +74,11 @@ async def open_clients(config: Config) -> AsyncIterator[AwsClients]:
                 scheduler=await opened.client("scheduler", service_settings(config.limits)),
                 kms=None if config.encryption is None else await opened.client("kms", service_settings(config.limits)),
             )
+        except NoRegionError as e:
+            raise ConfigError(
+                "no AWS region is set: set AWS_REGION, or region under [aws]; for a project on this machine start "
+                "`tenuto dev` in its folder, which `tenuto check` and `tenuto journal` then ask"
+            ) from e
         except (BotoCoreError, ValueError) as e:
             raise ConfigError(
                 f"AWS: {str(e).rstrip('.')}; set AWS_REGION or [aws] region, and check AWS_ENDPOINT_URL"

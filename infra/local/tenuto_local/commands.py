@@ -21,7 +21,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def run_to_end(command: str, work: Coroutine[Any, Any, int]) -> int:
-    """Run a command; its exit status. A `LocalStackError` becomes one line on standard error."""
+    """Run a command; its exit status. A `LocalStackError` becomes one line, with status 2 for a mistake."""
     try:
         return asyncio.run(_interruptible(work))
     except (asyncio.CancelledError, KeyboardInterrupt):
@@ -29,7 +29,7 @@ def run_to_end(command: str, work: Coroutine[Any, Any, int]) -> int:
         return EXIT_INTERRUPTED
     except LocalStackError as error:
         print(f"{command}: {error}", file=sys.stderr)
-        return 1
+        return EXIT_USAGE if isinstance(error, ConfigurationError) else 1
 
 
 async def _interruptible(work: Coroutine[Any, Any, int]) -> int:

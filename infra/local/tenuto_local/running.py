@@ -15,6 +15,9 @@ from typing import Final
 
 FILE: Final = "dev.json"
 FOLDER: Final = ".tenuto"
+PID_MAX: Final = 2**22
+"""Highest number of a process that Linux gives."""
+
 AWS_ENVIRONMENT: Final = "aws.env"
 """In the same folder: a session's addresses and credentials, as a shell reads them."""
 
@@ -35,6 +38,14 @@ class Running:
     def state(self) -> Path:
         """The folder in which it keeps everything."""
         return Path(self.project) / FOLDER
+
+    @property
+    def sound(self) -> bool:
+        """Whether it is what a session writes, and no file that somebody else has changed."""
+        found: dict[str, object] = asdict(self)
+        pid = found.pop("pid")
+        texts = all(isinstance(one, str) for name, one in found.items() if name != "engines")
+        return texts and isinstance(pid, int) and 0 < pid <= PID_MAX
 
     @property
     def alive(self) -> bool:
@@ -67,7 +78,7 @@ def read(state: Path) -> Running | None:
         running = Running(**json.loads((state / FILE).read_text("utf-8")))
     except (OSError, ValueError, TypeError):
         return None
-    return running if running.alive else None
+    return running if running.sound and running.alive else None
 
 
 def aws_environment(running: Running) -> dict[str, str]:

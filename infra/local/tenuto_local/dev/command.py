@@ -16,6 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
+from tenuto_control.core.settings import brokers_problem
 from tenuto_local import running
 from tenuto_local.commands import forget_own_services, run_to_end
 from tenuto_local.dev import engines, ports
@@ -34,6 +35,7 @@ from tenuto_local.dev.session import (
 from tenuto_local.dev.view import View
 from tenuto_local.errors import ConfigurationError, LocalStackError
 from tenuto_local.lambda_service.function_spec import FunctionSpec
+from tenuto_local.ports import LOOPBACK
 from tenuto_local.stack import Ports
 from tenuto_local.system import System
 from tenuto_local.workdir import Workdir
@@ -41,6 +43,7 @@ from tenuto_local.workdir import Workdir
 Say = Callable[[str], None]
 
 EXIT_USAGE: Final = 2
+BROKERS_VARIABLE: Final = "TENUTO_BOOTSTRAP_SERVERS"
 LOG_BYTES_KEPT_MAX: Final = 10 * 1024 * 1024
 GITIGNORE: Final = "# Everything here belongs to `tenuto dev`; without it, the next start is from scratch.\n*\n"
 EXAMPLE_KEY: Final = "KEY"
@@ -49,13 +52,14 @@ EXAMPLE_KEY: Final = "KEY"
 def start(options: argparse.Namespace) -> int:
     """Run a session. 0 or 130 after Ctrl-C; 2 and one line for a mistake; 1 when something cannot be started."""
     if options.kafka:
-        os.environ["TENUTO_BOOTSTRAP_SERVERS"] = options.kafka
+        os.environ[BROKERS_VARIABLE] = options.kafka
     current = Path.cwd()
     try:
+        _see_that_brokers_can_be()
         project = read_project(Path(options.folder), current)
         debugged = _debugged(options, project)
         _alone(project)
-        chosen = engines.choose(options.engines)
+        chosen = engines.choose(options.engines, project.config.dev.engines)
     except LocalStackError as error:
         print(f"tenuto dev: {error}", file=sys.stderr)
         return EXIT_USAGE
@@ -74,7 +78,7 @@ async def dev(
     """Keep the project running until cancelled. Raises `LocalStackError` when something cannot be started."""
     prepare(project, fresh=options.fresh)
     say = _silent if options.json else _say
-    ports_chosen = _ports(options, project, say)
+    ports_chosen = chosen_ports(options, project, say)
     text, left_out = local_config_text(project.config_text)
     for line in left_out:
         say(line)
@@ -135,6 +139,13 @@ def _debugged(options: argparse.Namespace, project: Project) -> Debugged | None:
     return Debugged(options.debug, chosen.port)
 
 
+def _see_that_brokers_can_be() -> None:
+    """Look at the brokers of the user's own. Raises `ConfigurationError`."""
+    problem = brokers_problem(os.environ.get(BROKERS_VARIABLE) or LOOPBACK)
+    if problem is not None:
+        raise ConfigurationError(f"the brokers (--kafka, {BROKERS_VARIABLE}): {problem}")
+
+
 def _installed(package: str) -> bool:
     import importlib.util
 
@@ -151,8 +162,14 @@ def _alone(project: Project) -> None:
 
 
 def prepare(project: Project, *, fresh: bool) -> None:
-    """Make `.tenuto/`, empty if it is to be. Raises `ConfigurationError` when a session uses it."""
-    state = project.state
+    """Make `.tenuto/`, empty if it is to be. Raises `ConfigurationError` when a session uses it, or nobody can."""
+    try:
+        _prepare(project.state, fresh=fresh)
+    except OSError as error:
+        raise ConfigurationError(f"{project.state} cannot be used: {error}") from error
+
+
+def _prepare(state: Path, *, fresh: bool) -> None:
     lock = Workdir(state)
     try:
         if fresh:
@@ -170,19 +187,26 @@ def prepare(project: Project, *, fresh: bool) -> None:
         lock.close()
 
 
-def _ports(options: argparse.Namespace, project: Project, say: Say) -> Ports:
+def chosen_ports(options: argparse.Namespace, project: Project, say: Say) -> Ports:
+    """What a session listens on: options come before the project's own. Raises `ConfigurationError`."""
     taken: set[int] = set()
-    http = project.config.http.port if options.http_port is None else options.http_port
+    own = project.config.dev
+    http = _first(options.http_port, own.http_port, project.config.http.port)
     chosen = {
         "http": ports.choose("HTTP", http, taken, "--http-port"),
-        "aws": ports.choose("the local Lambda", options.aws_port, taken, "--aws-port"),
+        "aws": ports.choose("the local Lambda", _first(options.aws_port, own.aws_port), taken, "--aws-port"),
     }
-    if not os.environ.get("TENUTO_BOOTSTRAP_SERVERS"):
-        chosen["kafka"] = ports.choose("Kafka", options.kafka_port, taken, "--kafka-port")
+    if not os.environ.get(BROKERS_VARIABLE):
+        chosen["kafka"] = ports.choose("Kafka", _first(options.kafka_port, own.kafka_port), taken, "--kafka-port")
     for one in chosen.values():
         if one.notice:
             say(one.notice)
     return Ports(**{name: one.port for name, one in chosen.items()})
+
+
+def _first(*ports: int | None) -> int:
+    """The first port that was named; 0 is one."""
+    return next(port for port in ports if port is not None)
 
 
 def _introduce(session: Session) -> None:

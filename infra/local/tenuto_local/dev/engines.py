@@ -55,30 +55,35 @@ _TITLES: Final = {
 }
 
 
-def choose(asked: str) -> Engines:
-    """The engines of a session. Raises `PrerequisiteMissing` in one line with the ways to get one."""
-    return Engines(_broker(asked), _table(asked))
+def choose(option: str | None, configured: str) -> Engines:
+    """The engines of a session: what the option says, else the variable of each, else the configuration.
+
+    Raises `LocalStackError` in one line with the ways to get one.
+    """
+    return Engines(_broker(option, configured), _table(option, configured))
 
 
-def _broker(asked: str) -> str | None:
+def _broker(option: str | None, configured: str) -> str | None:
     if os.environ.get("TENUTO_BOOTSTRAP_SERVERS"):
         return None
     named = os.environ.get(broker_engine.ENGINE_VARIABLE)
-    if asked == AUTO and not named:
-        return broker_engine.best_broker(missing_for(broker_engine.REFERENCE.jars)).name
-    if asked == AUTO:
+    if option is None and named:
         return broker_engine.chosen_broker(named).name
+    asked = option or configured
+    if asked == AUTO:
+        return broker_engine.best_broker(missing_for(broker_engine.REFERENCE.jars)).name
     return (broker_engine.NATIVE if asked == NATIVE else broker_engine.REFERENCE).name
 
 
-def _table(asked: str) -> str | None:
+def _table(option: str | None, configured: str) -> str | None:
     if os.environ.get("AWS_ENDPOINT_URL_DYNAMODB"):
         return None
     named = os.environ.get(table_engine.ENGINE_VARIABLE)
+    if option is None and named:
+        return table_engine.chosen_engine(named).name
+    asked = option or configured
     if asked != AUTO:
         return (table_engine.NATIVE if asked == NATIVE else table_engine.REFERENCE).name
-    if named:
-        return table_engine.chosen_engine(named).name
     if native_table_available():
         return table_engine.NATIVE.name
     missing = missing_for(table_engine.REFERENCE.jars)

@@ -1,6 +1,6 @@
 """The ports of a session: fixed ones to begin with, the next free one where somebody else listens already.
 
-Owns the defaults and the search. Does not own what listens (`stack`).
+Owns the search. Does not own which ports are wanted (`tenuto_control.config`), nor what listens (`stack`).
 """
 
 from __future__ import annotations
@@ -9,16 +9,11 @@ import socket
 from dataclasses import dataclass
 from typing import Final
 
+from tenuto_control.core.settings import LOCAL_PORT_MAX
 from tenuto_local.errors import ConfigurationError
 from tenuto_local.ports import LOOPBACK, free_port
 
-KAFKA: Final = 9092
-AWS: Final = 4599
-"""Of the local Lambda and Scheduler; 4566 is LocalStack's."""
-
 TRIES_MAX: Final = 50
-PORT_MAX: Final = 32_767
-"""Higher ones are handed out to outgoing connections."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +30,7 @@ def choose(what: str, wanted: int, taken: set[int], option: str) -> Chosen:
         port = free_port()
         taken.add(port)
         return Chosen(port)
-    for port in range(wanted, min(wanted + TRIES_MAX, PORT_MAX)):
+    for port in range(wanted, min(wanted + TRIES_MAX, max(wanted, LOCAL_PORT_MAX) + 1)):
         if port not in taken and is_free(port):
             taken.add(port)
             notice = f"port {wanted} is in use, so {what} listens on {port} ({option} chooses another)"

@@ -12,7 +12,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from tenuto_control.config import Config, ConfigError, FunctionConfig, TopicConfig, function_variable, parse
+from tenuto_control.config import (
+    ENVIRONMENT,
+    Config,
+    ConfigError,
+    FunctionConfig,
+    TopicConfig,
+    function_variable,
+    parse,
+)
 from tenuto_local.errors import ConfigurationError
 
 CONFIG_FILE: Final = "tenuto.toml"
@@ -29,6 +37,9 @@ FUNCTION_TIMEOUT_S: Final = 15
 
 FUNCTION_CONCURRENCY_MAX: Final = 4
 """Processes of one function: a machine for development has few processors."""
+
+DEV_VARIABLES: Final = tuple(name for name, (section, _) in ENVIRONMENT.items() if section == "dev")
+"""The variables that say what a session listens on and runs on."""
 
 _EXAMPLES: Final = "examples"
 
@@ -95,8 +106,9 @@ def made_project(folder: Path, text: str, current: Path) -> Project:
     """The project that a text of `tenuto.toml` makes. Raises `ConfigurationError`."""
     root = folder.resolve()
     try:
-        # Without the environment: what it overrides are addresses, which are the stack's own here.
-        config = parse(text, f"{folder / CONFIG_FILE}", {})
+        # Of the environment no more than this: what else it overrides are addresses, which are the stack's own here.
+        own = {name: os.environ[name] for name in DEV_VARIABLES if name in os.environ}
+        config = parse(text, f"{folder / CONFIG_FILE}", own)
     except ConfigError as error:
         raise ConfigurationError(str(error)) from error
     functions = tuple(_function(name, found) for name, found in config.functions.items())
@@ -132,7 +144,11 @@ def read_environment(root: Path) -> dict[str, str]:
     if not file.is_file():
         return {}
     variables: dict[str, str] = {}
-    for number, line in enumerate(file.read_text("utf-8").splitlines(), 1):
+    try:
+        lines = file.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{file} cannot be read: {error}") from error
+    for number, line in enumerate(lines, 1):
         text = line.strip().removeprefix("export ").strip()
         if not text or text.startswith("#"):
             continue

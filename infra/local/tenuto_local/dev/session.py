@@ -154,6 +154,8 @@ class Session:
         await self.system.register(*map(self.spec, self.sound(project.functions)))
         await self.system.reconfigure(text, project.topics, plane_environment(project))
         self.tell(f"{CONFIG_FILE} is in force: the control plane was restarted")
+        if project.config.dev != before.config.dev:
+            self.tell("what [dev] says of ports and engines counts from the next start on")
 
     # --- logs ------------------------------------------------------------------------------------------------------
 
