@@ -51,9 +51,9 @@ dev: $(STAMP) ## keep the stack up for one example: make dev APP=examples/food_o
 test: java $(STAMP) $(AWS_STAMP) lint types contracts ## lint, types, import contracts and every test (ten minutes at most)
 	@exec $(RUN) -m pytest --numprocesses auto --maxprocesses 4 --max-worker-restart 0 --dist loadfile
 
-test-localstack: $(STAMP) $(AWS_STAMP) ## the AWS-facing tests, at LOCALSTACK_HOST or AWS_ENDPOINT_URL, else at a LocalStack of their own
+test-localstack: $(STAMP) $(AWS_STAMP) ## a project outside the repository, and the AWS-facing tests, at LOCALSTACK_HOST or AWS_ENDPOINT_URL, else at a LocalStack of their own
 	@sh tools/setup_localstack.sh .venv-localstack .venv-localstack/.complete requirements/localstack.txt
-	@exec $(RUN) -m pytest -rs tests/localstack
+	@exec $(RUN) -m pytest -rs -o faulthandler_timeout=900 tests/outside tests/localstack
 
 audit: $(AUDIT_STAMP) ## look up known vulnerabilities of what is pinned; AUDIT_OPTIONAL=1 where no database may answer
 	@exec $(AUDIT_VENV)/bin/python tools/audit.py $(AUDITED:%=requirements/%.txt)

@@ -23,7 +23,13 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--json", action="store_true", help="print the addresses as one line of JSON, for scripts")
     made.add_argument("--verbose", action="store_true", help="show every line of the control plane's log")
     made.add_argument(
-        "--debug", metavar="FUNCTION", help="run this function in one process, without timeouts, under debugpy"
+        "--debug", metavar="FUNCTION", help="run this function in one process, without timeouts, under a debugger"
+    )
+    made.add_argument(
+        "--debugger",
+        choices=("debugpy", "pdb"),
+        help="debugpy listens for an editor, pdb stops in this terminal at breakpoint(); "
+        "default: debugpy if it is installed",
     )
     made.add_argument("--debug-port", type=port, default=DEBUG_PORT, metavar="PORT", help="default: %(default)s")
     made.add_argument("--http-port", type=port, metavar="PORT", help="default: http_port of [dev], else port of [http]")

@@ -54,7 +54,7 @@ def expected(made: Iterable[Event]) -> dict[str, tuple[int, list[str]]]:
 
 def differences(made: Sequence[Event], last: dict[str, int], notices: dict[str, list[str]]) -> list[str]:
     """What is wrong with the twins' last times and their notices; empty when all is well."""
-    wrong = []
+    wrong: list[str] = []
     for name, (at_s, said) in expected(made).items():
         if last.get(name, 0) != at_s:
             wrong.append(f"{name}: the twin is at {last.get(name, 0)}, its last location was of {at_s}")

@@ -199,8 +199,8 @@ def test_code_that_cannot_be_imported_keeps_what_was_known() -> None:
 
 def test_a_function_that_is_debugged_has_one_process_and_no_timeout(folder: Path) -> None:
     project = read_project(folder, folder)
-    plain = function_spec(project, project.functions[0], Debugged("plain", 5678))
-    debugged = function_spec(project, project.functions[1], Debugged("plain", 5678))
+    plain = function_spec(project, project.functions[0], Debugged("plain", port=5678))
+    debugged = function_spec(project, project.functions[1], Debugged("plain", port=5678))
     assert (plain.concurrency, plain.timeout_s, plain.environment["MODE"]) == (4, 40.0, "test")
     assert (debugged.concurrency, debugged.timeout_s) == (1, 900.0)
     assert debugged.environment["TENUTO_DEV_DEBUG_PORT"] == "5678"

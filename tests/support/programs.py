@@ -43,7 +43,7 @@ class Program:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
                 # Where the tests themselves were started in the background, an interrupt would be ignored.
-                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509
+                preexec_fn=_interruptible,  # noqa: PLW1509 - one call, no lock
             )
 
     @property
@@ -100,3 +100,7 @@ class Program:
         if self.running:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait(KILL_SECONDS_MAX)
+
+
+def _interruptible() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)

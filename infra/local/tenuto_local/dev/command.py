@@ -125,18 +125,36 @@ def _system(
 
 
 def _debugged(options: argparse.Namespace, project: Project) -> Debugged | None:
-    """What is to be debugged. Raises `ConfigurationError` for a function that is not there, or without debugpy."""
+    """What is to be debugged, and by what. Raises `ConfigurationError` for what is not there.
+
+    debugpy, where it is installed, listens for an editor; otherwise pdb opens in the terminal.
+    """
     if options.debug is None:
         return None
     names = [function.name for function in project.functions]
     if options.debug not in names:
         raise ConfigurationError(f"--debug {options.debug}: there is no such function; there is {', '.join(names)}")
+    debugger = options.debugger or ("debugpy" if _installed("debugpy") else "pdb")
+    if debugger == "pdb":
+        return Debugged(options.debug, terminal=_terminal())
     if not _installed("debugpy"):
-        raise ConfigurationError("--debug needs the extra 'debug': pip install \"tenuto[debug]\"")
+        raise ConfigurationError(
+            "debugpy needs the extra 'debug': pip install \"tenuto[debug]\"; --debugger pdb needs none"
+        )
     chosen = ports.choose("the debugger", options.debug_port, set(), "--debug-port")
     if chosen.notice:
         print(chosen.notice, flush=True)
-    return Debugged(options.debug, chosen.port)
+    return Debugged(options.debug, port=chosen.port)
+
+
+def _terminal() -> str:
+    """The terminal that this command was started in. Raises `ConfigurationError` when there is none."""
+    try:
+        return os.ttyname(0)
+    except OSError:
+        raise ConfigurationError(
+            'pdb needs a terminal, and standard input is none; for an editor, pip install "tenuto[debug]"'
+        ) from None
 
 
 def _see_that_brokers_can_be() -> None:
@@ -218,7 +236,7 @@ def _introduce(session: Session) -> None:
     print("For other tools: export " + " ".join(f"{name}={value}" for name, value in exports.items()))
     print(f"For the AWS CLI and boto3, with this start's credentials: . {system.stack.aws_environment}\n")
     if session.debugged is not None:
-        print(f"A debugger may attach to {session.debugged.function} at 127.0.0.1:{session.debugged.port} (debugpy)\n")
+        print(f"{_debugger(session.debugged)}\n")
     examples = [*_examples(session)]
     if examples:
         print("In a second terminal, in this project:\n")
@@ -230,6 +248,12 @@ def _introduce(session: Session) -> None:
         "same data.\n",
         flush=True,
     )
+
+
+def _debugger(debugged: Debugged) -> str:
+    if debugged.port is None:
+        return f"breakpoint() in {debugged.function} opens pdb here; its prompt is (Pdb), and `c` continues"
+    return f"A debugger may attach to {debugged.function} at 127.0.0.1:{debugged.port} (debugpy)"
 
 
 def _examples(session: Session) -> Iterator[str]:

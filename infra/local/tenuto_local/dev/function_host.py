@@ -4,8 +4,8 @@ Owns the streams and the log of the process, and the debugger if one is asked fo
 `handler` from here; the import of the user's module is the last thing that happens, so that its failure is the user's
 own. Does not own the handler.
 
-Variables: TENUTO_DEV_HANDLER (`module:name`), TENUTO_DEV_ROOTS (the user's folders, with `:` between), and
-TENUTO_DEV_DEBUG_PORT, where a debugger listens.
+Variables: TENUTO_DEV_HANDLER (`module:name`), TENUTO_DEV_ROOTS (the user's folders, with `:` between),
+TENUTO_DEV_DEBUG_PORT, where a debugger listens, and TENUTO_DEV_TERMINAL, at which `breakpoint()` opens one.
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ import time
 from typing import Any
 
 from tenuto import logs
+from tenuto_local.dev import breakpoints
 from tenuto_local.dev.lines import TEXT_CHARACTERS_MAX, Line, encoded, trouble_of
 
 HANDLER_VARIABLE = "TENUTO_DEV_HANDLER"
 ROOTS_VARIABLE = "TENUTO_DEV_ROOTS"
 DEBUG_VARIABLE = "TENUTO_DEV_DEBUG_PORT"
+TERMINAL_VARIABLE = "TENUTO_DEV_TERMINAL"
 DEBUG_LISTEN_SECONDS_MAX = 10.0
 """How long the port may still belong to the process that this one takes the place of."""
 
@@ -125,4 +127,9 @@ if HANDLER_VARIABLE in os.environ:
     set_up(os.environ.get(ROOTS_VARIABLE, "").split(os.pathsep))
     if os.environ.get(DEBUG_VARIABLE):
         listen(int(os.environ[DEBUG_VARIABLE]))
+    elif os.environ.get(TERMINAL_VARIABLE):
+        sys.breakpointhook = breakpoints.at_terminal(os.environ[TERMINAL_VARIABLE])
+    elif "PYTHONBREAKPOINT" not in os.environ:
+        function = os.environ.get("AWS_LAMBDA_FUNCTION_NAME", "FUNCTION")
+        sys.breakpointhook = breakpoints.passed_over(logging.getLogger("tenuto").warning, function)
     handler = load()

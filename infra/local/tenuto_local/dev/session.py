@@ -22,7 +22,7 @@ from tenuto_control.config import ConfigError
 from tenuto_local import running
 from tenuto_local.dev.code import Code, after, concerned, probed, shown_file
 from tenuto_local.dev.follow import Follower
-from tenuto_local.dev.function_host import DEBUG_VARIABLE, HANDLER_VARIABLE, ROOTS_VARIABLE
+from tenuto_local.dev.function_host import DEBUG_VARIABLE, HANDLER_VARIABLE, ROOTS_VARIABLE, TERMINAL_VARIABLE
 from tenuto_local.dev.project import (
     CONFIG_FILE,
     ENVIRONMENT_FILE,
@@ -36,7 +36,7 @@ from tenuto_local.dev.project import (
 from tenuto_local.dev.view import View
 from tenuto_local.dev.watch import saved
 from tenuto_local.errors import ConfigurationError, ProcessFailed
-from tenuto_local.lambda_service.function_spec import TIMEOUT_S_MAX, FunctionSpec
+from tenuto_local.lambda_service.function_spec import INIT_TIMEOUT_S, TIMEOUT_S_MAX, FunctionSpec
 from tenuto_local.system import System, import_path
 
 HOST: Final = "tenuto_local.dev.function_host.handler"
@@ -47,10 +47,19 @@ _decode_manifest = msgspec.json.Decoder(Manifest)
 
 @dataclass(frozen=True, slots=True)
 class Debugged:
-    """The function that a debugger may attach to, and the port it listens on."""
+    """The function that is debugged: debugpy listens on `port`, or pdb opens at `terminal`."""
 
     function: str
-    port: int
+    port: int | None = None
+    terminal: str | None = None
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The variables by which the function's process knows (`function_host`)."""
+        if self.port is None:
+            return {TERMINAL_VARIABLE: self.terminal or ""}
+        # The standard library's own modules are frozen, which debugpy would warn of at each start.
+        return {DEBUG_VARIABLE: str(self.port), "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
 
 
 @dataclass(slots=True)
@@ -179,7 +188,8 @@ class Session:
 
 async def looked(project: Project, functions: Sequence[Function], known: Mapping[str, Code]) -> dict[str, Code]:
     """Import these functions' code, apart from what runs: what is known of each afterwards."""
-    path = {"PYTHONPATH": python_path(project)}
+    # A breakpoint of a module is for the function's own process.
+    path = {"PYTHONPATH": python_path(project), "PYTHONBREAKPOINT": "0"}
     found = await asyncio.gather(
         *(probed(project, f, {**os.environ, **function_environment(project, f), **path}) for f in functions)
     )
@@ -233,13 +243,13 @@ def function_spec(project: Project, function: Function, debugged: Debugged | Non
     }
     attached = debugged is not None and debugged.function == function.name
     if debugged is not None and attached:
-        # The standard library's own modules are frozen, which debugpy would warn of at each start.
-        environment |= {DEBUG_VARIABLE: str(debugged.port), "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+        environment |= debugged.environment
     return FunctionSpec(
         name=function.name,
         handler=HOST,
         root=str(project.root),
         timeout_s=TIMEOUT_S_MAX if attached else float(function.timeout_s),
+        init_timeout_s=TIMEOUT_S_MAX if attached else INIT_TIMEOUT_S,
         environment=environment,
         concurrency=1 if attached else function.concurrency,
         queue_limit=QUEUE_LIMIT,

@@ -13,6 +13,8 @@ import msgspec
 from tenuto_local.errors import ConfigurationError
 
 TIMEOUT_S_MAX = 900.0
+INIT_TIMEOUT_S = 10.0
+"""AWS gives the import of a function's module ten seconds."""
 CONCURRENCY_MAX = 1000
 ENVIRONMENT_BYTES_MAX = 4096
 _NAME = re.compile(r"[a-zA-Z0-9-_]{1,64}")
@@ -25,14 +27,16 @@ class FunctionSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     directory. `concurrency` is the reserved concurrency, hence the most worker processes there can be. An
     invocation beyond it is refused as on AWS, unless `queue_limit` lets that many wait.
     `async_retry_delays_s` are the pauses before the retries of an asynchronous (`Event`) invocation: AWS
-    makes two, after one and two minutes. With `inherits` its processes see the variables of whoever started the stack,
-    as programs on a development machine do; on AWS there is nothing to inherit.
+    makes two, after one and two minutes. `init_timeout_s` is what the import of its module may take. With `inherits`
+    its processes see the variables of whoever started the stack, as programs on a development machine do; on AWS there
+    is nothing to inherit.
     """
 
     name: str
     handler: str
     root: str
     timeout_s: float = 3.0
+    init_timeout_s: float = INIT_TIMEOUT_S
     memory_mb: int = 128
     environment: dict[str, str] = {}
     concurrency: int = 2
@@ -52,6 +56,10 @@ class FunctionSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             raise ConfigurationError(f"function {self.name}: root {self.root!r} is not a directory")
         if not 0 < self.timeout_s <= TIMEOUT_S_MAX:
             raise ConfigurationError(f"function {self.name}: timeout_s must be above 0 and at most {TIMEOUT_S_MAX:.0f}")
+        if not 0 < self.init_timeout_s <= TIMEOUT_S_MAX:
+            raise ConfigurationError(
+                f"function {self.name}: init_timeout_s must be above 0 and at most {TIMEOUT_S_MAX:.0f}"
+            )
         if not 0 < self.concurrency <= CONCURRENCY_MAX or self.queue_limit < 0:
             raise ConfigurationError(
                 f"function {self.name}: concurrency must be 1 to {CONCURRENCY_MAX}, queue_limit >= 0"

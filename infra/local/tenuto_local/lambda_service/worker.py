@@ -39,7 +39,6 @@ from tenuto_local.lambda_service.invocation import (
 from tenuto_local.ports import LOOPBACK, bind_loopback_socket
 from tenuto_local.processes import die_with_parent, signal_group
 
-INIT_TIMEOUT_S = 10.0  # AWS gives the import of a function's module ten seconds.
 _RUNTIME = "/2018-06-01/runtime"
 _NEXT = f"{_RUNTIME}/invocation/next"
 _INIT_ERROR = f"{_RUNTIME}/init/error"
@@ -152,7 +151,7 @@ class Worker:
         await self._server.start(sock)
         try:
             process = await self._spawn(f"{LOOPBACK}:{sock.getsockname()[1]}")
-            init_timer = asyncio.get_running_loop().call_later(INIT_TIMEOUT_S, self._init_time_out)
+            init_timer = asyncio.get_running_loop().call_later(self.spec.init_timeout_s, self._init_time_out)
             failure = self._how_it_ended(await process.wait())
             init_timer.cancel()
             # Whatever the handler forked goes with it, as it would with a sandbox.
@@ -188,7 +187,7 @@ class Worker:
         if self._init_error is not None:
             return partial(init_failed, self._init_error)
         if self._init_timed_out:
-            return partial(timed_out, INIT_TIMEOUT_S)
+            return partial(timed_out, self.spec.init_timeout_s)
         return partial(exited, status)
 
     def _process_environment(self, runtime_api: str) -> dict[str, str]:
