@@ -91,6 +91,9 @@ def _wrong_context(annotation: Any, given: type, function: Callable[..., Any]) -
         if found is None:
             return None
         annotation = found
+    meant = _meant(annotation)
+    if meant is not annotation:
+        return None if meant is None else _wrong_context(meant, given, function)
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         wrong = [_wrong_context(one, given, function) for one in typing.get_args(annotation)]
         return None if None in wrong else str(wrong[0])
@@ -99,6 +102,15 @@ def _wrong_context(annotation: Any, given: type, function: Callable[..., Any]) -
     if kind is Any or not isinstance(kind, type) or getattr(kind, "_is_protocol", False) or issubclass(given, kind):
         return None
     return _with_article(kind)
+
+
+def _meant(annotation: Any) -> Any:
+    """What an annotation stands for: what is annotated, the bound of a type variable, what a new type is made of."""
+    if typing.get_origin(annotation) is typing.Annotated:
+        return typing.get_args(annotation)[0]
+    if isinstance(annotation, typing.TypeVar):
+        return annotation.__bound__
+    return annotation.__supertype__ if isinstance(annotation, typing.NewType) else annotation
 
 
 def _resolved(annotation: str, function: Callable[..., Any]) -> Any:

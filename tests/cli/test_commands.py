@@ -158,7 +158,7 @@ def test_what_comes_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     (tmp_path / "tenuto.toml").write_text('[[subscriptions]]\ntopic = "orders"\n[topics.offers]\n', "utf-8")
     assert next_words(["sen"]) == ["send"]
     assert next_words(["send", "o"]) == ["offers", "orders", "orders.dead-letter"]
-    assert next_words(["dev", "--deb"]) == ["--debug", "--debug-port"]
+    assert next_words(["dev", "--deb"]) == ["--debug", "--debug-port", "--debugger"]
     assert next_words(["run", "--conf"]) == ["--config"]
     assert next_words(["call", ""]) == []
     assert next_words(["nothing", ""]) == []

@@ -36,7 +36,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder, on a machine that names no system anywhere."""
     own = (BROKERS_VARIABLE, CONFIG_VARIABLE, URL_VARIABLE, *AWS_VARIABLES, *ENVIRONMENT)
     for variable in own:
-        monkeypatch.delenv(variable, raising=False)
+        # Set first, so that it is taken away at the end if a command sets it.
+        monkeypatch.setenv(variable, "")
+        monkeypatch.delenv(variable)
     # No file of a person's own says what AWS's region is.
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")

@@ -11,7 +11,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NewType, Protocol, TypeAlias, TypeVar
 
 import pytest
 
@@ -60,10 +60,19 @@ def handler_of(annotation: Any) -> Any:
     return place
 
 
-WRITTEN = (lambda one: one, lambda one: one.__name__, lambda one: f"tenuto.{one.__name__}", lambda one: one | None)
+WRITTEN: tuple[Callable[[Any], Any], ...] = (
+    lambda one: one,
+    lambda one: one.__name__,
+    lambda one: f"tenuto.{one.__name__}",
+    lambda one: one | None,
+    lambda one: Annotated[one, "mine"],
+    lambda one: TypeVar("C", bound=one),
+    lambda one: NewType("Mine", one),
+)
+FORMS = ["class", "text", "dotted", "union", "annotated", "variable", "new type"]
 
 
-@pytest.mark.parametrize("written", range(len(WRITTEN)), ids=["class", "text", "dotted", "union"])
+@pytest.mark.parametrize("written", range(len(WRITTEN)), ids=FORMS)
 @pytest.mark.parametrize("asked", GIVEN)
 @pytest.mark.parametrize("kind", GIVEN)
 def test_each_kind_of_handler_expects_its_own_context(kind: Kind, asked: Kind, written: int) -> None:

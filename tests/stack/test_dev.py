@@ -243,7 +243,7 @@ def a_journal_is_read_and_replayed(dev: Dev) -> None:
 
 
 def a_sleeping_invocation_goes_on_with_new_code(dev: Dev) -> None:
-    sleeping = json.loads(dev.ok("call", "greeter", "cy", "greet", "sleep12", "--send"))["invocation_id"]
+    sleeping = json.loads(dev.ok("call", "greeter", "cy", "greet", "sleep6", "--send"))["invocation_id"]
     dev.shown(r"greeter/cy greet #1 .*greeting Cy")
     dev.save("words", WORDS.replace("Hello", "Later"))
 

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
+import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 import msgspec
 
 from tenuto_local.dev.lines import Trouble
 from tenuto_local.dev.probe import Found
 from tenuto_local.dev.project import Function, Project
-from tenuto_local.processes import die_with_parent
+from tenuto_local.processes import die_with_parent, signal_group
 
 PROBE_SECONDS_MAX: Final = 30.0
 COMPLAINT_CHARACTERS_MAX: Final = 500
@@ -74,30 +76,44 @@ def _beside(stranger: str, files: Iterable[str]) -> bool:
 async def probed(project: Project, function: Function, environment: Mapping[str, str]) -> Found:
     """Import a function in a process of its own. `environment` is that of its workers."""
     roots = [str(folder) for folder in project.import_path]
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "tenuto_local.dev.probe", function.handler, *roots),
-        cwd=project.root,
-        env=dict(environment),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        start_new_session=True,
-        preexec_fn=die_with_parent(),
-    )
-    try:
-        async with asyncio.timeout(PROBE_SECONDS_MAX):
-            answer, complaint = await process.communicate()
-    except TimeoutError:
-        return Found(trouble=Trouble("Timeout", f"importing {function.module} takes over {PROBE_SECONDS_MAX:.0f} s"))
-    finally:
-        if process.returncode is None:
-            process.kill()
+    # Files and no pipes: what the module starts may hold a pipe open for longer than the import takes.
+    with tempfile.TemporaryFile() as answer, tempfile.TemporaryFile() as complaint:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "tenuto_local.dev.probe", function.handler, *roots),
+            cwd=project.root,
+            env=dict(environment),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=answer,
+            stderr=complaint,
+            start_new_session=True,
+            preexec_fn=die_with_parent(),
+        )
+        try:
+            async with asyncio.timeout(PROBE_SECONDS_MAX):
+                status = await process.wait()
+        except TimeoutError:
+            text = f"importing {function.module} takes over {PROBE_SECONDS_MAX:.0f} s"
+            return Found(trouble=Trouble("Timeout", text))
+        finally:
+            # What the module has started ends with the look at it.
+            signal_group(process.pid, signal.SIGKILL)
             await process.wait()
+        return _found(function, status, _all_of(answer), _all_of(complaint))
+
+
+def _found(function: Function, status: int, answer: bytes, complaint: bytes) -> Found:
     try:
         return _decoder.decode(answer)
     except msgspec.DecodeError:
         text = complaint.decode(errors="replace").strip()[-COMPLAINT_CHARACTERS_MAX:]
-        return Found(trouble=Trouble("Ended", f"importing {function.module} ended the process: {text}"))
+        how = f"by signal {-status}" if status < 0 else f"with status {status}"
+        said = f": {text}" if text else ""
+        return Found(trouble=Trouble("Ended", f"importing {function.module} ended the process {how}{said}"))
+
+
+def _all_of(file: IO[bytes]) -> bytes:
+    file.seek(0)
+    return file.read()
 
 
 def shown_file(file: str, root: Path) -> str:

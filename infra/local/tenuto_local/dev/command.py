@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -83,10 +84,19 @@ async def dev(
     for line in left_out:
         say(line)
     view = View(project.root, options.verbose)
+    looked_at_ns = time.time_ns()
     known = await looked(project, project.functions, {})
     check(project, known)
     specs = [function_spec(project, f, debugged) for f in project.functions if known[f.name].sound]
-    session = Session(project, _system(project, specs, ports_chosen, chosen, text, say), view, current, known, debugged)
+    session = Session(
+        project,
+        _system(project, specs, ports_chosen, chosen, text, say),
+        view,
+        current,
+        known,
+        debugged,
+        looked_at_ns,
+    )
     for function in project.functions:
         session.show_trouble(function, running_already=False)
     async with session.system:

@@ -81,14 +81,26 @@ def decoded(text: str) -> Line | None:
 def trouble_of(error: BaseException, roots: Sequence[str], causes: int = CAUSES_MAX) -> Trouble:
     """An exception with the lines of it that lie in the user's folders, the innermost last."""
     frames = tuple(_frames(error.__traceback__, roots))[-FRAMES_MAX:]
-    text = str(error)
+    text = _text_of(error)
     if isinstance(error, SyntaxError) and error.filename:
         frames = (*frames, Frame(error.filename, error.lineno or 0, "", (error.text or "").strip()))
-        text = error.msg
+        text = shown_text(error.msg)
     behind = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     cause = trouble_of(behind, roots, causes - 1) if behind is not None and causes else None
     notes = tuple(_notes(error, roots))[:NOTES_MAX]
     return Trouble(type(error).__name__, text[:TEXT_CHARACTERS_MAX], frames, cause, notes)
+
+
+def _text_of(error: BaseException) -> str:
+    try:
+        return shown_text(str(error))
+    except Exception as failure:  # noqa: BLE001 - a user's own exception may do anything when it is asked for its text
+        return f"(its text cannot be had: {type(failure).__name__})"
+
+
+def shown_text(text: str) -> str:
+    """A text that can be written as UTF-8, whatever it holds."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _notes(error: BaseException, roots: Sequence[str]) -> Iterator[str]:
@@ -98,14 +110,14 @@ def _notes(error: BaseException, roots: Sequence[str]) -> Iterator[str]:
         named = _FILE.match(line)
         kept = is_own(named[1], roots) if named else kept
         if kept:
-            yield line.strip()
+            yield shown_text(line.strip())
 
 
 def _frames(trace: TracebackType | None, roots: Sequence[str]) -> Iterator[Frame]:
     for frame, number in traceback.walk_tb(trace):
         file = frame.f_code.co_filename
         if is_own(file, roots):
-            yield Frame(file, number, frame.f_code.co_name, linecache.getline(file, number).strip())
+            yield Frame(file, number, frame.f_code.co_name, shown_text(linecache.getline(file, number).strip()))
 
 
 def is_own(file: str, roots: Sequence[str]) -> bool:

@@ -17,6 +17,7 @@ import msgspec
 from tenuto_local.dev.lines import Frame, Trouble, is_own, trouble_of
 
 DISCOVER = {"type": "discover", "version": 1}
+MANIFEST = "manifest"
 TIMEOUT_MS = 3_000
 
 
@@ -54,6 +55,10 @@ def look(handler: str, roots: Sequence[str]) -> Found:
             text = f"{module} has no handler called {name!r}: {name} = aws.handler(...) makes one"
             return Found(_own(before, roots), trouble=Trouble("Not found", text, (Frame(file, 1),)))
         answer: Any = function(DISCOVER, _Context())
+        if not isinstance(answer, dict) or answer.get("type") != MANIFEST:
+            file = str(getattr(loaded, "__file__", module))
+            text = f"{module}:{name} is no handler of tenuto: {name} = aws.handler(...) makes one"
+            return Found(_own(before, roots), trouble=Trouble("Not found", text, (Frame(file, 1),)))
         return Found(_own(before, roots), msgspec.Raw(msgspec.json.encode(answer)))
     except BaseException as error:  # noqa: BLE001 - whatever a module raises when it is imported
         return Found(_own(before, roots), trouble=trouble_of(error, roots))
@@ -71,6 +76,8 @@ def main() -> None:
     handler, *roots = sys.argv[1:]
     with os.fdopen(answer, "wb") as out:
         out.write(msgspec.json.encode(look(handler, roots)))
+    # Not by returning: a thread that the module has started would be waited for.
+    os._exit(0)
 
 
 if __name__ == "__main__":

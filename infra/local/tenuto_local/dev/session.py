@@ -10,7 +10,7 @@ import asyncio
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -72,6 +72,8 @@ class Session:
     current: Path
     known: dict[str, Code]
     debugged: Debugged | None = None
+    looked_at_ns: int = field(default_factory=time.time_ns)
+    """When its code was first read, on the wall clock: what is saved later is to be reloaded."""
 
     def say(self, lines: Iterable[str]) -> None:
         """Print lines as they are."""
@@ -112,7 +114,7 @@ class Session:
 
     async def follow_saves(self) -> None:
         """Reload what each save concerns, for ever."""
-        async for files in saved(self.project.root):
+        async for files in saved(self.project.root, self.looked_at_ns):
             try:
                 own = files & {str(self.project.root / name) for name in (CONFIG_FILE, ENVIRONMENT_FILE)}
                 if own:

@@ -7,6 +7,8 @@ caches, which change all the time. Does not own what a change means.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Final
@@ -21,6 +23,9 @@ DEBOUNCE_MS: Final = 100
 STEP_MS: Final = 40
 LOOK_MS: Final = 1_000
 """How often the end of the watch is looked for."""
+
+CLOCK_NS: Final = 20_000_000
+"""How far the time of a file may lie behind the clock: file systems count in ticks."""
 
 SUFFIXES: Final = (".py", ".toml", ".json", ".yaml", ".yml", ".txt", ".html", ".sql", ".csv", ".j2", ".env")
 
@@ -45,12 +50,12 @@ def counts(file: str, root: Path) -> bool:
     return not hidden and (name == ".env" or (not name.startswith(".") and name.endswith(SUFFIXES)))
 
 
-async def saved(root: Path) -> AsyncIterator[frozenset[str]]:
-    """The files of each save, for ever."""
+async def saved(root: Path, since_ns: int) -> AsyncIterator[frozenset[str]]:
+    """The files of each save, for ever, beginning with those since a moment (nanoseconds of the wall clock)."""
     batches: asyncio.Queue[frozenset[str]] = asyncio.Queue()
     stop = asyncio.Event()
-    top = asyncio.create_task(_watch([root], batches, stop, recursive=False), name="watch")
-    below = asyncio.create_task(_watch_below(root, batches, stop), name="watch below")
+    top = asyncio.create_task(_watch([root], batches, stop, since_ns, recursive=False), name="watch")
+    below = asyncio.create_task(_watch_below(root, batches, stop, since_ns), name="watch below")
     try:
         while True:
             asked = asyncio.create_task(batches.get())
@@ -70,8 +75,17 @@ async def saved(root: Path) -> AsyncIterator[frozenset[str]]:
 
 
 async def _watch(
-    folders: list[Path], batches: asyncio.Queue[frozenset[str]], stop: asyncio.Event, *, recursive: bool
+    folders: list[Path],
+    batches: asyncio.Queue[frozenset[str]],
+    stop: asyncio.Event,
+    since_ns: int,
+    *,
+    recursive: bool,
 ) -> None:
+    if not folders:
+        await asyncio.sleep(LOOK_MS / 1000)
+        return
+    begun = False
     async for changes in watchfiles.awatch(
         *folders,
         watch_filter=None,
@@ -80,24 +94,41 @@ async def _watch(
         rust_timeout=LOOK_MS,
         recursive=recursive,
         stop_event=stop,
+        # The first one, with changes or without, says that the watch has begun.
+        yield_on_timeout=True,
         ignore_permission_denied=True,
     ):
-        batches.put_nowait(frozenset(file for _, file in changes))
+        files = {file for _, file in changes}
+        if not begun:
+            begun = True
+            files |= await asyncio.to_thread(_changed_since, folders, since_ns - CLOCK_NS, recursive=recursive)
+        if files:
+            batches.put_nowait(frozenset(files))
 
 
-async def _watch_below(root: Path, batches: asyncio.Queue[frozenset[str]], stop: asyncio.Event) -> None:
+def _changed_since(folders: list[Path], since_ns: int, *, recursive: bool) -> set[str]:
+    """What was saved before a watch had begun, which it tells nothing of."""
+    found = set()
+    for folder in folders:
+        for path in folder.rglob("*") if recursive else folder.iterdir():
+            with contextlib.suppress(OSError):
+                if path.name.endswith(SUFFIXES) and path.stat().st_mtime_ns > since_ns:
+                    found.add(str(path))
+    return found
+
+
+async def _watch_below(root: Path, batches: asyncio.Queue[frozenset[str]], stop: asyncio.Event, since_ns: int) -> None:
     """Watch the visible folders, and begin anew when there are others."""
     while not stop.is_set():
         folders = visible(root)
         other = asyncio.Event()
-        watching = asyncio.create_task(
-            _watch(sorted(folders), batches, other, recursive=True) if folders else asyncio.sleep(LOOK_MS / 1000)
-        )
+        watching = asyncio.create_task(_watch(sorted(folders), batches, other, since_ns, recursive=True))
         try:
             # A folder that is made is no change of a file, and nothing tells of one that comes and goes but a look.
             while visible(root) == folders and not watching.done():  # noqa: ASYNC110 - nothing could set an event
                 await asyncio.sleep(LOOK_MS / 1000)
         finally:
+            since_ns = time.time_ns()
             other.set()
             await asyncio.gather(watching, return_exceptions=True)
         if new := visible(root) - folders:
