@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import pytest
 import uvloop
+from msgspec import structs
 
 from tenuto.wire import aio, blocking, limits
 from tenuto.wire.aio import AsyncClient
@@ -207,14 +208,14 @@ def test_large_requests_and_answers_arrive_whole(make: Make) -> None:
     with Server(lambda _number, request: [ok(request.partition(b"\r\n\r\n")[2])]) as server:
         client = make(at(server))
         for _ in range(2):
-            assert client.send(replace(ASKED, body=body)).body == body
+            assert client.send(structs.replace(ASKED, body=body)).body == body
         assert server.connections == 1
 
 
 def test_a_request_that_is_answered_by_its_head_leaves_no_rest_for_the_next_one_to_fill(make: Make) -> None:
     with Server(one_after_the_other([answer(429, b"{}")], [ok(b"2")]), hasty=True) as server:
         client = make(at(server), Timeouts(connect_s=20.0, read_s=5.0))
-        assert client.send(replace(ASKED, body=b"x" * 6_000_000)).status == 429
+        assert client.send(structs.replace(ASKED, body=b"x" * 6_000_000)).status == 429
         assert client.send().body == b"2"
         assert server.requests[1].startswith(b"POST ")
 
@@ -306,7 +307,7 @@ def test_tls_connections_are_used_again(make: Make, certificates: Certificates) 
         for _ in range(3):
             assert client.send().body == b"{}"
         assert server.connections == 1
-        large = replace(ASKED, body=b"x" * 2_000_000)
+        large = structs.replace(ASKED, body=b"x" * 2_000_000)
         assert client.send(large).body == b"{}"
 
 
@@ -390,7 +391,7 @@ def test_threads_share_a_blocking_client() -> None:
         def ask(number: int) -> None:
             for turn in range(30):
                 body = b"%d/%d" % (number, turn)
-                if client.send(replace(ASKED, body=body)).body != body:
+                if client.send(structs.replace(ASKED, body=body)).body != body:
                     wrong.append(body)
 
         threads = [threading.Thread(target=ask, args=(number,)) for number in range(4)]
@@ -427,13 +428,13 @@ def test_a_cancelled_request_leaves_no_connection_behind(new_loop: Callable[[], 
         client = AsyncClient(at(server), FixedCredentials(), PATIENT, connections_max=1, body_bytes_max=BODY_BYTES_MAX)
         for body in (b"{}", b"x" * 3_000_000):
             before = len(server.requests)
-            asking = asyncio.ensure_future(client.send(replace(ASKED, body=body)))
+            asking = asyncio.ensure_future(client.send(structs.replace(ASKED, body=body)))
             await until(partial(lambda known: len(server.requests) > known, before))
             asking.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await asking
             # The only place is free again, and the answer to the first request is not taken for this one's.
-            assert (await client.send(replace(ASKED, path="/next"))).body == b"next"
+            assert (await client.send(structs.replace(ASKED, path="/next"))).body == b"next"
         await client.close()
 
     def script(_number: int, request: bytes) -> Sequence[Step]:
@@ -501,8 +502,8 @@ def test_an_answer_is_not_read_before_there_is_room(
         assert len((await asking).body) == LARGE
         assert rooms.asked == [LARGE]
         # What came with its head is held as well, and so is an answer of no known size.
-        assert (await client.send(replace(ASKED, path="/small"), rooms)).body == b"{}"
-        assert len((await client.send(replace(ASKED, path="/chunked"), rooms)).body) == 300_000
+        assert (await client.send(structs.replace(ASKED, path="/small"), rooms)).body == b"{}"
+        assert len((await client.send(structs.replace(ASKED, path="/chunked"), rooms)).body) == 300_000
         assert rooms.asked == [LARGE, 2, BODY_BYTES_MAX]
         assert server.connections == 1
         await client.close()

@@ -5,6 +5,7 @@ Owns the equality. Does not own whether AWS accepts them (`infra/verify_on_aws.s
 
 from __future__ import annotations
 
+import hmac
 from datetime import UTC, datetime
 from email.utils import format_datetime
 from typing import Any
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 from tenuto.wire import signer as signing
 from tenuto.wire.destination import Destination, Proxy, destination
 from tenuto.wire.signer import Signer
-from tenuto.wire.sigv4 import UNSIGNED, Credentials, Request, signing_key
+from tenuto.wire.sigv4 import UNSIGNED, Credentials, Request, SigningKey, signing_key
 
 NOW = datetime(2026, 11, 29, 21, 40, 1, tzinfo=UTC)
 SAFE = st.text("abcXYZ019-_.~", min_size=1, max_size=12)
@@ -81,6 +82,12 @@ def test_signatures_are_botocores(request: Request, credentials: Credentials, ur
     signed = Signer(to).signed_head(request, credentials, NOW.timestamp())
     base = url.removesuffix("/some")
     assert headers_of(signed)["authorization"] == botocores(to, request, credentials, base)
+
+
+@given(st.binary(min_size=32, max_size=32), st.lists(st.binary(max_size=200), max_size=3))
+def test_one_key_signs_many_texts_as_hmac_does(key: bytes, texts: list[bytes]) -> None:
+    kept = SigningKey(key)
+    assert [kept.sign(text) for text in texts] == [hmac.digest(key, text, "sha256").hex() for text in texts]
 
 
 def test_the_key_of_a_day_is_made_once_and_for_each_credentials_anew(monkeypatch: pytest.MonkeyPatch) -> None:

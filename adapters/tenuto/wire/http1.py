@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
+
+from msgspec import Struct
 
 from tenuto.wire.errors import AnswerTooLargeError, BadAnswerError, LostError
 from tenuto.wire.limits import CHUNK_LINE_BYTES_MAX, HEAD_BYTES_MAX, INFORMATIONAL_MAX
@@ -26,13 +27,13 @@ _STATUS_LINE: Final = re.compile(r"HTTP/1\.([0-9]) ([1-9][0-9]{2})(?: [^\r\n]*)?
 _PREFIX: Final = b"HTTP/1."
 _END_OF_HEAD: Final = re.compile(rb"\n\r?\n")
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_LENGTH: Final = re.compile(r"[0-9]{1,18}")
+LENGTH_DIGITS_MAX: Final = 18
+_LENGTH: Final = re.compile(rf"[0-9]{{1,{LENGTH_DIGITS_MAX}}}")
 _CHUNK_SIZE: Final = re.compile(rb"[0-9a-fA-F]{1,15}")
 _KEEP_ALIVE_TIMEOUT: Final = re.compile(r"timeout\s*=\s*([0-9]{1,9})", re.IGNORECASE)
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(Struct, frozen=True):
     """One answer. Names of `headers` are in lower case; values of a name that came several times are joined.
 
     `reusable` says whether the connection may carry another request, `idle_s` for how long it may rest before, if the
@@ -137,7 +138,7 @@ class AnswerParser:
 
     def _read_head(self) -> Answer | None:
         buffer = self._buffer
-        if not _PREFIX.startswith(bytes(buffer[: len(_PREFIX)])):
+        if not buffer.startswith(_PREFIX) and not _PREFIX.startswith(bytes(buffer[: len(_PREFIX)])):
             raise BadAnswerError("the answer is not HTTP/1.1")
         found = _END_OF_HEAD.search(buffer, max(0, self._scanned - 2))
         end = len(buffer) if found is None else found.end()
@@ -159,13 +160,14 @@ class AnswerParser:
 
     def _read_lines(self, head: bytes) -> int:
         """Take status and headers from a head; the minor version of the protocol."""
-        first, *lines = head.replace(b"\r\n", b"\n").decode("latin-1").split("\n")
-        matched = _STATUS_LINE.fullmatch(first.removesuffix("\r"))
-        if matched is None:
-            raise BadAnswerError("the answer has no HTTP status line")
-        self._status = int(matched[2])
+        text = head.decode("latin-1")
+        first, *lines = text.split("\r\n")
+        if text.count("\n") != len(lines):
+            # Some end without the carriage return.
+            first, *lines = text.replace("\r\n", "\n").split("\n")
+        self._status, minor = _status(first)
         self._headers = _headers(lines)
-        return int(matched[1])
+        return minor
 
     def _begin_body(self, minor: int) -> Answer | None:
         headers = self._headers
@@ -272,6 +274,15 @@ class AnswerParser:
         return Answer(self._status, self._headers, body, reusable, None if told is None else float(told[1]))
 
 
+@lru_cache(maxsize=64)
+def _status(line: str) -> tuple[int, int]:
+    """The status, and the minor version of the protocol. Raises BadAnswerError. The same few come with every answer."""
+    matched = _STATUS_LINE.fullmatch(line.removesuffix("\r"))
+    if matched is None:
+        raise BadAnswerError("the answer has no HTTP status line")
+    return int(matched[2]), int(matched[1])
+
+
 def _headers(lines: list[str]) -> dict[str, str]:
     """Names and values. Raises BadAnswerError for a line that is no header."""
     headers: dict[str, str] = {}
@@ -302,6 +313,8 @@ def _name(raw: str) -> str:
 
 def _length(text: str) -> int:
     """The value of Content-Length, which may have been repeated. Raises BadAnswerError."""
+    if len(text) <= LENGTH_DIGITS_MAX and text.isascii() and text.isdigit():
+        return int(text)
     values = {part.strip() for part in text.split(",")}
     (value, *others) = values
     if others or _LENGTH.fullmatch(value) is None:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import lru_cache
 from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import quote
 
 import msgspec
+from msgspec import structs
 
 from tenuto.protocol.decoding import bounded
 from tenuto.wire.errors import BadAnswerError, ServiceError
@@ -62,7 +62,7 @@ def invoke_request(
 
 def with_header(request: Request, name: str, value: str) -> Request:
     """The same request with one header more."""
-    return replace(request, headers={**request.headers, name: value})
+    return structs.replace(request, headers={**request.headers, name: value})
 
 
 @lru_cache(maxsize=1_024)

@@ -13,7 +13,7 @@ from typing import Final
 from tenuto.wire.destination import Destination
 from tenuto.wire.http1 import encode_head
 from tenuto.wire.limits import SKEW_S_MIN
-from tenuto.wire.sigv4 import Credentials, Request, authorization, signing_key
+from tenuto.wire.sigv4 import Credentials, Request, SigningKey, authorization, signing_key
 
 SKEW_CODES: Final = frozenset(
     {
@@ -34,7 +34,7 @@ class Signer:
     def __init__(self, to: Destination) -> None:
         self._to = to
         # Each of these is read and replaced as a whole, so that threads never see halves of two.
-        self._key: tuple[str, Credentials | None, bytes] = ("", None, b"")
+        self._key: tuple[str, Credentials | None, SigningKey] = ("", None, SigningKey(b""))
         self._stamp: tuple[int, str] = (-1, "")
         self.skew_s = 0
 
@@ -82,9 +82,9 @@ class Signer:
             self._stamp = (at_s, stamp)
         return stamp
 
-    def _key_for(self, credentials: Credentials, day: str) -> bytes:
+    def _key_for(self, credentials: Credentials, day: str) -> SigningKey:
         known_day, known, key = self._key
         if known_day != day or (known is not credentials and known != credentials):
-            key = signing_key(credentials.secret_key, day, self._to.region, self._to.service)
+            key = SigningKey(signing_key(credentials.secret_key, day, self._to.region, self._to.service))
             self._key = (day, credentials, key)
         return key

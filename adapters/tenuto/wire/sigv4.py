@@ -14,6 +14,8 @@ from hashlib import sha256
 from typing import Final
 from urllib.parse import quote
 
+from msgspec import Struct
+
 ALGORITHM: Final = "AWS4-HMAC-SHA256"
 TERMINATOR: Final = "aws4_request"
 
@@ -47,8 +49,7 @@ class Credentials:
     token: str | None = field(default=None, repr=False)
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(Struct, frozen=True):
     """A request as it is to be sent. Names of `headers` are in lower case; `path` and `query` are encoded."""
 
     path: str
@@ -66,21 +67,48 @@ def signing_key(secret_key: str, day: str, region: str, service: str) -> bytes:
     return key
 
 
+class SigningKey:
+    """A key of HMAC-SHA256 with which many texts are signed, each in a third of the time that a new start takes."""
+
+    def __init__(self, key: bytes) -> None:
+        # RFC 2104: a hash over the key and the text, within a hash over the key. Both begin alike for every text.
+        block = key.ljust(sha256().block_size, b"\0")
+        self._inner = sha256(block.translate(_INNER_PAD))
+        self._outer = sha256(block.translate(_OUTER_PAD))
+
+    def sign(self, text: bytes) -> str:
+        """The signature of a text, in hexadecimal digits."""
+        inner, outer = self._inner.copy(), self._outer.copy()
+        inner.update(text)
+        outer.update(inner.digest())
+        return outer.hexdigest()
+
+
+_INNER_PAD: Final = bytes(byte ^ 0x36 for byte in range(256))
+_OUTER_PAD: Final = bytes(byte ^ 0x5C for byte in range(256))
+
+
 def authorization(
-    request: Request, headers: Mapping[str, str], key: bytes, access_key: str, region: str, service: str
+    request: Request, headers: Mapping[str, str], key: SigningKey, access_key: str, region: str, service: str
 ) -> str:
     """The Authorization header of a request with these headers, `host` and `x-amz-date` among them."""
     stamp = headers["x-amz-date"]
     signed, names = _signed(tuple(headers))
-    lines = "".join([f"{name}:{' '.join(headers[name].split())}\n" for name in signed])
+    lines = "".join([f"{name}:{_canonical_value(headers[name])}\n" for name in signed])
     canonical = (
         f"{request.method}\n{canonical_path(request.path)}\n{canonical_query(request.query)}\n{lines}\n{names}\n"
         f"{sha256(request.body).hexdigest()}"
     )
     scope = f"{stamp[:8]}/{region}/{service}/{TERMINATOR}"
     text = f"{ALGORITHM}\n{stamp}\n{scope}\n{sha256(canonical.encode()).hexdigest()}"
-    signature = hmac.digest(key, text.encode(), "sha256").hex()
+    signature = key.sign(text.encode())
     return f"{ALGORITHM} Credential={access_key}/{scope}, SignedHeaders={names}, Signature={signature}"
+
+
+@lru_cache(maxsize=64)
+def _canonical_value(value: str) -> str:
+    """A header's value with single spaces. The same few come each time."""
+    return " ".join(value.split())
 
 
 @lru_cache(maxsize=256)
