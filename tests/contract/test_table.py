@@ -234,6 +234,20 @@ def test_update_creates_changes_and_removes(open_table: Open) -> None:
     run(open_table, scenario)
 
 
+def test_a_quiet_update_is_answered_with_no_item_unless_it_is_refused(open_table: Open) -> None:
+    async def scenario(table: Table) -> None:
+        key = fresh()
+        item: Item = {"pk": key.pk, "sk": key.sk, "a": 1, "b": b"x"}
+        assert await table.write(Update(key, sets={"a": 1, "b": b"x"}, quiet=True)) == Applied(None)
+        assert await table.get(key) == item
+        again = Update(key, sets={"a": 2}, conditions=(Absent("free", "a"),), quiet=True)
+        assert await table.write(again) == Refused(item)
+        assert await table.write(Update(key, removes=("b",), quiet=True)) == Applied(None)
+        assert await table.get(key) == {"pk": key.pk, "sk": key.sk, "a": 1}
+
+    run(open_table, scenario)
+
+
 def test_an_empty_update_leaves_a_bare_item(open_table: Open) -> None:
     async def scenario(table: Table) -> None:
         key = fresh()

@@ -196,16 +196,26 @@ class Progress(Struct, frozen=True):
         return bool(self.slots or self.out or self.rolled or self.apart)
 
 
-def checkpoint(lane: Lane, ver: int, run: ClaimedRun, progress: Progress, own: str, then: str | None = None) -> Update:
+def checkpoint(
+    lane: Lane,
+    ver: int,
+    run: ClaimedRun,
+    progress: Progress,
+    own: str,
+    then: str | None = None,
+    *,
+    quiet: bool = False,
+) -> Update:
     """3. Journal slots, one attribute each: rewriting the journal whole would erase what others put into it.
 
     `own` names the process that writes. An invocation that was delivered twice has a twin, which holds the same `ver`:
     the first of the two to write shuts the other out, until the next takeover. `then` is what it calls itself from here
-    on: with another name, what it has sent before is refused, should it come this late.
+    on: with another name, what it has sent before is refused, should it come this late. `quiet`: the head that it
+    leaves need not be answered.
     """
     sets, removes = _progress(run, progress)
     sets[OWN] = then or own
-    return Update(head_key(lane), sets, removes, _owned("checkpoint", ver, own))
+    return Update(head_key(lane), sets, removes, _owned("checkpoint", ver, own), quiet)
 
 
 class WakeCondition(Struct, frozen=True):

@@ -71,12 +71,17 @@ Clause: TypeAlias = Equals | Absent | AbsentOrAtMost | AbsentOrEquals
 
 
 class Update(Struct, frozen=True):
-    """Create or change one item if every clause holds."""
+    """Create or change one item if every clause holds.
+
+    With `quiet`, whoever writes it knows enough of the item: a table may answer that it was applied with no item at
+    all. A refusal always brings the item.
+    """
 
     key: Key
     sets: Mapping[str, Value] = {}
     removes: tuple[str, ...] = ()
     conditions: tuple[Clause, ...] = ()
+    quiet: bool = False
 
 
 class Put(Struct, frozen=True):
@@ -97,7 +102,7 @@ Write: TypeAlias = Update | Put | Delete
 
 
 class Applied(Struct, frozen=True):
-    """The write took place; `item` is what it left (None after a delete)."""
+    """The write took place; `item` is what it left (None after a delete, or a quiet update)."""
 
     item: Item | None
 

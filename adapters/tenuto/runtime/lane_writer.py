@@ -233,13 +233,14 @@ class LaneWriter:
             self._news.append(Stored(self._backlog.durable))
             return self._run
 
-    async def flush(self, out: Messages = NO_MESSAGES) -> None:
+    async def flush(self, out: Messages = NO_MESSAGES, *, learns: bool = True) -> None:
         """Make every finished step, and these messages, durable.
 
-        Raises FencedError when another attempt owns the lane.
+        With `learns`, answers of awakeables that have come are told as well. Raises FencedError when another attempt
+        owns the lane.
         """
         async with self._writing:
-            await self._checkpoint(out)
+            await self._checkpoint(out, learns=learns)
 
     async def flush_quietly(self) -> None:
         """Flush what has finished, if the lane is still held. Whoever waits next for durability reports what fails.
@@ -249,7 +250,7 @@ class LaneWriter:
         try:
             async with self._writing:
                 if self._phase is Phase.OWNING and not self._closed:
-                    await self._checkpoint(NO_MESSAGES)
+                    await self._checkpoint(NO_MESSAGES, learns=True)
         except TableUnavailableError:
             self._env.writes.flush_within(FLUSH_RETRY_MS, self.flush_quietly)
         except (FencedError, TableRefusedError):
@@ -363,17 +364,26 @@ class LaneWriter:
             self._answers.clear()
         self._require(Phase.SPECULATING)
 
-    async def _checkpoint(self, out: Messages) -> None:
+    async def _checkpoint(self, out: Messages, *, learns: bool) -> None:
         self._require(Phase.OWNING)
         self._backlog.arrive()
         if self._backlog.empty and not out:
             return
         progress = await self._prepared(out)
         ver, run = self._head.ver, self._run
-        answer = await self._write_owned(lambda own, then: checkpoint(self._lane, ver, run, progress, own, then))
-        self._settle(answer, PhaseChange.CHECKPOINTED, "checkpoint")
+        # Where all that it changes are slots, the head is known without an answer that repeats it, the event included.
+        quiet = not learns and progress == Progress(progress.slots)
+        answer = await self._write_owned(
+            lambda own, then: checkpoint(self._lane, ver, run, progress, own, then, quiet=quiet)
+        )
+        if quiet and answer == Applied(None):
+            self._phase = advance(self._phase, PhaseChange.CHECKPOINTED)
+            head = structs.replace(self._head, slots={**self._head.slots, **progress.slots})
+        else:
+            self._settle(answer, PhaseChange.CHECKPOINTED, "checkpoint")
+            head = self._head
         self._backlog.written(progress)
-        await self._learn(self._head)
+        await self._learn(head)
 
     async def _prepared(self, out: Messages) -> Progress:
         """What the next write of the head makes durable, with what goes into items of its own put there already."""

@@ -152,9 +152,12 @@ class Lease:
         self._run = await self._writes.run(self._writer.claim(new, self._before(), self.journal.new), here=here)
         self._calm()
 
-    async def flush(self, out: Messages = NO_MESSAGES, *, here: bool = True) -> None:
-        """Make every finished step, and these messages, durable. Raises FencedError."""
-        await self._writes.run(self._writer.flush(out), here=here)
+    async def flush(self, out: Messages = NO_MESSAGES, *, here: bool = True, learns: bool = True) -> None:
+        """Make every finished step, and these messages, durable. Raises FencedError.
+
+        `learns`: answers may have come, which are told with it.
+        """
+        await self._writes.run(self._writer.flush(out, learns=learns), here=here)
         self._calm()
 
     def flush_soon(self) -> None:

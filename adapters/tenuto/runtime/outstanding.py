@@ -151,6 +151,10 @@ class Outstanding:
             return None
         return min((f.due_ms for f in self._outside.values() if isinstance(f, SleepFuture) and f.awaited), default=None)
 
+    def may_be_answered(self) -> bool:
+        """Whether an answer may come, be it awaited or not."""
+        return bool(self._outside) and any(isinstance(future, AwakeableFuture) for future in self._outside.values())
+
     def asks(self) -> bool:
         """Whether an answer is awaited."""
         if not self._outside:

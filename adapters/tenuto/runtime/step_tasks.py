@@ -157,7 +157,8 @@ class StepTasks:
             await self._send()
         if not lease.durable:
             self._outstanding.note_ends()
-            await self._ending.durably(lease.flush(here=self.may_hold_thread()))
+            learns = self._outstanding.may_be_answered()
+            await self._ending.durably(lease.flush(here=self.may_hold_thread(), learns=learns))
         # The writes may have taken long: past the lease another attempt may be at work, and repeat this step.
         if self._env.remaining_ms() <= DEADLINE_MARGIN_MS:
             raise OutOfTimeError

@@ -258,6 +258,9 @@ def _applied(write: Write, response: Mapping[str, Any]) -> Applied:
         case Delete():
             _expect_nothing(response)
             return Applied(None)
+        case Update(quiet=True):
+            _expect_nothing(response)
+            return Applied(None)
         case Update(sets=sets):
             # Nothing is there after an update that only removes, and from an item that never was.
             if sets or response.get("Attributes"):

@@ -194,7 +194,8 @@ def _render_update(table: str, update: Update) -> Arguments:
     removes = [placeholders.name(a) for a in dict.fromkeys(update.removes) if a not in update.sets]
     if removes:
         actions.append("REMOVE " + ",".join(removes))
-    arguments: Arguments = {"TableName": table, "Key": render_key(update.key), "ReturnValues": "ALL_NEW"}
+    returned = "NONE" if update.quiet else "ALL_NEW"
+    arguments: Arguments = {"TableName": table, "Key": render_key(update.key), "ReturnValues": returned}
     if actions:
         arguments["UpdateExpression"] = " ".join(actions)
     _add_condition(arguments, update.conditions, placeholders)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tenuto.lane.writes import Answer, Applied, Delete, Item, Key, Write, apply
+from tenuto.lane.writes import Answer, Applied, Delete, Item, Key, Update, Write, apply
 from tenuto.store.port import Page, UnstorableError
 
 ITEM_BYTES_MAX = 409_600
@@ -29,7 +29,9 @@ class MemoryTable:
     async def write(self, write: Write) -> Answer:
         """See `Table.write`."""
         self._count(type(write).__name__.lower())
-        return self.apply(write)
+        answer = self.apply(write)
+        quiet = isinstance(write, Update) and write.quiet and isinstance(answer, Applied)
+        return Applied(None) if quiet else answer
 
     def apply(self, write: Write) -> Answer:
         """Apply without counting."""

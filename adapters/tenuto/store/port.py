@@ -44,7 +44,10 @@ class Table(Protocol):
     """
 
     async def write(self, write: Write) -> Answer:
-        """Apply one conditional write. The answer carries the item as it is after (applied) or instead (refused)."""
+        """Apply one conditional write.
+
+        The answer carries the item as it is after (applied) or instead (refused); none after a quiet update.
+        """
         ...
 
     async def get(self, key: Key) -> Item | None:
