@@ -29,6 +29,7 @@ from tenuto.protocol.messages import Activation, Committed, Head, ModeTag, Outco
 from tenuto.protocol.records import AwakeableSlot, CallSource, Event, KafkaSource, Success, pack, unpack_slot
 from tenuto.runtime import lane_writer
 from tenuto.runtime.activation import activate
+from tenuto.runtime.alarm import open_alarm
 from tenuto.runtime.at_once import run_at_once, within
 from tenuto.runtime.environment import Environment
 from tenuto.runtime.placement import StepPlace, may_hold_thread, step_place
@@ -123,9 +124,13 @@ class Function:
         return asyncio.run(activate(request, Services([box]), env))
 
 
-@pytest.fixture
-def function() -> Iterator[Function]:
-    made = Function()
+def no_alarm() -> None:
+    """What a system without alarms gives."""
+
+
+@pytest.fixture(params=[open_alarm, no_alarm], ids=["alarm", "looks"])
+def function(request: pytest.FixtureRequest) -> Iterator[Function]:
+    made = Function(writes=BlockingWriteLoop(request.param))
     before = set(threading.enumerate())
     yield made
     loop = made.writes._loop
@@ -137,6 +142,8 @@ def function() -> Iterator[Function]:
                 thread.join(WAIT_S)
                 assert not thread.is_alive()
         loop.close()
+    if made.writes._alarm is not None:
+        made.writes._alarm.close()
 
 
 def where() -> str:
