@@ -1,7 +1,8 @@
 """`python -m bench.micro_function`: the CPU time that an event takes inside a function, without Lambda around it.
 
 Drives the production entry point (`tenuto.aws`) with activations as a control plane sends them, one event each, over
-the in-memory table or, if asked, over a table engine. Owns the activations and the clock. Does not own the handlers
+the in-memory table or, if asked, over a table engine. Several processes at a time show what the same code takes where
+each write finds the processor's caches used by others. Owns the activations and the clock. Does not own the handlers
 (`handlers`), nor what Lambda's runtime client takes, which `python -m bench` measures with everything else.
 """
 
@@ -10,11 +11,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import itertools
+import multiprocessing
 import os
 import sys
 import tempfile
 import time
 from collections.abc import Coroutine, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
@@ -75,11 +78,11 @@ class _Twin(MemoryTable):
 class _Lanes:
     """Lanes that are given one event each. `cpu_ns` is what the function took for them, in all of its threads."""
 
-    def __init__(self, table: Table, name: str) -> None:
+    def __init__(self, table: Table, workload: str, name: str | None = None) -> None:
         self._table = table
-        self._handler = WORKLOADS[name].handler
-        self._values = itertools.cycle(value for _, value in WORKLOADS[name].scaled(0.1).stream())
-        self._name = name
+        self._handler = WORKLOADS[workload].handler
+        self._values = itertools.cycle(value for _, value in WORKLOADS[workload].scaled(0.1).stream())
+        self._name = name or workload
         self._number = 0
         self.cpu_ns = 0
         self.wall_ns = 0
@@ -138,28 +141,52 @@ def measure(table: Table, name: str, events: int) -> str:
     return f"{name}: {cpu_us:7.1f} us of CPU an event, {wall_us:7.1f} us from request to answer, {writes:.2f} writes"
 
 
+def measure_beside(name: str, events: int, processes: int) -> str:
+    """A line of the report: the mean over processes that all run at the same time, each with so many events."""
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+        found = list(pool.map(_mean_us, [name] * processes, [events] * processes))
+    return f"{name}: {sum(found) / processes:7.1f} us of CPU an event, mean of {processes} processes at a time"
+
+
+def _mean_us(name: str, events: int) -> float:
+    table = BlockingDynamoTable(TABLE)
+    handler._tables[TABLE, False] = table  # type: ignore[attr-defined]  # noqa: SLF001
+    lanes = _Lanes(table, name, f"{name}.{os.getpid()}")
+    lanes.run(WARM_UP)
+    lanes.cpu_ns = 0
+    lanes.run(events)
+    return lanes.cpu_ns / events / 1000
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status."""
     parser = argparse.ArgumentParser(prog="python -m bench.micro_function", description="CPU time of events.")
     parser.add_argument("--table", choices=[MEMORY, *ENGINES], default=MEMORY)
     parser.add_argument("--events", type=int, default=2_000, help="of each workload")
     parser.add_argument("--workloads", nargs="+", choices=NAMES, default=list(NAMES))
+    parser.add_argument("--processes", type=int, default=1, help="at the same time, over a table engine")
     options = parser.parse_args(arguments)
-    if options.table == MEMORY:
+    if options.table != MEMORY:
+        asyncio.run(_over_engine(options.table, options.workloads, options.events, options.processes))
+    elif options.processes == 1:
         _report(_Twin(), options.workloads, options.events)
     else:
-        asyncio.run(_over_engine(options.table, options.workloads, options.events))
+        parser.error("several processes need a table engine, such as --table dynoxide")
     return 0
 
 
-def _report(table: Table, names: Sequence[str], events: int) -> None:
+def _report(table: Table, names: Sequence[str], events: int, processes: int = 1) -> None:
+    if processes > 1:
+        for name in names:
+            print(measure_beside(name, events, processes), flush=True)
+        return
     # The entry point makes its own client for the table that a request names, unless it has one.
     handler._tables[TABLE, False] = table  # type: ignore[attr-defined]  # noqa: SLF001
     for name in names:
         print(measure(table, name, events), flush=True)
 
 
-async def _over_engine(engine_name: str, names: Sequence[str], events: int) -> None:
+async def _over_engine(engine_name: str, names: Sequence[str], events: int, processes: int) -> None:
     with tempfile.TemporaryDirectory() as workdir:
         engine = chosen_engine(engine_name).make(Path(workdir))
         await engine.start()
@@ -168,7 +195,7 @@ async def _over_engine(engine_name: str, names: Sequence[str], events: int) -> N
             async with get_session().create_client("dynamodb", region_name=CREDENTIALS["AWS_REGION"]) as client:
                 await create_table(cast("TableAdminClient", client), TABLE)
             # Its own loop: a function's handlers do not run on anybody else's.
-            await asyncio.to_thread(_report, BlockingDynamoTable(TABLE), names, events)
+            await asyncio.to_thread(_report, BlockingDynamoTable(TABLE), names, events, processes)
         finally:
             await engine.stop()
 
