@@ -62,21 +62,23 @@ class BlockingWriteLoop:
         """See `WriteLoop.flush_within`."""
         loop, delay_s = self._running(), delay_ms / 1_000
         with self._lock:
-            if self._flush is not None:
+            due_s = time.monotonic() + delay_s
+            # One that is tried again may be due much later.
+            if self._flush is not None and self._flush_s <= due_s:
                 return
-            self._flush, self._flush_s = flush, time.monotonic() + delay_s
+            self._flush, self._flush_s = flush, due_s
             if self._alarm is not None:
                 self._alarm.set(delay_s)
                 return
             self._asked = True
-            # Its next look comes before this is due, since all flushes have the same delay.
+            # Its next look comes before this is due, unless one that is tried again has put it off.
             looks, self._looks = self._looks, True
         if not looks:
             loop.call_soon_threadsafe(self._look, delay_s)
 
     def flushed(self) -> None:
         """See `WriteLoop.flushed`."""
-        # Nobody but this thread asks for one.
+        # The second thread asks for none but what it tries again, and that finds nothing to store then.
         if self._flush is not None:
             with self._lock:
                 self._flush = None
