@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, assert_never
 
-from tenuto.lane import continuations, dead_letters, items, lives, timers, transitions, tries
+from tenuto.lane import continuations, dead_letters, items, joins, lives, naps, timers, transitions, tries
 from tenuto.lane.head import WATERMARK
 from tenuto.lane.writes import Absent, AbsentOrAtMost, AbsentOrEquals, Clause, Delete, Equals, Put, Update
 from tenuto.machine.phases import TRANSITIONS, Phase
@@ -52,7 +52,9 @@ DEFENCES: Final = {
     "spec.watermark",
     "claim.idle",
     "claim.watermark",
-    "takeover.ver",
+    "join.own",
+    "join.pend",
+    "nap.awake",
     "slot.free",
     "clear.ver",
 }
@@ -62,6 +64,7 @@ Write = Update | Put | Delete
 
 
 WAKES: Final = transitions.WakeCondition(("2a",), None)
+NAP: Final = naps.Nap(0, "holder", 0, {"2": b""})
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +104,12 @@ ROWS: Final = (
         "No response: repeat",
     ),
     Row(
+        naps.nap,
+        "function",
+        naps.nap(LANE, 4, RUN, PROGRESS, {"name": b""}, {"name": b""}, NAP, "tok", "own"),
+        "suspended: by an earlier write, which stands. Else stop. No response: as 1",
+    ),
+    Row(
         transitions.takeover,
         "dispatcher",
         transitions.takeover(LANE, OWNED, "holder", 0, {"0": b""}, "tok"),
@@ -111,6 +120,12 @@ ROWS: Final = (
         "function, dispatcher",
         transitions.final_commit(LANE, OWNED, EFFECTS, "tok", "own"),
         "stop; the dispatcher reads the head again. No response: as 1",
+    ),
+    Row(
+        joins.commit_and_claim,
+        "function",
+        joins.commit_and_claim(LANE, OWNED, transitions.Effects(), RUN, "tok", "own", drain=False),
+        "7 by itself. No response: as 1",
     ),
     Row(
         transitions.slots_put,
@@ -321,7 +336,8 @@ WRITES: Final = """
 ## The writes
 
 Each write is one request on one item. A clause is named as in the mutation tests; one in *italics* is a defence,
-implied by others. `ver` rises with 1, 2, 6 and 7 alone. A part in angle brackets stands for any name.
+implied by others. `ver` rises with 1, 2, 6, 7, `nap` and `commit_and_claim` alone. A part in angle brackets stands
+for any name.
 
 """
 
@@ -336,6 +352,8 @@ AROUND: Final = """
 - **16, call**: the head is read *first*, then the result item. A result that is known is answered. A lane that is
   taken, marked or has an outbox gets 9, 10 and 11, and the caller 202. Otherwise 1 or 2, with a guard before a claim,
   and before a commit that sends. After a refusal it starts over from the head, with the result item read *again*.
+- **nap**: the sleep has ended, and whom the lane was left to begins the next attempt, once and without a write. Anybody
+  else waits until the lease is over, and makes write 6.
 - **17, release an offset**: the watermark is past it and what its event sent is trimmed from the outbox; or its run
   is suspended; or its inbox item is put and marked.
 - **18, delete a timer**: a sleep's when its invocation is over and the outbox is empty. A guard's when, besides, no

@@ -172,6 +172,16 @@ class Limits:
     hold_sleep_ms: int = HOLD_SLEEP_MS_MAX
     """Sleeps up to this long are waited for inside the function; more than that is for a dispatcher that runs as a
     function itself, where nothing but the outside scheduler could end a short suspension."""
+    nap_sleep_ms: int = 5_000
+    """During sleeps up to this long, in functions that run for at most `NAP_TIMEOUT_MS_MAX`, the lane stays this
+    process's: that saves three writes. Meanwhile the event's offset is held, as while a function runs, and should this
+    process end, others wait for the lease."""
+    naps_max: int = 500
+    """Lanes that nap at a time. Beyond, sleeps suspend: events whose offsets are held take room in their partition, of
+    which there is four times as much (`partition_records_max`)."""
+    nap_slack_ms: int = 5_000
+    """How late a nap may be ended: its lease lasts for so long and for the function's timeout. Later than that, the run
+    is taken over as if it had suspended."""
     wheel_horizon_ms: int = 120_000
     wheel_bytes_max: int = 16 * MIB
     """Timers due within this time are held in memory, as long as they weigh no more; others are found by the sweep,
@@ -227,6 +237,11 @@ class Limits:
             )
 
 
+NAP_TIMEOUT_MS_MAX = 30_000
+"""Functions that may run for longer have no naps: should the control plane end meanwhile, the lane would be nobody's
+for as long as one of them may run."""
+
+
 def near_lookback_ms(limits: Limits) -> int:
     """How far back every sweep looks: past where a due timer rests before it moves on, and a bucket more."""
     return min(limits.sweep_lookback_ms, limits.timer_postpone_ms + TIMER_BUCKET_MS)
@@ -234,6 +249,7 @@ def near_lookback_ms(limits: Limits) -> int:
 
 SERVERLESS: Mapping[str, int] = {
     "hold_sleep_ms": 20_000,
+    "nap_sleep_ms": 1,
     "scheduler_threshold_ms": 10_000,
     "scheduler_lead_ms": 1,
     "spill_after_ms": 2_000,
@@ -242,8 +258,9 @@ SERVERLESS: Mapping[str, int] = {
     "http_wait_ms_max": 24_000,
 }
 """Defaults of a dispatcher that runs as a function. Nothing there is awake between its invocations: short sleeps stay
-in the handler's function, longer ones go to the outside scheduler, and a batch is not held up by one slow key, nor for
-long by a topic that is not there: the records behind it wait for the whole batch. A call's wait counts from when the
-gateway took it, and the 202 has left by 25 s of the 29 s that the gateway has, making the call durable included. A
-larger `scheduler_lead_ms` makes wake-ups punctual, at the price of a dispatcher that waits; keep `linger_ms` above it.
+in the handler's function and are no naps, longer ones go to the outside scheduler, and a batch is not held up by one
+slow key, nor for long by a topic that is not there: the records behind it wait for the whole batch. A call's wait
+counts from when the gateway took it, and the 202 has left by 25 s of the 29 s that the gateway has, making the call
+durable included. A larger `scheduler_lead_ms` makes wake-ups punctual, at the price of a dispatcher that waits; keep
+`linger_ms` above it.
 """

@@ -54,6 +54,7 @@ from tenuto_control.core.lane_policy import (
     Action,
     Bounds,
     DrainInbox,
+    EndNap,
     HandOver,
     Idle,
     Invoke,
@@ -133,6 +134,8 @@ RUNNING = ClaimedRun(event=record(5), ver=1, start_ms=0, first_out=0, attempt=1,
 EXPIRED = with_fields(RUNNING, lease_ms=NOW - BOUNDS.lease_margin_ms)
 MARGIN = with_fields(RUNNING, lease_ms=NOW - BOUNDS.lease_margin_ms + 1)
 ASLEEP = with_fields(RUNNING, awaits=("0",), wake_ms=NOW + 9_000)
+NAPPING = with_fields(RUNNING, wake_ms=NOW + 900)
+RESTED = with_fields(RUNNING, wake_ms=NOW)
 DUE = with_fields(RUNNING, awaits=("0", "1a"), wake_ms=NOW)
 WAITING = with_fields(RUNNING, awaits=("0a",))
 SLEPT = {"0d": pack(DueSlot(NOW))}
@@ -330,6 +333,31 @@ TABLE: list[tuple[str, Case, Action]] = [
     ),
     ("a result of this process", away(record(7), Head(out=RESULT, tok="here.7.spec"), changed_ms=LATELY), Ship()),
     ("a message of another process", away(record(7), Head(out=OUT), changed_ms=LATELY), Ship()),
+    ("a nap", case(Head(run=NAPPING), NAPPING.event, 1, nap="here.1"), Wait(NOW + 900)),
+    ("a nap that is over", case(Head(run=RESTED), RESTED.event, 1, nap="here.1"), EndNap()),
+    ("a nap that is over, in a pause", case(Head(run=RESTED), nap="here.1", pause=PAUSE), Wait(PAUSED)),
+    ("a nap that was left to another", case(Head(run=RESTED), nap="here.2"), Wait(TAKEN_UNTIL)),
+    ("a nap that has been ended", case(Head(run=RESTED)), Wait(TAKEN_UNTIL)),
+    ("a nap that has been ended in vain", case(Head(run=RESTED), ended=frozenset({"here.1"})), TakeOver()),
+    ("a nap that nobody has ended", case(Head(run=with_fields(EXPIRED, wake_ms=NOW - 9_000))), TakeOver()),
+    ("what was sent before a nap", case(Head(run=NAPPING, out=OUT), nap="here.1"), Ship()),
+    (
+        "what was sent before a nap, and was delivered",
+        case(Head(run=NAPPING, out=OUT), nap="here.1", shipped=frozenset(OUT)),
+        Wait(NOW + 900),
+    ),
+    ("a nap, while a topic takes nothing", case(Head(run=NAPPING, out=OUT), nap="here.1", pause=STUCK), Wait(PAUSED)),
+    ("a nap that is over, with an outbox", case(Head(run=RESTED, out=OUT), nap="here.1"), EndNap()),
+    (
+        "an event too long behind a nap",
+        case(Head(run=NAPPING), record(7), 1, nap="here.1", blocked_ms=BLOCKED),
+        Spill(),
+    ),
+    (
+        "an event that will have waited too long behind a nap",
+        case(Head(run=NAPPING), record(7), 1, nap="here.1", blocked_ms=BLOCKED - 30),
+        Wait(NOW + 30),
+    ),
     ("a slow lane in a pause", case(Head(), record(7), 1, pressed=True, pause=PAUSE), Wait(PAUSED)),
 ]
 
@@ -395,6 +423,7 @@ def cases(draw: st.DrawFn) -> Case:
         pressed=draw(st.booleans()),
         sighting=Sighting(draw(past), draw(past), draw(st.none() | st.just((3, 1)))),
         outrun=draw(st.integers(0, 2 * OUTRUN_MAX)),
+        nap=draw(st.sampled_from([None, "here.1", "here.2"])),
     )
     queued = 0 if first is None else draw(st.integers(1, 2 * MANY))
     records = isinstance(first, Event) and (isinstance(first.source, KafkaSource) or draw(st.booleans()))
@@ -424,6 +453,11 @@ def test_only_a_run_is_resumed_or_taken_over(case: Case) -> None:
         assert run is not None
         assert run.suspended
         assert can_wake(head, run, NOW)
+    if isinstance(action, EndNap):
+        assert run is not None
+        assert run.napping
+        assert (run.wake_ms or 0) <= NOW
+        assert run.holder == case.memory.nap
     if isinstance(action, TakeOver):
         assert run is not None
         assert not run.suspended
@@ -463,7 +497,7 @@ def test_who_has_a_clock_that_differs_takes_over_nothing_of_others_and_does_not_
 @given(cases())
 def test_no_attempt_begins_in_a_pause(case: Case) -> None:
     if case.memory.paused_until_ms > NOW:
-        assert not isinstance(case.decided(), Invoke | DrainInbox | ResumeRun | TakeOver)
+        assert not isinstance(case.decided(), Invoke | DrainInbox | ResumeRun | EndNap | TakeOver)
         assert case.turn.handed or case.memory.head is not None or not isinstance(case.decided(), ReadHead)
 
 
@@ -551,7 +585,7 @@ def carried_out(action: Action, memory: LaneMemory, turn: Turn, head: Head) -> t
         case Invoke():
             head = with_fields(head, out=kept)
             left = 0
-        case ResumeRun() | TakeOver():
+        case ResumeRun() | EndNap() | TakeOver():
             head = with_fields(head, out=kept, run=None, slots={})
         case Wait(until_ms):
             now_ms = until_ms

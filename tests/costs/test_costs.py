@@ -20,6 +20,9 @@ from tests.costs.meter import Cost, Meter, meter_of
 from tests.support.virtual_time import block, run_virtual
 
 PAUSE_THAT_SUSPENDS = timedelta(seconds=2)
+NAP = timedelta(seconds=2)
+LONG_SLEEP = timedelta(seconds=6)
+"""A sleep in which the control plane keeps the lane, and one in which it does not."""
 SLOW_STEP_SECONDS = 0.015
 SLOW_CODE_SECONDS = 0.05
 """Longer than the 20 ms after which a finished step is flushed on its own."""
@@ -93,7 +96,21 @@ def declare() -> tuple[Account, Meter]:  # noqa: C901 - a list of small handlers
     async def sleeps(ctx: ObjectContext, count: int) -> None:
         for number in range(count):
             await ctx.run(f"step {number}", step, number)
-        await ctx.sleep(PAUSE_THAT_SUSPENDS)
+        await ctx.sleep(LONG_SLEEP)
+
+    @service.handler()
+    async def dozes(ctx: ObjectContext, count: int) -> None:
+        for number in range(count):
+            await ctx.run(f"step {number}", step, number)
+        await ctx.sleep(NAP)
+
+    @service.handler()
+    async def dozes_between(ctx: ObjectContext, count: int) -> None:
+        for number in range(count):
+            await ctx.run(f"before {number}", step, number)
+        await ctx.sleep(NAP)
+        for number in range(count):
+            await ctx.run(f"after {number}", step, number)
 
     @service.handler()
     async def naps(ctx: ObjectContext, count: int) -> None:
@@ -139,7 +156,7 @@ def record(name: str, value: int = 1, times: int = 1, key: str = "k", first: int
         for _ in range(times):
             meter.deliver(service.handlers[name], key, str(value).encode())
         await meter.quiet()
-        await asyncio.sleep(2 * PAUSE_THAT_SUSPENDS.total_seconds())
+        await asyncio.sleep(2 * LONG_SLEEP.total_seconds())
         await meter.quiet()
         assert len(meter.released) == first + times
 
@@ -199,6 +216,7 @@ ROWS = [
     Row("5 sequential runs", record("steps", 5), 6, 1),
     Row("20 sequential runs", record("steps", 20), 21, 1),
     Row("5 runs with slow code between them", record("slow", 5), 7, 1),
+    Row("3 waiting events of 2 runs", record("steps", 2, times=3), 3 * 2 + 1, 1),
     Row("5 concurrent runs", record("at_once", 5), 2, 1),
     Row("1 run and 3 attempts that fail and retry inside the function", record("fails_briefly", 3), 2 + 1, 1),
     Row("an attempt that fails before anything durable", record("fails_early"), 1, 2),
@@ -206,6 +224,10 @@ ROWS = [
     Row("a sleep short enough to be held", record("naps"), 1, 1),
     Row("1 run and a sleep that suspends", record("sleeps", 1), 2 + 3, 2, head=2 + 2, timers=1),
     Row("5 runs and a sleep that suspends", record("sleeps", 5), 6 + 3, 2, head=6 + 2, timers=1),
+    Row("1 run and a nap", record("dozes", 1), 2 + 1, 2, head=2 + 1),
+    Row("5 runs and a nap", record("dozes", 5), 6 + 1, 2, head=6 + 1),
+    Row("2 runs, a nap, 2 runs", record("dozes_between", 2), 4 + 1, 2, head=4 + 1),
+    Row("durable call: 1 run and a nap, guard, result", call("dozes"), 3 + 1 + 2, 2, timers=1),
     Row("shared handler", shared, 0, 1),
     Row("send to an idle lane", record("sends"), 1 + 6, 2, timers=1),
     Row("delayed send to an idle lane", record("sends_later"), 1 + 8, 2, timers=2),
@@ -245,7 +267,7 @@ def test_the_sweep_deletes_what_is_over_in_one_request_a_shard() -> None:
         for number in range(60):
             meter.deliver(account.service.handlers["sleeps"], f"k{number}")
         await meter.quiet()
-        await asyncio.sleep(2 * PAUSE_THAT_SUSPENDS.total_seconds())
+        await asyncio.sleep(2 * LONG_SLEEP.total_seconds())
         await meter.quiet()
         timers = sum(pk.startswith("T#") for pk, _ in meter.table.items)
         meter.count()

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-from tenuto.lane import continuations, dead_letters, items, lives, timers, transitions, tries
+from tenuto.lane import continuations, dead_letters, items, joins, lives, naps, timers, transitions, tries
 from tenuto.lane.writes import Delete, Put, Update
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "draw_protocol.py"
@@ -37,7 +37,7 @@ def test_the_committed_page_is_the_generated_one() -> None:
 def test_every_write_is_on_the_page() -> None:
     builders = {
         name
-        for module in (items, transitions, timers, dead_letters, continuations, tries, lives)
+        for module in (items, transitions, timers, dead_letters, continuations, tries, lives, naps, joins)
         for name, function in inspect.getmembers(module, inspect.isfunction)
         if inspect.signature(function).return_annotation in WRITES and not name.startswith("_")
     }

@@ -87,7 +87,7 @@ def test_a_mode_is_sent_as_the_bytes_that_every_version_reads(case: str) -> None
     mode, expected = SENT[case]
     message = json.loads(encode(sent(mode)))
     # What later versions have added, at the end of the message and of its head: an older function leaves it unread.
-    assert (message.pop("spread"), message["head"].pop("former")) == ([0, 0], {})
+    assert (message.pop("spread"), message.pop("nap"), message["head"].pop("former")) == ([0, 0], None, {})
     assert json.dumps(message, separators=(",", ":")) == expected
 
 

@@ -78,6 +78,8 @@ def _operate(model: Model, attempt: Attempt, ops: Program) -> Attempt:
                 return after
             if attempt.ver is None:
                 return attempt._replace(at=_before_claim(model, attempt))
+            if model.scenario.naps and attempt.mode != "call" and all(name.startswith("sl") for name in names):
+                return attempt._replace(at="nap")
             timed = any(name.startswith("sl") for name in names)
             return attempt._replace(at="timer" if timed and "timer.first" in model.rules else "suspend")
 
@@ -107,6 +109,8 @@ def resumed(model: Model, world: World, run: Run, ver: int) -> World:
     """The world with the function that a takeover has started for `run`."""
     first = world.head.state if run.base is None else run.base
     problem = world.problem
+    if run.nap is not None and not world.due:
+        problem = problem or f"early-sleep: {run.event} is woken from a nap before its time"
     if first != run.first:
         problem = problem or f"replay: {run.event} sees the state {first}, its first attempt saw {run.first}"
     known = readable(world, run)
@@ -164,6 +168,9 @@ def moves(model: Model, world: World, attempt: Attempt) -> Iterator[Move]:
             yield from _segments(model, world, attempt, rest, name, _checkpoint)
         case "suspend":
             yield from _segments(model, world, attempt, rest, name, _suspend)
+            yield from _dawdles(model, world, attempt, rest, name)
+        case "nap":
+            yield from _segments(model, world, attempt, rest, name, _nap)
             yield from _dawdles(model, world, attempt, rest, name)
         case _:
             raise AssertionError(attempt.at)
@@ -482,6 +489,35 @@ def _suspend(model: Model, world: World, attempt: Attempt, rest: Rest, name: str
     yield from _written(asked, attempt, rest, f"{name}suspends", changed, sleeps)
 
 
+def _nap(model: Model, world: World, attempt: Attempt, rest: Rest, name: str) -> Iterator[Move]:
+    """Writes 5 and 6 in one: the next attempt is its caller's, and the sleep is over when that begins."""
+    head, run = world.head, world.head.run
+    wait = model.programs[attempt.event][attempt.op]
+    assert isinstance(wait, Wait)
+    holds = _owned(model, "nap", world, attempt) and run is not None
+    if run is None or not holds or (run.awaits is not None and "nap.awake" in model.rules):
+        how = "suspended" if _mine(model, head, attempt) else "refused"
+        yield Move(f"{name}nap refused: {how}", ended(world, rest, attempt, how))
+        return
+    sent: Slots = ((SENT, 0),) if attempt.post else ()
+    base = attempt.first if attempt.state != attempt.first and run.base is None else run.base
+    slept = tuple((s, 0) for s in wait.slots)
+    napping = _journaled(model, run, attempt, sent + slept)._replace(
+        attempt=run.attempt + 1, holder=fresh_number(world), awaits=None, base=base, own=None, nap=attempt.holder
+    )
+    changed = head._replace(
+        ver=head.ver + 1,
+        tok=(attempt.number,),
+        state=attempt.state,
+        out=head.out | _messages(attempt.post),
+        run=napping,
+    )
+    asked = world._replace(problem=_trespass(world, attempt))
+    yield from _written(
+        asked, attempt, rest, f"{name}naps", changed, lambda after: ended(after, rest, attempt, "suspended")
+    )
+
+
 def _trespass(world: World, attempt: Attempt) -> str | None:
     """The problem with an owner's write that storage takes."""
     run, ver = world.head.run, world.head.ver
@@ -494,7 +530,58 @@ def _trespass(world: World, attempt: Attempt) -> str | None:
     return None
 
 
-def _final_commit(model: Model, world: World, attempt: Attempt, rest: Rest, name: str) -> Iterator[Move]:
+def _joins(model: Model, attempt: Attempt) -> bool:
+    """Whether the next event of its batch is claimed with the commit of this one."""
+    more = attempt.mode == "spec" and attempt.place + 1 < len(attempt.events)
+    return (
+        more and not attempt.post and model.programs[attempt.event] == model.programs[attempt.events[attempt.place + 1]]
+    )
+
+
+def _join(model: Model, world: World, attempt: Attempt, rest: Rest, name: str) -> Iterator[Move]:
+    """Writes 7 and 2 in one; refused for a mark, it ends the run by itself."""
+    head, rules, following = world.head, model.rules, attempt.events[attempt.place + 1]
+    owned = _owned(model, "join", world, attempt)
+    owning = attempt._replace(
+        place=attempt.place + 1,
+        ver=(attempt.ver or 0) + 1,
+        attempt=1,
+        op=0,
+        first=attempt.state,
+        known=(),
+        fresh=(),
+        held=(),
+        segments=(),
+        put=(),
+        ans=None,
+        lost=False,
+    )
+
+    def own(after: World) -> World:
+        return with_attempts(after._replace(accepted=after.accepted | {following}), rest, advance(model, owning))
+
+    if owned and (head.pend is None or "join.pend" not in rules):
+        changed = head._replace(
+            ver=head.ver + 1,
+            tok=(attempt.number, head.ver),
+            state=attempt.state,
+            watermark=_past(head, (attempt.event,)),
+            run=Run(following, 1, attempt.holder, first=attempt.state),
+        )
+        asked = world._replace(problem=_trespass(world, attempt))
+        yield from _written(asked, attempt, rest, f"{name}commits and claims {following}", changed, own)
+    elif attempt.lost and head.tok == (attempt.number, attempt.ver or 0):
+        yield Move(f"{name}commits and claims again, recognises its own", own(world))
+    else:
+        yield from _final_commit(model, world, attempt, rest, name, joins=False)
+
+
+def _final_commit(
+    model: Model, world: World, attempt: Attempt, rest: Rest, name: str, *, joins: bool = True
+) -> Iterator[Move]:
+    if joins and model.scenario.joins and _joins(model, attempt):
+        yield from _join(model, world, attempt, rest, name)
+        return
     head, events = world.head, (attempt.event,)
     if not _owned(model, "commit", world, attempt):
         how = "done" if _mine(model, head, attempt) else "refused"

@@ -27,6 +27,7 @@ from tests.model.state import (
     slot,
     spend,
     with_dispatcher,
+    with_nap,
     with_slots,
 )
 
@@ -159,7 +160,10 @@ def _waits(world: World, n: int, me: Dispatcher, name: str) -> Iterator[Move]:
         # What it has drained becomes a tombstone at once, before anything is shipped.
         finished = me.event is not None and me.event in world.head.fin
         step = Dispatcher("tombstone", me.pos, dirty=True, event=me.event) if finished else idle(me)
-        yield Move(f"{name}invocation returned", with_dispatcher(world, n, step))
+        left = world.head.run
+        naps = left is not None and left.nap == me.holder and left.awaits is None
+        heard = with_nap(world, n, left.holder) if left is not None and naps else world
+        yield Move(f"{name}invocation returned", with_dispatcher(heard, n, step))
     elif (lost := spend(world, "crash")) is not None:
         yield Move(f"{name}stops waiting for f{me.holder}", with_dispatcher(lost, n, idle(me)), fault=True)
     run = world.head.run
@@ -174,11 +178,20 @@ def _waits(world: World, n: int, me: Dispatcher, name: str) -> Iterator[Move]:
 
 
 def _running(model: Model, world: World, n: int, me: Dispatcher, head: Head, run: Run, name: str) -> Iterator[Move]:
+    rules = model.rules
+    if run.nap is not None and (world.naps[n] == run.holder or ("nap.keeper" not in rules and run.own is None)):
+        if world.due and len(world.attempts) < model.scenario.attempts_max:
+            yield _nap_over(model, world, n, me, head, run, name)
+        yield from _queued(model, world, n, me, head, run, name)
+        return
     alive = any(attempt.holder == run.holder for attempt in world.attempts)
+    if run.nap is not None and "nap.lease" in rules:
+        alive = alive or not world.due or run.holder in world.naps
     over = me._replace(at="takeover", head=head)
     if not alive:
         yield Move(f"{name}sees the lease of {run.event} over", with_dispatcher(world, n, over))
-    elif (mistaken := spend(world, "zombie")) is not None:
+    elif (run.nap is None or world.due) and (mistaken := spend(world, "zombie")) is not None:
+        # Only clocks that are wrong by far have a lease over before the sleep that it outlasts; those are known.
         yield Move(f"{name}takes f{run.holder} for dead", with_dispatcher(mistaken, n, over), fault=True)
     if "timer.kept" not in model.rules:
         for timer in sorted(world.timers):
@@ -186,6 +199,20 @@ def _running(model: Model, world: World, n: int, me: Dispatcher, head: Head, run
                 dropped = me._replace(at="delete", timer=timer)
                 yield Move(f"{name}finds nothing to wake", with_dispatcher(world, n, dropped))
     yield from _queued(model, world, n, me, head, run, name)
+
+
+def _nap_over(model: Model, world: World, n: int, me: Dispatcher, head: Head, run: Run, name: str) -> Move:
+    """The attempt after a nap, without a write."""
+    problem = world.problem
+    if any(attempt.holder == run.holder for attempt in world.attempts):
+        problem = problem or f"one-owner: two attempts at {run.event} by one lease"
+    taken = world.head.run is None or world.head.run.holder != run.holder
+    if taken and not model.scenario.faults.zombie:
+        problem = problem or f"one-owner: an attempt at {run.event} begins, and another has the lane"
+    woken = with_nap(world, n, None) if "nap.once" in model.rules else world
+    begun = resumed(model, woken._replace(problem=problem), run, head.ver)
+    waits = Dispatcher("waits", me.pos, dirty=True, holder=run.holder)
+    return Move(f"{name}ends the nap of {run.event}: f{run.holder}", with_dispatcher(begun, n, waits))
 
 
 def _asleep(model: Model, world: World, n: int, me: Dispatcher, head: Head, run: Run, name: str) -> Iterator[Move]:
@@ -241,7 +268,14 @@ def _take_over(model: Model, world: World, n: int, me: Dispatcher, name: str) ->
         if me.at == "resume" and run.awaits is not None and any(s.startswith("sl") for s in run.awaits):
             slots = with_slots(slots, (("sl", 0),)) if world.due or "sleep.due" not in rules else slots
         taken = run._replace(
-            attempt=run.attempt + 1, awaits=None, more=False, seen=None, holder=number, slots=slots, own=None
+            attempt=run.attempt + 1,
+            awaits=None,
+            more=False,
+            seen=None,
+            holder=number,
+            slots=slots,
+            own=None,
+            nap=None,
         )
         after = world._replace(head=head._replace(ver=head.ver + 1, tok=(number,), run=taken))
         label = f"{name}{me.at} of {run.event}: f{number}"

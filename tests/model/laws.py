@@ -73,7 +73,7 @@ def _journal(before: World, after: World) -> str | None:
     was, now = before.head.run, after.head.run
     if was is None or now is None or was.event != now.event:
         return None
-    if slot(now.slots, "sl") is not None and not after.due:
+    if slot(now.slots, "sl") is not None and not after.due and now.nap is None:
         return f"early-sleep: {now.event} was woken before its time"
     found = dict(readable(after, now))
     for name, value in readable(before, was):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tests.model import attempts, dispatchers, outside
-from tests.model.state import Dispatcher, Model, Move, SleepTimer, World, spend, with_dispatcher
+from tests.model.state import Dispatcher, Model, Move, SleepTimer, World, spend, with_dispatcher, with_nap
 
 
 def moves(model: Model, world: World) -> Iterator[Move]:
@@ -52,10 +52,11 @@ def _environment(model: Model, world: World) -> Iterator[Move]:
             yield Move("rebalance: B owns the partition, A goes on", after, fault=True)
     crashed = spend(world, "crash")
     if crashed is not None and first is not None:
-        yield Move("A crashes", with_dispatcher(crashed, 0, None), fault=True)
+        yield Move("A crashes", with_nap(with_dispatcher(crashed, 0, None), 0, None), fault=True)
     if crashed is not None and first is None and second not in (None, restarted):
-        yield Move("B crashes and restarts", with_dispatcher(crashed, 1, restarted), fault=True)
-    if not world.due and any(isinstance(timer, SleepTimer) for timer in world.timers):
+        yield Move("B crashes and restarts", with_nap(with_dispatcher(crashed, 1, restarted), 1, None), fault=True)
+    naps = world.head.run is not None and world.head.run.nap is not None
+    if not world.due and (naps or any(isinstance(timer, SleepTimer) for timer in world.timers)):
         yield Move("the sleep is due", world._replace(due=True))
 
 

@@ -82,8 +82,9 @@ class Scenario:
 
     `callers` processes make the call. `inline_max`: answers that may sit in the head, the others are pointers.
     `roll_at`: as many slots in the head roll into a segment at the next checkpoint or suspension. `cached`: the standby
-    begins with a head that it read earlier. `pressed`: events may be spilled though their lane is free, as when a
-    handler is slow or fails.
+    begins with a head that it read earlier. `naps`: sleeps are short enough that the control plane keeps the lane.
+    `joins`: a commit claims the event that follows in its batch.
+    `pressed`: events may be spilled though their lane is free, as when a handler is slow or fails.
     """
 
     programs: Mapping[str, Program]
@@ -95,6 +96,8 @@ class Scenario:
     inline_max: int | None = None
     roll_at: int | None = None
     cached: bool = False
+    naps: bool = False
+    joins: bool = False
     pressed: bool = False
     batches: bool = True
     attempts_max: int = 2
@@ -136,6 +139,23 @@ SCENARIOS: dict[str, Scenario] = {
     "steps": Scenario(records=1, programs={"k0": _STEPS}),
     "steps, twins": Scenario(records=1, programs={"k0": _STEPS}, faults=Faults(twin=1), attempts_max=3),
     "steps, zombies": Scenario(records=1, programs={"k0": _STEPS}, faults=Faults(zombie=1)),
+    "steps, joined": Scenario(records=2, programs={"k0": _STEP, "k1": _STEP}, joins=True),
+    "steps, joined, twins": Scenario(
+        records=2, programs={"k0": _STEP, "k1": _STEP}, joins=True, faults=Faults(twin=1), attempts_max=3
+    ),
+    "steps, joined, zombies": Scenario(
+        records=2, programs={"k0": _STEPS, "k1": _STEPS}, joins=True, faults=Faults(zombie=1)
+    ),
+    "steps, joined, message": Scenario(
+        records=2,
+        messages=("m0",),
+        programs={"k0": _STEP, "k1": _STEP, "m0": _QUICK},
+        joins=True,
+        faults=Faults(shippers=0),
+    ),
+    "steps, joined, with an old head": Scenario(
+        records=3, programs={"k0": _STEP, "k1": _STEP, "k2": _STEP}, joins=True, cached=True, pressed=True
+    ),
     "steps, late": Scenario(records=1, programs={"k0": _STEPS}, faults=Faults(late=1, zombie=1)),
     "nap, event": Scenario(records=2, programs={"k0": _NAP, "k1": _QUICK}),
     "steps and nap": Scenario(records=1, programs={"k0": _STEPS_AND_NAP}),
@@ -144,6 +164,22 @@ SCENARIOS: dict[str, Scenario] = {
     ),
     "step, twins": Scenario(records=1, programs={"k0": _STEP}, faults=Faults(twin=1), attempts_max=3),
     "steps and nap, steps": Scenario(records=2, programs={"k0": _STEPS_AND_NAP, "k1": _STEPS}),
+    "kept nap, event": Scenario(records=2, programs={"k0": _NAP, "k1": _QUICK}, naps=True),
+    "steps and kept nap": Scenario(records=1, programs={"k0": _STEPS_AND_NAP}, naps=True),
+    "steps and kept nap, twins": Scenario(
+        records=1, programs={"k0": _STEPS_AND_NAP}, naps=True, faults=Faults(twin=1), attempts_max=3
+    ),
+    "steps and kept nap, zombies": Scenario(
+        records=1, programs={"k0": _STEPS_AND_NAP}, naps=True, faults=Faults(zombie=1, late=1), attempts_max=3
+    ),
+    "send, kept nap, answer": Scenario(
+        records=1,
+        programs={"k0": (Send(), *_NAP, Wait(("aw",)), Change("3"))},
+        answers=_ONE_ANSWER,
+        naps=True,
+        faults=Faults(shippers=0),
+    ),
+    "message with a kept nap": Scenario(messages=("m0",), programs={"m0": _NAP}, naps=True),
     "answer": Scenario(records=1, programs={"k0": _ASK}, answers=_ONE_ANSWER),
     "answer, zombies": Scenario(records=1, programs={"k0": _ASK}, answers=_ONE_ANSWER, faults=Faults(zombie=1)),
     "two answers": Scenario(records=1, programs={"k0": _ASK}, answers=_TWO_ANSWERS),

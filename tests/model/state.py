@@ -47,7 +47,8 @@ class Run(NamedTuple):
     """The invocation that has the lane. `awaits` is None while it is active. `first` is a ghost.
 
     `more`: not all awaited slots are in the list, which then ends with the mark `seen`. `ans` is the mark of the last
-    answer, `took` has the answers that are in segments.
+    answer, `took` has the answers that are in segments. After a nap, `nap` is the invocation whose caller keeps the
+    lane.
     """
 
     event: str
@@ -62,6 +63,7 @@ class Run(NamedTuple):
     own: int | None = None
     ans: str | None = None
     took: tuple[str, ...] = ()
+    nap: int | None = None
     first: State = ()
 
 
@@ -176,7 +178,8 @@ class Budget(NamedTuple):
 class World(NamedTuple):
     """A state. `inbox` holds positions with "live" or "done"; `committed` is the group's offset; `problem` is a ghost.
 
-    `accepted` are calls that were promised a result, `delivered` messages that left the lane.
+    `naps` are the holders for whom each control plane is to begin an attempt after a nap. `accepted` are calls that
+    were promised a result, `delivered` messages that left the lane.
     """
 
     head: Head
@@ -194,6 +197,7 @@ class World(NamedTuple):
     outbox: tuple[str, ...] = ()
     resolvers: tuple[Resolver, ...] = ()
     due: bool = False
+    naps: tuple[int | None, int | None] = (None, None)
     delivered: frozenset[str] = frozenset()
     accepted: frozenset[str] = frozenset()
     problem: str | None = None
@@ -308,6 +312,11 @@ def marked(model: Model, world: World, token: str) -> World:
     return world._replace(head=changed)
 
 
+def with_nap(world: World, n: int, holder: int | None) -> World:
+    """The world with what one control plane knows of a nap that it is to end."""
+    return world._replace(naps=(holder, world.naps[1]) if n == 0 else (world.naps[0], holder))
+
+
 def accepted(model: Model, world: World, position: tuple[str, str]) -> World | None:
     """Write 9: the world with the item; None when it is there already, alive or as a tombstone."""
     inbox = dict(world.inbox)
@@ -324,11 +333,12 @@ def fresh_number(world: World) -> int:
         used |= {name[1] for name, _ in attempt.put}
     run = world.head.run
     if run is not None:
-        used.add(run.holder)
+        used |= {run.holder} if run.nap is None else {run.holder, run.nap}
         used |= {name[1] for name in run.segments}
         if run.own is not None:
             used.add(run.own)
     used |= set(world.head.tok or ())
+    used |= {holder for holder in world.naps if holder is not None}
     for process in (*world.dispatchers, *world.callers):
         if process is not None and process.holder is not None:
             used.add(process.holder)

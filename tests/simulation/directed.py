@@ -17,12 +17,23 @@ from msgspec import structs
 
 from tenuto import InvocationRetryPolicy, ObjectContext, VirtualObject
 from tenuto.lane.head import head_key, parse_head
+from tenuto.lane.naps import Nap, nap
 from tenuto.lane.timers import GuardTimer, timer_put
-from tenuto.lane.transitions import Effects, Progress, WakeCondition, claim, inbox_put, mark_pend, suspend, takeover
+from tenuto.lane.transitions import (
+    Effects,
+    Progress,
+    WakeCondition,
+    claim,
+    inbox_put,
+    mark_pend,
+    suspend,
+    takeover,
+)
 from tenuto.lane.writes import Answer, Applied, Delete, Update, Write
 from tenuto.protocol.ids import InvocationId, Lane, kafka_nonce, message_nonce
 from tenuto.protocol.limits import AWAKEABLES_BYTES_MAX
 from tenuto.protocol.messages import Activation, ClaimedRun, Head
+from tenuto.protocol.messages import Nap as LeaveToNap
 from tenuto.protocol.records import Event, KafkaSource, MessageSource, RunSlot, Success, unpack_slot
 from tenuto.runtime.activation import activate
 from tenuto.runtime.environment import Environment, InlineWriteLoop
@@ -436,6 +447,98 @@ def redriven_late(without: frozenset[str]) -> None:
     run_virtual(scenario())
 
 
+def woken_from_a_nap(without: frozenset[str]) -> None:
+    """A run is seen running; it naps before its lease ends, for longer than that."""
+
+    async def scenario() -> None:
+        table = Table(without)
+        meter = Meter(Services([asker]), table=table)
+        lane = Lane("asker", "k")
+        event = meter.event_of_call(ask, "k", "c1")
+        now_ms = meter.clock.now_ms()
+        run = ClaimedRun(event, 1, 0, 0, 1, "another.1", now_ms + 1_000)
+        assert isinstance(table.apply(claim(lane, Head(), Effects(), run, "t", drain=False)), Applied)
+        meter.dispatcher.look(lane)
+        await asyncio.sleep(0.2)
+        sleep = Nap(now_ms + 60_000, "another.2", now_ms + 75_000, {})
+        assert isinstance(table.apply(nap(lane, 1, run, Progress(), {}, {}, sleep, "tok", "another")), Applied)
+        await asyncio.sleep(30)
+        left = meter.head("asker", "k").run
+        assert left is not None
+        assert left.holder == "another.2", "a run was taken over in the middle of its nap"
+
+    run_virtual(scenario())
+
+
+def napping_late(without: frozenset[str]) -> None:
+    """A run is taken over while a function works on it, which then has it nap."""
+
+    async def scenario() -> None:
+        table, clock = Table(without), VirtualClock()
+        box = VirtualObject("chain")
+
+        @box.handler()
+        async def naps(ctx: ObjectContext) -> None:
+            await ctx.run("step", asyncio.sleep, 0.5)
+            await ctx.sleep(timedelta(seconds=2))
+
+        def resumed(head: Head, holder: str, leave: LeaveToNap | None) -> Activation:
+            return Activation("chain", "k", "resume", head, holder, nap=leave)
+
+        def surroundings(nonce: str) -> Environment:
+            return Environment(table, clock.now_ms, clock.now_ms() + 10_000, InlineWriteLoop(), _inline, nonce=nonce)
+
+        event = Event(str(InvocationId(LANE, kafka_nonce("0", "t", 0, 0))), "naps", KafkaSource("0", "t", 0, 0, 0), b"")
+        heads: list[Head] = []
+        claimed = table.apply(claim(LANE, Head(), Effects(), ClaimedRun(event, 1, 0, 0, 1, "h1", 0), "t", drain=False))
+        for holder in ("h2", "h3"):
+            assert isinstance(claimed, Applied)
+            claimed = table.apply(takeover(LANE, parse_head(claimed.item), holder, clock.now_ms() + 10_000, {}, holder))
+            heads.append(parse_head(claimed.item))
+        request = resumed(heads[0], "h2", LeaveToNap(5_000, 15_000, "h2 next"))
+        outcome = await activate(request, Services([box]), surroundings("late"))
+        left = parse_head(table.items[LANE.pk, "H"]).run
+        assert left is not None
+        assert (left.holder, left.napping) == ("h3", False), f"the lane of h3 was given to {left.holder}: {outcome}"
+
+    run_virtual(scenario())
+
+
+def joined_late(without: frozenset[str]) -> None:
+    """A run is taken over while a function works on it, which then ends it and claims the next event."""
+
+    async def scenario() -> None:
+        table, clock = Table(without), VirtualClock()
+        box = VirtualObject("chain")
+
+        @box.handler()
+        async def slow(ctx: ObjectContext) -> None:
+            await ctx.run("step", asyncio.sleep, 0.5)
+
+        events = tuple(
+            Event(
+                str(InvocationId(LANE, kafka_nonce("0", "t", 0, offset))),
+                "slow",
+                KafkaSource("0", "t", 0, offset, 0),
+                b"",
+            )
+            for offset in range(2)
+        )
+        env = Environment(table, clock.now_ms, clock.now_ms() + 10_000, InlineWriteLoop(), _inline, nonce="late")
+        attempt = asyncio.create_task(
+            activate(Activation("chain", "k", "speculate", Head(), "h1", events), Services([box]), env)
+        )
+        await asyncio.sleep(0.1)
+        claimed = parse_head(table.items[LANE.pk, "H"])
+        assert isinstance(table.apply(takeover(LANE, claimed, "h2", clock.now_ms() + 10_000, {}, "h2")), Applied)
+        outcome = await attempt
+        left = parse_head(table.items[LANE.pk, "H"]).run
+        assert left is not None, f"the lane of h2 was used: {outcome}"
+        assert left.holder == "h2", f"the lane of h2 was given to {left.holder}: {outcome}"
+
+    run_virtual(scenario())
+
+
 @dataclass(frozen=True, slots=True)
 class Twin:
     """How one of two twins behaves: what its step answers, how long that takes, how long the next one takes then."""
@@ -472,12 +575,18 @@ def twins(handler_name: str, first: Twin, second: Twin) -> Callable[[frozenset[s
             await ctx.sleep(timedelta(seconds=5))
 
         @box.handler()
+        async def naps(ctx: ObjectContext) -> None:
+            await twin.keep(ctx)
+            await ctx.sleep(timedelta(seconds=5))
+
+        @box.handler()
         async def commits(ctx: ObjectContext) -> None:
             await twin.keep(ctx)
 
         nonce = f"twin {twin.answer}"
         env = Environment(table, clock.now_ms, clock.now_ms() + 10_000, InlineWriteLoop(), _inline, nonce=nonce)
-        await activate(Activation("chain", "k", "resume", head, "h2"), Services([box]), env)
+        leave = LeaveToNap(5_000, 15_000, "h3") if handler_name == "naps" else None
+        await activate(Activation("chain", "k", "resume", head, "h2", nap=leave), Services([box]), env)
 
     def schedule(without: frozenset[str]) -> None:
         async def scenario() -> None:
@@ -523,6 +632,9 @@ DIRECTED: dict[str, Callable[[frozenset[str]], None]] = {
     "claim.pend": overtaking("step"),
     "clear.pend": mark_lost_at_clearing,
     "spec.clear": mark_lost_at_commit,
+    "takeover.ver": woken_from_a_nap,
+    "join.ver": joined_late,
+    "nap.ver": napping_late,
     "takeover.awake": woken_for_nothing,
     "suspend.awake": suspended_twice,
     "slot.ans": answered_at_once,
@@ -533,6 +645,7 @@ DIRECTED: dict[str, Callable[[frozenset[str]], None]] = {
     "timer.absent": message_replaced,
     "checkpoint.own": twins("checkpoints", Twin(1, after_s=1), Twin(2, after_s=1)),
     "suspend.own": twins("suspends", Twin(1, after_s=1), Twin(2, step_s=0.5)),
+    "nap.own": twins("naps", Twin(1, after_s=1), Twin(2, step_s=0.5)),
     "continuation.over": lambda without: begun_twice(Table(without)),
     "continuation.own": lambda without: handed_on_late(Table(without)),
     "commit.own": twins("commits", Twin(1, after_s=1), Twin(2, step_s=0.5)),

@@ -25,7 +25,7 @@ from tenuto.lane.timers import SWEEP_CURSOR, WIDE_MARK_SK, SendTimer, Timer, par
 from tenuto.lane.transitions import inbox_events
 from tenuto.lane.writes import Delete, Item, Write
 from tenuto.protocol.ids import InvocationId, digest
-from tenuto.protocol.messages import ClaimedRun, Head
+from tenuto.protocol.messages import Activation, ClaimedRun, Head
 from tenuto.protocol.records import (
     AwakeableSlot,
     BundleOut,
@@ -123,6 +123,7 @@ class Oracles:
     unmarked: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     _origins: dict[tuple[str, str], dict[str, tuple[int, int]]] = field(default_factory=dict)
     _owners: dict[tuple[str, int], str] = field(default_factory=dict)
+    _leases: set[tuple[str, int]] = field(default_factory=set)
     _slots: dict[tuple[str, str], bytes] = field(default_factory=dict)
 
     def report(self, law: str, text: str) -> None:
@@ -193,13 +194,23 @@ class Oracles:
         self._one_owner(pk, who, was, now)
         self._clock(process, pk, was, now)
         self._journal(pk, who, was, now)
-        self._sleeps(pk, was, now)
+        self._sleeps(pk, who, was, now)
         self._steps(pk, was, now)
         if now.run is not None and now.run.suspended:
             self.settled_events.add(now.run.event.id)
         if now.pend != was.pend and now.pend is not None:
             self.unmarked[pk].clear()
         self._drivers(pk, now)
+
+    def asked(self, request: Activation) -> None:
+        """A control plane has a function resume a run: it does so once for each lease."""
+        run = request.head.run
+        if request.mode != "resume" or run is None:
+            return
+        lease = (f"{request.service}/{request.key}", request.head.ver)
+        if lease in self._leases:
+            self.report("one-owner", f"{lease[0]}: a second attempt under ver {lease[1]} begins, for {run.holder}")
+        self._leases.add(lease)
 
     def _together(self, pk: str, was: Head, now: Head) -> None:
         """State, watermark and outbox change in a write that raises `ver`, by one."""
@@ -240,7 +251,8 @@ class Oracles:
         owner = self._owners.setdefault((pk, was.ver), who)
         if owner != who:
             self.report("one-owner", f"{pk}: {owner} and {who} both wrote under ver {was.ver}")
-        if now.ver == was.ver + 1 and now.run is not None:
+        naps = now.run is not None and now.run.napping and now.run.event.id == was.run.event.id
+        if now.ver == was.ver + 1 and now.run is not None and not naps and not _ended(now, was.run.event):
             self.report("one-owner", f"{pk}: {who} replaced a run that was there")
 
     def _clock(self, process: Process | None, pk: str, was: Head, now: Head) -> None:
@@ -254,7 +266,7 @@ class Oracles:
     def _journal(self, pk: str, who: str, was: Head, now: Head) -> None:
         """A slot, once there, never changes; a finished step is one whose slot is there."""
         run = now.run
-        if was.run is None and now.run is not None:
+        if now.run is not None and (was.run is None or was.run.event.id != now.run.event.id):
             self._owners[pk, now.ver] = who
         if run is None:
             return
@@ -273,9 +285,13 @@ class Oracles:
                     value = record.result.value or b"null"
                     self.journaled[key] = Journaled(value, self.loop.now_ms(), who)
 
-    def _sleeps(self, pk: str, was: Head, now: Head) -> None:
+    def _sleeps(self, pk: str, who: str, was: Head, now: Head) -> None:
         run = now.run
-        if run is None:
+        if was.run is not None and was.run.napping and (now.ver != was.ver or who.startswith("fn-")):
+            early = (was.run.wake_ms or 0) - self.skew_ms - self.loop.now_ms()
+            if early > 0:
+                self.report("early-sleep", f"{pk}: a nap ended {early} ms early")
+        if run is None or run.napping:
             return
         for slot, data in now.slots.items():
             if slot in was.slots or not isinstance(unpack_slot(data), SleptSlot):
@@ -472,6 +488,10 @@ def chain_of(offsets: Iterable[tuple[int, int]]) -> str:
 def _number(data: bytes | None) -> int:
     value: int = 0 if data is None else msgspec.json.decode(data)
     return value
+
+
+def _ended(head: Head, event: Event) -> bool:
+    return _passed(head, event) or event.nonce in head.fin
 
 
 def _passed(head: Head, event: Event) -> bool:

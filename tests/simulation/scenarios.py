@@ -64,6 +64,9 @@ WRONG_CLOCK_OF = 8
 WRONG_CLOCK_MS = 90_000
 """Several times what a function may take, so that every lease looks over, or has ended before it began."""
 
+SUSPENDS_OF = 3
+"""In one of so many seeds short sleeps suspend, as where functions may run for long or too many nap."""
+
 CROWD = OUT_PER_WRITE_MAX + 5
 SHAPES = ("always on", "scaled to zero")
 
@@ -83,6 +86,8 @@ def drawn(seed: int, profile: str | None = None, shape: str | None = None) -> Sc
         scenario = replace(scenario, hops=True)
     if seed % WRONG_CLOCK_OF == WRONG_CLOCK_OF // 2:
         scenario = replace(scenario, wrong_clock_ms=WRONG_CLOCK_MS)
+    if seed % SUSPENDS_OF == SUSPENDS_OF // 2:
+        scenario = replace(scenario, suspends=True)
     to_zero = seed % SCALED_TO_ZERO_OF == SCALED_TO_ZERO_OF - 1 if shape is None else shape == "scaled to zero"
     return _scaled_to_zero(scenario) if to_zero else scenario
 
@@ -303,8 +308,11 @@ _SMALL: dict[str, Scenario] = {
     "steps": _fixed(Step("a"), Step("b"), Remember("x")),
     "steps in a batch": _fixed(Remember("x"), Step("a"), events=3),
     "step and sleep": _fixed(Step("a"), Nap(1_500), Step("b"), events=2),
+    "step and long sleep": _fixed(Step("a"), Nap(6_500), Step("b"), events=2),
+    "naps and sleeps": _fixed(Nap(900), Step("a"), Nap(6_500), Nap(600), AskWithin(700)),
     "send": _fixed(Remember("x"), Tell("b"), Tell("b")),
     "send from a claimed run": _fixed(Tell("b"), Step("a"), Tell("b"), Nap(900), Tell("b")),
+    "send from a suspended run": replace(_fixed(Tell("b"), Step("a"), Tell("b"), Nap(900), Tell("b")), suspends=True),
     "delayed send": _fixed(Tell("b", 1_200), Remember("x")),
     "awakeable": _fixed(Ask()),
     "awakeable by a handler": _fixed(Ask(helper=True)),

@@ -212,6 +212,7 @@ class SimulatedLambda:
         self.timeout_ms = timeout_ms
         self.concurrency_max = 64
         self.invocations = 0
+        self.asked: Callable[[Activation], None] = lambda _request: None
         self._running = 0
         self._services = services
         self._table = table
@@ -231,6 +232,9 @@ class SimulatedLambda:
             raise FunctionThrottledError("too many requests")
         if faults.happens("invoke_unreachable"):
             raise FunctionUnreachableError("connection refused")
+        request = decode_request(payload)
+        assert isinstance(request, Activation)
+        self.asked(request)
         answer = self._start(payload)
         if faults.happens("invoke_doubled"):
             # What a client does that retries by itself: both run, the caller hears of one.

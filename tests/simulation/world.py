@@ -108,8 +108,8 @@ class Scenario:
     `hops`: functions write beside their handlers, as they do with a thread for it. `kept` finds the ids of messages
     that the table keeps as dead letters, for the law that none vanishes. `large_answers` is the share of answers to
     awakeables that are too large for the head. `wrong_clock_ms`: clocks of some control planes are off by so much,
-    until faults stop. `gap_ms` bounds how long work may wait for a lane that nobody uses, and
-    a caller for a result that is committed (`gaps`); for scenarios without faults.
+    until faults stop. `suspends`: no sleep is a nap. `gap_ms` bounds how long work may wait for a lane that nobody
+    uses, and a caller for a result that is committed (`gaps`); for scenarios without faults.
     """
 
     seed: int
@@ -129,6 +129,7 @@ class Scenario:
     shuffle: bool = False
     spill_after_ms: int | None = None
     sweep_interval_ms: int | None = None
+    suspends: bool = False
     gap_ms: int | None = None
     call_wait_ms: int | None = None
     crash: CrashPoint | None = None
@@ -200,9 +201,12 @@ class Simulation:
         timeout_ms = FUNCTION_TIMEOUT_MS if at_zero is None else FUNCTION_TIMEOUT_AT_ZERO_MS
         hops = random.Random(f"hops {scenario.seed}") if scenario.hops else None
         self.functions = SimulatedLambda(self.services, self.table, self.gate, rng, self.trace, timeout_ms, hops)
+        self.functions.asked = self.oracles.asked
         self._manifest = self.services.manifest(self.functions.timeout_ms)
         self.scheduler = SimulatedScheduler(self.gate, rng, self._woken)
         self.limits = Limits(sweep_lookback_ms=SWEEP_LOOKBACK_MS, **({} if at_zero is None else SERVERLESS))
+        if scenario.suspends:
+            self.limits = replace(self.limits, nap_sleep_ms=1)
         if scenario.spill_after_ms is not None:
             self.limits = replace(self.limits, spill_after_ms=scenario.spill_after_ms)
         if scenario.sweep_interval_ms is not None:

@@ -1,11 +1,11 @@
 """Every write a lane takes, numbered as in the protocol's table.
 
 Owns conditions and effects, as data; each clause has a label by which mutation tests remove it. Does not own the order
-of writes (function runtime and dispatcher), the writes of timers (`timers`), nor any I/O.
+of writes (function runtime and dispatcher), the writes of timers (`timers`) and of naps, nor any I/O.
 
-Rules that hold for the whole file: `ver` rises with 1, 2, 6 and 7 and with nothing else; `tok` is written with `ver`
-and only ever lets a writer recognise its own write; a clause marked *defence* is implied by others and kept against a
-mistake in those.
+Rules that hold for the whole file: `ver` rises with 1, 2, 6 and 7 (as it does in `naps` and `joins`) and with nothing
+else; `tok` is written with `ver` and only ever lets a writer recognise its own write; a clause marked *defence* is
+implied by others and kept against a mistake in those.
 """
 
 from __future__ import annotations
@@ -318,7 +318,7 @@ def takeover(
 
     `due` fills slots of ended sleeps. `failures` is the new count when the function is known to have failed. A run that
     was seen running and has been suspended since, under the same `ver`, is left asleep: taken over for nothing, it
-    would have no timer until its attempt suspends it again.
+    would have no timer until its attempt suspends it again. So is one that naps by now, whose lease is another.
     """
     run = head.run
     if run is None:
@@ -330,7 +330,7 @@ def takeover(
     clauses: list[Clause] = [
         _ver("takeover.ver", head.ver),
         Equals("takeover.run", "rid", run.event.nonce),
-    ]  # ver: defence
+    ]
     if not run.suspended:
         clauses.append(Absent("takeover.awake", "awaits"))
     return Update(head_key(lane), sets, ("awaits", "wake", OWN), tuple(clauses))

@@ -54,6 +54,11 @@ class ClaimedRun(Struct, frozen=True):
         """True when no attempt is running and the invocation waits for slots or for a time."""
         return self.awaits is not None
 
+    @property
+    def napping(self) -> bool:
+        """True when no attempt is running, and whoever holds the lease begins the next one at `wake_ms`, or has."""
+        return self.awaits is None and self.wake_ms is not None
+
 
 class Head(Struct, frozen=True):
     """A lane's head as it was read or as the last write left it.
@@ -96,6 +101,17 @@ ModeTag: TypeAlias = Literal["speculate", "drain", "resume", "shared"]
 """The name of a mode on the wire. Which of the message's fields belong to which mode, `modes` says."""
 
 
+class Nap(Struct, frozen=True):
+    """Leave to nap: a sleep that ends within `most_ms` leaves the lease to the control plane, as `holder`.
+
+    That lease lasts `lease_ms` from the end of the sleep on.
+    """
+
+    most_ms: int
+    lease_ms: int
+    holder: str
+
+
 class Activation(Struct, frozen=True, tag="activation"):
     """Run these events of one lane, starting from this head.
 
@@ -103,7 +119,7 @@ class Activation(Struct, frozen=True, tag="activation"):
     sides handle them as one of `modes.Mode`. Sleeps up to `hold_ms` are waited for inside the function. With
     `encrypted`, what the function writes to the table is encrypted under the table's data key. `trace` is the W3C
     `traceparent` of the control plane's span, when it traces. Timers of the minutes in `spread` (the first, and the one
-    after the last) may be spread over more partitions.
+    after the last) may be spread over more partitions. Without a `nap`, each sleep that is not held suspends.
     """
 
     service: str
@@ -121,6 +137,7 @@ class Activation(Struct, frozen=True, tag="activation"):
     hold_ms: int = HOLD_SLEEP_MS_MAX
     late: bool = False
     spread: tuple[int, int] = (0, 0)
+    nap: Nap | None = None
     version: int = PROTOCOL_VERSION
 
 
@@ -166,7 +183,7 @@ class Committed(Struct, frozen=True, tag="committed"):
 
 
 class Suspended(Struct, frozen=True, tag="suspended"):
-    """The function claimed and suspended; events before the suspended one are finished."""
+    """The function claimed and suspended, or naps; events before the suspended one are finished."""
 
     results: tuple[EventResult, ...]
     head: Head

@@ -13,7 +13,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from tenuto.errors import ProtocolError
-from tenuto.protocol.messages import Activation, ClaimedRun, Head, ModeTag, Trim
+from tenuto.protocol.messages import Activation, ClaimedRun, Head, ModeTag, Nap, Trim
 from tenuto.protocol.records import Event
 
 NO_TRIM = Trim()
@@ -44,7 +44,10 @@ class Drain(Struct, frozen=True):
 
 
 class Resume(Struct, frozen=True):
-    """Run the head's own run, which is taken over already. `late`: it was handed back once, its lease being over."""
+    """Run the head's own run, which is taken over already, or has napped.
+
+    `late`: it was handed back once, its lease being over.
+    """
 
     run: ClaimedRun
     late: bool = False
@@ -70,6 +73,7 @@ def activation_of(
     table: str,
     encrypted: bool,
     hold_ms: int,
+    nap: Nap | None = None,
 ) -> Activation:
     """The message that asks for a mode, from this head; `trace` is added where it is known."""
     own: tuple[ModeTag, tuple[Event, ...], int, bool, ClaimedRun | None, bool]
@@ -100,6 +104,7 @@ def activation_of(
         encrypted=encrypted,
         hold_ms=hold_ms,
         late=again,
+        nap=nap,
     )
 
 

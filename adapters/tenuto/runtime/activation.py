@@ -26,6 +26,7 @@ from tenuto.errors import (
     UnserialisableError,
 )
 from tenuto.lane.dead_letters import dead_letter, ends_unseen, is_dead_letter
+from tenuto.lane.joins import may_continue
 from tenuto.lane.transitions import Effects, effects_of
 from tenuto.machine.journal import Journal
 from tenuto.protocol.backoff import pause_ms
@@ -40,6 +41,7 @@ from tenuto.protocol.limits import (
 )
 from tenuto.protocol.messages import (
     Activation,
+    ClaimedRun,
     Committed,
     EventResult,
     Fenced,
@@ -70,8 +72,8 @@ from tenuto.runtime.attempt import Attempt
 from tenuto.runtime.ending import OutOfTimeError, Unwind
 from tenuto.runtime.environment import Environment
 from tenuto.runtime.handlers import HandlerSpec, Registry, read_nothing
-from tenuto.runtime.lane_writer import Left
-from tenuto.runtime.lease import Lease, may_continue
+from tenuto.runtime.lane_news import Left
+from tenuto.runtime.lease import Lease
 from tenuto.runtime.state import StateView
 from tenuto.runtime.unawaited import refuse_unawaited
 
@@ -162,14 +164,16 @@ async def activate(request: Activation, registry: Registry, env: Environment) ->
     for event in request.events:
         if registry.find(request.service, event.handler) is None:
             return Rejected(Failure(f"no handler {request.service}/{event.handler} in this function", 404))
-    if (request.hold_ms, request.spread) != (env.hold_ms, env.spread):
-        env = replace(env, hold_ms=request.hold_ms, spread=request.spread)
+    asked = request.hold_ms, request.spread, request.nap
+    if asked != (env.hold_ms, env.spread, env.nap):
+        env = replace(env, hold_ms=request.hold_ms, spread=request.spread, nap=request.nap)
     mode = mode_of(request)
     if isinstance(mode, Resume):
         lease_ms = mode.run.lease_ms
         if lease_ms - env.now_ms() < RESUMED_MS_MIN and not mode.late:
             return Late(env.now_ms())
         env = _within_lease(env, lease_ms)
+        await _woken(mode.run, env)
     lease = Lease(request, env)
     try:
         match mode:
@@ -183,6 +187,13 @@ async def activate(request: Activation, registry: Registry, env: Environment) ->
                 assert_never(mode)
     finally:
         await lease.close()
+
+
+async def _woken(run: ClaimedRun, env: Environment) -> None:
+    """Wait until a nap is over by this function's clock: whoever has ended it goes by another."""
+    if run.napping:
+        early_ms = min((run.wake_ms or 0) - env.now_ms(), env.remaining_ms() - RESUMED_MS_MIN)
+        await asyncio.sleep(max(0, early_ms) / 1000)
 
 
 def _within_lease(env: Environment, lease_ms: int) -> Environment:
@@ -203,7 +214,7 @@ async def _speculate(
     committed: list[EventResult] = []
     stopped: Stopped | None = None
     for number, event in enumerate(mode.events):
-        if number and (batch.full() or env.remaining_ms() <= 2 * DEADLINE_MARGIN_MS):
+        if number and not lease.ahead and (batch.full() or env.remaining_ms() <= 2 * DEADLINE_MARGIN_MS):
             break
         # Not the number of entries: an event that went to the dead letters left gaps where its messages would have
         # been.
@@ -211,7 +222,8 @@ async def _speculate(
         # The effects are handed on as a call: only a claim needs them, and few events claim.
         before = functools.partial(batch.effects, env, expires=not keyed)
         lease.begin(event, Journal(first_out=first_out, next_out=first_out), before)
-        invocation = _Invocation(event, lease, batch.state, registry, env, expires=not keyed)
+        following = mode.events[number + 1] if number + 1 < len(mode.events) else None
+        invocation = _Invocation(event, lease, batch.state, registry, env, expires=not keyed, following=following)
         failures = 0 if number else mode.attempt - 1
         match await invocation.until_end(failures, claim_first=mode.claim_first and not number):
             case Done() as done:
@@ -312,6 +324,7 @@ class _Invocation:
         env: Environment,
         *,
         expires: bool,
+        following: Event | None = None,
     ) -> None:
         spec = registry.find(lease.lane.service, event.handler)
         if spec is None:
@@ -324,6 +337,7 @@ class _Invocation:
         self._registry = registry
         self._env = env
         self._expires = expires
+        self._following = following
 
     async def until_end(self, failures: int, *, claim_first: bool) -> End:
         """Attempts until the invocation is done, suspended, lost, or has to be tried again from outside."""
@@ -499,10 +513,16 @@ class _Invocation:
                 await lease.claim(self._env.now_ms())
             if lease.owning:
                 effects = effects_of([event], done.state, out, self._env.now_ms(), expires=self._expires)
-                return structs.replace(done, left=await lease.commit(effects))
+                return structs.replace(done, left=await lease.commit(effects, self._claimed_next()))
         except FencedError as e:
             return Lost(str(e))
         return done
+
+    def _claimed_next(self) -> Event | None:
+        """The next event of the batch, if it is likely to take a durable step as well, and there is time for it."""
+        event = self._following
+        alike = event is not None and event.handler == self._event.handler and self._lease.journal.finished > 0
+        return event if alike and self._env.remaining_ms() > RESUMED_MS_MIN else None
 
     @property
     def _input_item(self) -> str | None:

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from tenuto.errors import JournalMismatchError, TenutoError
+from tenuto.lane.naps import Nap
 from tenuto.lane.transitions import WakeCondition
 from tenuto.protocol.ids import command_of_awakeable
 from tenuto.protocol.limits import (
@@ -21,7 +22,7 @@ from tenuto.protocol.limits import (
     DEADLINE_MARGIN_MS,
     HOLD_SLEEP_MS_MAX,
 )
-from tenuto.protocol.records import Event
+from tenuto.protocol.records import Event, pack
 from tenuto.runtime import steps
 from tenuto.runtime.commands import Commands
 from tenuto.runtime.ending import Ending, Unwind
@@ -205,8 +206,23 @@ class Attempt:
         wakes = WakeCondition(tuple(f.slot for f in self._outstanding.awaited()), wake_ms)
         changed, initial = dict(self._state.changed), self._state.initial_of_changed()
         out = dict(self.journal.out)
+        nap = self._nap(wake_ms)
+        if nap is not None:
+            await self.ending.durably(self._lease.nap(changed, initial, nap, out))
+            self.ending.suspend()
+            return
         if await self.ending.durably(self._lease.suspend(changed, initial, wakes, out, here=here)):
             self.ending.suspend()
+
+    def _nap(self, wake_ms: int | None) -> Nap | None:
+        """How to sleep with the lane left to the control plane; None when it is to be let go."""
+        leave = self._env.nap
+        if leave is None or wake_ms is None or wake_ms - self._env.now_ms() > leave.most_ms:
+            return None
+        if len(self._steps) or self._outstanding.asks():
+            return None
+        slept = self._outstanding.slept_by(wake_ms)
+        return Nap(wake_ms, leave.holder, wake_ms + leave.lease_ms, {name: pack(slot) for name, slot in slept.items()})
 
     async def pause(self, failures: int, error: str, wake_ms: int) -> None:
         """Suspend until a later attempt may start. Raises FencedError."""

@@ -15,6 +15,7 @@ from typing import Any, Final, Protocol, TypeVar
 
 from tenuto.lane.timers import NOT_SPREAD, Minutes
 from tenuto.protocol.limits import DEADLINE_MARGIN_MS, HOLD_RETRY_MS_MAX, HOLD_SLEEP_MS_MAX
+from tenuto.protocol.messages import Nap
 from tenuto.store.port import Table
 
 T = TypeVar("T")
@@ -86,7 +87,7 @@ class Environment:
 
     `nonce` is this process's own: it tells it from a twin, when one invocation was delivered twice. Sleeps up to
     `hold_ms` are waited for inside the function. `trace` names the control plane's span, when it traces.
-    `spread` are the minutes whose timers are put into more partitions.
+    `spread` are the minutes whose timers are put into more partitions. `nap` is leave to nap.
     """
 
     table: Table
@@ -101,6 +102,7 @@ class Environment:
     hold_ms: int = HOLD_SLEEP_MS_MAX
     trace: str | None = None
     spread: Minutes = NOT_SPREAD
+    nap: Nap | None = None
 
     def remaining_ms(self) -> int:
         """Milliseconds this function may still run."""

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Final, TypeAlias
 
-from msgspec import Struct, structs
+from msgspec import structs
 
 from tenuto.errors import FencedError, StateTooLargeError
 from tenuto.lane.dead_letters import item_of
@@ -33,6 +33,8 @@ from tenuto.lane.items import (
     with_item,
     without,
 )
+from tenuto.lane.joins import commit_and_claim, may_continue
+from tenuto.lane.naps import Nap, nap
 from tenuto.lane.timers import GuardTimer, SleepTimer, spread, timer_put
 from tenuto.lane.transitions import (
     NO_TRIM,
@@ -71,6 +73,7 @@ from tenuto.protocol.records import (
     unpack_slot,
 )
 from tenuto.runtime.environment import Environment
+from tenuto.runtime.lane_news import Found, Left, Loaded, NewRun, News, Stored
 from tenuto.store.port import TableRefusedError, TableUnavailableError
 
 Messages: TypeAlias = Mapping[int, tuple[int, str, Entry]]
@@ -80,46 +83,6 @@ NO_MESSAGES: Final[Messages] = MappingProxyType({})
 
 WRITE_PAUSES_MS = (20, 50, 100, 200, 400, 800, 1_600)
 """Pauses between repetitions of a write whose response was lost; after the last one the attempt gives up."""
-
-
-class Found(Struct, frozen=True):
-    """A slot that somebody else has put, or a write whose response was lost."""
-
-    name: str
-    slot: Slot
-
-
-class Stored(Struct, frozen=True):
-    """So many of the slots that came in are stored."""
-
-    count: int
-
-
-News: TypeAlias = Found | Stored
-"""What the handler's side is told."""
-
-
-class NewRun(Struct, frozen=True):
-    """A run that is to be claimed. `secret` is what no other run knows, `first_out` its first place in the outbox."""
-
-    event: Event
-    start_ms: int
-    first_out: int
-    secret: bytes
-
-
-class Loaded(Struct, frozen=True):
-    """What was stored of a resumed run: its event and its journal."""
-
-    event: Event
-    slots: Mapping[str, Slot]
-
-
-class Left(Struct, frozen=True):
-    """What an activation leaves of the lane: the head after its last write, and how many requests to write it made."""
-
-    head: Head
-    writes: int
 
 
 class LaneWriter:
@@ -185,11 +148,8 @@ class LaneWriter:
             raise FencedError("the run's input is gone: the run is over")
         return Loaded(with_item(run.event, item), slots)
 
-    async def claim(self, new: NewRun, before: Effects, finished: Finished) -> ClaimedRun:
-        """Take the lane for a run, together with the effects of the events before it. Raises FencedError.
-
-        What has finished of it, and what will, comes through `finished`.
-        """
+    async def claim(self, new: NewRun, before: Effects) -> ClaimedRun:
+        """Take the lane for a run, together with the effects of the events before it. Raises FencedError."""
         async with self._writing:
             if self._phase is Phase.OWNING:
                 return self._run
@@ -197,22 +157,8 @@ class LaneWriter:
             event = new.event
             if isinstance(event.source, CallSource) and not self._drains:
                 await self._put_guard(event)
-            stored, input_item = await self._put_input(event)
-            run = ClaimedRun(
-                event=stored,
-                ver=self._head.ver + 1,
-                start_ms=new.start_ms,
-                first_out=new.first_out,
-                input_item=input_item,
-                attempt=1,
-                holder=self._holder,
-                lease_ms=self._env.deadline_ms,
-                secret=new.secret,
-            )
-            # Of the run before, whose handler has ended without them.
-            self._found -= len(self._untold)
-            self._untold.clear()
-            self._backlog = Backlog(finished)
+            run, trim = self._run_of(new, *await self._put_input(event)), self._trim
+            self._turn_to(new)
             self._backlog.arrive()
             unstored = self._backlog.unstored(NO_MESSAGES)
             progress = Progress(unstored.slots) if not unstored.apart else Progress()
@@ -224,11 +170,10 @@ class LaneWriter:
                 run,
                 tok,
                 drain=self._drains,
-                trim=self._trim,
+                trim=trim,
                 slots=progress.slots,
             )
             self._settle(await self._write(write, tok), PhaseChange.CLAIMED, "claim")
-            self._trim = NO_TRIM
             self._backlog.written(progress)
             self._news.append(Stored(self._backlog.durable))
             return self._run
@@ -311,8 +256,33 @@ class LaneWriter:
             self._settle(answer, PhaseChange.SUSPENDED, "suspend")
             return self._left
 
-    async def commit(self, effects: Effects) -> Left:
-        """End the invocation. Raises FencedError when another attempt owns the lane."""
+    async def nap(
+        self,
+        state: Mapping[str, bytes | None],
+        initial: Mapping[str, bytes | None],
+        sleep: Nap,
+        out: Messages,
+    ) -> Left:
+        """Let the invocation sleep while the control plane keeps the lease. `initial` is as in `suspend`.
+
+        Raises FencedError when another attempt owns the lane.
+        """
+        async with self._writing:
+            self._require(Phase.OWNING)
+            run, ver, tok = self._run, self._head.ver, self._tok("nap")
+            progress = await self._prepared(out)
+            base = {name: value for name, value in initial.items() if name not in self._head.base}
+            write = nap(self._lane, ver, run, progress, state, base, sleep, tok, self._own)
+            answer = await self._write(write, tok)
+            stands = isinstance(answer, Refused) and self._sleeps_already(answer.item)
+            self._settle(Applied(answer.item) if stands else answer, PhaseChange.SUSPENDED, "nap")
+            return self._left
+
+    async def commit(self, effects: Effects, following: NewRun | None = None) -> Left:
+        """End the invocation, and claim the lane for the one that follows if that can be in the same write.
+
+        Raises FencedError when another attempt owns the lane.
+        """
         async with self._writing:
             self._require(Phase.OWNING)
             run = self._run
@@ -323,9 +293,10 @@ class LaneWriter:
             shipped_from = {item_of(entry) for entry in effects.out.values()}
             over = (*self._backlog.segments, *self._answers, run.input_item)
             items = [name for name in over if name and name not in shipped_from]
-            owned = _with_slots(self._head, known)
-            write = final_commit(self._lane, owned, effects, tok, self._own, trim=self._trim)
-            self._settle(await self._write(write, tok), PhaseChange.COMMITTED, "commit")
+            owned = structs.replace(self._head, slots=known)
+            if following is None or not await self._joined(owned, effects, tok, following):
+                write = final_commit(self._lane, owned, effects, tok, self._own, trim=self._trim)
+                self._settle(await self._write(write, tok), PhaseChange.COMMITTED, "commit")
             await self._forget(items)
             return self._left
 
@@ -344,6 +315,24 @@ class LaneWriter:
             self._closed = True
             return self._left
 
+    async def _joined(self, owned: Head, effects: Effects, tok: str, new: NewRun) -> bool:
+        """End the run that is owned and claim the next in one write. False when it has to end by itself."""
+        event = new.event
+        large = len(event.input or b"") > INLINE_BYTES_MAX or carried_of(event) is not None
+        free = may_continue(self._head, drains=self._drains) and not effects.out
+        if large or not free or isinstance(event.source, CallSource):
+            return False
+        run = self._run_of(new, event, None)
+        write = commit_and_claim(self._lane, owned, effects, run, tok, self._own, drain=self._drains, trim=self._trim)
+        answer = await self._write(write, tok)
+        if isinstance(answer, Refused):
+            return False
+        self._phase = advance(advance(self._phase, PhaseChange.COMMITTED), PhaseChange.CONTINUED)
+        self._settle(answer, PhaseChange.CLAIMED, "claim")
+        self._answers.clear()
+        self._turn_to(new)
+        return True
+
     # --- parts of writes --------------------------------------------------------------------------------------------
 
     @property
@@ -357,12 +346,39 @@ class LaneWriter:
     def _left(self) -> Left:
         return Left(self._head, self._writes)
 
+    def _run_of(self, new: NewRun, stored: Event, input_item: str | None) -> ClaimedRun:
+        return ClaimedRun(
+            event=stored,
+            ver=self._head.ver + 1,
+            start_ms=new.start_ms,
+            first_out=new.first_out,
+            input_item=input_item,
+            attempt=1,
+            holder=self._holder,
+            lease_ms=self._env.deadline_ms,
+            secret=new.secret,
+        )
+
+    def _turn_to(self, new: NewRun) -> None:
+        """Keep the journal of a run that is claimed."""
+        # Of the run before, whose handler has ended without them.
+        self._found -= len(self._untold)
+        self._untold.clear()
+        self._trim = NO_TRIM
+        self._backlog = Backlog(new.finished)
+
     def _begin(self) -> None:
         """Turn to the next event of the activation, should one have been committed. Raises FencedError."""
         if self._phase is Phase.COMMITTED:
             self._phase = advance(self._phase, PhaseChange.CONTINUED)
             self._answers.clear()
         self._require(Phase.SPECULATING)
+
+    def _sleeps_already(self, item: Item | None) -> bool:
+        """Whether an earlier write of this attempt has suspended it, whose response was lost."""
+        seen = parse_head(item)
+        mine = seen.ver == self._head.ver and _present(item).get(OWN) in (self._own, self._renamed or self._own)
+        return mine and seen.run is not None and seen.run.suspended
 
     async def _checkpoint(self, out: Messages, *, learns: bool) -> None:
         self._require(Phase.OWNING)
@@ -549,9 +565,3 @@ def _present(item: Item | None) -> Item:
     if item is None:
         raise AssertionError("an update always leaves an item")
     return item
-
-
-def _with_slots(head: Head, slots: Mapping[str, bytes]) -> Head:
-    return Head(
-        ver=head.ver, tok=head.tok, pend=head.pend, base=head.base, run=head.run, slots=dict(slots), stray=head.stray
-    )

@@ -15,23 +15,16 @@ from collections.abc import Callable, Mapping
 from typing import assert_never
 
 from tenuto.errors import FencedError
+from tenuto.lane.naps import Nap
 from tenuto.lane.transitions import Effects, WakeCondition
 from tenuto.machine.journal import Journal
 from tenuto.protocol.ids import Lane
 from tenuto.protocol.limits import FLUSH_DELAY_MS_MAX, SECRET_BYTES
-from tenuto.protocol.messages import Activation, ClaimedRun, Head
+from tenuto.protocol.messages import Activation, ClaimedRun
 from tenuto.protocol.records import Event
 from tenuto.runtime.environment import Environment
-from tenuto.runtime.lane_writer import (
-    NO_MESSAGES,
-    Found,
-    LaneWriter,
-    Left,
-    Messages,
-    NewRun,
-    News,
-    Stored,
-)
+from tenuto.runtime.lane_news import Found, Left, NewRun, News, Stored
+from tenuto.runtime.lane_writer import NO_MESSAGES, LaneWriter, Messages
 
 
 class Lease:
@@ -47,6 +40,8 @@ class Lease:
         self._before: Callable[[], Effects] = Effects
         self._secret: bytes | None = None if self._run is None else self._run.secret
         self._left = Left(request.head, 0)
+        # The next event's run, should it have been claimed with the commit of the last one.
+        self._ahead: tuple[Journal, ClaimedRun] | None = None
         # Whether the other side may have a flush under way.
         self._open = self._run is not None
         self._stored = 0
@@ -70,6 +65,11 @@ class Lease:
         if self._run is None:
             raise FencedError("no run is owned")
         return self._run
+
+    @property
+    def ahead(self) -> bool:
+        """Whether the next event has been claimed already."""
+        return self._ahead is not None
 
     @property
     def attempt(self) -> int:
@@ -107,6 +107,9 @@ class Lease:
         self._stored = 0
         self._secret = None
         self._event, self._before, self.journal = event, before, journal
+        if self._ahead is not None:
+            self.journal, self._run = self._ahead
+            self._secret, self._open, self._ahead = self._run.secret, True, None
 
     def hear(self) -> list[str]:
         """The names of slots that were found in storage since the last call; the journal knows them from here on."""
@@ -147,9 +150,9 @@ class Lease:
             return
         if self._event is None:
             raise AssertionError("a claim is for an event")
-        new = NewRun(self._event, start_ms, self.journal.first_out, self.run_secret())
+        new = NewRun(self._event, start_ms, self.journal.first_out, self.run_secret(), self.journal.new)
         self._open = True
-        self._run = await self._writes.run(self._writer.claim(new, self._before(), self.journal.new), here=here)
+        self._run = await self._writes.run(self._writer.claim(new, self._before()), here=here)
         self._calm()
 
     async def flush(self, out: Messages = NO_MESSAGES, *, here: bool = True, learns: bool = True) -> None:
@@ -193,9 +196,30 @@ class Lease:
         self._ended(left)
         return True
 
-    async def commit(self, effects: Effects) -> Left:
-        """End the invocation. Raises FencedError."""
-        return self._ended(await self._writes.run(self._writer.commit(effects), here=True))
+    async def nap(
+        self,
+        state: Mapping[str, bytes | None],
+        initial: Mapping[str, bytes | None],
+        sleep: Nap,
+        out: Messages,
+    ) -> None:
+        """Let the invocation sleep while the control plane keeps the lease. Raises FencedError.
+
+        `initial` is as in `suspend`.
+        """
+        work = self._writer.nap(state, initial, sleep, out)
+        self._ended(await self._writes.run(work, here=True))
+
+    async def commit(self, effects: Effects, following: Event | None = None) -> Left:
+        """End the invocation, if possible with the claim of the event that is to follow. Raises FencedError."""
+        journal, new = Journal(), None
+        if following is not None:
+            secret = self._env.random_bytes(SECRET_BYTES)
+            new = NewRun(following, self._env.now_ms(), journal.first_out, secret, journal.new)
+        left = self._ended(await self._writes.run(self._writer.commit(effects, new), here=True))
+        if left.head.run is not None:
+            self._ahead = journal, left.head.run
+        return left
 
     async def commit_speculation(self, effects: Effects) -> None:
         """Write 1, by a function that has written already. Raises FencedError."""
@@ -214,8 +238,3 @@ class Lease:
         self._writes.flushed()
         self._run, self._left, self._open = None, left, False
         return left
-
-
-def may_continue(head: Head, *, drains: bool) -> bool:
-    """Whether the next event may follow a commit at once: nothing has to be shipped or drained before it."""
-    return not head.out and (head.pend is None or drains)

@@ -151,6 +151,11 @@ class Outstanding:
             return None
         return min((f.due_ms for f in self._outside.values() if isinstance(f, SleepFuture) and f.awaited), default=None)
 
+    def slept_by(self, time_ms: int) -> dict[str, SleptSlot]:
+        """The slots of the awaited sleeps that are over at a time, as the journal will have them then."""
+        sleeps = (future for future in self.awaited() if isinstance(future, SleepFuture))
+        return {f.slot: SleptSlot(max(0, f.due_ms - self.start_ms)) for f in sleeps if f.due_ms <= time_ms}
+
     def may_be_answered(self) -> bool:
         """Whether an answer may come, be it awaited or not."""
         return bool(self._outside) and any(isinstance(future, AwakeableFuture) for future in self._outside.values())

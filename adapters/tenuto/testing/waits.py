@@ -56,6 +56,8 @@ def _line(lane: Lane, head: Head, run: ClaimedRun, courses: Mapping[str, Course]
     told = _named(target, run.event.id) + (f" at {at}" if at else "")
     if course is not None and course.steps:
         return f"{told}: its step {', '.join(map(repr, course.steps))}, which runs"
+    if run.napping:
+        return f"{told}: a sleep until {_time(run.wake_ms or 0)}"
     if not run.suspended:
         return f"{told}: the end of its lease, {_time(run.lease_ms)}"
     if run.error is not None and not run.awaits:

@@ -73,6 +73,10 @@ HOLD_SECONDS: Final = {ALWAYS_ON: HOLD_SLEEP_MS_MAX / 1000, SCALE_TO_ZERO: 20.0}
 suspension is precise to a minute."""
 
 
+NAP_SECONDS: Final = {ALWAYS_ON: Limits().nap_sleep_ms / 1000, SCALE_TO_ZERO: 0.0}
+"""During sleeps up to this long the control plane keeps the lane, by default: they need no timer and no takeover."""
+
+
 def _option(default: T, text: str, low: float = 0, high: float = 1) -> T:
     """A field with what the command line says about it and the bounds it is held to."""
     made: T = field(default=default, metadata={"help": text, "low": low, "high": high})
@@ -97,7 +101,7 @@ class Workload:
     steps: int = _option(0, "steps (ctx.run) of each event, one after the other", high=COMMANDS_MAX)
     slow_code: bool = _option(default=False, text="the code after a step takes longer than 20 ms")
     sleeps: int = _option(
-        0, "sleeps of each event; an attempt that fails and waits over a second is one, too", high=1_000
+        0, "sleeps of each event; a failed attempt that waits over a second costs what one above 5 s does", high=1_000
     )
     sleep_seconds: float = _option(5.0, "how long each sleep is", high=SLEEP_MS_MAX // 1000)
     sends: int = _option(0, "messages of each event, to keys whose handlers only touch state", high=OUT_PER_WRITE_MAX)
@@ -144,13 +148,18 @@ class Workload:
 
     @property
     def suspended(self) -> int:
-        """Sleeps that no function waits for."""
-        return self.sleeps if self.sleep_seconds > self._hold_seconds else 0
+        """Sleeps that no function waits for, and in which nobody keeps the lane."""
+        return self.sleeps if self.sleep_seconds > max(self._hold_seconds, NAP_SECONDS[self.shape]) else 0
+
+    @property
+    def napped(self) -> int:
+        """Sleeps in which the control plane keeps the lane."""
+        return self.sleeps - self.suspended if self.sleep_seconds > self._hold_seconds else 0
 
     @property
     def durable(self) -> bool:
         """Whether an event takes the lease of its key."""
-        return bool(self.steps or self.held or self.suspended)
+        return bool(self.steps or self.held or self.napped or self.suspended)
 
     @property
     def _hold_seconds(self) -> float:
@@ -231,18 +240,22 @@ def count(workload: Workload) -> EventCounts:
     sends, suspended, durable = workload.sends, workload.suspended, workload.durable
     shared = 1 / workload.batch
     own = shared
+    joins = not (sends or suspended or workload.napped or workload.held or workload.calls)
     if durable:
-        # A claim, a checkpoint for each step but the last, which rides on the suspension or the commit. After slow
-        # code it has been written before. When a held sleep is to end is written before it begins, and that it has
-        # ended before a step that follows.
+        # A claim, which the next event of a batch has together with the commit of the one before it. A checkpoint for
+        # each step but the last, which rides on the suspension or the commit. After slow code it has been written
+        # before. When a held sleep is to end is written before it begins, and that it has ended before a step that
+        # follows.
         late = 1 if workload.slow_code and workload.steps else 0
-        own = 1 + max(workload.steps, 1) + late + 2 * (suspended + workload.held)
+        own = (
+            (shared if joins else 1) + max(workload.steps, 1) + late + workload.napped + 2 * (suspended + workload.held)
+        )
     result = 1 if workload.calls and durable else 0
     guards = sends + (1 if workload.calls and (durable or sends) else 0)
     # What has been shipped is cleared once the key comes to rest, that is, at each suspension and at the end.
     clears = min(sends, 1 + suspended) + result if suspended else result or (shared if sends else 0)
     first = shared
-    if suspended or workload.held or (workload.steps and sends):
+    if suspended or workload.napped or workload.held or (workload.steps and sends):
         # A suspension ends an invocation, and so does a commit with something to ship. Sleeps that are held use
         # up the function's time, so that a second event in it cannot be counted on.
         first = 1
@@ -253,8 +266,8 @@ def count(workload: Workload) -> EventCounts:
         # A control plane that is always on remembers the head of a key that it suspended.
         head_reads=shared + sends + (suspended if workload.shape == SCALE_TO_ZERO else 0),
         other_read_units=sends + guards * GUARD_READ_UNITS + suspended * SLEEP_TIMER_READ_UNITS,
-        invocations=first + suspended + sends,
-        turns=1 + suspended + sends,
+        invocations=first + workload.napped + suspended + sends,
+        turns=1 + workload.napped + suspended + sends,
     )
 
 

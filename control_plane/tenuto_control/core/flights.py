@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from tenuto.lane.tries import with_tries
 from tenuto.protocol.ids import Lane
-from tenuto.protocol.messages import Head, RetryPolicy, ServiceManifest, Trim
+from tenuto.protocol.messages import Head, Nap, RetryPolicy, ServiceManifest, Trim
 from tenuto.protocol.modes import Drain, Mode, Resume, Shared, Speculate
 from tenuto.protocol.records import Event
 
@@ -81,7 +81,7 @@ class Flight(Struct, frozen=True):
     """One activation of a lane: from which head, in which mode, under which name, and what its commit may trim.
 
     `events` are those that it is about, at least one, and `attempt` the number of its attempt at the first of them.
-    `holder` is the name that its lease would bear. It began at `began_ms`.
+    `holder` is the name that its lease would bear. It began at `began_ms`, with leave to `nap`, or without.
     """
 
     lane: Lane
@@ -94,6 +94,7 @@ class Flight(Struct, frozen=True):
     tried: Tried
     manifest: ServiceManifest
     began_ms: int = 0
+    nap: Nap | None = None
 
     @property
     def policy(self) -> RetryPolicy:
@@ -118,6 +119,7 @@ def departing(
     lessons: Lessons,
     manifest: ServiceManifest,
     now_ms: int,
+    nap: Nap | None = None,
 ) -> Flight:
     """An activation that begins at `now_ms`, in the light of those before it."""
     tried = lessons.tried
@@ -134,4 +136,4 @@ def departing(
             events, attempt = (event,), 1
         case _:
             assert_never(mode)
-    return Flight(lane, head, mode, events, attempt, holder, trim, tried, manifest, now_ms)
+    return Flight(lane, head, mode, events, attempt, holder, trim, tried, manifest, now_ms, nap)

@@ -192,7 +192,7 @@ class ActivationEnded(Struct, frozen=True):
     """An activation's end: the head it left (None: not known), and which nonces it finished.
 
     `ended` are holders that certainly run no more. `answered` is as in `HeadSeen`. `outrun` counts how often in a row
-    another process was quicker.
+    another process was quicker. `nap` is the holder of a nap that it has begun.
     """
 
     head: Head | None
@@ -202,6 +202,14 @@ class ActivationEnded(Struct, frozen=True):
     failed: FailedAttempt | None = None
     answered: frozenset[str] = EMPTY
     outrun: int = 0
+    nap: str | None = None
+
+
+class NapOver(Struct, frozen=True):
+    """The nap of this holder is over: its attempt begins, or (`missed`) is too late for its lease."""
+
+    holder: str
+    missed: bool = False
 
 
 class Unserved(Struct, frozen=True):
@@ -285,6 +293,7 @@ Fact: TypeAlias = (
     | HeadSeen
     | HeadDropped
     | ActivationEnded
+    | NapOver
     | Unserved
     | TakeoverBegun
     | Delivered
@@ -312,7 +321,8 @@ class LaneMemory(Struct, frozen=True):
     not counted in its run yet. `vain_ships` counts in a row how often records could not be produced. `blocked_since_ms`
     is since when the lane has been taken, failing or unable to ship while events waited. `pressed` is as in `Pressed`,
     `outrun` as in `ActivationEnded`. `drain_max` is how many inbox items the next look takes up.
-    `hurried`: a run that pauses after a failed attempt is resumed before its time.
+    `hurried`: a run that pauses after a failed attempt is resumed before its time. `nap` is the holder for whom this
+    process is to begin the next attempt at a run that naps: once, which only who remembers it can be sure of.
     """
 
     seen: Seen = UNREAD
@@ -331,6 +341,7 @@ class LaneMemory(Struct, frozen=True):
     outrun: int = 0
     hurried: bool = False
     drain_max: int = DRAIN_EVENTS_MAX
+    nap: str | None = None
 
     # --- questions ----------------------------------------------------------------------------------------------------
 
@@ -409,6 +420,8 @@ class LaneMemory(Struct, frozen=True):
                 return self._activated(fact)
             case HeadSeen():
                 return self._learned(fact)
+            case NapOver(holder, missed):
+                return replace(self, nap=None, ended=self.ended | {holder} if missed else self.ended)
             case Delivered(entries, whole):
                 return replace(self, shipped=self.shipped | entries, vain_ships=0 if whole else self.vain_ships)
             case Nudged(look):
@@ -474,13 +487,16 @@ class LaneMemory(Struct, frozen=True):
             sighting=sighting,
             outrun=fact.outrun,
             hurried=False,
+            nap=fact.nap,
         )
 
     def _learned(self, fact: HeadSeen) -> LaneMemory:
         shipped, finished, ended = self._kept(fact.head, fact.now_ms, self.finished, self.ended)
         seen, finished = self._seen(fact.head), finished | fact.answered
         sighting = self.sighting.again(fact.head, fact.now_ms)
-        return replace(self, seen=seen, shipped=shipped, finished=finished, ended=ended, sighting=sighting)
+        run = fact.head.run
+        nap = self.nap if run is not None and run.holder == self.nap else None
+        return replace(self, seen=seen, shipped=shipped, finished=finished, ended=ended, sighting=sighting, nap=nap)
 
     def _seen(self, head: Head) -> Seen:
         """A head that was asked for before a nudge came is not believed."""

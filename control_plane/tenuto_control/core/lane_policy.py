@@ -51,6 +51,11 @@ class ResumeRun:
 
 
 @dataclass(frozen=True, slots=True)
+class EndNap:
+    """The run's nap is over: its next attempt can begin."""
+
+
+@dataclass(frozen=True, slots=True)
 class TakeOver:
     """The run's function has ended without finishing it."""
 
@@ -105,7 +110,19 @@ class Idle:
 
 
 Action: TypeAlias = (
-    ReadHead | ResumeRun | TakeOver | Ship | Release | Spill | HandOver | DrainInbox | Invoke | TrimHead | Wait | Idle
+    ReadHead
+    | ResumeRun
+    | EndNap
+    | TakeOver
+    | Ship
+    | Release
+    | Spill
+    | HandOver
+    | DrainInbox
+    | Invoke
+    | TrimHead
+    | Wait
+    | Idle
 )
 
 OUTRUN_MAX = 3
@@ -288,6 +305,8 @@ def _there(head: Head, slot: str) -> bool:
 
 
 def _running(memory: LaneMemory, turn: Turn, bounds: Bounds, head: Head, run: ClaimedRun) -> Action:
+    if run.wake_ms is not None and run.holder == memory.nap:
+        return _napping(memory, turn, bounds, head, max(run.wake_ms, memory.paused_until_ms))
     holder = memory.holder(run, bounds.process)
     match holder:
         case Holder.ENDED:
@@ -308,6 +327,19 @@ def _running(memory: LaneMemory, turn: Turn, bounds: Bounds, head: Head, run: Cl
         return HandOver() if memory.read_since(turn.first_ms) else ReadHead()
     waits = _watch(memory, turn, bounds, over_ms) if foreign else Wait(over_ms)
     return _blocked(memory, turn, bounds, head) or waits
+
+
+def _napping(memory: LaneMemory, turn: Turn, bounds: Bounds, head: Head, until_ms: int) -> Action:
+    """What it has sent leaves meanwhile. Its own event stays queued: its offset leads here should this process end."""
+    if until_ms <= turn.now_ms:
+        return EndNap()
+    if to_ship(memory, turn, bounds, head):
+        if memory.ship_again_ms <= turn.now_ms:
+            return Ship()
+        until_ms = min(until_ms, memory.ship_again_ms)
+    if turn.records:
+        until_ms = min(until_ms, _spill_ms(memory, turn, bounds))
+    return _blocked(memory, turn, bounds, head) or Wait(until_ms)
 
 
 def _suspended(memory: LaneMemory, turn: Turn, bounds: Bounds, head: Head, run: ClaimedRun) -> Action:

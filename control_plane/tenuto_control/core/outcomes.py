@@ -323,12 +323,17 @@ def _progress_problem(outcome: Committed | Suspended, flight: Flight) -> str | N
         if not results:
             return "it committed, and ended no event"
         return None if head.ver > flight.head.ver else "it committed, and its head is an older one"
-    if head.run is None or not head.run.suspended:
+    if head.run is None or not (head.run.suspended or head.run.napping):
         return "it suspended, and nothing waits in its head"
     if len(results) >= len(events) or head.run.event.id != events[len(results)].id:
         return "it suspended another event than the next"
     # A claim raises the token, and a suspension alone does not.
     least = flight.head.ver if isinstance(flight.mode, Resume) else flight.head.ver + 1
+    if head.run.napping:
+        least += 1
+        leave, lease_ms = flight.nap, head.run.lease_ms - (head.run.wake_ms or 0)
+        if leave is None or (head.run.holder, lease_ms) != (leave.holder, leave.lease_ms):
+            return "it naps without leave"
     return None if head.ver >= least else "it suspended, and its head is an older one"
 
 

@@ -271,8 +271,9 @@ def _got_on(answer: Outcome | NoOutcome, now_ms: int) -> bool:
 
 
 def _restless(head: Head, now_ms: int) -> bool:
-    """Whether a head holds a suspended run that waits for nothing to come."""
-    return head.run is not None and head.run.suspended and can_wake(head, head.run, now_ms)
+    """Whether a head holds a suspended run that waits for nothing to come, or one whose nap is over."""
+    run = head.run
+    return run is not None and (run.suspended or run.napping) and can_wake(head, run, now_ms)
 
 
 def judge_commit(

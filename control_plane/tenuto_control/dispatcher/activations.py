@@ -24,6 +24,7 @@ from tenuto.protocol.messages import (
     EventResult,
     Fenced,
     Head,
+    Nap,
     Outcome,
     Rejected,
     Speculated,
@@ -38,6 +39,7 @@ from tenuto.protocol.records import Event, Failed, Failure, Result, SendOut, Suc
 from tenuto.serde import problem_of
 from tenuto.store.port import UnstorableError
 from tenuto_control.core import log_fields
+from tenuto_control.core.clocks import differs
 from tenuto_control.core.flights import Flight, Lessons, departing
 from tenuto_control.core.outcomes import outcome_problem
 from tenuto_control.core.traces import Activating
@@ -71,7 +73,7 @@ from tenuto_control.dispatcher.ends import Ends
 from tenuto_control.dispatcher.heads import head_bytes
 from tenuto_control.dispatcher.parts import Parts
 from tenuto_control.dispatcher.work import Attempted, CallWork, Work
-from tenuto_control.limits import ANSWER_BYTES_MAX, REQUEST_COPIES
+from tenuto_control.limits import ANSWER_BYTES_MAX, NAP_TIMEOUT_MS_MAX, REQUEST_COPIES
 from tenuto_control.ports import (
     AnswerHolder,
     FunctionFailedError,
@@ -166,8 +168,13 @@ class Activations:
         if target is None or head.run is None:
             raise AssertionError("a takeover needs a target and a run")
         flight = self._flight(target, head, Resume(head.run, self._lessons.late), trim, holder)
-        with self.services.capacity.answer(target) as room:
-            return await self._judged(flight, await self._invoke(target, flight, room))
+        # About no work that waits here, but at work all the same.
+        self.busy = ()
+        try:
+            with self.services.capacity.answer(target) as room:
+                return await self._judged(flight, await self._invoke(target, flight, room))
+        finally:
+            self.busy = None
 
     async def shared(self, head: Head, event: Event) -> Result:
         """Run a read-only handler. Raises InvokeError."""
@@ -200,7 +207,17 @@ class Activations:
 
     def _flight(self, target: Target, head: Head, mode: Mode, trim: Trim, holder: str | None = None) -> Flight:
         name, now_ms = holder or self.services.token(), self.services.clock.now_ms()
-        return departing(self.lane, head, mode, name, trim, self._lessons, target.manifest, now_ms)
+        leave = self._leave(target, mode)
+        return departing(self.lane, head, mode, name, trim, self._lessons, target.manifest, now_ms, leave)
+
+    def _leave(self, target: Target, mode: Mode) -> Nap | None:
+        """Leave to nap, unless enough lanes do, or this process might be wrong about the end of the lease."""
+        services, limits = self.services, self.services.limits
+        clock_differs = differs(services.table_clock.check, limits.lease_margin_ms)
+        many = len(services.naps) >= limits.naps_max
+        if isinstance(mode, Shared) or target.timeout_ms > NAP_TIMEOUT_MS_MAX or clock_differs or many:
+            return None
+        return Nap(limits.nap_sleep_ms, target.timeout_ms + limits.nap_slack_ms, services.token())
 
     async def _invoke(self, target: Target, flight: Flight, room: AnswerHolder) -> Outcome | InvokeError:
         async with self.services.capacity.room(target, REQUEST_COPIES * _request_bytes(flight)):
@@ -217,6 +234,7 @@ class Activations:
             table=self.services.table_name,
             encrypted=self.services.encrypted,
             hold_ms=self.services.limits.hold_sleep_ms,
+            nap=flight.nap,
         )
         activating = Activating(self.lane, request.mode, flight.events, request.attempt)
         with self.services.tracer.activation(activating) as traced:
@@ -327,9 +345,10 @@ class Activations:
                     self.services.recoveries.failed((self.lane.service, head.run.event.handler), self.lane)
                 self._ends.tell(flight.tried, flight.events, results, head.out.values())
                 finished = self._finish(works, results)
+                nap = head.run.holder if suspended and head.run is not None and head.run.napping else None
                 if head.run is None or not pause_ms:
-                    return Attempted(head, finished, ended=ended)
-                return Attempted(head, finished, head.run.event, pause_ms, harmless=True, ended=ended)
+                    return Attempted(head, finished, ended=ended, nap=nap)
+                return Attempted(head, finished, head.run.event, pause_ms, harmless=True, ended=ended, nap=nap)
             case HandedBack(warned):
                 metrics.count("LateResumes")
                 self._warn(warned)

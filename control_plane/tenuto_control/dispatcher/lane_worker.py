@@ -40,6 +40,7 @@ from tenuto_control.core.lane_memory import (
     LaneMemory,
     LookBegun,
     LookWanted,
+    NapOver,
     Nudged,
     Pressed,
     ProducedInVain,
@@ -55,6 +56,7 @@ from tenuto_control.core.lane_policy import (
     Action,
     Bounds,
     DrainInbox,
+    EndNap,
     HandOver,
     Idle,
     Invoke,
@@ -157,8 +159,13 @@ class LaneWorker(LaneTask):
 
     @property
     def running(self) -> bool:
-        """Whether an activation or an unfinished release is under way."""
-        return (self._activated is not None and self._activated.busy is not None) or self.queue.holds
+        """Whether an activation, a nap or an unfinished release is under way."""
+        return self.naps or self.queue.holds or (self._activated is not None and self._activated.busy is not None)
+
+    @property
+    def naps(self) -> bool:
+        """Whether this process is to begin the next attempt at a run that naps."""
+        return self._memory.nap is not None
 
     @property
     def resting(self) -> Resting | None:
@@ -230,7 +237,9 @@ class LaneWorker(LaneTask):
         return self._looked
 
     def _on(self, fact: Fact) -> None:
-        self._memory = self._memory.on(fact)
+        napped, self._memory = self.naps, self._memory.on(fact)
+        if self.naps != napped:
+            (self._services.naps.discard if napped else self._services.naps.add)(self.lane)
 
     # --- the loop ---------------------------------------------------------------------------------------------------
 
@@ -306,6 +315,8 @@ class LaneWorker(LaneTask):
                 await self._read_head()
             case ResumeRun(over):
                 await self._take_over(over, failed=False)
+            case EndNap():
+                await self._end_nap()
             case TakeOver():
                 await self._take_over((), failed=True)
             case Ship():
@@ -350,6 +361,20 @@ class LaneWorker(LaneTask):
             self._services.unreadable.met(f"a result of the key {self.lane.pk}", e)
             return None
 
+    async def _end_nap(self) -> None:
+        """Begin the attempt that the lane has been taken over for, or take it over anew, if that would be too late."""
+        head, target = self._seen(), self._services.targets.find(self.lane.service)
+        if (run := head.run) is None or target is None:
+            await self._take_over((), failed=False)
+            return
+        async with self._services.capacity.place(target, begun=True):
+            left_ms = run.lease_ms - (now_ms := self._services.clock.now_ms())
+            self._on(NapOver(run.holder, missed=left_ms < target.timeout_ms))
+            if left_ms < target.timeout_ms:
+                return
+            self._services.metrics.sample("WakeLatenessMs", max(0, now_ms - (run.wake_ms or 0)))
+            self._attempted(await self._activations.resume(head, run.holder, self._memory.trim(head)), head)
+
     async def _take_over(self, over: Sequence[str], *, failed: bool) -> None:
         head = self._seen()
         run = head.run
@@ -385,7 +410,7 @@ class LaneWorker(LaneTask):
         if head.run is not None and not head.run.suspended:
             # Whose attempt has not said that it has ended.
             await self._services.delivery.guard_leftovers(self.lane)
-        if head.run is not None and head.run.wake_ms is not None and over:
+        if over and head.run is not None and head.run.wake_ms is not None:
             self._services.metrics.sample("WakeLatenessMs", max(0, now_ms - head.run.wake_ms))
         if head.run is not None and head.run.wake_ms is not None and not failed:
             self._services.wheel.forget(SleepTimer(self.lane, head.run.event.nonce, head.run.wake_ms, "over"))
@@ -531,7 +556,7 @@ class LaneWorker(LaneTask):
         failed = None if attempted.failed is None else self._failed(attempted.failed, attempted, from_head, now_ms)
         answered = EMPTY if head is None else self.queue.answer(head, now_ms)
         outrun = self._activations.outrun
-        self._on(ActivationEnded(head, now_ms, nonces, attempted.ended, failed, answered, outrun))
+        self._on(ActivationEnded(head, now_ms, nonces, attempted.ended, failed, answered, outrun, attempted.nap))
         if head is not None:
             self.queue.release(head)
 

@@ -153,6 +153,7 @@ class Lanes:
         for worker in self._workers.values():
             worker.halt()
         self._workers.clear()
+        self._parts.naps.clear()
         self._spare.clear()
         self._places.clear()
         self._known.clear()
@@ -176,7 +177,7 @@ class Lanes:
         self._leave(worker, None if worker.head is None else head_bytes(worker.head))
         if not self._known.hold(worker.lane, worker.memory):
             worker.forget_head()
-        if not worker.waiting and not worker.queue.holds:
+        if not worker.waiting and not worker.queue.holds and not worker.naps:
             self._spare[worker.lane] = worker
             if self._crowded:
                 self._make_room()
@@ -187,6 +188,7 @@ class Lanes:
         if self._workers.get(lane) is not worker:
             return
         del self._workers[lane]
+        self._parts.naps.discard(lane)
         weight = 0
         memory = worker.memory.at_rest()
         wanted = head is not None and (head.run is not None or self._parts.keyed(lane.service))
@@ -251,6 +253,7 @@ class Lanes:
         """Take a worker out, wherever it is. Returns its task, which the caller ends."""
         task = worker.halt()
         del self._workers[worker.lane]
+        self._parts.naps.discard(worker.lane)
         self._spare.pop(worker.lane, None)
         self._known.release(worker.lane)
         self._leave(worker, None)

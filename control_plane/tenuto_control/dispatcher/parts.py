@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from tenuto.lane.timers import Timer
+from tenuto.protocol.ids import Lane
 from tenuto.protocol.messages import RetryPolicy
 from tenuto_control.core.clocks import TableClock, UncheckedClock
 from tenuto_control.core.metrics import Metrics, Uncounted
@@ -86,7 +87,7 @@ class Names:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """Shared by the lanes of one process."""
+    """Shared by the lanes of one process. `naps` are those in which it is to end a nap."""
 
     writer: Writer
     delivery: Delivery
@@ -110,6 +111,7 @@ class Parts:
     unreadable: UnreadableItems
     wide_timers: WideTimers
     receivers: Receivers
+    naps: set[Lane] = field(default_factory=set)
 
     @property
     def process(self) -> str:

@@ -101,7 +101,8 @@ class Attempted(Struct, frozen=True):
     """What came of an activation: the head it left (None: read again), the work that is finished, and what failed.
 
     `failed` is the event whose attempt failed; then there is a pause: `pause_ms`, or by its handler's policy. A
-    `harmless` failure does not count as an attempt. `ended` are holders that certainly run no more.
+    `harmless` failure does not count as an attempt. `ended` are holders that certainly run no more. `nap` is the holder
+    for whom the run that it left naps.
     """
 
     head: Head | None
@@ -110,3 +111,4 @@ class Attempted(Struct, frozen=True):
     pause_ms: int | None = None
     harmless: bool = False
     ended: frozenset[str] = frozenset()
+    nap: str | None = None

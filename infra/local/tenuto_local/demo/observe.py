@@ -98,6 +98,8 @@ def _view(lane: Lane, head: Head, sent: Sequence[Position], now_ms: int) -> Lane
         doing = "sleeping" if not _awaits_answer(run.awaits) else "waiting"
         if run.wake_ms is not None and run.wake_ms <= now_ms:
             doing = "running"
+    elif run.wake_ms is not None and run.wake_ms > now_ms:
+        doing = "sleeping"
     elif run.failures:
         doing = "retrying"
     return LaneView(lane, doing, steps_of(head), run.attempt, run.wake_ms, len(waiting))

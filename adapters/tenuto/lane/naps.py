@@ -1,0 +1,58 @@
+"""Naps: sleeps so short that the control plane keeps the lane meanwhile.
+
+Owns the write, which is 5 and 6 in one. Does not own which sleeps are naps (function runtime), nor who begins the
+attempt after one (`tenuto_control.core.lane_policy`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from msgspec import Struct
+
+from tenuto.lane.head import BASE, OWN, STATE, head_key, slot_attribute
+from tenuto.lane.transitions import Progress, checkpoint
+from tenuto.lane.writes import Absent, AbsentOrEquals, Equals, Update, Value
+from tenuto.protocol.ids import Lane
+from tenuto.protocol.messages import ClaimedRun
+
+
+class Nap(Struct, frozen=True):
+    """Until when a run naps, whose the lane is meanwhile and in the attempt that follows, and when that lease ends.
+
+    `slept` has the slots of the sleeps that are over then: before that no attempt begins.
+    """
+
+    wake_ms: int
+    holder: str
+    lease_ms: int
+    slept: Mapping[str, bytes]
+
+
+def nap(
+    lane: Lane,
+    ver: int,
+    run: ClaimedRun,
+    progress: Progress,
+    state: Mapping[str, bytes | None],
+    base: Mapping[str, bytes | None],
+    sleep: Nap,
+    tok: str,
+    own: str,
+) -> Update:
+    """5 and 6 in one: let go of the function until a sleep ends, with the lane taken over for the next attempt already.
+
+    Who holds it then begins that attempt without a write. Nobody else does before the lease is over, so the offset or
+    guard of the run's claim leads to it all the while, and no timer is put. Refused when the run is suspended already,
+    by an earlier write of this attempt whose response was lost. `base` is as in `suspend`.
+    """
+    journal = checkpoint(lane, ver, run, progress, own)
+    sets: dict[str, Value] = {name: value for name, value in journal.sets.items() if name != OWN}
+    sets |= {slot_attribute(run.ver, slot): data for slot, data in sleep.slept.items()}
+    sets |= {STATE + name: value for name, value in state.items() if value is not None}
+    sets |= {BASE + name: value for name, value in base.items()}
+    sets |= {"ver": ver + 1, "tok": tok, "att": run.attempt + 1, "holder": sleep.holder}
+    sets |= {"lease": sleep.lease_ms, "wake": sleep.wake_ms, "fails": 0}
+    gone = (STATE + name for name, value in state.items() if value is None)
+    clauses = (Equals("nap.ver", "ver", ver), AbsentOrEquals("nap.own", OWN, own), Absent("nap.awake", "awaits"))
+    return Update(head_key(lane), sets, (*journal.removes, *gone, OWN, "err"), clauses)
