@@ -142,7 +142,7 @@ class Table(CountingTable):
             self.dies_at = None
             await asyncio.Event().wait()
         if write.key == head_key(LANE) and isinstance(answer, Applied):
-            self.heads.append(parse_head(answer.item))
+            self.heads.append(parse_head(self.items[LANE.pk, "H"]))
             if isinstance(write, Update) and self.dies_after in write.removes:
                 self.dies_after = None
                 await asyncio.Event().wait()
