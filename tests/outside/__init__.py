@@ -1,4 +1,4 @@
-"""A project of one's own, outside of the repository and made from the wheel: as far as SAM, type checkers and AWS.
+"""What users do on their own machines, as far as SAM, type checkers and AWS: projects from the wheel, and the examples.
 
 Run by `make test-localstack`, since its tests take minutes.
 """

@@ -16,7 +16,7 @@ from tests.stack.chaos_app import Event, Execution, link
 from tests.stack.chaos_truth import Outcome, Sent, differences
 
 SEED = 1
-SECONDS = 25.0
+SECONDS = 14.0
 
 
 @pytest.mark.stack
@@ -24,7 +24,7 @@ SECONDS = 25.0
 def test_nothing_is_lost_doubled_or_reordered_under_kills(caplog: pytest.LogCaptureFixture) -> None:
     # The client says again and again that the broker is away, which is the point here.
     caplog.set_level(logging.CRITICAL, logger="aiokafka")
-    options = chaos.Options(events=1_500, keys=100, seconds=SECONDS, seed=SEED)
+    options = chaos.Options(events=800, keys=60, seconds=SECONDS, seed=SEED)
     said: list[str] = []
     report = asyncio.run(chaos.run(options, said.append))
     assert not report.differences, "\n".join([*said, *report.differences[: chaos.SHOWN_MAX], chaos.replay(options)])
