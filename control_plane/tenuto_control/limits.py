@@ -237,6 +237,9 @@ class Limits:
             )
 
 
+NAP_EVENT_BYTES_MAX = 8 * 1024
+"""Events with more input have no naps: those that `naps_max` lanes hold must not fill the window of their partition."""
+
 NAP_TIMEOUT_MS_MAX = 30_000
 """Functions that may run for longer have no naps: should the control plane end meanwhile, the lane would be nobody's
 for as long as one of them may run."""

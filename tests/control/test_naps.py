@@ -241,7 +241,10 @@ def test_other_sleeps_suspend(why: str) -> None:
         if why == "a function that may run for long":
             meter.timeout_ms = NAP_TIMEOUT_MS_MAX + 1
         if why == "many nap":
-            meter.dispatcher._parts.naps.update(Lane("sleeper", str(n)) for n in range(LIMITS.naps_max))
+            event = meter.event_of_call(sleeper_of(told).handlers["doze"], "k", "n")
+            napping = Head(run=ClaimedRun(event, 1, 0, 0, 2, "meter.1", 60_000, wake_ms=1))
+            for n in range(LIMITS.naps_max):
+                meter.dispatcher._parts.naps.note(Lane("sleeper", str(n)), napping, 0)
         if why == "an answer awaited beside it":
             asker = VirtualObject("sleeper")
 

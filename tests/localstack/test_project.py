@@ -123,8 +123,8 @@ def test_it_is_deployed_anew(deployed: Deployed, client: Client) -> None:
     before = codes(client, deployed.project.name)
     deployed.deploy()
     after = codes(client, deployed.project.name)
-    (artefact,) = (deployed.project / ".aws-sam").rglob("*/handlers.py")
-    assert "This is greeting" in artefact.read_text("utf-8")
+    built = [path.read_text("utf-8") for path in (deployed.project / ".aws-sam" / "build").rglob("*/handlers.py")]
+    assert any("This is greeting" in text for text in built)
     if after["live"] == before["live"]:
         pytest.skip("the endpoint leaves the functions of a nested stack as they are when the stack is deployed anew")
     assert deployed.call("greeter/bo/greet", "Good day") == "Good day, Bo! This is greeting 2."

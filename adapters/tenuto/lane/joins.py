@@ -30,7 +30,8 @@ def commit_and_claim(
     """
     ends = final_commit(lane, head, effects, tok, own, trim=trim)
     begins = claim(lane, head, Effects(), run, tok, drain=drain)
-    sets = {**ends.sets, **begins.sets}
+    # A head that holds a run does not expire, whatever the run before it was.
+    sets = {name: value for name, value in {**ends.sets, **begins.sets}.items() if name != "ttl"}
     removes = tuple(name for name in (*ends.removes, *begins.removes) if name not in sets)
     clauses: list[Clause] = [Equals("join.ver", "ver", head.ver), AbsentOrEquals("join.own", OWN, own)]
     if not drain:

@@ -70,6 +70,9 @@ PAYLOAD_BYTES_MAX = 6_000_000
 WRITE_ATTRIBUTES_MAX = 300
 """Attributes one write may set or remove, so that its expression stays below DynamoDB's 4 KB."""
 
+NAP_SLEEPS_MAX = 8
+"""Sleeps that may end with one nap, whose write names them beside up to `SLOTS_PER_WRITE_MAX` others; more suspend."""
+
 SLOTS_PER_WRITE_MAX = 50
 """Journal slots one write adds to a head, and removes: each is named in its expression, within DynamoDB's 4 KB.
 

@@ -21,6 +21,7 @@ from tenuto.protocol.limits import (
     AWAKEABLE_LOOK_MS_MIN,
     DEADLINE_MARGIN_MS,
     HOLD_SLEEP_MS_MAX,
+    NAP_SLEEPS_MAX,
 )
 from tenuto.protocol.records import Event, pack
 from tenuto.runtime import steps
@@ -222,6 +223,8 @@ class Attempt:
         if len(self._steps) or self._outstanding.asks():
             return None
         slept = self._outstanding.slept_by(wake_ms)
+        if len(slept) > NAP_SLEEPS_MAX:
+            return None
         return Nap(wake_ms, leave.holder, wake_ms + leave.lease_ms, {name: pack(slot) for name, slot in slept.items()})
 
     async def pause(self, failures: int, error: str, wake_ms: int) -> None:

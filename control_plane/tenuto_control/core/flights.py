@@ -119,7 +119,6 @@ def departing(
     lessons: Lessons,
     manifest: ServiceManifest,
     now_ms: int,
-    nap: Nap | None = None,
 ) -> Flight:
     """An activation that begins at `now_ms`, in the light of those before it."""
     tried = lessons.tried
@@ -136,4 +135,4 @@ def departing(
             events, attempt = (event,), 1
         case _:
             assert_never(mode)
-    return Flight(lane, head, mode, events, attempt, holder, trim, tried, manifest, now_ms, nap)
+    return Flight(lane, head, mode, events, attempt, holder, trim, tried, manifest, now_ms)

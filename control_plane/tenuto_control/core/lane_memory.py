@@ -421,7 +421,9 @@ class LaneMemory(Struct, frozen=True):
             case HeadSeen():
                 return self._learned(fact)
             case NapOver(holder, missed):
-                return replace(self, nap=None, ended=self.ended | {holder} if missed else self.ended)
+                # What may have failed was an answer: the attempt had ended with the nap.
+                ended = self.ended | {holder} if missed else self.ended
+                return replace(self, nap=None, crashed=False, ended=ended)
             case Delivered(entries, whole):
                 return replace(self, shipped=self.shipped | entries, vain_ships=0 if whole else self.vain_ships)
             case Nudged(look):

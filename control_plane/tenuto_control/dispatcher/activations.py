@@ -39,7 +39,6 @@ from tenuto.protocol.records import Event, Failed, Failure, Result, SendOut, Suc
 from tenuto.serde import problem_of
 from tenuto.store.port import UnstorableError
 from tenuto_control.core import log_fields
-from tenuto_control.core.clocks import differs
 from tenuto_control.core.flights import Flight, Lessons, departing
 from tenuto_control.core.outcomes import outcome_problem
 from tenuto_control.core.traces import Activating
@@ -207,15 +206,19 @@ class Activations:
 
     def _flight(self, target: Target, head: Head, mode: Mode, trim: Trim, holder: str | None = None) -> Flight:
         name, now_ms = holder or self.services.token(), self.services.clock.now_ms()
-        leave = self._leave(target, mode)
-        return departing(self.lane, head, mode, name, trim, self._lessons, target.manifest, now_ms, leave)
+        flight = departing(self.lane, head, mode, name, trim, self._lessons, target.manifest, now_ms)
+        return replace(flight, nap=self._leave(target, flight))
 
-    def _leave(self, target: Target, mode: Mode) -> Nap | None:
-        """Leave to nap, unless enough lanes do, or this process might be wrong about the end of the lease."""
+    def _leave(self, target: Target, flight: Flight) -> Nap | None:
+        """Leave to nap, unless enough lanes do, or this process might be wrong about the end of the lease.
+
+        What has been sent and could not leave yet comes first: a suspended run waits for that.
+        """
         services, limits = self.services, self.services.limits
-        clock_differs = differs(services.table_clock.check, limits.lease_margin_ms)
-        many = len(services.naps) >= limits.naps_max
-        if isinstance(mode, Shared) or target.timeout_ms > NAP_TIMEOUT_MS_MAX or clock_differs or many:
+        unsent = not flight.head.out.keys() <= set(flight.trim.out)
+        if isinstance(flight.mode, Shared) or target.timeout_ms > NAP_TIMEOUT_MS_MAX or unsent:
+            return None
+        if not services.naps.may(flight.events):
             return None
         return Nap(limits.nap_sleep_ms, target.timeout_ms + limits.nap_slack_ms, services.token())
 
@@ -308,7 +311,7 @@ class Activations:
                     outcome = self._ends.given_up(flight.tried, event, reason, status_code)
                     commit = Commit(outcome, last_resort)
                 case _:
-                    return self._carried_out(flight, verdict, works)
+                    return _with_nap(self._carried_out(flight, verdict, works), flight)
             done = works[: len(commit.outcome.results)]
             written: Written
             try:
@@ -419,6 +422,18 @@ def no_outcome(error: InvokeError) -> NoOutcome:
             return Missing(str(error))
         case _:
             return Crashed(str(error))
+
+
+def _with_nap(attempted: Attempted, flight: Flight) -> Attempted:
+    """What an activation came to, if it may have left a nap: then its answer was lost, or not believed.
+
+    The head says whether it has: nobody else has the name that its holder would bear.
+    """
+    leave, head = flight.nap, attempted.head
+    if leave is None or attempted.nap is not None:
+        return attempted
+    naps = head is None or (head.run is not None and head.run.holder == leave.holder)
+    return replace(attempted, nap=leave.holder) if naps else attempted
 
 
 def _request_bytes(flight: Flight) -> int:

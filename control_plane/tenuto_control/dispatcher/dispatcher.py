@@ -108,12 +108,15 @@ class Dispatcher:
     async def stop(self) -> None:
         """Let what runs end within the drain timeout, then stop everything. Nothing durable depends on it."""
         deadline = self._clock.now_ms() + self._limits.drain_timeout_ms
+        # Sleeps suspend from now on, for others to end.
+        self._parts.naps.close()
         # What runs are invocations: they end on their own, and there is no one event for the end of all.
         while self._clock.now_ms() < deadline:
             if not self._lanes.running:
                 break
             await asyncio.sleep(SETTLE_LOOK_S)
         await self.kill()
+        self._parts.naps.open()
 
     async def kill(self) -> None:
         """Stop everything where it is, as a crash would."""
@@ -136,10 +139,14 @@ class Dispatcher:
     async def withdraw(self, partitions: Sequence[TopicPartition], timeout_ms: int) -> None:
         """See `Execution.withdraw`."""
         deadline = self._clock.now_ms() + timeout_ms
-        while self._lanes.withdraw(partitions):
-            if self._clock.now_ms() >= deadline:
-                break
-            await asyncio.sleep(SETTLE_LOOK_S)
+        self._parts.naps.close()
+        try:
+            while self._lanes.withdraw(partitions):
+                if self._clock.now_ms() >= deadline:
+                    break
+                await asyncio.sleep(SETTLE_LOOK_S)
+        finally:
+            self._parts.naps.open()
         self._lanes.cut(partitions)
 
     def relieve(self, partitions: Sequence[TopicPartition]) -> None:

@@ -239,7 +239,7 @@ class LaneWorker(LaneTask):
     def _on(self, fact: Fact) -> None:
         napped, self._memory = self.naps, self._memory.on(fact)
         if self.naps != napped:
-            (self._services.naps.discard if napped else self._services.naps.add)(self.lane)
+            self._services.naps.note(self.lane, self.head if self.naps else None, self._services.clock.now_ms())
 
     # --- the loop ---------------------------------------------------------------------------------------------------
 
@@ -362,18 +362,18 @@ class LaneWorker(LaneTask):
             return None
 
     async def _end_nap(self) -> None:
-        """Begin the attempt that the lane has been taken over for, or take it over anew, if that would be too late."""
+        """Begin, without a write, the attempt that the lane was taken over for, if its lease surely lasts."""
         head, target = self._seen(), self._services.targets.find(self.lane.service)
         if (run := head.run) is None or target is None:
             await self._take_over((), failed=False)
             return
         async with self._services.capacity.place(target, begun=True):
-            left_ms = run.lease_ms - (now_ms := self._services.clock.now_ms())
-            self._on(NapOver(run.holder, missed=left_ms < target.timeout_ms))
-            if left_ms < target.timeout_ms:
-                return
-            self._services.metrics.sample("WakeLatenessMs", max(0, now_ms - (run.wake_ms or 0)))
-            self._attempted(await self._activations.resume(head, run.holder, self._memory.trim(head)), head)
+            now_ms = self._services.clock.now_ms()
+            lasts = self._services.naps.left_ms(self.lane, head, now_ms) >= target.timeout_ms
+            self._on(NapOver(run.holder, missed=not lasts))
+            if lasts:
+                self._services.metrics.sample("WakeLatenessMs", max(0, now_ms - (run.wake_ms or 0)))
+                self._attempted(await self._activations.resume(head, run.holder, self._memory.trim(head)), head)
 
     async def _take_over(self, over: Sequence[str], *, failed: bool) -> None:
         head = self._seen()

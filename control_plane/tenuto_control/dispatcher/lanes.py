@@ -188,7 +188,7 @@ class Lanes:
         if self._workers.get(lane) is not worker:
             return
         del self._workers[lane]
-        self._parts.naps.discard(lane)
+        self._parts.naps.end(lane)
         weight = 0
         memory = worker.memory.at_rest()
         wanted = head is not None and (head.run is not None or self._parts.keyed(lane.service))
@@ -253,7 +253,7 @@ class Lanes:
         """Take a worker out, wherever it is. Returns its task, which the caller ends."""
         task = worker.halt()
         del self._workers[worker.lane]
-        self._parts.naps.discard(worker.lane)
+        self._parts.naps.end(worker.lane)
         self._spare.pop(worker.lane, None)
         self._known.release(worker.lane)
         self._leave(worker, None)

@@ -5,15 +5,15 @@ Owns both bundles and the order in which parts are made. Does not own what a par
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from tenuto.lane.timers import Timer
-from tenuto.protocol.ids import Lane
 from tenuto.protocol.messages import RetryPolicy
-from tenuto_control.core.clocks import TableClock, UncheckedClock
+from tenuto_control.core.clocks import TableClock, UncheckedClock, differs
 from tenuto_control.core.metrics import Metrics, Uncounted
 from tenuto_control.core.traces import Tracer, Untraced
 from tenuto_control.dispatcher.acceptance import Acceptance
@@ -21,6 +21,7 @@ from tenuto_control.dispatcher.background import Background
 from tenuto_control.dispatcher.capacity import Capacity
 from tenuto_control.dispatcher.delivery import Delivery
 from tenuto_control.dispatcher.hints import Hints
+from tenuto_control.dispatcher.naps import Naps
 from tenuto_control.dispatcher.outages import WatchedTable
 from tenuto_control.dispatcher.receivers import Receivers
 from tenuto_control.dispatcher.recoveries import Recoveries
@@ -29,7 +30,7 @@ from tenuto_control.dispatcher.unreadable_items import UnreadableItems
 from tenuto_control.dispatcher.wheel import Wheel
 from tenuto_control.dispatcher.wide_timers import WideTimers
 from tenuto_control.dispatcher.writer import Writer
-from tenuto_control.limits import Limits
+from tenuto_control.limits import NAP_EVENT_BYTES_MAX, Limits
 from tenuto_control.ports import Clock, FunctionInvoker, RecordSink, Targets, WakeScheduler
 
 
@@ -87,7 +88,7 @@ class Names:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """Shared by the lanes of one process. `naps` are those in which it is to end a nap."""
+    """Shared by the lanes of one process."""
 
     writer: Writer
     delivery: Delivery
@@ -111,7 +112,7 @@ class Parts:
     unreadable: UnreadableItems
     wide_timers: WideTimers
     receivers: Receivers
-    naps: set[Lane] = field(default_factory=set)
+    naps: Naps
 
     @property
     def process(self) -> str:
@@ -171,4 +172,10 @@ def parts_of(wiring: Wiring, hints: Hints, due: Callable[[Timer], None]) -> Part
         UnreadableItems(wiring.metrics),
         WideTimers(writer, background, clock, limits),
         receivers,
+        Naps(
+            limits.naps_max,
+            NAP_EVENT_BYTES_MAX,
+            lambda: differs(told.check, limits.lease_margin_ms),
+            lambda: asyncio.get_running_loop().time(),
+        ),
     )
