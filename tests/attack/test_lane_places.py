@@ -177,6 +177,14 @@ def test_large_heads_make_room_for_fewer_lanes() -> None:
 @pytest.mark.parametrize("size", [0, 10, 1_000, 100_000, 399_000])
 @pytest.mark.parametrize("place", ["state", "slots", "base", "out", "run", "fin", "many"])
 def test_a_head_weighs_what_it_holds(size: int, place: str) -> None:
+    # Threads that other tests have left allocate as well: at one time or another they do not.
+    head, held = min((made(size, place) for _ in range(3)), key=lambda one: one[1])
+    assert head_bytes(head) + REST_BYTES >= held
+    assert head_bytes(head) <= 4 * held + REST_BYTES
+
+
+def made(size: int, place: str) -> tuple[Head, int]:
+    """A head with so many bytes in one place, and what was allocated for it."""
     with traced():
         allocated = Allocated()
         data = bytes(size + 1)
@@ -190,9 +198,7 @@ def test_a_head_weighs_what_it_holds(size: int, place: str) -> None:
             "fin": lambda: Head(fin={f"{n}": 1 << 40 for n in range(size // 100)}),
             "many": lambda: Head(state={f"{n}": bytes(100) for n in range(size // 100)}),
         }[place]()
-        held = allocated.bytes
-    assert head_bytes(head) + REST_BYTES >= held
-    assert head_bytes(head) <= 4 * held + REST_BYTES
+        return head, allocated.bytes
 
 
 def _run(event: Event) -> ClaimedRun:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
+from typing import Any
 
 import msgspec
 import pytest
@@ -146,6 +147,13 @@ def noted(world: World) -> Value:
     return world.table.items[LANE.pk, "H"].get("s.noted")
 
 
+def told_once(scenario: Coroutine[Any, Any, None], caplog: pytest.LogCaptureFixture) -> None:
+    """Run it; one line says that the table holds what cannot be delivered."""
+    with caplog.at_level(logging.ERROR, "tenuto"):
+        run_virtual(scenario)
+    assert [record.name for record in caplog.records] == ["tenuto.table"]
+
+
 @pytest.mark.parametrize("name", NEVER)
 def test_an_entry_that_is_never_delivered_is_set_aside_and_its_key_continues(
     name: str, caplog: pytest.LogCaptureFixture
@@ -161,9 +169,7 @@ def test_an_entry_that_is_never_delivered_is_set_aside_and_its_key_continues(
         assert why.isprintable()
         assert world.count() > 0
 
-    with caplog.at_level(logging.ERROR, "tenuto"):
-        run_virtual(scenario())
-    assert [record.name for record in caplog.records] == ["tenuto.table"]
+    told_once(scenario(), caplog)
 
 
 @pytest.mark.parametrize("name", UNREADABLE)
@@ -179,9 +185,7 @@ def test_an_entry_that_cannot_be_read_is_set_aside_as_it_is_and_its_key_continue
         assert isinstance(why, str)
         assert world.count() > 0
 
-    with caplog.at_level(logging.ERROR, "tenuto"):
-        run_virtual(scenario())
-    assert [record.name for record in caplog.records] == ["tenuto.table"]
+    told_once(scenario(), caplog)
 
 
 @pytest.mark.parametrize("name", INCOMPLETE)
@@ -199,9 +203,7 @@ def test_an_entry_whose_item_cannot_be_read_is_set_aside_with_it_and_its_key_con
         assert (LANE.pk, item) not in world.table.items
         assert world.count() > 0
 
-    with caplog.at_level(logging.ERROR, "tenuto"):
-        run_virtual(scenario())
-    assert [record.name for record in caplog.records] == ["tenuto.table"]
+    told_once(scenario(), caplog)
 
 
 def test_of_a_bundle_what_can_be_read_leaves_and_the_rest_is_set_aside() -> None:

@@ -42,6 +42,7 @@ from tenuto.runtime.write_loop import BlockingWriteLoop
 from tenuto.serde import serde_for
 from tenuto.service import Services
 from tenuto.store.memory import MemoryTable
+from tests.support.write_loops import ended_afterwards
 
 LANE = Lane("box", "k")
 EVENT = Event(str(InvocationId(LANE, kafka_nonce("0", "t", 0, 0))), "work", KafkaSource("0", "t", 0, 0, 0))
@@ -50,7 +51,6 @@ WRITE_S_MAX = 0.0005
 SWITCH_S = 1e-6
 ROUNDS = 1_000
 READ_S = 0.001
-END_S_MAX = 10.0
 ATTEMPTS = 40
 STEPS = 200
 
@@ -78,19 +78,10 @@ def _threads_take_turns_often() -> Iterator[None]:
 
 @pytest.fixture
 def environment() -> Iterator[Environment]:
-    before = set(threading.enumerate())
     loop = BlockingWriteLoop()
     deadline_ms = time.time_ns() // 1_000_000 + FUNCTION_MS
-    yield Environment(SlowTable(), lambda: time.time_ns() // 1_000_000, deadline_ms, loop, _inline, nonce="n")
-    # A function's write loop lives as long as its process; here it has to go. Those of other tests have nobody who
-    # stops them.
-    running = loop._running()
-    running.call_soon_threadsafe(running.stop)
-    for thread in set(threading.enumerate()) - before:
-        if thread.name == "tenuto-writes":
-            thread.join(END_S_MAX)
-            assert not thread.is_alive()
-    running.close()
+    with ended_afterwards(loop):
+        yield Environment(SlowTable(), lambda: time.time_ns() // 1_000_000, deadline_ms, loop, _inline, nonce="n")
 
 
 async def _inline(call: Callable[[], object]) -> object:

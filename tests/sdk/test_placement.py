@@ -37,6 +37,7 @@ from tenuto.runtime.write_loop import BlockingWriteLoop
 from tenuto.service import Services
 from tenuto.store.memory import MemoryTable
 from tenuto.store.port import TableUnavailableError
+from tests.support.write_loops import BESIDE, ended_afterwards
 
 LANE = Lane("box", "k")
 EVENT = Event(str(InvocationId(LANE, kafka_nonce("0", "t", 0, 0))), "work", KafkaSource("0", "t", 0, 0, 0), b"1")
@@ -48,7 +49,6 @@ DELAY_MS = 300
 """Longer than a busy machine takes for the next line."""
 
 HERE = threading.main_thread().name
-BESIDE = "tenuto-writes"
 
 
 # --- the rule --------------------------------------------------------------------------------------------------------
@@ -131,19 +131,8 @@ def no_alarm() -> None:
 @pytest.fixture(params=[open_alarm, no_alarm], ids=["alarm", "looks"])
 def function(request: pytest.FixtureRequest) -> Iterator[Function]:
     made = Function(writes=BlockingWriteLoop(request.param))
-    before = set(threading.enumerate())
-    yield made
-    loop = made.writes._loop
-    if loop is not None:
-        loop.call_soon_threadsafe(loop.stop)
-        # Other tests of this process may have left theirs, whose loops nothing stops.
-        for thread in set(threading.enumerate()) - before:
-            if thread.name == BESIDE:
-                thread.join(WAIT_S)
-                assert not thread.is_alive()
-        loop.close()
-    if made.writes._alarm is not None:
-        made.writes._alarm.close()
+    with ended_afterwards(made.writes):
+        yield made
 
 
 def where() -> str:
@@ -345,14 +334,19 @@ def test_a_task_is_cancelled_while_its_sync_step_runs(function: Function) -> Non
 # --- what is stored when ---------------------------------------------------------------------------------------------
 
 
+def held_until_stored(function: Function) -> bool:
+    """Hold the thread until the second step is in the table. Whether it came there."""
+    ends = time.monotonic() + WAIT_S
+    while "1" not in function.table.slots() and time.monotonic() < ends:
+        pass
+    return "1" in function.table.slots()
+
+
 def test_a_finished_step_is_stored_while_the_handler_holds_its_thread(function: Function) -> None:
     async def body(ctx: ObjectContext) -> bool:
         await ctx.run("claim", int)
         await ctx.run("a", int)
-        ends = time.monotonic() + WAIT_S
-        while "1" not in function.table.slots() and time.monotonic() < ends:
-            pass
-        return "1" in function.table.slots()
+        return held_until_stored(function)
 
     assert isinstance(function.run(body), Committed)
     assert function.result is True
@@ -368,10 +362,7 @@ def test_a_flush_that_the_table_did_not_answer_is_tried_again_while_the_handler_
         await ctx.run("claim", int)
         await ctx.run("a", int)
         function.table.away = 3
-        ends = time.monotonic() + WAIT_S
-        while "1" not in function.table.slots() and time.monotonic() < ends:
-            pass
-        return "1" in function.table.slots()
+        return held_until_stored(function)
 
     assert isinstance(function.run(body), Committed)
     assert function.result is True

@@ -32,8 +32,7 @@ from tenuto.lane.transitions import (
 from tenuto.lane.writes import Answer, Applied, Delete, Update, Write
 from tenuto.protocol.ids import InvocationId, Lane, kafka_nonce, message_nonce
 from tenuto.protocol.limits import AWAKEABLES_BYTES_MAX
-from tenuto.protocol.messages import Activation, ClaimedRun, Head
-from tenuto.protocol.messages import Nap as LeaveToNap
+from tenuto.protocol.messages import Activation, ClaimedRun, Head, NapLeave
 from tenuto.protocol.records import Event, KafkaSource, MessageSource, RunSlot, Success, unpack_slot
 from tenuto.runtime.activation import activate
 from tenuto.runtime.environment import Environment, InlineWriteLoop
@@ -482,7 +481,7 @@ def napping_late(without: frozenset[str]) -> None:
             await ctx.run("step", asyncio.sleep, 0.5)
             await ctx.sleep(timedelta(seconds=2))
 
-        def resumed(head: Head, holder: str, leave: LeaveToNap | None) -> Activation:
+        def resumed(head: Head, holder: str, leave: NapLeave | None) -> Activation:
             return Activation("chain", "k", "resume", head, holder, nap=leave)
 
         def surroundings(nonce: str) -> Environment:
@@ -495,7 +494,7 @@ def napping_late(without: frozenset[str]) -> None:
             assert isinstance(claimed, Applied)
             claimed = table.apply(takeover(LANE, parse_head(claimed.item), holder, clock.now_ms() + 10_000, {}, holder))
             heads.append(parse_head(claimed.item))
-        request = resumed(heads[0], "h2", LeaveToNap(5_000, 15_000, "h2 next"))
+        request = resumed(heads[0], "h2", NapLeave(5_000, 15_000, "h2 next"))
         outcome = await activate(request, Services([box]), surroundings("late"))
         left = parse_head(table.items[LANE.pk, "H"]).run
         assert left is not None
@@ -585,7 +584,7 @@ def twins(handler_name: str, first: Twin, second: Twin) -> Callable[[frozenset[s
 
         nonce = f"twin {twin.answer}"
         env = Environment(table, clock.now_ms, clock.now_ms() + 10_000, InlineWriteLoop(), _inline, nonce=nonce)
-        leave = LeaveToNap(5_000, 15_000, "h3") if handler_name == "naps" else None
+        leave = NapLeave(5_000, 15_000, "h3") if handler_name == "naps" else None
         await activate(Activation("chain", "k", "resume", head, "h2", nap=leave), Services([box]), env)
 
     def schedule(without: frozenset[str]) -> None:

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 
 from msgspec import Struct
 
-from tenuto.lane.head import BASE, OWN, STATE, head_key, slot_attribute
-from tenuto.lane.transitions import Progress, checkpoint
-from tenuto.lane.writes import Absent, AbsentOrEquals, Equals, Update, Value
+from tenuto.lane.head import OWN, head_key, slot_attribute
+from tenuto.lane.transitions import Progress, let_go
+from tenuto.lane.writes import Absent, AbsentOrEquals, Equals, Update
 from tenuto.protocol.ids import Lane
 from tenuto.protocol.messages import ClaimedRun
 
@@ -46,13 +46,9 @@ def nap(
     guard of the run's claim leads to it all the while, and no timer is put. Refused when the run is suspended already,
     by an earlier write of this attempt whose response was lost. `base` is as in `suspend`.
     """
-    journal = checkpoint(lane, ver, run, progress, own)
-    sets: dict[str, Value] = {name: value for name, value in journal.sets.items() if name != OWN}
+    sets, drop = let_go(run, progress, state, base)
     sets |= {slot_attribute(run.ver, slot): data for slot, data in sleep.slept.items()}
-    sets |= {STATE + name: value for name, value in state.items() if value is not None}
-    sets |= {BASE + name: value for name, value in base.items()}
     sets |= {"ver": ver + 1, "tok": tok, "att": run.attempt + 1, "holder": sleep.holder}
     sets |= {"lease": sleep.lease_ms, "wake": sleep.wake_ms, "fails": 0}
-    gone = (STATE + name for name, value in state.items() if value is None)
     clauses = (Equals("nap.ver", "ver", ver), AbsentOrEquals("nap.own", OWN, own), Absent("nap.awake", "awaits"))
-    return Update(head_key(lane), sets, (*journal.removes, *gone, OWN, "err"), clauses)
+    return Update(head_key(lane), sets, (*drop, OWN, "err"), clauses)

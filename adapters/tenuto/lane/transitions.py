@@ -251,16 +251,13 @@ def suspend(
     `base` goes as values: a copy from the item would, after a lost response, take published state for first-seen state.
     `own` and `then` are as in `checkpoint`.
     """
-    sets, removes = _progress(run, progress)
-    gone = _state(state, sets)
-    sets |= {BASE + name: value for name, value in base.items()}
+    sets, drop = let_go(run, progress, state, base)
     sets[OWN] = then or own
     sets["awaits"] = [
         *wakes.slots[:AWAITS_MAX],
         *([ANY_ANSWER + (wakes.seen or "")] if len(wakes.slots) > AWAITS_MAX else []),
     ]
     sets["fails"] = wakes.failures
-    drop = [*removes, *gone]
     for attribute, value in (("wake", wakes.wake_ms), ("err", wakes.error)):
         if value is None:
             drop.append(attribute)
@@ -268,6 +265,16 @@ def suspend(
             sets[attribute] = value
     clauses = (*_owned("suspend", ver, own), Absent("suspend.awake", "awaits"), _answered("suspend.ans", wakes.seen))
     return Update(head_key(lane), sets, tuple(drop), clauses)
+
+
+def let_go(
+    run: ClaimedRun, progress: Progress, state: Mapping[str, bytes | None], base: Mapping[str, bytes | None]
+) -> tuple[dict[str, Value], list[str]]:
+    """What a write sets and removes for a run whose function ends before it: journal, messages and state."""
+    sets, removes = _progress(run, progress)
+    gone = _state(state, sets)
+    sets |= {BASE + name: value for name, value in base.items()}
+    return sets, [*removes, *gone]
 
 
 def _answered(label: str, seen: str | None) -> Clause:

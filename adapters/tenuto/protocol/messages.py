@@ -101,7 +101,7 @@ ModeTag: TypeAlias = Literal["speculate", "drain", "resume", "shared"]
 """The name of a mode on the wire. Which of the message's fields belong to which mode, `modes` says."""
 
 
-class Nap(Struct, frozen=True):
+class NapLeave(Struct, frozen=True):
     """Leave to nap: a sleep that ends within `most_ms` leaves the lease to the control plane, as `holder`.
 
     That lease lasts `lease_ms` from the end of the sleep on.
@@ -137,7 +137,7 @@ class Activation(Struct, frozen=True, tag="activation"):
     hold_ms: int = HOLD_SLEEP_MS_MAX
     late: bool = False
     spread: tuple[int, int] = (0, 0)
-    nap: Nap | None = None
+    nap: NapLeave | None = None
     version: int = PROTOCOL_VERSION
 
 

@@ -13,7 +13,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from tenuto.errors import ProtocolError
-from tenuto.protocol.messages import Activation, ClaimedRun, Head, ModeTag, Nap, Trim
+from tenuto.protocol.messages import Activation, ClaimedRun, Head, ModeTag, NapLeave, Trim
 from tenuto.protocol.records import Event
 
 NO_TRIM = Trim()
@@ -73,7 +73,7 @@ def activation_of(
     table: str,
     encrypted: bool,
     hold_ms: int,
-    nap: Nap | None = None,
+    nap: NapLeave | None = None,
 ) -> Activation:
     """The message that asks for a mode, from this head; `trace` is added where it is known."""
     own: tuple[ModeTag, tuple[Event, ...], int, bool, ClaimedRun | None, bool]

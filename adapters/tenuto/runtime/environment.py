@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol, TypeVar
 
 from tenuto.lane.timers import NOT_SPREAD, Minutes
 from tenuto.protocol.limits import DEADLINE_MARGIN_MS, HOLD_RETRY_MS_MAX, HOLD_SLEEP_MS_MAX
-from tenuto.protocol.messages import Nap
+from tenuto.protocol.messages import NapLeave
 from tenuto.store.port import Table
 
 T = TypeVar("T")
@@ -102,7 +102,7 @@ class Environment:
     hold_ms: int = HOLD_SLEEP_MS_MAX
     trace: str | None = None
     spread: Minutes = NOT_SPREAD
-    nap: Nap | None = None
+    nap: NapLeave | None = None
 
     def remaining_ms(self) -> int:
         """Milliseconds this function may still run."""

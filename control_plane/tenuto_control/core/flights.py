@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from tenuto.lane.tries import with_tries
 from tenuto.protocol.ids import Lane
-from tenuto.protocol.messages import Head, Nap, RetryPolicy, ServiceManifest, Trim
+from tenuto.protocol.messages import Head, NapLeave, RetryPolicy, ServiceManifest, Trim
 from tenuto.protocol.modes import Drain, Mode, Resume, Shared, Speculate
 from tenuto.protocol.records import Event
 
@@ -94,7 +94,7 @@ class Flight(Struct, frozen=True):
     tried: Tried
     manifest: ServiceManifest
     began_ms: int = 0
-    nap: Nap | None = None
+    nap: NapLeave | None = None
 
     @property
     def policy(self) -> RetryPolicy:

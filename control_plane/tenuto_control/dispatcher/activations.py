@@ -24,7 +24,7 @@ from tenuto.protocol.messages import (
     EventResult,
     Fenced,
     Head,
-    Nap,
+    NapLeave,
     Outcome,
     Rejected,
     Speculated,
@@ -209,7 +209,7 @@ class Activations:
         flight = departing(self.lane, head, mode, name, trim, self._lessons, target.manifest, now_ms)
         return replace(flight, nap=self._leave(target, flight))
 
-    def _leave(self, target: Target, flight: Flight) -> Nap | None:
+    def _leave(self, target: Target, flight: Flight) -> NapLeave | None:
         """Leave to nap, unless enough lanes do, or this process might be wrong about the end of the lease.
 
         What has been sent and could not leave yet comes first: a suspended run waits for that.
@@ -220,7 +220,7 @@ class Activations:
             return None
         if not services.naps.may(flight.events):
             return None
-        return Nap(limits.nap_sleep_ms, target.timeout_ms + limits.nap_slack_ms, services.token())
+        return NapLeave(limits.nap_sleep_ms, target.timeout_ms + limits.nap_slack_ms, services.token())
 
     async def _invoke(self, target: Target, flight: Flight, room: AnswerHolder) -> Outcome | InvokeError:
         async with self.services.capacity.room(target, REQUEST_COPIES * _request_bytes(flight)):
@@ -348,10 +348,9 @@ class Activations:
                     self.services.recoveries.failed((self.lane.service, head.run.event.handler), self.lane)
                 self._ends.tell(flight.tried, flight.events, results, head.out.values())
                 finished = self._finish(works, results)
-                nap = head.run.holder if suspended and head.run is not None and head.run.napping else None
                 if head.run is None or not pause_ms:
-                    return Attempted(head, finished, ended=ended, nap=nap)
-                return Attempted(head, finished, head.run.event, pause_ms, harmless=True, ended=ended, nap=nap)
+                    return Attempted(head, finished, ended=ended)
+                return Attempted(head, finished, head.run.event, pause_ms, harmless=True, ended=ended)
             case HandedBack(warned):
                 metrics.count("LateResumes")
                 self._warn(warned)
@@ -425,12 +424,12 @@ def no_outcome(error: InvokeError) -> NoOutcome:
 
 
 def _with_nap(attempted: Attempted, flight: Flight) -> Attempted:
-    """What an activation came to, if it may have left a nap: then its answer was lost, or not believed.
+    """What an activation came to, with the holder of the nap that it has left, or may have left unheard.
 
-    The head says whether it has: nobody else has the name that its holder would bear.
+    The head says which: nobody else has the name that its holder would bear.
     """
     leave, head = flight.nap, attempted.head
-    if leave is None or attempted.nap is not None:
+    if leave is None:
         return attempted
     naps = head is None or (head.run is not None and head.run.holder == leave.holder)
     return replace(attempted, nap=leave.holder) if naps else attempted

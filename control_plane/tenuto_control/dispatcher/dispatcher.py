@@ -109,14 +109,13 @@ class Dispatcher:
         """Let what runs end within the drain timeout, then stop everything. Nothing durable depends on it."""
         deadline = self._clock.now_ms() + self._limits.drain_timeout_ms
         # Sleeps suspend from now on, for others to end.
-        self._parts.naps.close()
-        # What runs are invocations: they end on their own, and there is no one event for the end of all.
-        while self._clock.now_ms() < deadline:
-            if not self._lanes.running:
-                break
-            await asyncio.sleep(SETTLE_LOOK_S)
-        await self.kill()
-        self._parts.naps.open()
+        with self._parts.naps.closed():
+            # What runs are invocations: they end on their own, and there is no one event for the end of all.
+            while self._clock.now_ms() < deadline:
+                if not self._lanes.running:
+                    break
+                await asyncio.sleep(SETTLE_LOOK_S)
+            await self.kill()
 
     async def kill(self) -> None:
         """Stop everything where it is, as a crash would."""
@@ -139,14 +138,11 @@ class Dispatcher:
     async def withdraw(self, partitions: Sequence[TopicPartition], timeout_ms: int) -> None:
         """See `Execution.withdraw`."""
         deadline = self._clock.now_ms() + timeout_ms
-        self._parts.naps.close()
-        try:
+        with self._parts.naps.closed():
             while self._lanes.withdraw(partitions):
                 if self._clock.now_ms() >= deadline:
                     break
                 await asyncio.sleep(SETTLE_LOOK_S)
-        finally:
-            self._parts.naps.open()
         self._lanes.cut(partitions)
 
     def relieve(self, partitions: Sequence[TopicPartition]) -> None:

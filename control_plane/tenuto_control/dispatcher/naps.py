@@ -5,7 +5,8 @@ Does not own when a nap ends (`core.lane_policy`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from tenuto.protocol.ids import Lane
 from tenuto.protocol.messages import Head
@@ -43,7 +44,7 @@ class Naps:
 
     def note(self, lane: Lane, head: Head | None, now_ms: int) -> None:
         """A lane naps, by this head; without one, it naps no more, or its lease is not known."""
-        self._ends_s.pop(lane, None)
+        self.end(lane)
         if head is not None and head.run is not None:
             self._ends_s[lane] = self._monotonic_s() + (head.run.lease_ms - now_ms) / 1000
 
@@ -57,13 +58,14 @@ class Naps:
             return 0
         return int(min(head.run.lease_ms - now_ms, (self._ends_s[lane] - self._monotonic_s()) * 1000))
 
-    def close(self) -> None:
-        """Give no leave until `open`: lanes are to be let go."""
+    @contextmanager
+    def closed(self) -> Iterator[None]:
+        """Give no leave meanwhile: lanes are to be let go."""
         self._closed += 1
-
-    def open(self) -> None:
-        """Take back one `close`."""
-        self._closed -= 1
+        try:
+            yield
+        finally:
+            self._closed -= 1
 
     def clear(self) -> None:
         """Forget the lanes."""

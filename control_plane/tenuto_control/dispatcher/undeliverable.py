@@ -39,13 +39,13 @@ class Undeliverable:
 
     async def took(self, sender: Lane, sequence: str, entry: Out) -> bool:
         """Whether an entry can never be delivered: then it is set aside."""
+        if isinstance(entry, UnreadableOut):
+            await self._take_unread(sender, sequence, entry)
+            return True
         if sequence.startswith(DIRECT):
             problem = kept_problem(entry, sender)
         else:
             problem = kept_entry_problem(sequence, entry, sender)
-        if isinstance(entry, UnreadableOut):
-            await self._take_unread(sender, sequence, entry)
-            return True
         if problem is None:
             return False
         await self.take(sender, sequence, entry, problem)
