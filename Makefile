@@ -19,6 +19,8 @@ AUDITED := control function function_kms dev audit
 .NOTPARALLEL:
 .SUFFIXES:
 MAKEFLAGS += --no-print-directory --no-builtin-rules
+# Tests, demo and benchmarks start many processes: without bytecode, each would compile the sources again.
+export PYTHONDONTWRITEBYTECODE :=
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -49,7 +51,7 @@ dev: $(STAMP) ## keep the stack up for one example: make dev APP=examples/food_o
 	@exec sh tools/run.sh $(RUN) -m tenuto_cli dev "$(APP)"
 
 test: java $(STAMP) $(AWS_STAMP) lint types contracts ## lint, types, import contracts and every test (ten minutes at most)
-	@exec $(RUN) -m pytest --numprocesses auto --maxprocesses 4 --max-worker-restart 0 --dist loadfile
+	@exec $(RUN) -m pytest --numprocesses auto --maxprocesses 4 --max-worker-restart 0 --dist loadfile --no-loadscope-reorder
 
 test-localstack: $(STAMP) $(AWS_STAMP) ## a project outside the repository, and the AWS-facing tests, at LOCALSTACK_HOST or AWS_ENDPOINT_URL, else at a LocalStack of their own
 	@sh tools/setup_localstack.sh .venv-localstack .venv-localstack/.complete requirements/localstack.txt

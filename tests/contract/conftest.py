@@ -6,12 +6,14 @@ The clients are those that the control plane opens.
 from __future__ import annotations
 
 import asyncio
+import functools
 import tempfile
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
+from botocore.loaders import JSONFileLoader
 
 from tenuto_control.config import Config
 from tenuto_control.drivers.aws import AwsClients, open_clients
@@ -33,6 +35,17 @@ class WithClients(Protocol):
     """Plays a scenario with open clients; `endpoint` stands in for the stack's."""
 
     def __call__(self, scenario: Scenario, limits: Limits | None = None, endpoint: str | None = None) -> None: ...
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _botocore_reads_its_models_once() -> Iterator[None]:
+    """Share botocore's service models, which each client of a test would otherwise read and parse again.
+
+    The clients of one botocore session share them as well, so none of them changes what it is given.
+    """
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(JSONFileLoader, "load_file", staticmethod(functools.cache(JSONFileLoader().load_file)))
+        yield
 
 
 @pytest.fixture(scope="module")

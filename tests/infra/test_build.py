@@ -47,7 +47,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.stack]
 
 SERVICE: Final = "userUpdates"
 TABLE: Final = "cold-starts"
-COLD_STARTS: Final = 5
+COLD_STARTS: Final = 3
 TARGET_MS: Final = {"discovery": 150, "a step and its checkpoints": 400}
 CHILD_SECONDS_MAX: Final = 60
 ARTEFACT_BYTES_MAX: Final = 75_000_000
