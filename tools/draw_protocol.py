@@ -100,8 +100,8 @@ ROWS: Final = (
         transitions.suspend,
         "function",
         transitions.suspend(LANE, 4, RUN, PROGRESS, {"name": b""}, {"name": b""}, WAKES, "own"),
-        "suspended: by an earlier try, which stands. An answer came: take it and go on. Another `ver` or `own`: stop. "
-        "No response: repeat",
+        "suspended: by an earlier try, which stands. An answer came: take it and continue. Another `ver` or `own`: "
+        "stop. No response: repeat",
     ),
     Row(
         naps.nap,
@@ -125,7 +125,7 @@ ROWS: Final = (
         joins.commit_and_claim,
         "function",
         joins.commit_and_claim(LANE, OWNED, transitions.Effects(), RUN, "tok", "own", drain=False),
-        "7 by itself. No response: as 1",
+        "write 7 alone. No response: as 1",
     ),
     Row(
         transitions.slots_put,
@@ -149,7 +149,7 @@ ROWS: Final = (
         transitions.inbox_again,
         "ingress",
         transitions.inbox_again(LANE, EVENT, 0),
-        "another process did so, or the tombstone is another one",
+        "another process did so, or the tombstone has been replaced",
     ),
     Row(
         transitions.inbox_aside,
@@ -207,13 +207,13 @@ ROWS: Final = (
     ),
     Row(
         dead_letters.letter_redriving,
-        "operator who redrives",
+        "operator, to redrive",
         dead_letters.letter_redriving(LETTER.id, 0),
         "a redrive began before: that time counts",
     ),
     Row(
         dead_letters.letter_done,
-        "operator who redrives or discards",
+        "operator, to redrive or discard",
         dead_letters.letter_done(LETTER.id, 0),
         "no response: repeat",
     ),
@@ -263,7 +263,7 @@ ROWS: Final = (
         items.leftover_delete,
         "sweep, before 18 of a guard",
         items.leftover_delete(LANE, "J#1"),
-        "no response: the sweep comes by again",
+        "no response: the sweep visits it again",
     ),
     Row(
         timers.timer_put,
@@ -281,7 +281,7 @@ ROWS: Final = (
         timers.wide_mark_delete,
         "sweep",
         timers.wide_mark_delete(0),
-        "no response: the sweep comes by again",
+        "no response: the sweep visits it again",
     ),
     Row(
         timers.timer_put_again,
@@ -293,7 +293,7 @@ ROWS: Final = (
         timers.timer_delete,
         "sweep",
         timers.timer_delete(TIMER),
-        "no response: the sweep comes by again",
+        "no response: the sweep visits it again",
     ),
     Row(
         continuations.continuation_begin,
@@ -352,8 +352,8 @@ AROUND: Final = """
 - **16, call**: the head is read *first*, then the result item. A result that is known is answered. A lane that is
   taken, marked or has an outbox gets 9, 10 and 11, and the caller 202. Otherwise 1 or 2, with a guard before a claim,
   and before a commit that sends. After a refusal it starts over from the head, with the result item read *again*.
-- **nap**: the sleep has ended, and whom the lane was left to begins the next attempt, once and without a write. Anybody
-  else waits until the lease is over, and makes write 6.
+- **nap**: the sleep has ended, and the process that the lane was left to begins the next attempt, once and without a
+  write. Every other process waits until the lease ends, and then makes write 6.
 - **17, release an offset**: the watermark is past it and what its event sent is trimmed from the outbox; or its run
   is suspended; or its inbox item is put and marked.
 - **18, delete a timer**: a sleep's when its invocation is over and the outbox is empty. A guard's when, besides, no

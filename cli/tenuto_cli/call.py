@@ -119,7 +119,7 @@ def body_of(text: str | None, *, as_text: bool) -> bytes | None:
             json.loads(text)
         except ValueError:
             if text.lstrip()[:1] in {"{", "["}:
-                raise UsageError(f"BODY is no JSON: {text[:80]}; --text sends it as a string") from None
+                raise UsageError(f"BODY is not JSON: {text[:80]}; --text sends it as a string") from None
         else:
             return encoded(text)
     return json.dumps(text).encode()
@@ -130,7 +130,7 @@ def encoded(text: str) -> bytes:
     try:
         return text.encode()
     except UnicodeEncodeError as error:
-        raise UsageError(f"{text[:80]!r} is no text: it holds bytes that are not UTF-8") from error
+        raise UsageError(f"{text[:80]!r} is not text: it holds bytes that are not UTF-8") from error
 
 
 def standard_input() -> str:
@@ -140,7 +140,7 @@ def standard_input() -> str:
     try:
         return sys.stdin.read()
     except UnicodeDecodeError as error:
-        raise UsageError(f"standard input is no text: {error}") from error
+        raise UsageError(f"standard input is not text: {error}") from error
 
 
 def headers_of(pairs: Sequence[str]) -> dict[str, str]:

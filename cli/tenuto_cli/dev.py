@@ -52,7 +52,7 @@ def port(text: str) -> int:
     try:
         number = int(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of a port") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port number") from None
     problem = local_port_problem(number)
     if problem is not None:
         raise argparse.ArgumentTypeError(problem)

@@ -19,7 +19,7 @@ TIMEOUT_S: Final = 60.0
 
 OK_MAX: Final = 299
 ACCEPTED: Final = 202
-_NO_ADDRESS: Final = "{!r} is no address of a control plane; write one such as http://127.0.0.1:8080"
+_NO_ADDRESS: Final = "{!r} is not the address of a control plane; write one such as http://127.0.0.1:8080"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ def listing(base: str) -> dict[str, dict[str, Any]]:
     try:
         return {service["name"]: service for service in json.loads(answer.body)["services"]}
     except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{base} is no control plane of tenuto: GET / answered {answer.status}") from error
+        raise UsageError(f"{base} is not a tenuto control plane: GET / answered {answer.status}") from error
 
 
 def segments(*parts: str) -> str:
@@ -97,4 +97,4 @@ def segments(*parts: str) -> str:
     try:
         return "".join("/" + quote(part, safe="") for part in parts)
     except UnicodeEncodeError as error:
-        raise UsageError(f"{error.object!r} is no text: it holds bytes that are not UTF-8") from error
+        raise UsageError(f"{error.object!r} is not text: it holds bytes that are not UTF-8") from error

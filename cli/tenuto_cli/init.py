@@ -117,7 +117,7 @@ def _is_free(folder: Path) -> bool:
     except OSError as error:
         raise UsageError(f"{folder.name} cannot be written: {error}; choose another name or place") from error
     if not empty:
-        raise UsageError(f"{folder.name} is there already and not empty; choose another name")
+        raise UsageError(f"{folder.name} already exists and is not empty; choose another name")
     return True
 
 
@@ -153,10 +153,11 @@ def package_of(name: str) -> str:
     package = name.lower().replace("-", "_")
     if not _NAME.fullmatch(name) or len(name) > NAME_CHARACTERS_MAX:
         raise UsageError(
-            f"{name!r} is no name of a project: a letter, then letters, digits, - and _, {NAME_CHARACTERS_MAX} at most"
+            f"{name!r} is not a valid project name: a letter, then letters, digits, - and _, "
+            f"{NAME_CHARACTERS_MAX} at most"
         )
     if keyword.iskeyword(package) or package in _TAKEN or package in sys.stdlib_module_names:
-        raise UsageError(f"{name!r} would make a package {package}, which Python has another use for; choose another")
+        raise UsageError(f"{name!r} would make a package {package}, which Python itself uses; choose another")
     return package
 
 

@@ -37,7 +37,7 @@ class Parser(arguments.Parser):
 def positive(text: str) -> int:
     """A number of things, at least one. Raises ArgumentTypeError."""
     if not text.isascii() or not text.isdigit() or len(text) > DIGITS_MAX or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text[:SHOWN_CHARACTERS_MAX]!r} is no number from 1 on")
+        raise argparse.ArgumentTypeError(f"{text[:SHOWN_CHARACTERS_MAX]!r} is not a whole number of at least 1")
     return int(text)
 
 

@@ -109,7 +109,7 @@ def _int(text: str) -> int:
     try:
         return int(text.replace(",", ""))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number, such as 1,000,000") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, such as 1,000,000") from None
 
 
 def _float(text: str) -> float:
@@ -117,7 +117,7 @@ def _float(text: str) -> float:
     try:
         return float(text.replace(",", ""))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number, such as 1,000.5") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number, such as 1,000.5") from None
 
 
 def _add_cost(command: argparse.ArgumentParser) -> None:
@@ -192,7 +192,7 @@ def _rotate(config: Config) -> int:
     from tenuto_control.assembly import rotate_data_key
 
     number = asyncio.run(rotate_data_key(config))
-    print(f"data key {number} of table {config.table.name!r} is current; every process takes it up within 5 minutes")
+    print(f"data key {number} of table {config.table.name!r} is current; every process uses it within 5 minutes")
     return 0
 
 

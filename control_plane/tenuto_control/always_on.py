@@ -121,7 +121,7 @@ async def _work_at(parts: Assembly, stop: asyncio.Event, listener: socket.socket
     ended, _ = await asyncio.wait([waiting, *tasks], return_when=asyncio.FIRST_COMPLETED)
     for task in ended - {waiting}:
         # Not one of them does so by itself, so somebody will want to know which one it was.
-        log.critical("%s has ended, and with it this process", task.get_name())
+        log.critical("%s has ended, so this process stops", task.get_name())
     log.info("stopping: letting running work finish; the rest stays in Kafka and the table")
     server.should_exit = True
     if consume is not None:

@@ -195,7 +195,7 @@ class DispatcherFunction:
         try:
             await parts.assembly.deployments.discover(DISCOVERY_S_MAX)
         except ConfigError as e:
-            log.warning("discovery keeps what it knew: %s", shown(str(e)))
+            log.warning("discovery failed; its last result stays in use: %s", shown(str(e)))
         parts.asked_in_vain = parts.asked_in_vain + 1 if parts.assembly.deployments.unanswered else 0
 
     async def _hand_on(self, payload: event_scheduler.Continue | event_scheduler.SweepTick) -> None:
@@ -205,7 +205,7 @@ class DispatcherFunction:
             await self._parts.assembly.clients.lambda_.post(self._arn, event_scheduler.encode(payload))
         except (ServiceError, WireError, BotoCoreError) as e:
             lanes = payload.lanes if isinstance(payload, event_scheduler.Continue) else ()
-            log.warning("%d lanes are left to the sweep, as they could not be handed on: %s", len(lanes), shown(str(e)))
+            log.warning("%d lanes are left to the sweep, not handed on: %s", len(lanes), shown(str(e)))
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         return self._loop.run_until_complete(work)
@@ -218,7 +218,7 @@ class BatchUnfinishedError(Exception):
 def _answered(records: Sequence[SourceRecord], left: Sequence[SourceRecord]) -> dict[str, Any]:
     if left and os.environ.get(PARTIAL_VARIABLE) != "true":
         raise BatchUnfinishedError(
-            f"{len(left)} of {len(records)} records are not finished: the batch has to come again"
+            f"{len(left)} of {len(records)} records are not finished: the batch must be delivered again"
         )
     return kafka_event_source.answer(left)
 

@@ -413,7 +413,7 @@ def test_the_listing_repeats_no_host_that_was_not_checked() -> None:
 
 @pytest.mark.parametrize("host", ["http://x.example", "x.example:80", "*", "x y", ""])
 def test_a_host_in_the_configuration_is_a_name(host: str) -> None:
-    with pytest.raises(ConfigError, match=r"http\.hosts: .* is no host"):
+    with pytest.raises(ConfigError, match=r"http\.hosts: .* is not a host"):
         parse(f"[http]\nhosts = [{host!r}]\n[functions.f]\n", "tenuto.toml", {})
     good = parse('[http]\nhosts = ["tenuto.example", "10.0.0.1"]\n[functions.f]\n', "tenuto.toml", {})
     assert good.http.hosts == ("tenuto.example", "10.0.0.1")

@@ -112,5 +112,5 @@ def test_every_component_has_its_list(jar_set: jars.JarSet) -> None:
 
 @pytest.mark.parametrize("line", ["", "a.jar", "abc  a.jar", "0" * 64 + " a.jar", "0" * 63 + "  a.jar"])
 def test_a_list_that_is_none_is_refused(line: str) -> None:
-    with pytest.raises(ValueError, match=r"is no SHA-256"):
+    with pytest.raises(ValueError, match=r"is not a SHA-256"):
         jar_hashes.read(f"{line}\n")

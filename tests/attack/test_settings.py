@@ -99,12 +99,15 @@ def test_a_topic_whose_dead_letter_topic_has_too_long_a_name_needs_another() -> 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ('[table]\nname = ""', 'table.name: "" is no name of a table: 3 to 255'),
+        ('[table]\nname = ""', 'table.name: "" is not a valid table name: 3 to 255'),
         ('[table]\nname = "ab"', "table.name: "),
         ('[table]\nname = "a table"', "table.name: "),
         ('[kafka]\ngroup_id = ""', "kafka.group_id: is empty; write a value, or leave the key out"),
         ('[kafka]\ngroup_id = " g"', "kafka.group_id: "),
-        ('[kafka]\nbootstrap_servers = "a:99999"', 'kafka.bootstrap_servers: "a:99999" is no broker; write host:port'),
+        (
+            '[kafka]\nbootstrap_servers = "a:99999"',
+            'kafka.bootstrap_servers: "a:99999" is not a broker address; write host:port',
+        ),
         ('[kafka]\nbootstrap_servers = "http://a:1"', "kafka.bootstrap_servers: "),
         ('[kafka]\nssl_cafile = ""', "kafka.ssl_cafile: is empty"),
         ('[kafka]\nssl_key_password = ""', "kafka.ssl_key_password: is empty"),

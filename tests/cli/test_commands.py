@@ -109,7 +109,7 @@ def test_an_estimate_takes_numbers_with_commas(capsys: pytest.CaptureFixture[str
     assert said[0] == said[1]
     with pytest.raises(SystemExit):
         main(["cost", "--events", "1,x"])
-    assert "argument --events: '1,x' is no number, such as" in capsys.readouterr().err
+    assert "argument --events: '1,x' is not a number, such as" in capsys.readouterr().err
 
 
 def asked(*arguments: str) -> list[Record]:

@@ -110,7 +110,12 @@ def test_a_folder_that_is_not_empty_is_left_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "complaint"),
-    [("1shop", "no name of a project"), ("class", "another use"), ("json", "another use"), ("a/b", "no name")],
+    [
+        ("1shop", "not a valid project name"),
+        ("class", "Python itself uses"),
+        ("json", "Python itself uses"),
+        ("a/b", "not a valid project name"),
+    ],
 )
 def test_a_name_that_makes_no_package_is_refused(name: str, complaint: str) -> None:
     with pytest.raises(UsageError, match=complaint):

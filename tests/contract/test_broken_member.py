@@ -67,7 +67,7 @@ def test_another_member_takes_the_place_of_one_that_broke_down(
     with caplog.at_level(logging.ERROR, "tenuto_control.kafka"):
         play(tmp_path, scenario)
     (line,) = [one.getMessage() for one in caplog.records if one.name == "tenuto_control.kafka"]
-    assert line.endswith("broke down; another one takes its place")
+    assert line.endswith("failed; a new one replaces it")
 
 
 def test_it_is_replaced_once_a_broker_is_there_again(tmp_path: Path) -> None:

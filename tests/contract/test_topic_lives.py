@@ -203,7 +203,9 @@ def test_brokers_that_do_not_answer_fail_in_time_with_a_way_out(*, answers: bool
         lives = KafkaTopicLives(KafkaConfig(bootstrap_servers=f"127.0.0.1:{port}"), LIMITS)
         began = time.monotonic()
         try:
-            with pytest.raises(LogUnavailableError, match=r"\(orders\).*come again: .*needs a way to the brokers"):
+            with pytest.raises(
+                LogUnavailableError, match=r"\(orders\).*delivered again: .*needs access to the brokers"
+            ):
                 await lives.of([TopicPartition("orders", 0)])
             assert time.monotonic() - began < 5
         finally:

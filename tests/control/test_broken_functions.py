@@ -75,7 +75,7 @@ def test_it_is_said_once_with_the_users_line(caplog: pytest.LogCaptureFixture) -
     (record,) = caplog.records
     assert record.levelno == logging.ERROR
     text = record.getMessage()
-    assert 'function "f" cannot be imported, so nothing of it runs until it is deployed anew: TypeError: ' in text
+    assert 'function "f" cannot be imported, so none of it runs until it is deployed again: TypeError: ' in text
     assert '/var/task/app.py", line 7, in <module>' in text
 
 

@@ -110,7 +110,7 @@ SUBSCRIPTION = '[[subscriptions]]\ntopic = "t"\ntarget = "s/h"\n'
             "[functions.app]\nqualifer = 'x'\n",
             'functions.app.qualifer: unknown key; did you mean "qualifier"',
         ),
-        ("[functions.app]\nhandler = 'app.handler'\n", 'functions.app.handler: "app.handler" is no handler; write'),
+        ("[functions.app]\nhandler = 'app.handler'\n", 'functions.app.handler: "app.handler" is not a handler; write'),
         ("[functions.app]\ntimeout_s = 0\n", "functions.app.timeout_s: expected 1 to 900, not 0"),
         (MINIMAL + "[topics.t]\npartitions = 0\n", "topics.t.partitions: expected 1 to 1,000, not 0"),
         (MINIMAL + "[topics.'a b']\n", 'topics."a b": '),
@@ -126,7 +126,7 @@ SUBSCRIPTION = '[[subscriptions]]\ntopic = "t"\ntarget = "s/h"\n'
         ),
         (
             MINIMAL + SUBSCRIPTION + "key = 'utf8'\n",
-            'subscriptions[0].key: "utf8" is no key rule: use "utf-8"',
+            'subscriptions[0].key: "utf8" is not a key rule: use "utf-8"',
         ),
         (
             MINIMAL + SUBSCRIPTION + "ordering = 'keys'\n",

@@ -256,7 +256,7 @@ def test_every_option_has_its_bounds() -> None:
         ("--steps -1", "tenuto: --steps: expected a number between 0 and 10,000, not -1"),
         (
             "--steps 1.5",
-            "tenuto cost: argument --steps: '1.5' is no whole number, such as 1,000,000; see tenuto cost --help",
+            "tenuto cost: argument --steps: '1.5' is not a whole number, such as 1,000,000; see tenuto cost --help",
         ),
         ("--events nan", "tenuto: --events: expected a number between 0 and 1,000,000,000,000,000, not nan"),
         ("--events inf", "tenuto: --events: expected a number between 0 and 1,000,000,000,000,000, not inf"),

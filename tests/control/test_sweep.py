@@ -140,5 +140,5 @@ def test_a_delayed_message_that_cannot_be_delivered_is_put_off_and_not_told_of_a
         run_virtual(scenario())
     (line,) = [record.getMessage() for record in caplog.records]
     assert line.startswith(
-        "the delayed message for box/k cannot be treated and is left aside, others go on: Validation"
+        "the delayed message for box/k cannot be processed and is set aside, others continue: Validation"
     )

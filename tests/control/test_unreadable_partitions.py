@@ -95,7 +95,7 @@ def test_an_unreadable_partition_is_named_in_log_metric_and_readiness_while_the_
         # At once, after 5 s, and then after pauses that double.
         assert len(told) == 8
         assert set(told) == {
-            f"cannot read orders/0 at offset 3: {REASON}; other partitions are read on, and this is tried again"
+            f"cannot read orders/0 at offset 3: {REASON}; other partitions continue, and this one is retried"
         }
         (over,) = [line for line in lines(caplog, logging.INFO) if "again" in line]
         assert over.startswith("reading orders/0 again, after 100")

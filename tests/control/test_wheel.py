@@ -126,8 +126,8 @@ def test_a_scheduler_that_is_away_is_told_of_and_costs_nothing_else(caplog: pyte
     with caplog.at_level(logging.INFO, "tenuto.dispatcher"):
         run_virtual(scenario())
     assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
-        ("WARNING", "box/k: a wake-up could not be scheduled outside: no answer"),
-        ("INFO", "box/k: a wake-up could not be cancelled outside: no answer"),
+        ("WARNING", "box/k: an external wake-up could not be scheduled: no answer"),
+        ("INFO", "box/k: an external wake-up could not be cancelled: no answer"),
     ]
 
 

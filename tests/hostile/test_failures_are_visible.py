@@ -589,7 +589,7 @@ def test_a_table_that_does_not_answer_is_told_of_once_for_the_process(
         assert 3 <= len(at) <= 7
         pauses = [later - sooner for sooner, later in itertools.pairwise(at)]
         assert pauses == sorted(pauses)
-        assert back[1].startswith("the table answers again, it was gone for 10")
+        assert back[1].startswith("the table answers again, after 10")
         assert back[0] - back_s < 15
 
     with caplog.at_level(logging.INFO, "tenuto"):

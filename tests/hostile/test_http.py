@@ -425,7 +425,7 @@ def test_a_second_answer_is_told_whether_it_was_the_first() -> None:
                 await http.post(f"/awakeables/{names[1]}/reject", content=b"no"),
             ]
             assert [reply.status_code for reply in tries] == [202, 202, 409, 409, 409]
-            assert {message(reply) for reply in tries[2:]} == {"another answer came first, and it stays"}
+            assert {message(reply) for reply in tries[2:]} == {"another answer came first and is kept"}
             await http.post(f"/awakeables/{names[0]}/reject", content=b"no")
             await meter.quiet()
             assert (await http.post(f"/awakeables/{names[1]}/resolve", content=b'"a"')).status_code == 404
@@ -536,7 +536,7 @@ def test_a_preflight_is_answered_for_listed_origins_alone() -> None:
     "origin", ["app.example", "https://app.example/", "https://app.example/x", "", "https://*.example"]
 )
 def test_an_origin_that_no_browser_sends_is_a_mistake_in_the_file(origin: str) -> None:
-    with pytest.raises(ConfigError, match=r"http\.cors_origins: .* is no origin"):
+    with pytest.raises(ConfigError, match=r"http\.cors_origins: .* is not an origin"):
         parse(f"[http]\ncors_origins = [{origin!r}]\n[functions.f]\n", "tenuto.toml", {})
     good = parse(f'[http]\ncors_origins = ["{PAGE}", "http://localhost:3000"]\n[functions.f]\n', "tenuto.toml", {})
     assert good.http.cors_origins == (PAGE, "http://localhost:3000")

@@ -97,14 +97,16 @@ def test_a_journal_is_read_by_the_id_of_its_invocation_and_by_its_key() -> None:
             assert found == await journals.read(table, "parcel/p-1", now_ms)
             assert journals.parse(journals.write(found)) == found
             for wrong, words in (
-                ("parcel/p-2", "nothing is at work"),
+                ("parcel/p-2", "nothing is running"),
                 ("inv_x", "not an invocation id"),
                 ("parcel", "names no journal"),
             ):
                 with pytest.raises(journals.NoJournalError, match=words):
                     await journals.read(table, wrong, now_ms)
             other = await env.send("parcel/travel", "p-1")
-            with pytest.raises(journals.NoJournalError, match=f"not at work; what is, for its key, is {sent.id}"):
+            with pytest.raises(
+                journals.NoJournalError, match=f"not running; the one that runs for its key is {sent.id}"
+            ):
                 await journals.read(table, other.id, now_ms)
 
     bounded.run(main())

@@ -110,7 +110,7 @@ def _without_its_sleep(journal: bytes) -> bytes:
 
 def test_what_is_no_journal_is_refused(tmp_path: Path) -> None:
     parcel = version("pack", "load", "carry")
-    with pytest.raises(HarnessError, match="this is no journal"):
+    with pytest.raises(HarnessError, match="this is not a journal"):
         replay(b"{}", parcel)
     with pytest.raises(HarnessError, match="cannot be read: No such file"):
         replay(tmp_path / "none.json", parcel)

@@ -151,7 +151,7 @@ handler = aws.handler(service)
         ("raise ValueError('\\udcff')", "ValueError", "\\udcff"),
         ("input()", "EOFError", "EOF"),
         ("handler = 3", "Not found", "shop.orders has no handler called 'handler'"),
-        ("def handler(event, context): return 1", "Not found", "shop.orders:handler is no handler of tenuto"),
+        ("def handler(event, context): return 1", "Not found", "shop.orders:handler is not a tenuto handler"),
         ("def handler(event, context): raise RuntimeError('mine')", "RuntimeError", "mine"),
     ],
     ids=range(15),

@@ -142,7 +142,7 @@ def test_a_batch_of_a_kafka_mapping_without_brokers_fails_whole(client: Client, 
     body = answer["Payload"].read().decode()
     assert answer["FunctionError"] == "Unhandled"
     assert "nothing of it was run" in body
-    assert "needs a way to the brokers" in body
+    assert "needs access to the brokers" in body
 
 
 @pytest.mark.skipif(not OURS, reason="a broker of this machine may be out of reach for the endpoint's functions")

@@ -454,7 +454,7 @@ def _suspend(model: Model, world: World, attempt: Attempt, rest: Rest, name: str
     free = "suspend.ans" not in rules or run.ans == attempt.ans
     asleep = run.awaits is not None
     if asleep and "suspend.stands" in rules and ("suspend.awake" in rules or not free):
-        # It is its own: nobody else suspends under this ver, and the dispatcher sees whatever has come since.
+        # It is its own: nobody else suspends under this ver, and the dispatcher sees regardless of later answers.
         yield Move(f"{name}suspends again, recognises its own", ended(world, rest, attempt, "suspended"))
         return
     if not free or (asleep and "suspend.awake" in rules):

@@ -88,13 +88,13 @@ def test_code_that_cannot_be_imported_is_named_by_its_line(project: Path, capsys
 def test_what_is_no_handler_is_named(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (project / "src" / "shop" / "app.py").write_text(CODE + "\ndef mailer(event, context):\n    return 1\n", "utf-8")
     assert main(["sam"]) == 2
-    assert "shop.app:mailer is no handler of tenuto: write aws.handler(...)" in capsys.readouterr().err
+    assert "shop.app:mailer is not a tenuto handler: write aws.handler(...)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("out", ["/tmp/elsewhere", "../elsewhere", "."])
 def test_nothing_is_written_outside_the_project(project: Path, capsys: pytest.CaptureFixture[str], out: str) -> None:
     assert main(["sam", "--out", out]) == 2
-    assert "is no folder inside the project" in capsys.readouterr().err
+    assert "is not a folder inside the project" in capsys.readouterr().err
     assert {path.name for path in project.iterdir()} == {"src", "tenuto.toml"}
 
 

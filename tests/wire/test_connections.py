@@ -191,7 +191,7 @@ def test_silence_ends_and_so_does_what_trickles(make: Make) -> None:
         client = make(at(server), HASTY)
         with pytest.raises(LostError, match=r"no answer within 0.2 s"):
             client.send()
-        with pytest.raises(LostError, match=r"no whole answer within 0.6 s"):
+        with pytest.raises(LostError, match=r"no complete answer within 0.6 s"):
             client.send()
         assert server.connections == 2
 

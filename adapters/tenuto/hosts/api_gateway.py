@@ -34,7 +34,7 @@ def bridge(app: Any, loop: asyncio.AbstractEventLoop, base_path: str = "/") -> C
 
     def serve(event: Any, context: Any) -> dict[str, Any]:
         if not is_request(event):
-            raise ProtocolError("this is no proxy event of API Gateway")
+            raise ProtocolError("this is not an API Gateway proxy event")
         try:
             return mangum(event, context)
         except (ValueError, LookupError, TypeError, AttributeError):

@@ -75,9 +75,9 @@ def read(event: Any) -> Payload:
             case SweepTick():
                 pass
     except msgspec.ValidationError as e:
-        raise ProtocolError(f"this is no wake-up of tenuto: {problem_of(e)}") from None
+        raise ProtocolError(f"this is not a tenuto wake-up: {problem_of(e)}") from None
     except ValueError as e:
-        raise ProtocolError(f"this is no wake-up of tenuto: {e}") from None
+        raise ProtocolError(f"this is not a tenuto wake-up: {e}") from None
     return payload
 
 
@@ -86,7 +86,7 @@ def decode(data: bytes) -> Payload:
     try:
         return read(_decode(data))
     except msgspec.DecodeError as e:
-        raise ProtocolError(f"this is no wake-up of tenuto: {problem_of(e)}") from None
+        raise ProtocolError(f"this is not a tenuto wake-up: {problem_of(e)}") from None
 
 
 def wake_up(lane: Lane, timer: Key | None = None, owner: str | None = None) -> bytes:

@@ -62,9 +62,9 @@ def read(event: Any) -> list[SourceRecord]:
         batch = msgspec.convert(event, _Batch)
         records = [_read_one(raw) for partition in batch.records.values() for raw in partition]
     except msgspec.ValidationError as e:
-        raise ProtocolError(f"this is no batch of a Kafka event source mapping: {problem_of(e)}") from None
+        raise ProtocolError(f"this is not a batch of a Kafka event source mapping: {problem_of(e)}") from None
     except (binascii.Error, ValueError) as e:
-        raise ProtocolError(f"this is no batch of a Kafka event source mapping: {e}") from None
+        raise ProtocolError(f"this is not a batch of a Kafka event source mapping: {e}") from None
     return sorted(records, key=lambda record: (record.topic, record.partition, record.offset))
 
 

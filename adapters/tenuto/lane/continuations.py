@@ -20,9 +20,9 @@ def continuation_key(pk: str) -> Key:
 
 
 def continuation_begin(pk: str, owner: str, until_ms: int, now_ms: int) -> Update:
-    """Look after a lane until a time, as the only one. `owner` is unique.
+    """Become the only process that looks after a lane, until a time. `owner` is unique.
 
-    A refused invocation leaves the lane alone: however often a batch is delivered again and the sweep comes by, one
+    A refused invocation leaves the lane alone: however often a batch is redelivered and the sweep visits it, one
     invocation at a time waits for it.
     """
     over = AbsentOrAtMost("continuation.over", "until", now_ms)

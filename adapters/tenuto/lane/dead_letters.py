@@ -216,7 +216,7 @@ def letter_part_key(letter: str, number: int) -> Key:
 
 
 def letter_put(letter: Letter) -> Put:
-    """A dead letter. Put again it is refused, also when it has been run again or thrown away since."""
+    """A dead letter. Put again it is refused, also when it has been redriven or discarded since."""
     return Put(letter_key(letter.id), {"letter": _encoder.encode(letter), "live": 1}, (Absent("letter.absent", "pk"),))
 
 
@@ -227,7 +227,7 @@ def letter_redriving(letter: str, now_ms: int) -> Update:
 
 
 def letter_done(letter: str, now_ms: int) -> Put:
-    """What stays of a letter that was run again or thrown away, so that a late duplicate is refused."""
+    """What stays of a letter that was redriven or discarded, so that a late duplicate is refused."""
     return Put(letter_key(letter), {"done": 1, "ttl": now_ms // 1000 + TOMBSTONE_TTL_S})
 
 

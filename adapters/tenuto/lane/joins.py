@@ -25,8 +25,8 @@ def commit_and_claim(
 ) -> Update:
     """7 and 2 in one: end a claimed run, and take the lease for the next event of its batch, `run`.
 
-    `head` is the owner's view of what ends. Refused, too, when something has come to wait in the inbox: then the run
-    ends by itself.
+    `head` is the owner's view of what ends. Refused, too, when an event now waits in the inbox: then the run
+    ends alone.
     """
     ends = final_commit(lane, head, effects, tok, own, trim=trim)
     begins = claim(lane, head, Effects(), run, tok, drain=drain)

@@ -39,7 +39,10 @@ def newly_former(head: Head, events: Iterable[Event], now_ms: int) -> Marks:
 
 
 def life_over(lane: Lane, marks: Marks) -> Update:
-    """Note that lives of topics are over. It needs no condition: a watermark that moves on makes its mark void."""
+    """Note that incarnations of topics have ended.
+
+    It needs no condition: a watermark that moves on makes its mark void.
+    """
     return Update(head_key(lane), {FORMER + source: [at_ms, mark] for source, (at_ms, mark) in marks.items()})
 
 

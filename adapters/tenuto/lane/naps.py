@@ -40,10 +40,10 @@ def nap(
     tok: str,
     own: str,
 ) -> Update:
-    """5 and 6 in one: let go of the function until a sleep ends, with the lane taken over for the next attempt already.
+    """5 and 6 in one: release the function until a sleep ends, with the lane taken over for the next attempt already.
 
-    Who holds it then begins that attempt without a write. Nobody else does before the lease is over, so the offset or
-    guard of the run's claim leads to it all the while, and no timer is put. Refused when the run is suspended already,
+    Its next holder begins that attempt without a write. No other process does before the lease ends, so the offset or
+    guard of the run's claim points to it throughout, and no timer is put. Refused when the run is suspended already,
     by an earlier write of this attempt whose response was lost. `base` is as in `suspend`.
     """
     sets, drop = let_go(run, progress, state, base)

@@ -173,7 +173,7 @@ def cursor_put(minute: int) -> Update:
 
 
 def cursor_reset(minute: int) -> Put:
-    """Look for timers from here on, whatever has been swept: `cursor_put` does not move a cursor back."""
+    """Look for timers from here on, regardless of what has been swept: `cursor_put` does not move a cursor back."""
     return Put(SWEEP_CURSOR, {"minute": minute})
 
 

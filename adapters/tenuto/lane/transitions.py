@@ -141,7 +141,7 @@ def claim(
 ) -> Update:
     """2. Take the lease for `run`, together with the effects of the events before it in its batch.
 
-    `slots` are what its journal holds by then. A lane that expires when it is over does not do so while a run is in it.
+    `slots` are what its journal already holds. A lane that expires at its end does not expire while a run is in it.
     """
     sets, removes = _effects(structs.replace(before, expires=False), head.ver + 1)
     sets |= {slot_attribute(run.ver, s): data for s, data in slots.items()}
@@ -209,9 +209,9 @@ def checkpoint(
     """3. Journal slots, one attribute each: rewriting the journal whole would erase what others put into it.
 
     `own` names the process that writes. An invocation that was delivered twice has a twin, which holds the same `ver`:
-    the first of the two to write shuts the other out, until the next takeover. `then` is what it calls itself from here
-    on: with another name, what it has sent before is refused, should it come this late. `quiet`: the head that it
-    leaves need not be answered.
+    the first of the two to write shuts the other out, until the next takeover. `then` is its name from here on: with
+    another name, what it has sent before is refused, should it come this late. `quiet`: the answer need not contain the
+    resulting head.
     """
     sets, removes = _progress(run, progress)
     sets[OWN] = then or own
@@ -242,11 +242,11 @@ def suspend(
     own: str,
     then: str | None = None,
 ) -> Update:
-    """5. Let go of the function, keeping the lane.
+    """5. Release the function and keep the lane.
 
     Refused when a result of an awakeable has come that the attempt has not seen, whichever it waits for: so it may wait
     for any number of them. Refused, too, when the run is suspended already: by an earlier try of this write whose
-    response was lost, which stands, whatever has come since.
+    response was lost, which stands, regardless of later answers.
 
     `base` goes as values: a copy from the item would, after a lost response, take published state for first-seen state.
     `own` and `then` are as in `checkpoint`.
@@ -325,7 +325,7 @@ def takeover(
 
     `due` fills slots of ended sleeps. `failures` is the new count when the function is known to have failed. A run that
     was seen running and has been suspended since, under the same `ver`, is left asleep: taken over for nothing, it
-    would have no timer until its attempt suspends it again. So is one that naps by now, whose lease is another.
+    would have no timer until its attempt suspends it again. So is one that naps meanwhile, which has another lease.
     """
     run = head.run
     if run is None:
@@ -350,7 +350,7 @@ def slots_put(lane: Lane, head: Head, slots: Mapping[str, bytes], mark: str) -> 
     """8. Results for the head's run, after a guard; `mark` is unique.
 
     Refused when another result has come since this head was read: what the head can hold was judged without it. That
-    also tells a slot which has left for a segment, and is free in the head again, from one that was never filled.
+    also distinguishes a slot that moved to a segment, and is free in the head again, from one that was never filled.
     """
     run = head.run
     if run is None:
@@ -365,9 +365,9 @@ def inbox_put(lane: Lane, event: Event, more: Sequence[Event] = (), at_ms: int =
     """9. Durable acceptance of an event by a lane that cannot take it now; its key is its duplicate guard.
 
     An input that is too large for an item is in parts, which are put before; the item holds how many there are. `more`
-    are events of the same Kafka source that come next on this lane: one item holds them all, so that whoever drains the
-    lane sees all of them or none, and `last` is the offset of the last one. `at_ms` says when a call was put: its place
-    does not tell.
+    are events of the same Kafka source that come next on this lane: one item holds them all, so that a process that
+    drains the lane sees all of them or none, and `last` is the offset of the last one. `at_ms` says when a call was
+    put, which its place does not.
     """
     parts = len(part_puts(lane, event))
     if parts:
@@ -538,7 +538,7 @@ def result_put(invocation: str, result: Result, at_ms: int) -> Update:
 def result_expected(invocation: str, due_ms: int) -> Put:
     """The acceptance of a delayed message, before its timer: from here on its id stands for this one execution.
 
-    Whoever finds the item, without a result in it, waits for the message instead of running anything.
+    A process that finds the item without a result waits for the message instead of running anything.
     """
     ttl = due_ms // 1000 + RESULT_TTL_S
     return Put(result_key(invocation), {"begins": due_ms, "ttl": ttl}, (Absent("result.absent", "pk"),))

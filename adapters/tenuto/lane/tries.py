@@ -19,10 +19,10 @@ from tenuto.protocol.records import Event
 def attempt_counted(
     lane: Lane, nonce: str, failures: int, shipped: Sequence[str] = (), expires_at_ms: int | None = None
 ) -> Update:
-    """A failed attempt at an event that has not claimed, for whoever makes the next one.
+    """A failed attempt at an event that has not claimed, counted for the process that makes the next one.
 
-    It needs no condition: it is about one event alone, and says nothing to who runs another. What is `shipped` goes on
-    the way. `expires_at_ms` is the time now, where the lane belongs to this one invocation and nothing else may ever be
+    It needs no condition: it concerns one event alone. What is `shipped` is removed in the same write.
+    `expires_at_ms` is the time now, where the lane belongs to this one invocation and nothing else may ever be
     written to it.
     """
     sets: dict[str, Value] = {TRIED: [nonce, failures]}

@@ -17,7 +17,5 @@ def topic_problem(topic: str) -> str | None:
     if len(topic) > TOPIC_CHARACTERS_MAX:
         return f"the name is {len(topic):,} characters long; a topic's has at most {TOPIC_CHARACTERS_MAX}"
     if topic in (".", "..") or not _NAME.fullmatch(topic):
-        return (
-            f"{topic!r} is no name of a topic; one is made of the letters a to z and A to Z, digits, '.', '_' and '-'"
-        )
+        return f"{topic!r} is not a valid topic name; use the letters a to z and A to Z, digits, '.', '_' and '-'"
     return None

@@ -228,7 +228,7 @@ class HandlerLoop(asyncio.AbstractEventLoop):
         """See `AbstractEventLoop.create_task`. Raises TypeError for an awaitable that is no coroutine."""
         if not asyncio.iscoroutine(coro) and hasattr(coro, "__await__"):
             raise TypeError(
-                "a task runs a coroutine, and a durable future is none: its command needs no task. Await it, use "
+                "a task runs a coroutine, and a durable future is not one: its command needs no task. Await it, use "
                 "ctx.gather or ctx.select, or make a task of it with asyncio.ensure_future(future)"
             )
         task = asyncio.Task(coro, loop=self, name=None if name is None else str(name), context=context)

@@ -187,7 +187,7 @@ class _Table(ABC):
             return read(response)
         except UNREADABLE as error:
             raise TableUnavailableError(
-                f"{operation} on table {self.name}: was answered with something that is no answer of DynamoDB "
+                f"{operation} on table {self.name}: was answered with something that is not a DynamoDB answer "
                 f"({type(error).__name__})"
             ) from error
 
@@ -246,7 +246,7 @@ def _meaning(error: Exception, doing: str) -> Exception:
     try:
         return _ConditionFailedError(unmarshal_item(attributes) if attributes else None)
     except UNREADABLE:
-        return TableUnavailableError(f"{doing}: was refused with something that is no item of DynamoDB")
+        return TableUnavailableError(f"{doing}: was refused with something that is not a DynamoDB item")
 
 
 def _applied(write: Write, response: Mapping[str, Any]) -> Applied:

@@ -98,7 +98,7 @@ def unmarshal(attribute: AttributeValue) -> Value:
         case "M":
             return unmarshal_item(value)
         case "N":
-            return Foreign(attribute, "a number that is no integer")
+            return Foreign(attribute, "a number that is not an integer")
         case "BOOL" | "SS" | "NS" | "BS":
             return Foreign(attribute, f"DynamoDB type {kind}")
         case _:

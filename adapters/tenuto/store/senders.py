@@ -180,7 +180,7 @@ class BotocoreSender:
             answer = None
         if not isinstance(answer, dict):
             if response.status_code == HTTPStatus.OK:
-                raise ResponseParserError(f"{operation} was answered with something that is no JSON object")
+                raise ResponseParserError(f"{operation} was answered with something that is not a JSON object")
             answer = {"__type": str(response.status_code), "message": response.text}
         if response.status_code != HTTPStatus.OK:
             raise ClientError(_as_error(answer, response.status_code), operation)

@@ -404,7 +404,7 @@ class _Connection(asyncio.Protocol):
         now_s = self._loop.time()
         silent_s, whole_s = self._deadlines_s
         if now_s >= whole_s:
-            self.drop(LostError(f"no whole answer within {self._timeouts.read_s * ANSWER_TIMEOUTS_MAX:g} s"))
+            self.drop(LostError(f"no complete answer within {self._timeouts.read_s * ANSWER_TIMEOUTS_MAX:g} s"))
         elif now_s >= silent_s:
             self.drop(LostError(f"no answer within {self._timeouts.read_s:g} s"))
         else:

@@ -171,7 +171,7 @@ class _Connection:
         end_s = time.monotonic() + self._timeouts.read_s * ANSWER_TIMEOUTS_MAX
         while answer is None:
             if time.monotonic() > end_s:
-                raise LostError(f"no whole answer within {self._timeouts.read_s * ANSWER_TIMEOUTS_MAX:g} s")
+                raise LostError(f"no complete answer within {self._timeouts.read_s * ANSWER_TIMEOUTS_MAX:g} s")
             answer = feed(received) if (received := receive(RECEIVED_BYTES)) else parser.eof()
         return answer
 
@@ -252,6 +252,6 @@ def _open_tunnel(connection: socket.socket, to: Destination, timeout_s: float) -
             received = connection.recv(RECEIVED_BYTES)
             answer = parser.feed(received) if received else parser.eof()
     except (BadAnswerError, LostError) as error:
-        raise ConnectError(f"the proxy {to.proxy.host}:{to.proxy.port} opens no tunnel: {error}") from error
+        raise ConnectError(f"the proxy {to.proxy.host}:{to.proxy.port} did not open a tunnel: {error}") from error
     if is_refusal(answer):
-        raise ConnectError(f"the proxy {to.proxy.host}:{to.proxy.port} opens no tunnel: status {answer.status}")
+        raise ConnectError(f"the proxy {to.proxy.host}:{to.proxy.port} did not open a tunnel: status {answer.status}")

@@ -59,7 +59,7 @@ def encode_head(method: str, target: str, headers: Mapping[str, str], length: in
     # The request line, the headers, the length, and the empty line, which ends in two.
     expected = len(headers) + 3
     if head.count("\n") != expected or head.count("\r") != expected:
-        raise ValueError("a header or target with the end of a line in it")
+        raise ValueError("a header or target that contains a line break")
     return head.encode("ascii")
 
 
@@ -296,7 +296,7 @@ def _headers(lines: list[str]) -> dict[str, str]:
             continue
         left, colon, right = line.partition(":")
         if not colon:
-            raise BadAnswerError("the answer has a line that is no header")
+            raise BadAnswerError("the answer has a line that is not a header")
         name = _name(left)
         value = right.strip()
         headers[name] = f"{headers[name]}, {value}" if name in headers else value
@@ -307,7 +307,7 @@ def _headers(lines: list[str]) -> dict[str, str]:
 def _name(raw: str) -> str:
     """A header's name in lower case. Raises BadAnswerError for what is none. The same few come with every answer."""
     if _TOKEN.fullmatch(raw) is None:
-        raise BadAnswerError("the answer has a line that is no header")
+        raise BadAnswerError("the answer has a line that is not a header")
     return raw.lower()
 
 
@@ -318,5 +318,5 @@ def _length(text: str) -> int:
     values = {part.strip() for part in text.split(",")}
     (value, *others) = values
     if others or _LENGTH.fullmatch(value) is None:
-        raise BadAnswerError("the answer has no length that can be believed")
+        raise BadAnswerError("the answer has no valid length")
     return int(value)

@@ -46,7 +46,7 @@ def dynamodb_answer(operation: str, answer: Answer) -> dict[str, Any]:
     document = _document(answer)
     if answer.status == HTTPStatus.OK:
         if document is None:
-            raise BadAnswerError(f"{operation} was answered with something that is no JSON object")
+            raise BadAnswerError(f"{operation} was answered with something that is not a JSON object")
         return document
     raise _error(answer, document)
 

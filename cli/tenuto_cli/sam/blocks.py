@@ -46,7 +46,7 @@ def expanded(text: str, blocks: Mapping[str, Block], lines: Mapping[str, Sequenc
         elif word in lines:
             out.extend(f"{found['indent']}{one}\n" if one else "\n" for one in lines[word])
         else:
-            raise MarkError(f"nothing replaces the mark {word!r}")
+            raise MarkError(f"no value is known for the mark {word!r}")
     return "".join(out)
 
 

@@ -115,7 +115,7 @@ def _folder(out: str) -> str:
     """The folder as a path below the project, with slashes. Raises DeploymentError."""
     parts = Path(out).parts
     if not parts or Path(out).is_absolute() or ".." in parts:
-        raise DeploymentError(f"--out: {out!r} is no folder inside the project")
+        raise DeploymentError(f"--out: {out!r} is not a folder inside the project")
     return "/".join(parts)
 
 

@@ -126,7 +126,7 @@ def problems(project: Project, taken: frozenset[str]) -> Iterator[str]:
             yield f"{where}: {function.handler} serves nothing; pass services to aws.handler(...)"
     for parameter in project.parameters:
         if not re.fullmatch(r"[A-Za-z][A-Za-z0-9]{0,254}", parameter):
-            yield f"environment: {parameter!r} is no name of a parameter: letters and digits, a letter first"
+            yield f"environment: {parameter!r} is not a valid parameter name: letters and digits, a letter first"
         elif parameter in taken or re.search(r"Function(Arn|Name|RoleName)?$", parameter):
             yield f"environment: the deployment has a parameter {parameter} of its own; choose another name"
 

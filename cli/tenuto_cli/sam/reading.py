@@ -141,7 +141,7 @@ def _served(source: Path, name: str, handler: str, environment: Mapping[str, str
         # What the code prints while it is imported comes first.
         outcome = decode_outcome(asked.stdout.rstrip().rpartition(b"\n")[2])
     except msgspec.DecodeError as e:
-        raise DeploymentError(f"functions.{name}: {handler} is no handler of tenuto: write aws.handler(...)") from e
+        raise DeploymentError(f"functions.{name}: {handler} is not a tenuto handler: write aws.handler(...)") from e
     if not isinstance(outcome, Manifest):
-        raise DeploymentError(f"functions.{name}: {handler} is no handler of tenuto: write aws.handler(...)")
+        raise DeploymentError(f"functions.{name}: {handler} is not a tenuto handler: write aws.handler(...)")
     return tuple(service.name for service in outcome.services)

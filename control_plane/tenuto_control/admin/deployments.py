@@ -170,7 +170,7 @@ class Deployments:
                 await self.discover(DISCOVERY_S_MAX)
             except Exception:
                 # No answer leads here; were it so all the same, it would end nothing.
-                log.exception("discovery failed, and keeps what it knew")
+                log.exception("discovery failed; its last result stays in use")
 
     async def survey(self) -> Survey:
         """Ask every function once, and tell everything that is wrong, where `discover` stops at the first."""

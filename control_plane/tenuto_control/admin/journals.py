@@ -52,9 +52,9 @@ async def read(table: Table, named: str, now_ms: int) -> Journal:
     item = await table.get(at)
     run = parse_head(item).run
     if item is None or run is None:
-        raise NoJournalError(f"nothing is at work for {lane.service} of this key: an invocation's journal ends with it")
+        raise NoJournalError(f"nothing is running for this key of {lane.service}: an invocation's journal ends with it")
     if wanted is not None and run.event.id != wanted:
-        raise NoJournalError(f"this invocation is not at work; what is, for its key, is {run.event.id}")
+        raise NoJournalError(f"this invocation is not running; the one that runs for its key is {run.event.id}")
     items, after = [item], None
     while True:
         page = await table.query(lane.pk, "A", "W", limit=PAGE_ITEMS, after=after)
@@ -82,14 +82,14 @@ def parse(data: bytes) -> Journal:
     try:
         record = json.loads(data)
         if record["kind"] != KIND or record["version"] != VERSION:
-            raise NoJournalError(f"this is no journal of version {VERSION}: make one with `tenuto journal`")
+            raise NoJournalError(f"this is not a journal of version {VERSION}: make one with `tenuto journal`")
         items = tuple({name: _value(value) for name, value in item.items()} for item in record["items"])
         found = Journal(record["invocation"], record["handler"].rpartition("/")[2], record["at_ms"], items)
         lane = found.lane
     except (ValueError, KeyError, TypeError, AttributeError) as e:
-        raise NoJournalError("this is no journal: make one with `tenuto journal INVOCATION`") from e
+        raise NoJournalError("this is not a journal: make one with `tenuto journal INVOCATION`") from e
     if not any(item.get("pk") == lane.pk and item.get("sk") == HEAD_SK for item in items):
-        raise NoJournalError("this journal lacks the record of its key: make it anew with `tenuto journal INVOCATION`")
+        raise NoJournalError("this journal lacks the record of its key: run `tenuto journal INVOCATION` again")
     return found
 
 
@@ -98,10 +98,10 @@ def _named(named: str) -> tuple[Lane, str | None]:
         try:
             return InvocationId.parse(named).lane, named
         except ValueError as e:
-            raise NoJournalError("this is not an invocation id; one begins with inv_ and stands in the logs") from e
+            raise NoJournalError("this is not an invocation id; one begins with inv_ and appears in the logs") from e
     service, slash, key = named.partition("/")
     if not (service and slash and key):
-        raise NoJournalError(f'"{named}" names no journal: give an invocation id, or SERVICE/KEY')
+        raise NoJournalError(f'"{named}" does not name a journal: give an invocation id, or SERVICE/KEY')
     return Lane(service, key), None
 
 

@@ -117,7 +117,7 @@ def parse_key_rule(text: str) -> KeyRule:
         path = tuple(text.removeprefix("json:").split("."))
         if all(path):
             return JsonKey(path)
-    raise ValueError(f'"{text}" is no key rule: use "utf-8", "bytes" or "json:<field>", for instance "json:user.id"')
+    raise ValueError(f'"{text}" is not a key rule: use "utf-8", "bytes" or "json:<field>", for instance "json:user.id"')
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,7 +255,7 @@ def _check_sizes(record: Record) -> None:
     try:
         size = headers_bytes(record.headers, record.key)
     except UnicodeEncodeError as e:
-        raise _UnusableKeyError("the name of a header is no text") from e
+        raise _UnusableKeyError("the name of a header is not text") from e
     if size > EVENT_HEADERS_BYTES_MAX:
         raise _UnusableKeyError(
             f"its {len(record.headers):,} headers and its key take {size:,} bytes, packed; an event holds at most "

@@ -108,7 +108,7 @@ def table_problem(value: str) -> str | None:
     """The name or ARN of a DynamoDB table (DynamoDB naming rules)."""
     if _TABLE.fullmatch(value):
         return None
-    return f"{quoted(value)} is no name of a table: 3 to 255 of the characters a-z A-Z 0-9 _ . and -"
+    return f"{quoted(value)} is not a valid table name: 3 to 255 of the characters a-z A-Z 0-9 _ . and -"
 
 
 def topic_name_problem(value: str) -> str | None:
@@ -122,7 +122,7 @@ def label_problem(value: str) -> str | None:
     if _LABEL.fullmatch(value):
         return None
     return (
-        f"{quoted(value)} is no name of a function: 1 to {LABEL_CHARACTERS_MAX} of the characters a-z A-Z 0-9 _ and -; "
+        f"{quoted(value)} is not a valid function name: 1 to {LABEL_CHARACTERS_MAX} of a-z A-Z 0-9 _ and -; "
         "an ARN belongs into the key function"
     )
 
@@ -131,14 +131,14 @@ def function_problem(value: str) -> str | None:
     """The name or ARN of a Lambda function, or a version or alias of one."""
     if _FUNCTION.fullmatch(value):
         return None
-    return f"{quoted(value)} is no name or ARN of a Lambda function: the characters are a-z A-Z 0-9 _ - : and $"
+    return f"{quoted(value)} is not the name or ARN of a Lambda function: the characters are a-z A-Z 0-9 _ - : and $"
 
 
 def handler_problem(value: str) -> str | None:
     """The place of a function's handler in the project's code, which is imported by this name."""
     if _HANDLER.fullmatch(value):
         return None
-    return f'{quoted(value)} is no handler; write "module:name", such as "orders.handlers:handler"'
+    return f'{quoted(value)} is not a handler; write "module:name", such as "orders.handlers:handler"'
 
 
 def memory_problem(value: int) -> str | None:
@@ -156,7 +156,7 @@ def environment_problem(value: Mapping[str, str | Mapping[str, str]]) -> str | N
     """Environment variables of a function: a text, or the parameter of a deployment that gives it."""
     for name, text in value.items():
         if not _VARIABLE.fullmatch(name):
-            return f"{quoted(name)} is no name of an environment variable"
+            return f"{quoted(name)} is not the name of an environment variable"
         if name.startswith(RESERVED_VARIABLES):
             return f"{quoted(name)} belongs to Lambda or to tenuto; choose another name"
         if not isinstance(text, str) and (text.keys() != {"parameter"} or not _PARAMETER.fullmatch(text["parameter"])):
@@ -167,7 +167,7 @@ def environment_problem(value: Mapping[str, str | Mapping[str, str]]) -> str | N
 def policies_problem(value: tuple[str, ...]) -> str | None:
     """Managed policies: AWS's own by name, others by ARN."""
     wrong = next((one for one in value if not _POLICY.fullmatch(one)), None)
-    return None if wrong is None else f"{quoted(wrong)} is no name or ARN of a managed policy"
+    return None if wrong is None else f"{quoted(wrong)} is not the name or ARN of a managed policy"
 
 
 def region_problem(value: str) -> str | None:
@@ -179,7 +179,7 @@ def epoch_problem(value: str) -> str | None:
     """An operator's name for one pass over a topic."""
     if _EPOCH.fullmatch(value):
         return None
-    return f"{quoted(value)} is no epoch: 1 to {LABEL_CHARACTERS_MAX} of the characters a-z A-Z 0-9 . _ and -"
+    return f"{quoted(value)} is not an epoch: 1 to {LABEL_CHARACTERS_MAX} of the characters a-z A-Z 0-9 . _ and -"
 
 
 def target_problem(value: str) -> str | None:
@@ -203,7 +203,7 @@ def brokers_problem(value: str) -> str | None:
     for broker in brokers:
         found = _BROKER.fullmatch(broker)
         if found is None or (found[1] is not None and port_problem(int(found[1]))):
-            return f"{quoted(broker)} is no broker; write host:port, several with commas between"
+            return f"{quoted(broker)} is not a broker address; write host:port, several with commas between"
     return None
 
 
@@ -211,7 +211,7 @@ def listened_problem(value: str) -> str | None:
     """A name or address to listen on."""
     if _LISTENED.fullmatch(value):
         return None
-    return f'{quoted(value)} is no host; write an address without scheme and port, such as "127.0.0.1" or "0.0.0.0"'
+    return f'{quoted(value)} is not a host; write an address without scheme and port, such as "127.0.0.1" or "0.0.0.0"'
 
 
 def origins_problem(value: tuple[str, ...]) -> str | None:
@@ -219,7 +219,7 @@ def origins_problem(value: tuple[str, ...]) -> str | None:
     for origin in value:
         if origin != "*" and _ORIGIN.fullmatch(origin) is None:
             return (
-                f"{quoted(origin)} is no origin; write scheme and host as a browser does, such as "
+                f"{quoted(origin)} is not an origin; write scheme and host as a browser does, such as "
                 '"https://app.example" or "http://localhost:3000", or "*" for all'
             )
     return None
@@ -229,5 +229,5 @@ def hosts_problem(value: tuple[str, ...]) -> str | None:
     """Names by which the ingress is addressed."""
     for host in value:
         if _HOST.fullmatch(host) is None:
-            return f'{quoted(host)} is no host; write a name without scheme and port, such as "api.example"'
+            return f'{quoted(host)} is not a host; write a name without scheme and port, such as "api.example"'
     return None

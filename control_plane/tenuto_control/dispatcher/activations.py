@@ -268,7 +268,7 @@ class Activations:
             problem = outcome_problem(outcome, flight)
         except Exception as e:  # noqa: BLE001 - whatever an answer makes of its reader, it is the answer's fault
             problem = problem_of(e) if isinstance(e, msgspec.DecodeError) else type(e).__name__
-            return FunctionFailedError(f"{target.function} answered something that is no outcome: {problem}")
+            return FunctionFailedError(f"{target.function} answered something that is not an outcome: {problem}")
         if problem is not None:
             return FunctionFailedError(f"{target.function} answered what cannot be: {problem}")
         return self._early(outcome) or outcome

@@ -447,7 +447,7 @@ class Delivery:
             _unawaited(entry.awakeable)
         elif resolution is Resolution.CONFLICT:
             fields = log_fields.of_invocation(AwakeableId.parse(entry.awakeable).invocation)
-            log.warning("an answer to an awakeable is dropped: it has another one already", extra=fields)
+            log.warning("an answer to an awakeable is dropped: another one came first", extra=fields)
 
 
 def _portions(entries: Mapping[str, Out]) -> Iterator[dict[str, Out]]:
@@ -475,7 +475,7 @@ def _unawaited(awakeable: str) -> None:
     try:
         name = AwakeableId.parse(awakeable)
     except ValueError:
-        log.info("an answer to an awakeable is dropped: what it names is no awakeable id")
+        log.info("an answer to an awakeable is dropped: what it names is not an awakeable id")
     else:
         fields = log_fields.of_invocation(name.invocation)
         log.info("nothing waits for awakeable %s any longer", awakeable, extra=fields)

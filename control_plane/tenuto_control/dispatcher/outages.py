@@ -84,7 +84,7 @@ class Outages:
             return
         now_s = asyncio.get_running_loop().time()
         if self._lines:
-            log.info("the table answers again, it was gone for %.1f s", now_s - self._since_s)
+            log.info("the table answers again, after %.1f s", now_s - self._since_s)
         self._lines = 0
         # Others may be waiting still; the last of them to leave ends the watch.
         self._begin(now_s)
@@ -107,7 +107,7 @@ class Outages:
         now_s = asyncio.get_running_loop().time()
         if waited_s < FIRST_LINE_S or self._lines or now_s < self._partial_next_s:
             return
-        log.warning("the table answers others, but a request waits for %.0f s by now: %s", waited_s, error)
+        log.warning("the table answers other requests, but one has waited for %.0f s: %s", waited_s, error)
         calm = now_s - self._partial_next_s > LINE_PAUSE_S_MAX
         self._partial_pause_s = PARTIAL_PAUSE_S if calm else min(2 * self._partial_pause_s, LINE_PAUSE_S_MAX)
         self._partial_next_s = now_s + self._partial_pause_s

@@ -43,4 +43,4 @@ class UnreadableItems:
         again = f" ({times} times)" if times > 1 else ""
         others = f"; it is one of {self._met} such items" if self._met > NAMED_MAX else ""
         reason = shown(f"{type(error).__name__}: {error}")
-        log.error("%s cannot be treated and is left aside, others go on%s%s: %s", what, again, others, reason)
+        log.error("%s cannot be processed and is set aside, others continue%s%s: %s", what, again, others, reason)

@@ -127,7 +127,9 @@ class Wheel:
             await self._scheduler.schedule(name, at_ms, payload)
         except SchedulerUnavailableError as e:
             fields = log_fields.of_lane(errand.lane)
-            log.warning("%s: a wake-up could not be scheduled outside: %s", errand.lane.pk, shown(str(e)), extra=fields)
+            log.warning(
+                "%s: an external wake-up could not be scheduled: %s", errand.lane.pk, shown(str(e)), extra=fields
+            )
 
     async def _schedule(self, timer: Reminder) -> None:
         # The outside is only precise to a minute. Woken early, this process waits for the rest.
@@ -141,7 +143,7 @@ class Wheel:
         except SchedulerUnavailableError as e:
             # It will fire, and find nothing to do.
             fields = log_fields.of_lane(timer.lane)
-            log.info("%s: a wake-up could not be cancelled outside: %s", timer.lane.pk, shown(str(e)), extra=fields)
+            log.info("%s: an external wake-up could not be cancelled: %s", timer.lane.pk, shown(str(e)), extra=fields)
 
 
 def _weight(timer: Timer) -> int:

@@ -69,7 +69,7 @@ class EventBridgeScheduler:
             await self._client.delete_schedule(Name=schedule_name(name), GroupName=self._config.group)
         except ClientError as e:
             if e.response.get("Error", {}).get("Code") != "ResourceNotFoundException":
-                raise SchedulerUnavailableError(f"the scheduler refused to forget a wake-up: {e}") from e
+                raise SchedulerUnavailableError(f"the scheduler refused to delete a wake-up: {e}") from e
         except (BotoCoreError, aiohttp.ClientError, OSError) as e:
             raise SchedulerUnavailableError(f"the scheduler gave no answer: {str(e) or type(e).__name__}") from e
 

@@ -237,7 +237,7 @@ class JsonErrorsProtocol(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is no HTTP."""
-        self._refuse(HTTPStatus.BAD_REQUEST, f"this is no well-formed HTTP request: {msg}")
+        self._refuse(HTTPStatus.BAD_REQUEST, f"this is not a well-formed HTTP request: {msg}")
 
     def _at_fault(self, status: HTTPStatus, message: str) -> None:
         """Stop the parser in the middle of what it was given."""

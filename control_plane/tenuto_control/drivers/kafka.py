@@ -167,7 +167,7 @@ class KafkaEventLog:
         except Exception as e:
             membership.rewind()
             if not isinstance(e, (*_ERRORS, ConsumerStoppedError)):
-                _log.exception("reading from the log met what nobody foresaw")
+                _log.exception("reading from the log failed unexpectedly")
             raise LogUnavailableError(describe(e, self._kafka)) from e
         return [_record(tp, one, membership.topic_id(tp.topic)) for tp, records in admitted for one in records]
 
@@ -236,7 +236,7 @@ class KafkaEventLog:
         if self._consumer is not None:
             if not self._consumer.broken:
                 return
-            _log.error("the member of group %s broke down; another one takes its place", self._kafka.group_id)
+            _log.error("the member of group %s failed; a new one replaces it", self._kafka.group_id)
             await self._member().let_go()
             await self._leave()
         await self.start(*self._joined)
@@ -298,7 +298,7 @@ class KafkaSink:
         try:
             size = len(value or b"") + len(key or b"") + sum(len(n.encode()) + len(content) for n, content in headers)
         except UnicodeEncodeError as e:
-            raise RecordRefusedError(f'record for topic "{topic}": the name of a header is no text') from e
+            raise RecordRefusedError(f'record for topic "{topic}": the name of a header is not text') from e
         if value is None and key is None:
             key = b""  # aiokafka refuses a record with neither.
         if size < LARGE_RECORD_BYTES:
@@ -434,7 +434,7 @@ class _Producer(aiokafka.AIOKafkaProducer):  # type: ignore[misc] # the base cla
             raise TopicAuthorizationFailedError(topic)
         if answered:
             raise UnknownTopicOrPartitionError(topic)
-        raise KafkaConnectionError("no broker tells which topics there are")
+        raise KafkaConnectionError("no broker lists its topics")
 
     async def abandon(self) -> None:
         """Disconnect. Calls that wait for an acknowledgement run into their own bound."""

@@ -220,7 +220,7 @@ class _Head:
         with _reasons("its checksum cannot be computed"):
             sound = DefaultRecordBatch(batch).validate_crc()
         if not sound:
-            raise UnreadableError(f"a batch whose checksum is not {checksum:08x}: it was damaged where it is stored")
+            raise UnreadableError(f"a batch whose checksum is not {checksum:08x}: it was damaged in storage")
         self.base = base
         self.after = base + delta + 1
         self.count = count
@@ -407,7 +407,7 @@ def _legacy_records(batch: bytes, bytes_max: int) -> tuple[Iterator[Fetched], in
     with _reasons("a message of an old format"):
         message: Any = LegacyRecordBatch(batch, batch[FORMAT_AT])
         if not message.validate_crc():
-            raise _BrokenError("its checksum is another one: it was damaged where it is stored")
+            raise _BrokenError("its checksum differs: it was damaged in storage")
         kind = batch[LEGACY_ATTRIBUTES_AT] & CODEC_BITS
         if kind != UNCOMPRESSED:
             # aiokafka inflates all there is. A set holds small messages by the thousand, each of them an object.

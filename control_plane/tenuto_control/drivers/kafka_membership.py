@@ -215,7 +215,7 @@ class Membership(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc] # th
             try:
                 await self._hand_over(await self._ask({tp.topic for tp in partitions}))
             except _ERRORS as e:
-                _log.warning("which topics and offsets to begin with is not known yet (%s); asking again", e)
+                _log.warning("the topics and offsets to begin with are not known yet (%s); asking again", e)
 
     async def _ask(self, topics: Iterable[str]) -> dict[str, str]:
         """Ids of the topics that exist, as far as they are news: a broker may lag behind what another one told."""

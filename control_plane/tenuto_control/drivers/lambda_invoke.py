@@ -100,7 +100,7 @@ class LambdaInvoker:
             # The rest of a traceback is the machinery of imports.
             at_import = [line for line in failure.lines if AT_IMPORT in line] or failure.lines
             log.error(
-                'function "%s" cannot be imported, so nothing of it runs until it is deployed anew: %s%s',
+                'function "%s" cannot be imported, so none of it runs until it is deployed again: %s%s',
                 function,
                 text,
                 "".join(f"; {shown(' '.join(line.split()))}" for line in at_import[-PLACES_MAX:]),

@@ -71,8 +71,8 @@ class DynamoClock:
         if self.check.differs(self._margin_ms):
             if not differed:
                 log.error(
-                    "%s, more than lease_margin_ms (%d ms): no run of another process is taken over until it is put "
-                    "right",
+                    "%s, more than lease_margin_ms (%d ms): no run of another process is taken over until it is "
+                    "corrected",
                     said(self.check),
                     self._margin_ms,
                 )

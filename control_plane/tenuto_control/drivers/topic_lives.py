@@ -73,9 +73,9 @@ class KafkaTopicLives:
         except TimeoutError as e:
             topics = ", ".join(sorted({tp.topic for tp in partitions}))
             raise LogUnavailableError(
-                f"the ids of the topics of a batch ({topics}) are not known, so nothing of it was run and it has to "
-                f"come again: {describe(failure or e, self._kafka)}; the dispatcher needs a way to the brokers, and to "
-                "be allowed to describe these topics"
+                f"the ids of the topics of a batch ({topics}) are not known, so none of it was run and it must be "
+                f"delivered again: {describe(failure or e, self._kafka)}; the dispatcher needs access to the brokers "
+                "and permission to describe these topics"
             ) from (failure or e)
 
     async def stop(self) -> None:
@@ -128,7 +128,7 @@ class KafkaTopicLives:
 
     async def _start_over(self, error: BaseException) -> None:
         """Forget what may have led to an error: who leads, and a connection that may be dead."""
-        _log.debug("asking for the lives of topics: %s", error)
+        _log.debug("asking for the ids of topics: %s", error)
         self._leaders.clear()
         if not isinstance(error, NotLeaderForPartitionError | LeaderNotAvailableError | UnknownTopicOrPartitionError):
             await self.stop()

@@ -243,7 +243,7 @@ class _Ingress:
             case Resolution.ACCEPTED | Resolution.REPEATED:
                 return answers.accepted(request, {"awakeable_id": awakeable, "status": "accepted"})
             case Resolution.CONFLICT:
-                raise RefusedError("another answer came first, and it stays", HTTPStatus.CONFLICT)
+                raise RefusedError("another answer came first and is kept", HTTPStatus.CONFLICT)
             case Resolution.UNKNOWN:
                 raise RefusedError(
                     "nothing waits for this awakeable: its id was never issued, or its invocation has ended",

@@ -160,7 +160,7 @@ class Sweeper:
         item = await self._table.get(SWEEP_CURSOR)
         stored = item.get("minute") if item else None
         if item is not None and (not isinstance(stored, int) or not 0 <= stored <= now):
-            log.warning("the sweep's cursor was ahead of time, older timers are looked for once more")
+            log.warning("the sweep's cursor was in the future; it looks for older timers again")
             stored = now - SWEEP_CURSOR_RECOVERED_MINUTES
             await self._table.write(cursor_reset(stored))
         cursor = stored if isinstance(stored, int) else now - SWEEP_CURSOR_LAG_MINUTES

@@ -68,7 +68,7 @@ class UnreadablePartitions:
                 case.pause_ms = min(case.pause_ms * 2, self._pause_ms_max)
         for reason, those in telling.items():
             named = _named([_place(one) for one in those])
-            _log.error("cannot read %s: %s; other partitions are read on, and this is tried again", named, reason)
+            _log.error("cannot read %s: %s; other partitions continue, and this one is retried", named, reason)
 
     def _tell_those_over(self, unreadable: Iterable[TopicPartition], now_ms: int) -> None:
         over = sorted(self._cases.keys() - set(unreadable))

@@ -95,7 +95,7 @@ async def find_program(progress: Progress = silent) -> Path:
         installed = shutil.which(PROGRAM.name)
         if installed is None:
             raise PrerequisiteMissing(
-                f"the table engine dynoxide cannot be had: {error}. Put a dynoxide on the PATH (for instance with "
+                f"the table engine dynoxide is not available: {error}. Put a dynoxide on the PATH (for instance with "
                 "cargo install dynoxide-rs), or take the engine dynamodb-local"
             ) from error
         progress(f"the dynoxide on the PATH is used: {error}")

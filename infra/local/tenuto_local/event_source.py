@@ -78,7 +78,7 @@ class KafkaEventSource:
             answer = await self._invoke(batch(self._bootstrap_servers, tp, records))
             again = first_failure(tp, answer, records[-1].offset + 1)
         except Exception as e:  # noqa: BLE001 - whatever went wrong, the batch comes again
-            log.warning("a batch of %s-%d failed and comes again: %s", tp.topic, tp.partition, e)
+            log.warning("a batch of %s-%d failed and will be delivered again: %s", tp.topic, tp.partition, e)
         if again > records[0].offset:
             with contextlib.suppress(Exception):
                 # An offset that could not be committed only means that records come again.

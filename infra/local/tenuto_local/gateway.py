@@ -140,8 +140,8 @@ class Gateway:
             raise AwsError(
                 403,
                 "InvalidSignatureException",
-                "The request is not signed with the credentials of this stack, which are made anew at each start; "
-                "a stack tells them to what it starts, and writes them to the file aws.env in its directory.",
+                "The request is not signed with the credentials of this stack, which are created at each start; "
+                "a stack passes them to the processes it starts and writes them to the file aws.env in its directory.",
             )
         if claim.service not in self._routes:
             text = f"The local stack has no service {claim.service!r}; it has {', '.join(sorted(self._routes))}."
@@ -196,8 +196,8 @@ def _parse_arguments(argv: Sequence[str] | None) -> GatewayOptions:
     own, secret = credentials(), os.environ.pop(ADMIN_VARIABLE, "")
     if not secret or own[SECRET_KEY_VARIABLE] != os.environ.get(SECRET_KEY_VARIABLE):
         raise ConfigurationError(
-            f"{ACCESS_KEY_VARIABLE}, {SECRET_KEY_VARIABLE} and {ADMIN_VARIABLE} have to be set: whoever does not know "
-            "them could run anything as you"
+            f"{ACCESS_KEY_VARIABLE}, {SECRET_KEY_VARIABLE} and {ADMIN_VARIABLE} must be set: without them, any "
+            "local process could run code as you"
         )
     return GatewayOptions(arguments.port, arguments.dynamodb, tuple(functions), arguments.logs, own, secret)
 

@@ -34,7 +34,7 @@ def read(text: str) -> dict[str, str]:
     for line in text.splitlines():
         digest, separator, name = line.partition("  ")
         if not separator or len(digest) != hashlib.sha256().digest_size * 2:
-            raise ValueError(f"{line!r} is no SHA-256 and name of a file")
+            raise ValueError(f"{line!r} is not a SHA-256 followed by a file name")
         listed[name] = digest
     return listed
 

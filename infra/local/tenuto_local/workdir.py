@@ -106,7 +106,7 @@ def open_lock(path: Path, folder: int | None = None) -> int:
     found = os.fstat(lock)
     if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
         os.close(lock)
-        raise PermissionError(f"{path} is no lock file of this user")
+        raise PermissionError(f"{path} is not a lock file of this user")
     return lock
 
 

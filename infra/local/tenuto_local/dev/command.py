@@ -163,7 +163,7 @@ def _terminal() -> str:
         return os.ttyname(0)
     except OSError:
         raise ConfigurationError(
-            'pdb needs a terminal, and standard input is none; for an editor, pip install "tenuto[debug]"'
+            'pdb needs a terminal, and standard input is not one; for an editor, pip install "tenuto[debug]"'
         ) from None
 
 

@@ -57,7 +57,7 @@ def look(handler: str, roots: Sequence[str]) -> Found:
         answer: Any = function(DISCOVER, _Context())
         if not isinstance(answer, dict) or answer.get("type") != MANIFEST:
             file = str(getattr(loaded, "__file__", module))
-            text = f"{module}:{name} is no handler of tenuto: {name} = aws.handler(...) makes one"
+            text = f"{module}:{name} is not a tenuto handler: {name} = aws.handler(...) makes one"
             return Found(_own(before, roots), trouble=Trouble("Not found", text, (Frame(file, 1),)))
         return Found(_own(before, roots), msgspec.Raw(msgspec.json.encode(answer)))
     except BaseException as error:  # noqa: BLE001 - whatever a module raises when it is imported

@@ -145,7 +145,7 @@ class LambdaService:
         elif kind == "DryRun":
             responder.send(204, [("x-amzn-RequestId", str(uuid.uuid4())), EXECUTED_VERSION])
         else:
-            raise AwsError(400, "InvalidParameterValueException", f"{kind!r} is no invocation type", Type="User")
+            raise AwsError(400, "InvalidParameterValueException", f"{kind!r} is not an invocation type", Type="User")
 
     async def _run_event(self, function: LambdaFunction, request_id: str, payload: bytes) -> None:
         for pause_s in (*function.spec.async_retry_delays_s, None):
