@@ -86,7 +86,7 @@ def test_a_body_from_a_file(tmp_path: Path) -> None:
     assert body_of(f"@{tmp_path / 'body.json'}", as_text=False) == b"[1, 2]"
     with pytest.raises(UsageError, match="cannot be read"):
         body_of("@nowhere", as_text=False)
-    with pytest.raises(UsageError, match="no JSON"):
+    with pytest.raises(UsageError, match="not JSON"):
         body_of('{"a": ', as_text=False)
 
 

@@ -688,7 +688,7 @@ def told(answer: bytes) -> tuple[int, str]:
 def test_what_is_no_http_is_answered_in_json(lines: bytes) -> None:
     status, text = told(asyncio.run(over_a_socket(lines)))
     assert status == 400
-    assert "no well-formed HTTP request" in text
+    assert "not a well-formed HTTP request" in text
 
 
 @pytest.mark.parametrize(

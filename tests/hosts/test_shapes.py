@@ -176,7 +176,7 @@ def test_null_keys_values_and_signed_header_bytes_are_read() -> None:
     ],
 )
 def test_a_batch_of_another_form_is_refused(records: Any) -> None:
-    with pytest.raises(ProtocolError, match="no batch of a Kafka event source mapping"):
+    with pytest.raises(ProtocolError, match="not a batch of a Kafka event source mapping"):
         kafka_event_source.read({"eventSource": "aws:kafka", "records": records})
 
 
@@ -235,12 +235,12 @@ def test_what_is_handed_on_survives_its_json_and_fits_an_asynchronous_invocation
     ],
 )
 def test_another_payload_is_refused(event: Any) -> None:
-    with pytest.raises(ProtocolError, match="no wake-up"):
+    with pytest.raises(ProtocolError, match="not a tenuto wake-up"):
         event_scheduler.read(event)
 
 
 def test_bytes_that_are_no_json_are_refused() -> None:
-    with pytest.raises(ProtocolError, match="no wake-up"):
+    with pytest.raises(ProtocolError, match="not a tenuto wake-up"):
         event_scheduler.decode(b"{")
 
 

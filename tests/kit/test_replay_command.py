@@ -99,7 +99,7 @@ def test_a_journal_is_read_by_the_id_of_its_invocation_and_by_its_key() -> None:
             for wrong, words in (
                 ("parcel/p-2", "nothing is running"),
                 ("inv_x", "not an invocation id"),
-                ("parcel", "names no journal"),
+                ("parcel", "does not name a journal"),
             ):
                 with pytest.raises(journals.NoJournalError, match=words):
                     await journals.read(table, wrong, now_ms)

@@ -130,5 +130,5 @@ def test_without_a_terminal_there_is_no_pdb(tmp_path: Path, environment: dict[st
     command = [sys.executable, "-m", "tenuto_cli", "dev", "--debug", "shop", "--debugger", "pdb"]
     program = Program(command, tmp_path / "log", cwd=tmp_path, env=environment)
     assert program.wait() == 2
-    assert program.output.startswith("tenuto dev: pdb needs a terminal, and standard input is none")
+    assert program.output.startswith("tenuto dev: pdb needs a terminal, and standard input is not one")
     assert program.output.count("\n") == 1

@@ -362,7 +362,7 @@ def test_a_proxy_is_asked_for_a_tunnel(make: Make, certificates: Certificates) -
 def test_a_proxy_that_opens_no_tunnel_is_named(make: Make, certificates: Certificates, refusal: bytes) -> None:
     with Server(always(refusal, "close")) as proxy:
         to = secure(proxy, certificates, port=443, proxy=Proxy("127.0.0.1", proxy.port))
-        with pytest.raises(ConnectError, match=rf"the proxy 127.0.0.1:{proxy.port} opens no tunnel"):
+        with pytest.raises(ConnectError, match=rf"the proxy 127.0.0.1:{proxy.port} did not open a tunnel"):
             make(to).send()
 
 
