@@ -34,7 +34,7 @@ def result_hint(action: object) -> Any:
         function = _function_of(action)
         if function is None:
             return None
-        # Reading annotations anew at every step would take longer than the rest of the call.
+        # Reading annotations again at every step would take longer than the rest of the call.
         hint = function.__annotations__.get("return")
         if hint is None or type(hint) is type:
             return hint

@@ -43,7 +43,7 @@ uvloop takes one from each. With a single one, a health check waits a turn for e
 
 
 class UnexpectedEndError(Exception):
-    """A part of the process ended that never does by itself, and without an error of its own."""
+    """A part of the process ended that never does by itself, and without its own error."""
 
 
 async def serve(config: Config) -> None:
@@ -139,7 +139,7 @@ async def _work_at(parts: Assembly, stop: asyncio.Event, listener: socket.socket
 
 
 class Consuming:
-    """The consumer of a process. One that failed is left behind, and the next one joins the group anew."""
+    """The consumer of a process. One that failed is left behind, and the next one joins the group again."""
 
     def __init__(self, parts: Assembly) -> None:
         self._parts = parts
@@ -172,7 +172,7 @@ class Consuming:
 
 
 async def _report(parts: Assembly) -> None:
-    """Write metrics at intervals, for ever."""
+    """Write metrics at intervals, indefinitely."""
     while True:
         await asyncio.sleep(parts.config.limits.metrics_interval_ms / 1000)
         parts.report()
@@ -229,7 +229,7 @@ async def check_data_keys(keys: DataKeys) -> None:
 
 
 async def _answered(ask: Callable[[], Awaitable[object]], who: str | None, refusal: str) -> None:
-    """Ask until there is an answer. `who` is None when somebody else says that there is none."""
+    """Ask until there is an answer. `who` is None when another process says that there is none."""
     pause_s = 0.2
     while True:
         try:

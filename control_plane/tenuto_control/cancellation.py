@@ -11,7 +11,7 @@ import asyncio
 def is_meant() -> bool:
     """Whether somebody asked the current task to end.
 
-    A library that cancels a task of its own and awaits it may raise CancelledError in whoever called it. Taken for a
+    A library that cancels its own task and awaits it may raise CancelledError in whoever called it. Taken for a
     meant one, it ends a loop without a word and for good.
     """
     task = asyncio.current_task()

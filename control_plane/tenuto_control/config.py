@@ -322,7 +322,7 @@ def function_variable(function: str) -> str:
 
 
 def _check_functions(functions: Mapping[str, Any]) -> None:
-    """Names of functions, each with a variable of its own."""
+    """Names of functions, each with its own variable."""
     named: dict[str, str] = {}
     for name in functions:
         problem = settings.label_problem(name)

@@ -52,7 +52,7 @@ DISCOVERY_S_MAX = 5.0
 """How long an invocation waits for functions to say what they serve; then only work for those that did not waits."""
 
 LEAVE_MARGIN_MS = 2_000
-"""How long before the deadline an invocation begins to leave: halting and handing on take requests of their own."""
+"""How long before the deadline an invocation begins to leave: halting and handing over take requests of their own."""
 
 
 class LambdaContext(Protocol):

@@ -90,7 +90,7 @@ class Limits:
     log_retry_max_ms: int = 5_000
     unreadable_retry_initial_ms: int = 1_000
     unreadable_retry_max_ms: int = 60_000
-    """A partition that cannot be read is tried again after these pauses, while the others go on."""
+    """A partition that cannot be read is tried again after these pauses, while the others continue."""
     unreadable_after_ms: int = 5_000
     """What passes by itself, as a broker's restart does, makes a partition unreadable only after this time."""
     unreadable_log_max_ms: int = 3_600_000
@@ -106,11 +106,11 @@ class Limits:
     """How long a message waits with its sender for a handler that no function serves, before it is set aside. Longer
     than it takes until a control plane hears of a new one (`REFRESH_INTERVAL_S`)."""
     failure_log_interval_ms: int = 5_000
-    """A failure that goes on is logged again after this time, not at every try."""
+    """A failure that continues is logged again after this time, not at every try."""
 
     invoke_concurrency_max: int = 256
     invoke_bytes_max: int = 16 * MIB
-    """What the requests of invocations under way take in memory, copies included; further ones wait. One request that
+    """What the requests of invocations in progress take in memory, copies included; further ones wait. One request that
     is larger than its function's share goes beyond it."""
     answers_bytes_max: int = 12 * MIB
     """What answers of functions take in memory from when they are read until they are committed, decoded ones
@@ -145,7 +145,7 @@ class Limits:
     event_look_ms: int = 1_000
     """How long a head is believed that other processes may change, while a call or an event waits for it here."""
     owner_ms: int = 200
-    """Whoever changed a head within this time is left to go on with the lane: by what was handed over to it."""
+    """Whoever changed a head within this time is left to continue with the lane: by what was handed over to it."""
     guard_delay_ms: int = 5_000
     """When a guard falls due that protects only the few writes that follow it."""
     commit_guard_ms: int = 60_000
@@ -261,7 +261,7 @@ SERVERLESS: Mapping[str, int] = {
     "http_wait_ms_max": 24_000,
 }
 """Defaults of a dispatcher that runs as a function. Nothing there is awake between its invocations: short sleeps stay
-in the handler's function and are no naps, longer ones go to the outside scheduler, and a batch is not held up by one
+in the handler's function and are no naps, longer ones go to the outside scheduler, and a batch is not delayed by one
 slow key, nor for long by a topic that is not there: the records behind it wait for the whole batch. A call's wait
 counts from when the gateway took it, and the 202 has left by 25 s of the 29 s that the gateway has, making the call
 durable included. A larger `scheduler_lead_ms` makes wake-ups punctual, at the price of a dispatcher that waits; keep

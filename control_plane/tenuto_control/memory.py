@@ -57,7 +57,7 @@ def parts(limits: Limits) -> dict[str, int]:
     """What each part may take, in bytes, with the limits that bound it as its name."""
     return {
         "the process itself": PROCESS_BYTES,
-        # A partition that holds little goes on when others have filled the bound (`loops.consume`).
+        # A partition that holds little continues when others have filled the bound (`loops.consume`).
         "process_bytes_max, and a quarter": limits.process_bytes_max * 5 // 4,
         "lanes_at_work_bytes_max": limits.lanes_at_work_bytes_max,
         "lanes_max": limits.lanes_max * RESTING_BYTES,

@@ -93,7 +93,7 @@ class TopicLives(Protocol):
     """Tells the lives of topics to whoever gets records from somewhere that does not."""
 
     async def of(self, partitions: Collection[TopicPartition]) -> Mapping[TopicPartition, Life]:
-        """The present life of each partition's topic, asked anew at each call, never remembered.
+        """The present life of each partition's topic, asked again at each call, never remembered.
 
         Raises LogUnavailableError when the log does not answer in time, or has no such partition.
         """
@@ -176,7 +176,7 @@ class RecordSink(Protocol):
         """Return when the record is acknowledged. Raises LogUnavailableError when it is not known to be.
 
         Of its kinds, RecordTooLargeError says that the topic takes no record of this size, RecordRefusedError that no
-        topic takes this one, TopicUnusableError that this topic takes none as things are. Other records are not held up
+        topic takes this one, TopicUnusableError that this topic takes none as things are. Other records are not delayed
         by any of these.
         """
         ...
@@ -388,7 +388,7 @@ class Execution(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Resting:
-    """A lane waits until a time. `held`: a run of somebody else is active in it, whose end may come sooner."""
+    """A lane waits until a time. `held`: a run of another process is active in it, whose end may come sooner."""
 
     until_ms: int
     held: bool
@@ -403,7 +403,7 @@ class Interruptible(Execution, Protocol):
         ...
 
     def token(self) -> str:
-        """A name that nobody else uses."""
+        """A name that no other process uses."""
         ...
 
     async def woken(self, errand: Errand) -> None:
@@ -428,7 +428,7 @@ class Interruptible(Execution, Protocol):
         ...
 
     async def drop(self, lane: Lane) -> None:
-        """Stop a lane where it is, as a crash would: somebody else looks after it."""
+        """Stop a lane where it is, as a crash would: another process looks after it."""
         ...
 
     async def entrust(self) -> None:
@@ -443,7 +443,7 @@ class Interruptible(Execution, Protocol):
         ...
 
     async def settle(self, deadline_ms: int, linger_ms: int = 0) -> None:
-        """Wait until nothing is under way, or for a deadline.
+        """Wait until nothing is in progress, or for a deadline.
 
         A lane that rests (a pause, another's lease) and an armed timer are waited for if that is over in `linger_ms`.
         """

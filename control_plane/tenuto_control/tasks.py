@@ -1,6 +1,6 @@
 """Work that is done side by side, and waited for to its end.
 
-Owns that nothing of it is under way afterwards, whatever fails. Does not own what is done, nor how much at a time.
+Owns that nothing of it is in progress afterwards, whatever fails. Does not own what is done, nor how much at a time.
 """
 
 from __future__ import annotations

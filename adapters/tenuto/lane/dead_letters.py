@@ -6,7 +6,7 @@ the headers of the former, and the items of the latter. Does not own the decisio
 
 A letter of the table is a message that ended unseen, or a record that no topic takes. It is one item in one of
 `LETTER_SHARDS` partitions of their own, so that all of them are found by as many queries and never by a scan. What is
-large of it is in parts, in a partition of its own, put before: a listing reads no payload.
+large of it is in parts, in its own partition, put before: a listing reads no payload.
 """
 
 from __future__ import annotations

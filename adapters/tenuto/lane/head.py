@@ -75,7 +75,7 @@ def pack_run(run: ClaimedRun) -> bytes:
 
 
 class UnreadableHeadError(ValueError):
-    """An attribute that a lane goes by does not hold what it should: a newer version wrote it, or somebody else."""
+    """An attribute that a lane goes by does not hold what it should: a newer version wrote it, or another process."""
 
 
 def parse_head(item: Item | None) -> Head:

@@ -47,7 +47,7 @@ _WRITER: Final = 3
 
 
 class UnreadableItemError(ValueError):
-    """An item beside a head does not hold what it should: a newer version wrote it, or somebody else."""
+    """An item beside a head does not hold what it should: a newer version wrote it, or another process."""
 
 
 def answer_name(run: ClaimedRun, slot: str, mark: str) -> str:

@@ -3,7 +3,7 @@
 Owns the marks of former lives in a head. Does not own how a life is named (`tenuto_control.core.routing`), nor which is
 the present one: that of a record that comes straight from Kafka.
 
-A watermark of a former life refuses what of it is still under way: in another process, or in the key's inbox. A day
+A watermark of a former life refuses what of it is still in progress: in another process, or in the key's inbox. A day
 after a newer life was met, no process has any of it (`TOMBSTONE_TTL_S` counts on the same), and the inbox of a lane
 without a mark for it is empty. So then the watermark goes with whatever write of the head is next.
 """

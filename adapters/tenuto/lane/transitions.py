@@ -466,7 +466,7 @@ def inbox_gone(item: Item, now_ms: int) -> Put:
 def check_inbox_events(lane: Lane, item: Item) -> tuple[Event, ...]:
     """The events of an inbox item, none for a tombstone. Raises ValueError unless the item is what `inbox_put` puts.
 
-    An event elsewhere than at its place would get its tombstone at its place, and run again and again. Of many events,
+    An event elsewhere than at its place would get its tombstone at its place, and run repeatedly. Of many events,
     only the first is checked by itself: the others are when they are taken up (`check_waiting`).
     """
     if "done" in item:

@@ -23,7 +23,7 @@ class Foreign(Struct, frozen=True):
 
 
 Value: TypeAlias = str | int | bytes | list["Value"] | dict[str, "Value"] | Foreign | None
-"""What an attribute may hold: DynamoDB's S, N, B, NULL, L and M. Only items that somebody else wrote hold Foreign."""
+"""What an attribute may hold: DynamoDB's S, N, B, NULL, L and M. Only items that another process wrote hold Foreign."""
 
 Item: TypeAlias = dict[str, Value]
 

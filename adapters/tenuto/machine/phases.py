@@ -5,7 +5,7 @@ Owns which event leads from which phase to which. Does not own what is done on t
     SPECULATING   nothing durable has happened; the whole attempt may be dropped
     OWNING        the lease is ours under a fencing token; every write is conditional on it
     SUSPENDED     the lane waits; this attempt has ended
-    COMMITTED     the invocation has ended; the same function may go on with the lane's next event
+    COMMITTED     the invocation has ended; the same function may continue with the lane's next event
     FENCED        another attempt owns the lane, or may; this one stops
 """
 

@@ -1,7 +1,7 @@
-"""Decoding of bytes that somebody else may have written: the one place where depth is bounded.
+"""Decoding of bytes that another process may have written: the one place where depth is bounded.
 
 Owns that a decoder of foreign bytes fails in one way only. Does not own what is decoded (`records`, `messages`, and
-whoever has a form of its own), nor values of users, whose depth serdes judge (`tenuto.serde`).
+whoever has its own form), nor values of users, whose depth serdes judge (`tenuto.serde`).
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ OUT_WAITING_BYTES_MAX = 4_000_000
 """What an invocation may send between two durable points: it is kept in memory until then."""
 
 VALUE_BYTES_MAX = 350_000
-"""Largest input or step result that can be made durable: it has an item of its own when it is not small."""
+"""Largest input or step result that can be made durable: it has its own item when it is not small."""
 
 INLINE_BYTES_MAX = 2_048
 """Inputs and step results above this size go to items of their own: the head is billed whole on every write."""
@@ -41,7 +41,7 @@ AWAKEABLE_BYTES_MAX = 32_768
 AWAKEABLES_INLINE_BYTES_MAX = 32_768
 """What the results of awakeables that sit in the head of one invocation may weigh together.
 
-What comes beyond that gets an item of its own, and the head holds its name.
+What comes beyond that gets its own item, and the head holds its name.
 """
 
 AWAKEABLES_BYTES_MAX = 65_536
@@ -76,7 +76,7 @@ NAP_SLEEPS_MAX = 8
 SLOTS_PER_WRITE_MAX = 50
 """Journal slots one write adds to a head, and removes: each is named in its expression, within DynamoDB's 4 KB.
 
-More go to an item of their own.
+More go to their own item.
 """
 
 OUT_PER_WRITE_MAX = 50
@@ -131,7 +131,7 @@ HOLD_SLEEP_MS_MAX = 300
 """Sleeps up to this long stay inside the function: cheaper than a suspension's three writes and an invocation.
 
 A control plane that is not always on may ask for more (`Activation.hold_ms`); a sleep held for longer than this takes
-the lease and journals its end first, so that a crash does not begin it anew.
+the lease and journals its end first, so that a crash does not begin it again.
 """
 
 HOLD_RETRY_MS_MAX = 1_000
@@ -160,7 +160,7 @@ TIMER_SHARDS = 4
 """Partitions per timer bucket, against hot partitions (DynamoDB: 1,000 write units a second each)."""
 
 TIMER_SHARDS_WIDE = 32
-"""The same for a bucket that is marked, as those of near minutes are where much goes on."""
+"""The same for a bucket that is marked, as those of near minutes are under load."""
 
 TOMBSTONE_TTL_S = 86_400
 """How long a drained inbox item keeps refusing duplicates: longer than any sender or its process may live."""

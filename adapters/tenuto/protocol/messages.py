@@ -20,7 +20,7 @@ PROTOCOL_VERSION = 1
 
 
 class RetryPolicy(Struct, frozen=True):
-    """Pauses between attempts: exponential from `initial_ms` to `max_ms`; `max_attempts` None means for ever."""
+    """Pauses between attempts: exponential from `initial_ms` to `max_ms`; `max_attempts` None means indefinitely."""
 
     initial_ms: int = 50
     factor: float = 2.0
@@ -197,7 +197,7 @@ class Fenced(Struct, frozen=True, tag="fenced"):
 
 
 class Late(Struct, frozen=True, tag="late"):
-    """A resumed run was not begun, because its lease is over by this function's clock: take it over anew."""
+    """A resumed run was not begun, because its lease is over by this function's clock: take it over again."""
 
     now_ms: int
 

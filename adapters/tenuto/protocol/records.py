@@ -154,7 +154,7 @@ class AwakeableSlot(Struct, frozen=True, tag="awakeable"):
 
 
 class ElsewhereSlot(Struct, frozen=True, tag="elsewhere"):
-    """An awakeable's result that is in an item of its own, because the head had no room for it: the item's sort key."""
+    """An awakeable's result that is in its own item, because the head had no room for it: the item's sort key."""
 
     item: str
     at_ms: int = 0
@@ -230,7 +230,7 @@ class ResolveOut(Struct, frozen=True, tag="resolve"):
 
 
 class BuriedOut(Struct, frozen=True, tag="buried"):
-    """An event that ended in a failure of which nobody else would hear, on its way to the table's dead letters.
+    """An event that ended in a failure that would otherwise go unnoticed, on its way to the table's dead letters.
 
     `at_ms` is when it ended, `first_ms` when it was first tried, 0 where that is not known; `attempts` likewise. A
     large input may be in the item `value_item`, or all of the event in `parts` that were put before; `event` then lacks
@@ -250,7 +250,7 @@ class BuriedOut(Struct, frozen=True, tag="buried"):
 
 
 class BundleOut(Struct, frozen=True, tag="bundle"):
-    """Many entries, or large ones, that are in an item of their own: the head had no room for them. `item` names it."""
+    """Many entries, or large ones, that are in their own item: the head had no room for them. `item` names it."""
 
     item: str
 

@@ -86,7 +86,7 @@ RESUMED_MS_MIN = 3 * DEADLINE_MARGIN_MS
 """What a resumed run may use of its function even if its lease seems to be over."""
 
 MISMATCH_PAUSE_MS = 60_000
-"""A diverged invocation is tried again this often: a corrected deployment lets it go on by itself."""
+"""A diverged invocation is tried again this often: a corrected deployment lets it continue by itself."""
 
 REFUSED_INPUTS = (BadInputError, InvalidArgumentError, StateTooLargeError, UnserialisableError)
 """Failures that the handler did not raise itself: the event goes to the dead-letter topic, its changes are dropped."""

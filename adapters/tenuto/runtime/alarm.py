@@ -28,7 +28,7 @@ class Alarm:
 
             _fields_ = [(name, ctypes.c_long) for name in ("pause_s", "pause_ns", "first_s", "first_ns")]
 
-        # These calls return at once: to let go of the interpreter for them would take longer than they do.
+        # These calls return at once: to release the interpreter for them would take longer than they do.
         libc = ctypes.PyDLL(None, use_errno=True)
         if not hasattr(libc, "timerfd_create"):
             raise OSError("this system has no timerfd")
@@ -58,7 +58,7 @@ class Alarm:
 
     def quiet(self) -> None:
         """Stop being readable, after it has gone off."""
-        with suppress(BlockingIOError):  # It was set anew, or cleared, meanwhile.
+        with suppress(BlockingIOError):  # It was set again, or cleared, meanwhile.
             os.read(self.descriptor, _EXPIRATIONS_BYTES)
 
     def close(self) -> None:

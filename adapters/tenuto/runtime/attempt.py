@@ -190,7 +190,7 @@ class Attempt:
         return left_ms <= HOLD_SLEEP_MS_MAX or not self._outstanding.asks()
 
     async def _hold_sleep(self, wake_ms: int) -> None:
-        """Wait for the end of a sleep. A long one is made durable first: after a crash it does not begin anew."""
+        """Wait for the end of a sleep. A long one is made durable first: after a crash it does not start over."""
         if wake_ms - self._env.now_ms() > HOLD_SLEEP_MS_MAX:
             here = not len(self._steps)
             await self.ending.durably(self._lease.claim(self._outstanding.start_ms, here=here))

@@ -254,7 +254,7 @@ class Commands:
         if size > VALUE_BYTES_MAX:
             raise StateTooLargeError(f"what is sent to {target}", size, VALUE_BYTES_MAX)
         journal = self._journal
-        # Each entry is weighed once: when the sum is near the bound there are few enough to count them anew.
+        # Each entry is weighed once: when the sum is near the bound there are few enough to count them again.
         self._sent_bytes += size
         if self._sent_bytes > OUT_WAITING_BYTES_MAX:
             self._sent_bytes = size + sum(len(pack(waiting)) for _, _, waiting in journal.out.values())

@@ -1,4 +1,4 @@
-"""Whether an attempt goes on, and what has ended it.
+"""Whether an attempt continues, and what has ended it.
 
 Owns the reason why an attempt is over, and how that is told to the handler's code and to durable work. Does not own
 what follows from the end (`activation`).
@@ -22,11 +22,11 @@ class Unwind(Suspension):
 
 
 class OutOfTimeError(Exception):
-    """The function's deadline is near: the invocation goes on in the next function, at once."""
+    """The function's deadline is near: the invocation continues in the next function, at once."""
 
 
 class Ending:
-    """How one attempt stands: `open` while it goes on, afterwards `suspended`, or failed by an `error`.
+    """How one attempt stands: `open` while it continues, afterwards `suspended`, or failed by an `error`.
 
     `returned`: its handler has ended, and what is left of its tasks issues no command.
     """
@@ -39,7 +39,7 @@ class Ending:
         self._unwound = 0
 
     def suspend(self) -> None:
-        """The invocation waits; a later attempt goes on with it."""
+        """The invocation waits; a later attempt continues with it."""
         self.open, self.suspended = False, True
 
     def fail(self, error: BaseException) -> None:
@@ -47,7 +47,7 @@ class Ending:
         self.open, self.error = False, self.error or error
 
     def goes_on(self) -> bool:
-        """Whether the attempt goes on. Raises Unwind when it does not.
+        """Whether the attempt continues. Raises Unwind when it does not.
 
         A handler may swallow that and try again. Then it is not told any more: whatever it awaits next never comes, and
         so it is left behind.

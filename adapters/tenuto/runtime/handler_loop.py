@@ -162,7 +162,7 @@ class HandlerLoop(asyncio.AbstractEventLoop):
         self._ready.clear()
 
     def end(self) -> None:
-        """The attempt is over: let go of what belongs to it. In a cycle it would stay until a collector finds it."""
+        """The attempt is over: release what belongs to it. In a cycle it would stay until a collector finds it."""
         self._over = True
         self._tasks.clear()
         self._timers = _Ended(self._timers.told_ms())

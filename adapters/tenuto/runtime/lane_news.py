@@ -16,7 +16,7 @@ from tenuto.protocol.records import Event, Slot
 
 
 class Found(Struct, frozen=True):
-    """A slot that somebody else has put, or a write whose response was lost."""
+    """A slot that another process has put, or a write whose response was lost."""
 
     name: str
     slot: Slot

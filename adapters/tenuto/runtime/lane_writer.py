@@ -218,7 +218,7 @@ class LaneWriter:
         out: Messages,
         heard: int,
     ) -> Left | None:
-        """Let the invocation wait. None when a result has come that it has not heard of: then it goes on with that.
+        """Let the invocation wait. None when a result has come that it has not heard of: then it continues with that.
 
         `initial` is what the run's first attempt found of each name in `state`; `heard` is how many slots the handler's
         side has heard of. Raises FencedError when another attempt owns the lane.
@@ -310,7 +310,7 @@ class LaneWriter:
             return self._left
 
     async def close(self) -> Left:
-        """The end of the activation, after a flush that is under way; none writes afterwards."""
+        """The end of the activation, after a flush that is in progress; none writes afterwards."""
         async with self._writing:
             self._closed = True
             return self._left
@@ -435,7 +435,7 @@ class LaneWriter:
         return bundled
 
     def _number(self) -> int:
-        """Counts items that this activation puts, so that each has a name of its own."""
+        """Counts items that this activation puts, so that each has its own name."""
         self._puts += 1
         return self._puts
 
@@ -457,7 +457,7 @@ class LaneWriter:
             self._untold.popleft()
 
     async def _whole(self, slot: Slot) -> Slot:
-        """A slot with its content, should that be in an item of its own."""
+        """A slot with its content, should that be in its own item."""
         if not isinstance(slot, ElsewhereSlot):
             return slot
         item = await self._env.table.get(Key(self._lane.pk, slot.item)) or {}

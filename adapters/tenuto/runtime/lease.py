@@ -42,7 +42,7 @@ class Lease:
         self._left = Left(request.head, 0)
         # The next event's run, should it have been claimed with the commit of the last one.
         self._ahead: tuple[Journal, ClaimedRun] | None = None
-        # Whether the other side may have a flush under way.
+        # Whether the other side may have a flush in progress.
         self._open = self._run is not None
         self._stored = 0
         self._heard: list[str] = []
@@ -185,7 +185,7 @@ class Lease:
         *,
         here: bool = True,
     ) -> bool:
-        """Let the invocation wait. False when a result has come that it has not heard of: then it goes on with that.
+        """Let the invocation wait. False when a result has come that it has not heard of: then it continues with that.
 
         `initial` is what the attempt found of each name in `state`. Raises FencedError.
         """
@@ -227,8 +227,8 @@ class Lease:
         self._ended(await self._writes.run(self._writer.commit_speculation(effects), here=True))
 
     async def close(self) -> Left:
-        """End what is under way. Returns what the activation leaves of the lane."""
-        # Where nothing can be under way, asking would only cost time.
+        """End what is in progress. Returns what the activation leaves of the lane."""
+        # Where nothing can be in progress, asking would only cost time.
         if self._open:
             self._writes.flushed()
             self._left, self._open = await self._writes.run(self._writer.close(), here=True), False

@@ -56,7 +56,7 @@ class Outstanding:
         self.look(future.index)
 
     def look(self, index: int) -> None:
-        """Its outcome may be known by now."""
+        """Its outcome may be known already."""
         future = self._all.get(index)
         if future is not None and self.outcome(future) is not None:
             heapq.heappush(self._completed, (self._completed_ms(future), index))

@@ -50,7 +50,7 @@ class BlockingWriteLoop:
         self._looks = self._asked = False
 
     async def run(self, work: Coroutine[Any, Any, T], *, here: bool) -> T:
-        """See `WriteLoop.run`. In the second thread, the work of a caller that is cancelled goes on."""
+        """See `WriteLoop.run`. In the second thread, the work of a caller that is cancelled continues."""
         if not here or not self._take():
             return await self._beside(work)
         try:
@@ -134,7 +134,7 @@ class BlockingWriteLoop:
             waits = self._here
             if waits:
                 self._put_off.append(start)
-        # Two messages between the loops. The standard way makes a future with a lock of its own for each, and four.
+        # Two messages between the loops. The standard way makes a future with its own lock for each, and four.
         if not waits:
             self._running().call_soon_threadsafe(start)
         return (await answered).result()
@@ -145,7 +145,7 @@ class BlockingWriteLoop:
         self._alarm.quiet()
         with self._lock:
             if not self._is_due():
-                return  # It was set anew, or cleared, meanwhile.
+                return  # It was set again, or cleared, meanwhile.
             if self._here:
                 # What is written there now most likely takes along what this flush is for.
                 self._put_off.append(self._ring)

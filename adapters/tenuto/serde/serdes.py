@@ -79,7 +79,7 @@ class BytesSerde:
         problem = "a value declared as raw bytes must be bytes"
         if isinstance(candidate, bytes | bytearray | memoryview):
             data = bytes(candidate)
-            # Not so for a view of larger items, or a subclass with an equality of its own.
+            # Not so for a view of larger items, or a subclass with its own equality.
             if candidate == data and not getattr(candidate, "__dict__", None):
                 return data
         elif candidate is None:

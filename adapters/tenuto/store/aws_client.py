@@ -32,7 +32,7 @@ CLIENT_OPTIONS: Final[Mapping[str, Any]] = {
     "tcp_keepalive": True,
     # A silent repetition would meet the effect of the first request and fail its condition.
     "retries": {"total_max_attempts": 1, "mode": "standard"},
-    # Each of these three is looked up or computed anew for every request otherwise.
+    # Each of these three is looked up or computed again for every request otherwise.
     "parameter_validation": False,
     "user_agent": "tenuto",
     "account_id_endpoint_mode": "disabled",

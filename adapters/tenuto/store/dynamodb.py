@@ -208,7 +208,7 @@ class DynamoTable(_Table):
 
 
 class BlockingDynamoTable(_Table):
-    """A `Table` whose methods block: give it a thread with a loop of its own.
+    """A `Table` whose methods block: give it a thread with its own loop.
 
     The client is made at the first request, from the environment: region, credentials, and
     AWS_ENDPOINT_URL_DYNAMODB or AWS_ENDPOINT_URL, as for every AWS tool.

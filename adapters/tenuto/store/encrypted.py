@@ -8,7 +8,7 @@ and times, by which the table works. An encrypted value is stored as a list, [nu
 ciphertext], which no value in the clear is: so a table that holds values from before encryption was asked for stays
 readable, and each is encrypted when it is next written.
 
-The cipher is AES-256-GCM with random nonces. Each partition of the table has a key of its own, derived from the data
+The cipher is AES-256-GCM with random nonces. Each partition of the table has its own key, derived from the data
 key by HKDF-SHA-256: a key may be used for 2^32 random nonces at most (NIST SP 800-38D, section 8.3), which all the
 values of a busy table together would reach, and those of a partition do not. Sort key and attribute name are
 authenticated, so that a value which was moved elsewhere does not open.

@@ -78,7 +78,7 @@ def marshal_item(item: Mapping[str, Value]) -> dict[str, AttributeValue]:
 
 
 def unmarshal(attribute: AttributeValue) -> Value:
-    """The plain value of an attribute value; Foreign for one that only somebody else can have written.
+    """The plain value of an attribute value; Foreign for one that only another process can have written.
 
     Raises ValueError, TypeError, AttributeError or RecursionError for what is no attribute value of DynamoDB.
     """

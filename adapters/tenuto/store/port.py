@@ -30,7 +30,7 @@ class UnopenedError(TableRefusedError):
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Items of a query, in order of their sort key; `last` is where to go on, None at the end."""
+    """Items of a query, in order of their sort key; `last` is where to continue, None at the end."""
 
     items: list[Item]
     last: str | None = None

@@ -162,7 +162,7 @@ def name_of(write: Write) -> str:
 
 
 class Functions:
-    """The functions (`tenuto_control.ports.FunctionInvoker`), each invocation in a process of its own."""
+    """The functions (`tenuto_control.ports.FunctionInvoker`), each invocation in its own process."""
 
     def __init__(self, table: MemoryTable, gate: Gate, services: WatchedServices, now_ms: Callable[[], int]) -> None:
         self.running: set[asyncio.Task[bytes]] = set()
@@ -173,7 +173,7 @@ class Functions:
         self._now_ms = now_ms
 
     async def invoke(self, function: str, payload: bytes, room: AnswerHolder | None = None) -> bytes:
-        """See `FunctionInvoker.invoke`. The function goes on when its caller ends."""
+        """See `FunctionInvoker.invoke`. The function continues when its caller ends."""
         del function, room  # There is one, and no bound on what it answers.
         request = decode_request(payload)
         assert isinstance(request, Activation)

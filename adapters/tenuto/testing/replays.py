@@ -1,4 +1,4 @@
-"""Journals of invocations under way, replayed against the handlers as they are now.
+"""Journals of invocations in progress, replayed against the handlers as they are now.
 
 Owns the replay: a copy of the invocation's items, a function that writes to that alone, and steps that end it rather
 than run. Does not own the form of the file (`tenuto_control.admin.journals`).
@@ -84,7 +84,7 @@ class _ReplayedServices(WatchedServices):
 
 
 async def exported(world: World, invocation: str) -> bytes:
-    """The file of a journal. Raises HarnessError for an invocation that is not under way."""
+    """The file of a journal. Raises HarnessError for an invocation that is not in progress."""
     try:
         return write(await read(world.table, invocation, world.now_ms()))
     except NoJournalError as e:

@@ -3,7 +3,7 @@
 Owns time: where the loop would wait for its next timer, the clock jumps there; where nothing is asked of it, time
 stands still. Does not own what runs on it.
 
-The loop never touches the loop of a test: it has a thread of its own, so that a test may use any loop, or none. While
+The loop never touches the loop of a test: it has its own thread, so that a test may use any loop, or none. While
 a step of the user's waits for a socket, time passes as it does on the wall.
 """
 
@@ -95,7 +95,7 @@ class _JumpingSelector(selectors.DefaultSelector):
 
 
 class _ThreadLoop(VirtualTimeLoop):
-    """The loop of a `LoopThread`: time passes while work is under way, and stands still otherwise."""
+    """The loop of a `LoopThread`: time passes while work is in progress, and stands still otherwise."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -114,7 +114,7 @@ class _ThreadLoop(VirtualTimeLoop):
 
 
 class RealTimeLoop(asyncio.SelectorEventLoop):
-    """An ordinary loop, for a thread of its own."""
+    """An ordinary loop, for its own thread."""
 
     turns = at_work = steps = 0
 

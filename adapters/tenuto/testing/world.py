@@ -231,7 +231,7 @@ class World:
         return self.setup.start_ms + round(self.thread.loop.time() * 1_000)
 
     async def settle(self) -> None:
-        """Until nothing is under way at this moment. After a crash, until everything has recovered from it."""
+        """Until nothing is in progress at this moment. After a crash, until everything has recovered from it."""
         await self._rest()
         began_ms = self.now_ms()
         while self.gate.crashed and self._unfinished():
@@ -429,7 +429,7 @@ async def _deliver_delayed(timer: SendTimer, dispatcher: Dispatcher) -> None:
 
 
 def _goes_on(head: Head) -> bool:
-    """Whether a run can go on now: it is held by a function, or what it waits for is there."""
+    """Whether a run can continue now: it is held by a function, or what it waits for is there."""
     run = head.run
     return run is not None and (not run.suspended or any(slot in head.slots for slot in run.awaits or ()))
 

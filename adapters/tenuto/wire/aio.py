@@ -89,7 +89,7 @@ class AsyncClient:
         """The answer to a request, whatever its status. Raises WireError.
 
         Once it is known how large the answer is, the rest of it is not read before `room` has been held. A request
-        that was refused because this machine's clock is wrong took no effect: it is signed anew, once.
+        that was refused because this machine's clock is wrong took no effect: it is signed again, once.
         """
         skew_s = self._signer.skew_s
         answer = await self._exchange(request, room)
@@ -100,7 +100,7 @@ class AsyncClient:
         return answer
 
     async def close(self) -> None:
-        """Close all connections. Requests under way fail."""
+        """Close all connections. Requests in progress fail."""
         for connection in (*self._idle, *self._busy):
             connection.drop(LostError("the client was closed"))
         self._idle.clear()
@@ -264,7 +264,7 @@ class _Connection(asyncio.Protocol):
             await room.hold(announced.size)
         except BaseException:
             if not answer.cancel() and not answer.cancelled():
-                # The connection broke meanwhile. Nobody else will ask for the reason.
+                # The connection broke meanwhile. Nothing else asks for the reason.
                 answer.exception()
             raise
         if answer.done():

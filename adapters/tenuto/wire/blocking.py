@@ -56,7 +56,7 @@ class BlockingClient:
     def send(self, request: Request) -> Answer:
         """The answer to a request, whatever its status. Raises WireError.
 
-        A request that was refused because this machine's clock is wrong took no effect: it is signed anew, once.
+        A request that was refused because this machine's clock is wrong took no effect: it is signed again, once.
         """
         skew_s = self._signer.skew_s
         answer = self._exchange(request)

@@ -40,7 +40,7 @@ ANSWER_TIMEOUTS_MAX: Final = 3
 """Read timeouts that a slow answer may take in total: the timeout itself bounds only silence."""
 
 WRITE_BYTES_MAX: Final = 262_144
-"""Requests above this size are written piece by piece, so that a large one does not hold up an event loop."""
+"""Requests above this size are written piece by piece, so that a large one does not delay an event loop."""
 
 ADDRESSES_MAX: Final = 4
 """Addresses of one name that are tried for a connection."""

@@ -62,7 +62,7 @@ class Signer:
         """Whether an error is due to this machine's clock, which is corrected then: the same request may succeed now.
 
         `code` is the error's, `date` the answer's Date header, `at_s` this machine's time. `signed_skew_s` is `skew_s`
-        from before the request: of several under way, all are refused, and only the first finds it as it was.
+        from before the request: of several in progress, all are refused, and only the first finds it as it was.
         """
         if code not in SKEW_CODES or date is None:
             return False

@@ -1,6 +1,6 @@
 """What a project says of its deployment: `tenuto.toml`, where its code lies, and what its functions serve.
 
-Owns finding the code and asking it. A function is asked in a process of its own, which imports it as Lambda would. Does
+Owns finding the code and asking it. A function is asked in its own process, which imports it as Lambda would. Does
 not own the configuration's rules (`tenuto_control.config`).
 """
 

@@ -119,7 +119,7 @@ def _for_topic(block: str, topic: Topic) -> str:
 
 
 def _listed(services: Sequence[str]) -> str:
-    # In a template an unquoted text must not begin or go on like something else.
+    # In a template an unquoted text must not begin or continue like something else.
     plain = [service if re.fullmatch(r"[A-Za-z0-9_.-]+", service) else "…" for service in services]
     return ("The service " if len(plain) == 1 else "The services ") + ", ".join(plain)
 

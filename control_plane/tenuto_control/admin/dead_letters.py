@@ -40,7 +40,7 @@ class RedriveUncertainError(Exception):
 
 @dataclass(slots=True)
 class DeadLetterOffice:
-    """Looks after the dead letters of one table. `token` gives names that nobody else uses.
+    """Looks after the dead letters of one table. `token` gives names that no other process uses.
 
     All methods try on while the table does not answer.
     """
@@ -109,6 +109,6 @@ def redriven(event: Event) -> Event:
     lane, former = event.invocation
     nonce = f"r{digest(event.id)}"
     keyed = lane.key != former
-    # An invocation of a service without keys is a lane of its own.
+    # An invocation of a service without keys is its own lane.
     own = lane if keyed else lane._replace(key=nonce)
     return Event.of(InvocationId(own, nonce), event.handler, CallSource(one_way=True), event.input, event.headers)

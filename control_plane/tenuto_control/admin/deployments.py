@@ -77,7 +77,7 @@ class Deployments:
         return [target.manifest for _, target in sorted(self._targets.items())]
 
     async def discover(self, within_s: float) -> None:
-        """Ask every function at once, and go on without the answers that do not come in time, or cannot count.
+        """Ask every function at once, and continue without the answers that do not come in time, or cannot count.
 
         What was known of these functions stays in force. Raises ConfigError at the first time, when what all others
         serve contradicts the configuration: later on, that is a deployment's fault, which ends no process.

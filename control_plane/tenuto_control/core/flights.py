@@ -1,4 +1,4 @@
-"""An activation under way, and what earlier ones of its lane have shown: values that judgements go by.
+"""An activation in progress, and what earlier ones of its lane have shown: values that judgements go by.
 
 Owns what an activation is about, and which attempt at which event it is. Does not own what its answer means
 (`verdicts`), nor the call of the function (`dispatcher.activations`).
@@ -129,7 +129,7 @@ def departing(
             first = events[0].id
             tried = Tried(first, tried.first_ms if first == tried.event_id else now_ms, attempt)
         case Resume(run):
-            # What is known of a batch stays known while the run that one of its events began goes on.
+            # What is known of a batch stays known while the run that one of its events began continues.
             events, attempt = (run.event,), run.attempt
         case Shared(event):
             events, attempt = (event,), 1

@@ -42,11 +42,11 @@ EMPTY: Final[frozenset[str]] = frozenset()
 
 
 class Unread(Struct, frozen=True):
-    """The head is not known. What a request that is under way answers will be."""
+    """The head is not known. What a request that is in progress answers will be."""
 
 
 class Stale(Struct, frozen=True):
-    """Somebody else has written to the lane since: whatever a request under way answers may be older than that."""
+    """Another process has written to the lane since: whatever a request in progress answers may be older than that."""
 
 
 class Known(Struct, frozen=True):
@@ -366,7 +366,7 @@ class LaneMemory(Struct, frozen=True):
         return 0 if self.trouble is None else self.trouble.times
 
     def blocked_ms(self, now_ms: int) -> int:
-        """How long the lane has been held up while events waited."""
+        """How long the lane has been delayed while events waited."""
         return 0 if self.blocked_since_ms is None else now_ms - self.blocked_since_ms
 
     def tries(self, head: Head, event: Event) -> int:
@@ -403,7 +403,7 @@ class LaneMemory(Struct, frozen=True):
         """What to keep while the lane is idle: head and what its next write may remove, or that it is left alone."""
         if self.head is None:
             return LaneMemory(pause=self.pause, trouble=self.trouble)
-        # What an operation leaves empty is a set of its own, of 216 bytes.
+        # What an operation leaves empty is its own set, of 216 bytes.
         return LaneMemory(self.seen, self.shipped or EMPTY, self.finished or EMPTY, sighting=self.sighting)
 
     def _times(self, event: str) -> int:
@@ -454,7 +454,7 @@ class LaneMemory(Struct, frozen=True):
         held_up = stuck or self.vain_ships > 0 or (head is not None and head.run is not None)
         waits = turn.first is not None or (turn.holds and self.trouble is not None)
         since = self.blocked_since_ms
-        # A head that was dropped tells nothing: each sweep drops it, and would begin the wait anew.
+        # A head that was dropped tells nothing: each sweep drops it, and would begin the wait again.
         if not waits or (head is not None and not held_up):
             since = None
         elif held_up and since is None:
@@ -562,7 +562,7 @@ def named_by(process: str, name: str | None) -> bool:
 
 
 def _settled(inbox: InboxSeen) -> frozenset[str]:
-    """Finished ids that nothing needs any more: no live item bears them, so their items are tombstones by now.
+    """Finished ids that nothing needs any more: no live item bears them, so their items are tombstones already.
 
     A call's may still be looked for by a process that lost the response to its commit, so it stays for a while.
     """

@@ -45,7 +45,7 @@ class ReadHead:
 
 @dataclass(frozen=True, slots=True)
 class ResumeRun:
-    """The suspended run can go on; `over` are the slots of sleeps that have ended."""
+    """The suspended run can continue; `over` are the slots of sleeps that have ended."""
 
     over: tuple[str, ...]
 
@@ -67,7 +67,7 @@ class Ship:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """The first queued event is finished, or durable where it waits: let go of its offset."""
+    """The first queued event is finished, or durable where it waits: release its offset."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,7 @@ class Wait:
 
 @dataclass(frozen=True, slots=True)
 class Idle:
-    """Nothing is left to do here; `wake_ms` is when a suspended run wants to go on."""
+    """Nothing is left to do here; `wake_ms` is when a suspended run wants to continue."""
 
     wake_ms: int | None = None
 
@@ -144,7 +144,7 @@ def decide(memory: LaneMemory, turn: Turn, bounds: Bounds) -> Action:
     if head.run is not None and not head.run.suspended:
         return _running(memory, turn, bounds, head, head.run)
     if turn.handed and not memory.look and _used_lately(memory, turn, bounds):
-        # Somebody else has just used it, and goes on with what was handed over.
+        # Another process has just used it, and continues with what was handed over.
         owner_until_ms = memory.sighting.changed_ms + bounds.owner_ms
         return HandOver() if turn.first is not None else _watch(memory, turn, bounds, owner_until_ms)
     if to_ship(memory, turn, bounds, head):
@@ -162,7 +162,7 @@ def _free(memory: LaneMemory, turn: Turn, bounds: Bounds, head: Head) -> Action:
     """The next action for a lane that no run has, and whose outbox is delivered."""
     first = turn.first
     if memory.pressed and first is not None and isinstance(first.source, KafkaSource):
-        # The lane is slow, not stuck. Its backlog goes on from the inbox, and other keys get their turn.
+        # The lane is slow, not stuck. Its backlog continues from the inbox, and other keys get their turn.
         return Spill()
     outrun = memory.outrun >= OUTRUN_MAX and not named_by(bounds.process, head.tok)
     if outrun and first is not None and _used_lately(memory, turn, bounds):
@@ -175,7 +175,7 @@ def _free(memory: LaneMemory, turn: Turn, bounds: Bounds, head: Head) -> Action:
         return _watch(memory, turn, bounds, turn.now_ms + bounds.call_look_ms)
     if trimmable(memory, head):
         return TrimHead()
-    # Whoever has committed results may have ended before it delivered them, and nobody else need come by.
+    # Whoever has committed results may have ended before it delivered them, and no other process need come by.
     return Wait(_delivered_ms(memory, bounds)) if unshipped(memory, head) else Idle()
 
 
@@ -243,7 +243,7 @@ def left_alone(memory: LaneMemory) -> bool:
 def _pause(memory: LaneMemory, turn: Turn, bounds: Bounds) -> Action | None:
     """What to do in a pause between attempts; None when there is none.
 
-    What queues behind a failing event is moved to the inbox: it would fill its partition's window, and so hold up keys
+    What queues behind a failing event is moved to the inbox: it would fill its partition's window, and so delay keys
     that do not fail. That asks for no head, as nothing in it forbids an inbox item. The same is done in a pause after
     trouble, unless moving events is what met it.
     """
@@ -294,7 +294,7 @@ def finished(head: Head, event: Event, now_ms: int) -> bool:
 
 
 def can_wake(head: Head, run: ClaimedRun, now_ms: int) -> bool:
-    """Whether a suspended run has something to go on with."""
+    """Whether a suspended run has something to continue with."""
     answered = any(_there(head, slot) for slot in run.awaits or ())
     return answered or (run.wake_ms is not None and run.wake_ms <= now_ms)
 
@@ -319,7 +319,7 @@ def _running(memory: LaneMemory, turn: Turn, bounds: Bounds, head: Head, run: Cl
     if over_ms <= turn.now_ms:
         if not (foreign and turn.clock_differs):
             return TakeOver()
-        # Whether the lease is over is not known here. It is once the run goes on, or the clock has been put right.
+        # Whether the lease is over is not known here. It is once the run continues, or the clock has been corrected.
         over_ms = memory.sighting.read_ms + DIFFERING_LOOK_MS
         if over_ms <= turn.now_ms:
             return ReadHead()

@@ -17,7 +17,7 @@ from tenuto.protocol.messages import PROTOCOL_VERSION, HandlerManifest, Manifest
 from tenuto.protocol.texts import problem_of_name
 
 FUNCTION_TIMEOUT_MS_MIN: Final = 1_500
-"""Below this a function would hand its invocations on for ever: it starts nothing in its last half second."""
+"""Below this a function would hand its invocations on indefinitely: it starts nothing in its last half second."""
 
 FUNCTION_TIMEOUT_MS_MAX: Final = 3_600_000
 """Far above the longest timeout of a function (AWS Lambda quotas: 900 s). A lease lasts as long as a timeout."""

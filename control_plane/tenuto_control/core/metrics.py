@@ -115,7 +115,7 @@ class Tally:
         self._strides[name] = stride, seen + 1
 
     def take(self) -> Summary:
-        """What was counted since the last time, and begin anew."""
+        """What was counted since the last time, and start over."""
         counts = {name: n for name, n in self._counts.items() if n}
         events = counts.get("Committed", 0)
         per_event = self._counts["Writes"] / events if events else None

@@ -13,7 +13,7 @@ class OffsetWindow:
     """Offsets of one partition between delivery and release.
 
     Offsets may have gaps (compacted topics, transaction markers), may repeat, and may fall back when the log
-    was truncated or its topic created anew: what may be committed is then the lower position, so that a
+    was truncated or its topic created again: what may be committed is then the lower position, so that a
     restart repeats rather than skips.
     """
 

@@ -207,7 +207,7 @@ def entry_problem(entry: Entry) -> str | None:
         case SendOut():
             return _send_problem(entry)
         case PublishOut():
-            # What no topic takes is set aside when it is delivered, and holds up nothing.
+            # What no topic takes is set aside when it is delivered, and delays nothing.
             return None
         case ResultOut():
             return _result_problem(entry.result)
@@ -356,7 +356,7 @@ def _head_problem(head: Head, lane: Lane) -> str | None:
         return "the number of failed attempts cannot be"
     for sequence, entry in head.out.items():
         if isinstance(entry, UnreadableOut):
-            # What was there before it began, or somebody else has put there meanwhile, is not its fault.
+            # What was there before it began, or another process has put there meanwhile, is not its fault.
             continue
         problem = kept_entry_problem(sequence, entry, lane)
         if problem is not None:

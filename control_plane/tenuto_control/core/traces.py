@@ -36,7 +36,7 @@ class Activating:
 
 
 class Traced(Protocol):
-    """A span under way."""
+    """A span in progress."""
 
     @property
     def parent(self) -> str | None:

@@ -43,7 +43,7 @@ FENCED_FREE_MAX = 10
 FENCED_DOUBLINGS_MAX = 10
 
 RESTLESS_PAUSE_MS_MAX = 1_000
-"""A run that is suspended again and again, and never has anything to wait for, is resumed this often at the most. One
+"""A run that is suspended repeatedly, and never has anything to wait for, is resumed this often at the most. One
 that its function has no more time for has used much more of it by then, and does not wait."""
 
 SLOW_MS = 50
@@ -178,7 +178,7 @@ class Durable(Struct, frozen=True):
 
 
 class Discarded(Struct, frozen=True):
-    """The commit was refused. What ran is thrown away, and the lane goes on from the head that was met."""
+    """The commit was refused. What ran is thrown away, and the lane continues from the head that was met."""
 
     head: Head
 
@@ -257,9 +257,9 @@ def judge(
 
 
 def _got_on(answer: Outcome | NoOutcome, now_ms: int) -> bool:
-    """Whether something has ended, or waits for what is to come. Pauses that grow begin anew only then.
+    """Whether something has ended, or waits for what is to come. Pauses that grow start over only then.
 
-    Otherwise answers without progress that alternate would each have the others' pauses begin anew.
+    Otherwise answers without progress that alternate would each have the others' pauses start over.
     """
     match answer:
         case Speculated():

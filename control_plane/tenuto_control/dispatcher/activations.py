@@ -162,7 +162,7 @@ class Activations:
             return await self._judged(flight, outcome)
 
     async def resume(self, head: Head, holder: str, trim: Trim) -> Attempted:
-        """Run the head's own run, which this process has just taken over as `holder`, within a place of its own."""
+        """Run the head's own run, which this process has just taken over as `holder`, within its own place."""
         target = self._target()
         if target is None or head.run is None:
             raise AssertionError("a takeover needs a target and a run")
@@ -426,7 +426,7 @@ def no_outcome(error: InvokeError) -> NoOutcome:
 def _with_nap(attempted: Attempted, flight: Flight) -> Attempted:
     """What an activation came to, with the holder of the nap that it has left, or may have left unheard.
 
-    The head says which: nobody else has the name that its holder would bear.
+    The head says which: no other process has the name that its holder would bear.
     """
     leave, head = flight.nap, attempted.head
     if leave is None:

@@ -1,7 +1,7 @@
 """Room for answers of functions: what they hold in memory together, from their first bytes until they are dealt with.
 
 Owns the bytes and who is next: functions take turns, each in the order in which its answers came. Does not own reading
-(`drivers.lambda_invoke`), which waits here before it goes on, so that what waits stays with Lambda.
+(`drivers.lambda_invoke`), which waits here before it continues, so that what waits stays with Lambda.
 
 Nobody holds room for long: an answer is complete when it comes, and is committed or thrown away then. So one that does
 not fit has all others wait behind it, and no part is kept for anybody.

@@ -54,7 +54,7 @@ class _Line:
 
 
 class Answers:
-    """Gives answers. `token` gives a name that nobody else uses."""
+    """Gives answers. `token` gives a name that no other process uses."""
 
     def __init__(
         self,

@@ -34,7 +34,7 @@ class Kind(Enum):
     SCHEDULER = auto()
     """Wake-ups from outside: EventBridge Scheduler."""
     PACE = auto()
-    """What goes on at a pace of its own: the time."""
+    """What continues at its own pace: the time."""
 
 
 class Background:

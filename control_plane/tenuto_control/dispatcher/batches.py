@@ -33,8 +33,8 @@ async def choose(services: Parts, head: Head, queue: Iterable[Work], *, one_by_o
             continue
         source = work.event.source
         if passed(head, work.event):
-            # Delivered again behind an event of another partition: it is let go of when its turn comes. In a
-            # batch it would take effect twice, so storage would refuse the commit, for ever.
+            # Delivered again behind an event of another partition: it is released when its turn comes. In a
+            # batch it would take effect twice, so storage would refuse the commit, indefinitely.
             continue
         if isinstance(source, KafkaSource):
             # What was delivered again waits for the next head, whose watermark tells what of it is finished.

@@ -24,7 +24,7 @@ from tenuto_control.dispatcher.work import CallWork, Elsewhere
 from tenuto_control.ports import Answer, OverloadedError, Pending, TooLargeError, UndecidedError, Unknown
 
 COMMIT_LOOK_S = 0.02
-"""How often a call whose caller stops waiting looks whether a commit under way has been answered."""
+"""How often a call whose caller stops waiting looks whether a commit in progress has been answered."""
 
 
 class Calls:

@@ -21,7 +21,7 @@ from tenuto_control.ports import Target
 BEGUN_IN_A_ROW_MAX: Final = 4
 """So many begun invocations may pass by one that has not begun.
 
-Lanes that wake for ever, such as failing ones, must not keep new work out.
+Lanes that wake indefinitely, such as failing ones, must not keep new work out.
 """
 
 
@@ -48,7 +48,7 @@ class Capacity:
 
     @asynccontextmanager
     async def room(self, target: Target, size_bytes: int) -> AsyncIterator[None]:
-        """Hold room for a request while it is under way: with a place, and before the request is made."""
+        """Hold room for a request while it is in progress: with a place, and before the request is made."""
         large = await self._room.take(target.function, size_bytes)
         try:
             yield
@@ -57,7 +57,7 @@ class Capacity:
 
     @asynccontextmanager
     async def place(self, target: Target, *, begun: bool = False) -> AsyncIterator[None]:
-        """Hold a place while an invocation of the target's function runs; `begun`: it goes on with a claimed run."""
+        """Hold a place while an invocation of the target's function runs; `begun`: it continues with a claimed run."""
         function = self._functions.setdefault(target.function, _Function())
         function.most = target.concurrency
         await self._take(function, begun=begun)

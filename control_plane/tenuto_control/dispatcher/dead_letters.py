@@ -130,7 +130,7 @@ class Letters:
             await self._writer.write(Delete(at))
 
     async def keep_record(self, entry: PublishOut, identity: Sequence[str], reason: str) -> None:
-        """Keep a record that its topic does not take, so that it holds up neither its lane nor its partition."""
+        """Keep a record that its topic does not take, so that it delays neither its lane nor its partition."""
         name = record_letter_id(*identity)
         data = pack(entry)
         parts = await self._put_parts(name, data)

@@ -223,10 +223,10 @@ class Delivery:
     async def ship(self, sender: Lane, entries: Mapping[str, Out], shipped: set[str]) -> None:
         """Deliver outbox entries, in order, adding each that is to `shipped`.
 
-        Idempotent but for published records, which carry their id. A topic that takes no records holds up only itself:
+        Idempotent but for published records, which carry their id. A topic that takes no records delays only itself:
         LogUnavailableError is raised at the end, when everything else has been delivered. An entry that cannot be read,
         or never be delivered, is set aside. A record that no waiting brings into its topic, or that has waited for long
-        enough, is kept in the table, and so is a message for a handler that there is not: none holds up anything.
+        enough, is kept in the table, and so is a message for a handler that there is not: none delays anything.
         """
         stuck = _Stuck()
         for some in _portions(entries):
@@ -291,7 +291,7 @@ class Delivery:
         return opened
 
     async def _close(self, sender: Lane, bundles: Mapping[str, _Opened], shipped: set[str]) -> None:
-        """Let go of bundles that are delivered whole; remember of others what is, since records are not idempotent."""
+        """Release bundles that are delivered whole; remember of others what is, since records are not idempotent."""
         for sequence, bundle in bundles.items():
             if bundle.waiting.keys() <= shipped:
                 await self._writer.write(Delete(Key(sender.pk, bundle.item)))
@@ -312,7 +312,7 @@ class Delivery:
                 assert_never(entry)
 
     async def _with_payload(self, sender: Lane, sequence: str, entry: PublishOut | BuriedOut) -> None:
-        """Ship what may have its payload in an item of its own. When that cannot be read, both are set aside."""
+        """Ship what may have its payload in its own item. When that cannot be read, both are set aside."""
         try:
             match entry:
                 case PublishOut():

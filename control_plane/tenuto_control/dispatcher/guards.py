@@ -24,7 +24,7 @@ AFTERWARDS_REMEMBERED_MAX: Final = 10_000
 class Guards:
     """Puts guards, and remembers those for leftovers.
 
-    `token` gives a name that nobody else uses. Where the clock is known to be behind the table's by more than
+    `token` gives a name that no other process uses. Where the clock is known to be behind the table's by more than
     `margin_ms`, guards say by the table's when they were put: others count from then, and would let them go too early.
     """
 

@@ -25,7 +25,7 @@ FUNCTION_LANES_MIN: Final = 64
 """So many lanes of a function may work in any case, whatever its concurrency."""
 
 WORKING_BYTES: Final = 32 * 1024
-"""What a lane at work holds besides its head: its task, a request under way with its answer, and what was parsed."""
+"""What a lane at work holds besides its head: its task, a request in progress with its answer, and what was parsed."""
 
 HEAD_COPIES: Final = 2
 """How often a head is held while its lane works: parsed, and as it was read or is written."""
@@ -37,14 +37,14 @@ EXPECTATION_SHIFT: Final = 5
 """The expected size of a head follows smaller ones by a 32nd each time, and larger ones at once."""
 
 BEGUN_IN_A_ROW_MAX: Final = 4
-"""So many lanes that go on may pass by one that begins."""
+"""So many lanes that continue may pass by one that begins."""
 
 
 class Kind(Enum):
     """Why a lane asks for a place."""
 
     BEGUN = auto()
-    """It goes on: something it waited for has come."""
+    """It continues: something it waited for has come."""
     CALL = auto()
     """A caller waits."""
     RECORD = auto()
@@ -99,7 +99,7 @@ class _Function:
         return self.at_work < self.share and bool(self.begun or self.calls or self.records)
 
     def next(self) -> Waiting:
-        """Take out who is next: what goes on comes first, and calls and records take turns."""
+        """Take out who is next: what continues comes first, and calls and records take turns."""
         new = self.calls or self.records
         if self.begun and (not new or self.in_a_row < BEGUN_IN_A_ROW_MAX):
             self.in_a_row = self.in_a_row + 1 if new else 0

@@ -245,7 +245,7 @@ class LaneQueue:
         return frozenset(nonces)
 
     def release(self, head: Head) -> None:
-        """Let go of events whose effects are committed, once everything they sent has left the outbox.
+        """Release events whose effects are committed, once everything they sent has left the outbox.
 
         Delivered is not enough. An entry that stays, because its process ends there, is delivered again with the lane's
         next event, and that may come when the receiver's tombstone is gone: the message would run twice. Until it is
@@ -260,7 +260,7 @@ class LaneQueue:
             work.release()
 
     def entrust(self, works: Collection[KafkaWork]) -> None:
-        """Let go of these finished events: a timer leads back to what they sent."""
+        """Release these finished events: a timer leads back to what they sent."""
         for work in works:
             if work in self._held:
                 del self._held[work]
@@ -268,7 +268,7 @@ class LaneQueue:
 
 
 def is_idle(head: Head) -> bool:
-    """Whether nothing is under way on a lane, and nothing waits there."""
+    """Whether nothing is in progress on a lane, and nothing waits there."""
     return head.run is None and head.pend is None and not head.out
 
 

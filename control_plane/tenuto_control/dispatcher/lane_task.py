@@ -1,6 +1,6 @@
 """When a lane works: its task, which it has while it does anything but wait, and its rests.
 
-Owns the vocabulary of how a lane goes on after one action, and who hears of it when that takes a place or gives it
+Owns the vocabulary of how a lane continues after one action, and who hears of it when that takes a place or gives it
 back. Does not own the actions (`lane_worker`), what is decided (`core.lane_policy`), nor the places (`lane_places`).
 """
 
@@ -34,7 +34,7 @@ class Sleeps:
 
 
 Onward: TypeAlias = Continue | Rest | Sleeps
-"""How a lane goes on after one action."""
+"""How a lane continues after one action."""
 
 CONTINUE = Continue()
 
@@ -99,7 +99,7 @@ class LaneTask:
         return True
 
     def halt(self) -> asyncio.Task[None] | None:
-        """Never start again. Returns the task of what is under way."""
+        """Never start again. Returns the task of what is in progress."""
         self._nudged = False
         self._end_rest()
         return self.task
@@ -138,7 +138,7 @@ class LaneTask:
         self._timer = asyncio.get_running_loop().call_later(seconds, self._awake)
 
     def _awake(self) -> None:
-        """The rest is over: the lane goes on as soon as there is a place for it."""
+        """The rest is over: the lane continues as soon as there is a place for it."""
         self._nudged = True
         self._end_rest()
         self._owner.ready(self)

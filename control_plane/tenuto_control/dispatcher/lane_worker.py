@@ -96,10 +96,10 @@ LATE_LEASES = 3
 """Time-outs of its function that a lease lasts, after the last one was over before the function began."""
 
 SPILLED_AT_ONCE = 4 * INBOX_ITEM_EVENTS_MAX
-"""Events that move to the inbox before their offsets are let go of. Each time costs a guard and a mark."""
+"""Events that move to the inbox before their offsets are released. Each time costs a guard and a mark."""
 
 LET_GO_AT_ONCE = 100
-"""Events whose offsets are let go of before other work gets its turn: about a millisecond."""
+"""Events whose offsets are released before other work gets its turn: about a millisecond."""
 
 PAUSE_MS_MIN = 10
 """The shortest pause between attempts that a function may ask for."""
@@ -159,7 +159,7 @@ class LaneWorker(LaneTask):
 
     @property
     def running(self) -> bool:
-        """Whether an activation, a nap or an unfinished release is under way."""
+        """Whether an activation, a nap or an unfinished release is in progress."""
         return self.naps or self.queue.holds or (self._activated is not None and self._activated.busy is not None)
 
     @property
@@ -244,7 +244,7 @@ class LaneWorker(LaneTask):
     # --- the loop ---------------------------------------------------------------------------------------------------
 
     async def turn(self) -> Onward:
-        """Carry out one action. Whatever goes wrong, the lane goes on."""
+        """Carry out one action. Whatever goes wrong, the lane continues."""
         try:
             action = self._decided()
         except Exception as e:  # noqa: BLE001 - a mistake of this project's own
@@ -495,7 +495,7 @@ class LaneWorker(LaneTask):
             self._learn(_left(written, head))
 
     async def _set_aside(self, unreadable: Sequence[tuple[Item, Exception]]) -> None:
-        """Move inbox items out of the way that cannot be read: the key goes on without them."""
+        """Move inbox items out of the way that cannot be read: the key continues without them."""
         await self._inbox.set_aside([item for item, _ in unreadable], self._services.clock.now_ms())
         for item, error in unreadable:
             self._services.unreadable.met(f"the inbox item {item['pk']!s} {item['sk']!s}", error)

@@ -106,7 +106,7 @@ class Lanes:
 
     @property
     def running(self) -> bool:
-        """Whether an activation or an unfinished release is under way in any of them."""
+        """Whether an activation or an unfinished release is in progress in any of them."""
         return any(worker.running for worker in self._workers.values())
 
     def busy_before(self, time_ms: int) -> list[Lane]:
@@ -143,7 +143,7 @@ class Lanes:
             await worker.entrust()
 
     def halt(self) -> tuple[asyncio.Task[None], ...]:
-        """Start nothing more until `clear`. Returns the tasks of what is under way."""
+        """Start nothing more until `clear`. Returns the tasks of what is in progress."""
         self._halted = True
         tasks = [worker.halt() for worker in self._workers.values()]
         return tuple(task for task in tasks if task is not None)

@@ -61,7 +61,7 @@ class Wiring:
 
 
 class Names:
-    """What one process calls itself, and what it calls that nobody else may call so.
+    """What one process calls itself, and what it calls that no other process may call so.
 
     Where all that it ran has been stopped, and it goes on, it takes another name: a function that it called before may
     still run, and this process waits for that no more than any other does.
@@ -78,7 +78,7 @@ class Names:
         return self._process
 
     def token(self) -> str:
-        """A name that nobody else uses. It begins with `process`."""
+        """A name that no other process uses. It begins with `process`."""
         return f"{self._process}.{next(self._numbers)}"
 
     def begin_anew(self) -> None:

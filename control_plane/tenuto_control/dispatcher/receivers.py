@@ -3,7 +3,7 @@
 Owns that bound for each handler, and the lines about it. Does not own what happens to a message when it is over
 (`delivery`), nor handlers that are gone when their message is there: its key waits for them.
 
-What a function answers is checked before it is committed (`activations`), so such a message was put by somebody else,
+What a function answers is checked before it is committed (`activations`), so such a message was put by another process,
 or its handler has been removed since. Delivered, it would keep its receiver's key from everything behind it.
 """
 

@@ -56,7 +56,7 @@ class Recoveries:
             del lanes[next(iter(lanes))]
 
     def gave_up(self, handler: HandlerName, lane: Lane) -> None:
-        """An event of the handler has ended as failed for good: its lane goes on with others."""
+        """An event of the handler has ended as failed for good: its lane continues with others."""
         failing, hurried = self._failing.get(handler), self._hurried.get(handler)
         if failing is not None:
             failing.pop(lane, None)

@@ -35,7 +35,7 @@ class KafkaWork:
         self.withdrawn = False
 
     def release(self) -> None:
-        """Let go of the offset, unless the partition has gone to someone else."""
+        """Release the offset, unless the partition has gone to someone else."""
         if not self.withdrawn:
             self.released()
 

@@ -22,7 +22,7 @@ from tenuto_control.tasks import all_of
 T = TypeVar("T")
 
 REQUESTS_AT_ONCE = 16
-"""Requests of one lane under way at the same time: enough to hide their latency, too few to crowd others out."""
+"""Requests of one lane in progress at the same time: enough to hide their latency, too few to crowd others out."""
 
 
 @dataclass(frozen=True, slots=True)

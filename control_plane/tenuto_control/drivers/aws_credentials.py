@@ -38,7 +38,7 @@ class SessionCredentials:
         """The credentials to sign with; None when they have to be waited for."""
         if self._known is None or not isinstance(self._held, RefreshableCredentials):
             return self._known
-        # The clock of the wall: it is what expiry is told by, and it goes on while a process is frozen.
+        # The clock of the wall: it is what expiry is told by, and it continues while a process is frozen.
         now_s = time.time()
         if abs(now_s - self._looked_s) >= LOOK_INTERVAL_S:
             if self._held.refresh_needed(WAIT_BEFORE_EXPIRY_S):
@@ -62,7 +62,7 @@ class SessionCredentials:
             return self._known
 
     async def close(self) -> None:
-        """End a renewal that is under way."""
+        """End a renewal that is in progress."""
         if self._renewing is not None:
             self._renewing.cancel()
             await asyncio.wait((self._renewing,))

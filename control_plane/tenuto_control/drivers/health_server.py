@@ -1,4 +1,4 @@
-"""`/health` at a port of its own, answered by a thread of its own: a burst of callers keeps no balancer waiting.
+"""`/health` at its own port, answered by its own thread: a burst of callers keeps no balancer waiting.
 
 Owns the thread, its few connections, and what it tells of the main event loop: whether it comes round, and how late it
 was. Does not own the measurement of that lateness (`loops.lateness`), nor `/health` among the ingress' other paths.

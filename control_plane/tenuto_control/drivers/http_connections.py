@@ -71,7 +71,7 @@ class Connections:
             self._incomplete[connection] = self._now_s()
 
     def works(self, connection: Silent) -> None:
-        """A whole request is here, and under way."""
+        """A whole request is here, and in progress."""
         self._idle.pop(connection, None)
         self._incomplete.pop(connection, None)
 

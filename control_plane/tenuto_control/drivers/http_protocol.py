@@ -30,7 +30,7 @@ FRAMING_PER_BODY_BYTE: Final = 8
 """What may frame a byte of a chunked body: a chunk of one byte takes 5 more."""
 
 PIPELINED_MAX: Final = 16
-"""How many requests may wait on one connection behind the one that is under way."""
+"""How many requests may wait on one connection behind the one that is in progress."""
 
 HEAD_MS_MAX: Final = 20_000
 """How long a connection may take to send a head."""
@@ -247,12 +247,12 @@ class JsonErrorsProtocol(HttpToolsProtocol):
     # --- silence ------------------------------------------------------------------------------------------------------
 
     def _is_free(self) -> bool:
-        """Whether no request is under way here."""
+        """Whether no request is in progress here."""
         cycle: RequestResponseCycle | None = self.cycle
         return not self.pipeline and (cycle is None or cycle.response_complete)
 
     def _rest_idle(self) -> None:
-        """Nothing is under way, and nothing has begun to arrive."""
+        """Nothing is in progress, and nothing has begun to arrive."""
         self._unset_keepalive_if_required()
         self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
         if self._placed and self._places is not None:
@@ -284,7 +284,7 @@ class JsonErrorsProtocol(HttpToolsProtocol):
     def _refuse(self, status: HTTPStatus, message: str) -> None:
         if self.transport.is_closing() or self._refused:
             return
-        # An answer that is under way would be cut in two, and what is said of a later request would be taken for the
+        # An answer that is in progress would be cut in two, and what is said of a later request would be taken for the
         # answer to an earlier one: then the connection only ends.
         cycle: RequestResponseCycle | None = self.cycle
         own = not self._whole and not self._in_head and not self.pipeline

@@ -40,7 +40,7 @@ SIZE_DIGITS_MAX: Final = 18
 """No size has more digits than that."""
 
 STREAMED_BYTES_MIN: Final = 1024 * 1024
-"""Requests of this size are handed to aiohttp as a stream. Written in one piece, they would hold up the event loop."""
+"""Requests of this size are handed to aiohttp as a stream. Written in one piece, they would delay the event loop."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,7 +62,7 @@ METADATA_AGE_MAX_MS = 5_000
 
 FETCH_WAIT_MS = 250
 REBALANCE_MARGIN_MS = 5_000
-"""Beyond draining, a member has this long to commit and to join again before its group goes on without it."""
+"""Beyond draining, a member has this long to commit and to join again before its group continues without it."""
 
 REQUEST_BYTES_MAX = 32 * 1024 * 1024
 """No bound of this side's own on produced records: the topic's `max.message.bytes` decides."""
@@ -228,7 +228,7 @@ class KafkaEventLog:
             await _close(consumer)
 
     async def _replace_broken(self) -> None:
-        """Join anew when the client's own tasks have ended: it would say nothing more, for ever.
+        """Join again when the client's own tasks have ended: it would say nothing more, indefinitely.
 
         Raises LogUnavailableError, and tries again at the next call.
         """
@@ -274,7 +274,7 @@ class KafkaSink:
 
     Ordinary records go through an idempotent one. A refused record breaks the sequence by which that one is recognised,
     and with it every record behind, so what may be refused for its size goes through one that keeps none, each record
-    in a batch of its own: it may produce a record twice, which a caller who produces again after a lost answer does as
+    in its own batch: it may produce a record twice, which a caller who produces again after a lost answer does as
     well.
     """
 
@@ -468,7 +468,7 @@ async def _close(client: Any) -> None:
 
 
 async def _watch_topics(membership: Membership) -> None:
-    """Notice recreated topics, and hand over partitions that had to wait, for ever."""
+    """Notice recreated topics, and hand over partitions that had to wait, indefinitely."""
     while True:
         await asyncio.sleep(TOPIC_RETRY_INTERVAL_S if membership.waits else TOPIC_CHECK_INTERVAL_S)
         try:

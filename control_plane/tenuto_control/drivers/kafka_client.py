@@ -32,7 +32,7 @@ from tenuto_control.config import ConfigError, KafkaConfig
 from tenuto_control.limits import Limits
 
 CLIENT_LOG_INTERVAL_S = 10.0
-"""At most one line of the client library's own log in this time, which doubles while the storm goes on.
+"""At most one line of the client library's own log in this time, which doubles while the storm continues.
 
 The loops report what matters by themselves.
 """

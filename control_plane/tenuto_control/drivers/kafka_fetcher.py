@@ -229,7 +229,7 @@ class PartitionFetcher(Fetcher):  # type: ignore[misc] # the base class carries 
         return {}
 
     def _prepared(self) -> asyncio.Future[None] | None:
-        """The reading of a large batch that is under way, begun now if there is one to read."""
+        """The reading of a large batch that is in progress, begun now if there is one to read."""
         if self._preparing is not None:
             _, reading = self._preparing
             if not reading.done():
@@ -267,7 +267,7 @@ class PartitionFetcher(Fetcher):  # type: ignore[misc] # the base class carries 
                 state.consumed_to(answer.next_offset)  # Past what holds no record for a reader.
                 continue
             if answer.exhausted and state.position == answer.next_offset:
-                # Asked for anew at once, it would be told the same, and so on as fast as the broker can.
+                # Asked for again at once, it would be told the same, and so on as fast as the broker can.
                 self._hold(tp, answer.next_offset, "its broker hands out batches of other offsets", passing=True)
                 continue
             state.consumed_to(answer.next_offset)

@@ -139,7 +139,7 @@ class Membership(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc] # th
             await self.check()
             if rebalances != self._rebalances:
                 return []
-            # What began anew is read again from where it begins.
+            # What started over is read again from where it begins.
             batches = {
                 tp: records
                 for tp, records in batches.items()
@@ -154,7 +154,7 @@ class Membership(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc] # th
         return list(batches.items())
 
     async def check(self) -> None:
-        """Ask for topic ids again: hand over what waits, and begin anew with topics that were recreated.
+        """Ask for topic ids again: hand over what waits, and start over with topics that were recreated.
 
         Raises KafkaError and OSError.
         """
@@ -167,7 +167,7 @@ class Membership(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc] # th
                 self._pause(anew)
                 await self._listener.revoked(_ours(anew))
                 for tp in anew:
-                    # A rebalance in the meantime waits for this one; nobody else removes partitions.
+                    # A rebalance in the meantime waits for this one; nothing else removes partitions.
                     del self._held[tp]
                 self._wait_for(anew)
             if self._waiting:
@@ -252,7 +252,7 @@ class Membership(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc] # th
     async def _positions(self, partitions: Sequence[Any], ids: Mapping[str, str]) -> dict[Any, int]:
         """Where each partition begins, of those where that can be told.
 
-        What the next member could not know is committed at once: that a topic began anew, and where `latest` was.
+        What the next member could not know is committed at once: that a topic started over, and where `latest` was.
         """
         late = {tp.topic for tp in partitions if self._starts.get(tp.topic) == "latest"}
         siblings = {tp for topic in late for tp in self._all_of(topic)} | {tp for tp in partitions if tp.topic in late}

@@ -151,7 +151,7 @@ def harmless(record: logging.LogRecord) -> logging.LogRecord:
         text = record.getMessage()
     except Exception:  # noqa: BLE001 - a line that lacks what it would quote is better than none
         text = f"{record.msg} (with other arguments than it has places for)"
-    # As an argument: a formatter might read a text of its own as JSON.
+    # As an argument: a formatter might read its own text as JSON.
     made.msg, made.args = "%s", (shown(text, LINE_CHARACTERS_MAX),)
     if isinstance(record.exc_info, tuple) and record.exc_info[1] is not None:
         error = printable(record.exc_info[1])
@@ -169,7 +169,7 @@ def _one_of(allowed: Sequence[str], value: str, name: str) -> str:
 
 
 def json_formatter() -> logging.Formatter:
-    """Powertools' formatter, with the logger's name, and without a service of its own: that is a field of lines."""
+    """Powertools' formatter, with the logger's name, and without its own service: that is a field of lines."""
     # Imported here: text needs none of it.
     from aws_lambda_powertools.logging.formatter import LambdaPowertoolsFormatter
 

@@ -16,7 +16,7 @@ from botocore.credentials import Credentials, ReadOnlyCredentials
 from botocore.session import Session
 
 TOKEN_S = 900
-"""How long a token lets in; a connection that it opened goes on."""
+"""How long a token lets in; a connection that it opened continues."""
 
 SERVICE = "kafka-cluster"
 

@@ -57,7 +57,7 @@ class DynamoClock:
     def answered(self, asked_ms: int, date: str | None) -> None:
         """See `Watcher.answered`."""
         told = None if date is None else _told(asked_ms, self._clock.now_ms(), date)
-        # Of several requests under way at the same time, the first answer is enough.
+        # Of several requests in progress at the same time, the first answer is enough.
         if told is None or self._client.watcher is None:
             return
         self._client.watcher = None

@@ -68,7 +68,7 @@ async def told_topics(
 ) -> dict[str, ToldTopic]:
     """What one broker knows of each topic that exists. Raises KafkaError, and NoTopicIdsError for a broker too old.
 
-    Unless `strict`, topics with an error of their own are left out.
+    Unless `strict`, topics with their own error are left out.
     """
     answer = await client.send(node, _TopicIdsRequest(sorted(topics)))
     told: dict[str, ToldTopic] = {}

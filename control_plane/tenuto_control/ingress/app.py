@@ -43,7 +43,7 @@ WAIT_MS_MAX: Final = 25_000
 """How long a request waits for a result: below the 29 seconds after which API Gateway gives up."""
 
 LATE_MS_MAX: Final = 1_500
-"""How long after its caller's wait a request may be answered: what is under way is made durable, or given up."""
+"""How long after its caller's wait a request may be answered: what is in progress is made durable, or given up."""
 
 READY_MS_MAX: Final = 2_000
 """How long the readiness probe may take."""
@@ -261,7 +261,7 @@ class _Ingress:
             nonce = "c" + self.random_bytes(NONCE_BYTES).hex()
         else:
             nonce = call_nonce(handler.name, idempotency_key)
-        # An invocation of an unkeyed service is a lane of its own.
+        # An invocation of an unkeyed service is its own lane.
         lane = Lane(service.name, nonce if target.key is None else target.key)
         headers = requests.event_headers(request)
         body = await requests.read_body(request, limit, what)

@@ -333,7 +333,7 @@ FULL = 1.0
 """The share of its bound at which a partition is paused."""
 
 RELIEVED = 0.5
-"""The share of its bound at which a paused partition goes on.
+"""The share of its bound at which a paused partition continues.
 
 Apart from `FULL`, so that it does not flutter.
 """

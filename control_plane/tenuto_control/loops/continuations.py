@@ -23,7 +23,7 @@ PATIENCE_MS = 500
 """How long the table may take to say who looks after a lane; then nobody does until the sweep comes by."""
 
 ON_THE_WAY_MS = 60_000
-"""How long a lane that is handed on belongs to the invocation that is on its way; then somebody else may begin."""
+"""How long a lane that is handed over belongs to the invocation that is on its way; then another process may begin."""
 
 
 class Continuations:
@@ -42,19 +42,19 @@ class Continuations:
         return self._owned.keys()
 
     async def has(self, pk: str) -> bool:
-        """Whether this invocation may wait for a lane: it does already, or nobody else does and it begins to."""
+        """Whether this invocation may wait for a lane: it does already, or no other process does and it begins to."""
         if pk in self._owned:
             return True
         mine = self._token()
         return await self._write(pk, mine, continuation_begin(pk, mine, self._until_ms, self._clock.now_ms()))
 
     async def follow(self, pk: str, owner: str) -> bool:
-        """Take a lane over that was handed on under a name. False when somebody else has done so, or begun."""
+        """Take a lane over that was handed over under a name. False when another process has done so, or begun."""
         mine = self._token()
         return await self._write(pk, mine, continuation_pass(pk, owner, mine, self._until_ms))
 
     async def hand_on(self, pk: str, begins_ms: int = 0) -> str | None:
-        """The name under which a lane is handed on; None when somebody else looks after it.
+        """The name under which a lane is handed over; None when another process looks after it.
 
         Whoever is given it begins at once, or at `begins_ms`.
         """

@@ -1,4 +1,4 @@
-"""Says once that something fails, again while it goes on, and once that it is over.
+"""Says once that something fails, again while it continues, and once that it is over.
 
 Owns log lines, no retries.
 """

@@ -29,7 +29,7 @@ class Lateness:
         return None if self._worst_s is None else round(1_000 * max(self._worst_s, self._before_s))
 
     async def run(self) -> None:
-        """Measure for ever."""
+        """Measure indefinitely."""
         loop = asyncio.get_running_loop()
         self._worst_s, since_s = self._worst_s or 0.0, loop.time()
         while True:

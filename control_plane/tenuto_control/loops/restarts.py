@@ -37,7 +37,7 @@ class _Trouble:
 
 
 class Loops:
-    """The loops of one process. Each has a name of its own."""
+    """The loops of one process. Each has its own name."""
 
     def __init__(self, clock: Clock, metrics: Metrics) -> None:
         self._clock = clock
@@ -68,7 +68,7 @@ class Loops:
             except Exception as e:  # noqa: BLE001 - whatever it is, the process has other loops, and so has this one
                 error = e
             except asyncio.CancelledError as e:
-                # A library may cancel a task of its own, and whoever waits for it hears of that.
+                # A library may cancel its own task, and whoever waits for it hears of that.
                 if cancellation.is_meant():
                     raise
                 error = e

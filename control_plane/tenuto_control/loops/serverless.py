@@ -1,6 +1,6 @@
 """A dispatcher that runs as a function: what it does for one batch of records, one wake-up, one tick or one request.
 
-Owns when such an invocation is over, what it waits for and what is handed on. Between invocations the process is
+Owns when such an invocation is over, what it waits for and what is handed over. Between invocations the process is
 frozen, so each ends with nothing under way. Work is handed on to another invocation at once; a wait is left to a timer:
 a schedule outside, or the lane's own timer item, which brings the sweep (ADR 14). Does not own the shape of events
 (`tenuto.hosts`), who may wait for a lane (`continuations`), nor the wiring (`lambda_entry`).
@@ -34,10 +34,10 @@ from tenuto_control.tasks import all_of
 log = logging.getLogger("tenuto.serverless")
 
 HANDED_ON_TOGETHER = 32
-"""Lanes that are handed on to the same invocation: their names fit into what an asynchronous one carries (256 KB)."""
+"""Lanes that are handed over to the same invocation: their names fit into what an asynchronous one carries (256 KB)."""
 
 HANDED_ON_MAX = 64
-"""Invocations that one hands on to; what is more, the sweep finds."""
+"""Invocations that one hands over to; what is more, the sweep finds."""
 
 HOPS_MAX = 8
 """Invocations in a row that hand on to one another. Then a schedule begins anew: Lambda ends such a chain as a loop at
@@ -66,13 +66,13 @@ LOOK_S = 0.01
 
 LOOK_AGAIN_MS_MIN = 250
 LOOK_AGAIN_MS_MAX = 800
-"""How often to read the head of a lane in which a run of somebody else is active, at growing pauses."""
+"""How often to read the head of a lane in which a run of another process is active, at growing pauses."""
 
 TICK_LANES_MAX = 256
 """Lanes that a sweep has at work at a time: as many as there are places for invocations."""
 
 SWEEP_PK = SWEEP_CURSOR.pk
-"""Under this name the rest of a sweep that did not come to its end is handed on."""
+"""Under this name the rest of a sweep that did not come to its end is handed over."""
 
 T = TypeVar("T")
 
@@ -144,7 +144,7 @@ class Serverless:
                 task.cancel()
             # What is cut off below releases nothing any more: its record is delivered again.
             left = list(batch.unfinished)
-            # A cancelled task ends in a turn of its own, and without this the process may be frozen before it comes.
+            # A cancelled task ends in its own turn, and without this the process may be frozen before it comes.
             await asyncio.gather(*quarantining, return_exceptions=True)
             await self._leave(deadline_ms)
         return left
@@ -188,7 +188,7 @@ class Serverless:
         await self.carried_on(Continue((HandedOn(wake.lane, wake.pk, wake.sk, wake.owner),), hops=0), deadline_ms)
 
     async def carried_on(self, payload: Continue, deadline_ms: int) -> None:
-        """Carry on with lanes. One that was handed on to this invocation by name is left alone if another has it."""
+        """Carry on with lanes. One that was handed over to this invocation by name is left alone if another has it."""
         mine = self._continuations(deadline_ms)
         try:
             await all_of((self._begin(handed, mine) for handed in payload.lanes), "serverless")
@@ -266,7 +266,7 @@ class Serverless:
             await asyncio.sleep(LOOK_S)
 
     async def _ended(self, mine: Continuations) -> bool:
-        """Let go of lanes that are at rest, and look at them once more. Whether there were any.
+        """Release lanes that are at rest, and look at them once more. Whether there were any.
 
         Somebody who was refused may have left what it came for, before this invocation let go and after its last look.
         """
@@ -280,7 +280,7 @@ class Serverless:
     # --- leaving ----------------------------------------------------------------------------------------------------
 
     async def _leave(self, deadline_ms: int) -> None:
-        """Stop, and hand on what is in the middle of something, or would be soon: nobody waited for it here."""
+        """Stop, and hand over what is in the middle of something, or would be soon: nobody waited for it here."""
         await self._dispatcher.settle(self._clock.now_ms() + LEAVE_GRACE_MS)
         soon_ms = self._clock.now_ms() + self._limits.linger_ms
         later = {
@@ -310,7 +310,7 @@ class Serverless:
         await all_of((mine.end(pk) for pk in list(mine.owned)), "serverless")
 
     async def _wake_later(self, lanes: Mapping[Lane, int], mine: Continuations) -> None:
-        """Have lanes woken from outside at these times, unless somebody else looks after them."""
+        """Have lanes woken from outside at these times, unless another process looks after them."""
 
         async def one(lane: Lane, at_ms: int) -> None:
             at_ms = max(at_ms, self._clock.now_ms() + AHEAD_MS_MIN)
@@ -321,7 +321,7 @@ class Serverless:
         await all_of((one(lane, at_ms) for lane, at_ms in lanes.items()), "serverless")
 
     async def _named(self, errand: Errand, mine: Continuations) -> HandedOn | None:
-        """An errand with the name under which it is handed on; None when another invocation looks after its lane."""
+        """An errand with the name under which it is handed over; None when another invocation looks after its lane."""
         if errand.timer is not None:
             # A message is delivered once, however many invocations try.
             return _handed(errand)

@@ -60,7 +60,7 @@ BESIDE_PAGES_MAX = 1_000
 
 
 GoingOn: TypeAlias = Callable[[], Awaitable[bool]]
-"""Whether a walk may go on. It may take its time to answer, until there is room for more lanes at work."""
+"""Whether a walk may continue. It may take its time to answer, until there is room for more lanes at work."""
 
 LaneTimer: TypeAlias = SleepTimer | GuardTimer
 """A timer that is for a lane, whose head says whether it is unneeded."""
@@ -102,7 +102,7 @@ class Sweeper:
         self._wide = False
 
     async def run(self) -> None:
-        """Sweep for ever, at intervals with jitter so that several control planes take turns."""
+        """Sweep indefinitely, at intervals with jitter so that several control planes take turns."""
         wide_ms = deep_ms = 0
         while True:
             try:
@@ -239,7 +239,7 @@ class Sweeper:
         return self._left_behind
 
     async def _several(self, works: Sequence[Coroutine[Any, Any, None]]) -> None:
-        """Do something about several items, some of them at a time: thousands must not hold up those behind them."""
+        """Do something about several items, some of them at a time: thousands must not delay those behind them."""
         for at in range(0, len(works), ASKED_AT_ONCE):
             try:
                 await all_of(works[at : at + ASKED_AT_ONCE], "item")
@@ -302,7 +302,7 @@ class Sweeper:
                 over.append(found)
                 continue
             # Before the timer moves on: should this process end in between, nobody would come by until it is due again.
-            # Once for all timers of a lane: each look makes it read its head anew.
+            # Once for all timers of a lane: each look makes it read its head again.
             if found.timer.lane not in looked:
                 looked.add(found.timer.lane)
                 self._waking.look(found.timer.lane)
@@ -467,7 +467,7 @@ class Sweeper:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """A timer, and where its item is: what somebody else has put may lie elsewhere than its attributes say."""
+    """A timer, and where its item is: what another process has put may lie elsewhere than its attributes say."""
 
     timer: Timer
     key: Key

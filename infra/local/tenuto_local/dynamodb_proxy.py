@@ -38,7 +38,7 @@ class DynamoDBProxy:
         task.add_done_callback(self._tasks.discard)
 
     async def close(self) -> None:
-        """Drop what is under way."""
+        """Drop what is in progress."""
         for task in tuple(self._tasks):
             task.cancel()
         if self._session is not None:

@@ -4,7 +4,7 @@ Owns where the program comes from, its process and its address. Creates no table
 DynamoDB Local is in docs/internals/engines.md.
 
 It checks no signature and answers web pages, and has no option against either. So it listens on an address of the
-loopback network that is drawn anew at each start: a page that would try them all has 2^24 addresses with 14,000 ports
+loopback network that is drawn again at each start: a page that would try them all has 2^24 addresses with 14,000 ports
 each before it.
 """
 

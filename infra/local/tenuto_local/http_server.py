@@ -129,7 +129,7 @@ class HttpConnection(asyncio.Protocol):
             self._transport.abort()
 
     def answer(self, status: int, headers: Iterable[Header], body: bytes) -> None:
-        """Write the answer to the request being answered and go on to the next; called by its `Responder`."""
+        """Write the answer to the request being answered and continue to the next; called by its `Responder`."""
         self._answering = False
         if self.closed:
             return

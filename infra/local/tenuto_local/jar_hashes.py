@@ -1,7 +1,7 @@
 """The hashes that the Java components' files have to have: `maven/*.sha256`, beside the versions in `maven/*.pom.xml`.
 
 Owns the form of these lists, which is that of `sha256sum`, and the comparison. Does not own fetching (`jars`).
-`make lock-jars` writes the lists anew.
+`make lock-jars` writes the lists again.
 """
 
 from __future__ import annotations

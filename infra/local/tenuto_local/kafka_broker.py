@@ -91,7 +91,7 @@ class KafkaBroker:
 
     @property
     def data(self) -> Path:
-        """Where it keeps the logs of its partitions, each in a folder of its own."""
+        """Where it keeps the logs of its partitions, each in its own folder."""
         return self._workdir / "data"
 
     @property

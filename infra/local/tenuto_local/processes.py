@@ -60,7 +60,7 @@ def signal_group(pid: int, number: signal.Signals) -> None:
 
 @dataclass(slots=True)
 class ManagedProcess:
-    """One child process in a session of its own, logging to a file.
+    """One child process in its own session, logging to a file.
 
     It is ready once `ready_marker` appears in what it logged since its last start (None: ready at once).
     `start`, `stop`, `kill` and `restart` may be called any number of times.
@@ -156,7 +156,7 @@ class ManagedProcess:
         if self._process is None:
             return
         signal_group(self._process.pid, signal.SIGKILL)
-        # Not awaited: this must also finish while a cancellation is under way, and a SIGKILL takes
+        # Not awaited: this must also finish while a cancellation is in progress, and a SIGKILL takes
         # milliseconds.
         self._process.wait(KILL_WAIT_S)
         self._process = None

@@ -41,7 +41,7 @@ class Running:
 
     @property
     def sound(self) -> bool:
-        """Whether it is what a session writes, and no file that somebody else has changed."""
+        """Whether it is what a session writes, and no file that another process has changed."""
         found: dict[str, object] = asdict(self)
         pid = found.pop("pid")
         texts = all(isinstance(one, str) for name, one in found.items() if name != "engines")

@@ -229,7 +229,7 @@ class EmbeddedStack:
         await self._admin("POST", ADMIN_FUNCTIONS, msgspec.json.encode([spec.check() for spec in functions]))
 
     async def hold(self, function: str) -> None:
-        """Start no further processes of a function until it is registered again; those that run go on."""
+        """Start no further processes of a function until it is registered again; those that run continue."""
         await self._admin("POST", ADMIN_HOLD, function.encode())
 
     async def describe_functions(self) -> dict[str, dict[str, Any]]:

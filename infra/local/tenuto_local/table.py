@@ -62,7 +62,7 @@ async def create_table(client: TableAdminClient, name: str) -> None:
     """
     definition = table_definition()
     time_to_live = definition.pop("TimeToLiveSpecification")
-    # In use: somebody else created it, perhaps this very moment. It only has to be the same kind of table.
+    # In use: another process created it, perhaps this very moment. It only has to be the same kind of table.
     with suppress(client.exceptions.ResourceInUseException):
         await client.create_table(TableName=name, **definition)
     table = await _active(client, name)
@@ -73,7 +73,7 @@ async def create_table(client: TableAdminClient, name: str) -> None:
     try:
         await client.update_time_to_live(TableName=name, TimeToLiveSpecification=time_to_live)
     except client.exceptions.ClientError:
-        # Enabling what is enabled is an error, and somebody else may have been quicker.
+        # Enabling what is enabled is an error, and another process may have been quicker.
         if not await _expires(client, name):
             raise
 

@@ -47,7 +47,7 @@ async def create_topics(bootstrap_servers: str, partitions: Mapping[str, int]) -
 async def wait_coordinator(bootstrap_servers: str, group: str) -> None:
     """Wait until consumers of `group` can join: the first to ask makes a fresh broker create its offsets topic.
 
-    Gives up silently after 10 s: the consumer itself goes on asking.
+    Gives up silently after 10 s: the consumer itself keeps asking.
     """
     from aiokafka.admin import AIOKafkaAdminClient
     from aiokafka.errors import KafkaError

@@ -68,7 +68,7 @@ def sweep_abandoned() -> None:
     with suppress(OSError):
         temporary = os.open(tempfile.gettempdir(), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            for name in os.listdir(temporary):  # noqa: PTH208 - of what is open, whatever its name leads to by now
+            for name in os.listdir(temporary):  # noqa: PTH208 - of what is open, whatever its name leads to now
                 if name.startswith(_PREFIX):
                     # In use, not ours, or gone meanwhile.
                     with suppress(OSError):

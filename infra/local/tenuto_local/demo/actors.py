@@ -112,7 +112,7 @@ async def send(
 
 
 async def drive(orders: list[Event], outside: Outside, say: Say) -> None:
-    """Answer the offers of orders as their drivers do, over HTTP, for ever."""
+    """Answer the offers of orders as their drivers do, over HTTP, indefinitely."""
     placed = {key: Order.model_validate_json(value) for _, key, value in orders}
     answered: set[str] = set()
     said: set[str] = set()
@@ -140,7 +140,7 @@ async def drive(orders: list[Event], outside: Outside, say: Say) -> None:
 
 
 async def collect(bootstrap_servers: str, records: list[Record]) -> None:
-    """Follow the topic downstream, for ever."""
+    """Follow the topic downstream, indefinitely."""
     async with AIOKafkaConsumer(
         PROFILES_TOPIC, bootstrap_servers=bootstrap_servers, auto_offset_reset="earliest"
     ) as consumer:
@@ -157,7 +157,7 @@ class Kill:
     pid: int
 
     def verdict(self) -> str | None:
-        """What is wrong with how the invocation went on, None when all is well."""
+        """What is wrong with how the invocation continued, None when all is well."""
         calls = [call for call in UPDATES_LEDGER.calls() if call.event == self.event]
         second = [call.process for call in calls if call.system == KILLED_STEP]
         third = [call.process for call in calls if call.system == NEXT_STEP]

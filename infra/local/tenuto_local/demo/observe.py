@@ -25,7 +25,7 @@ Position: TypeAlias = tuple[str, int]
 
 @dataclass(frozen=True, slots=True)
 class LaneView:
-    """One lane that has something to do. `wake_ms` is when it goes on by itself; `queue` counts later events."""
+    """One lane that has something to do. `wake_ms` is when it continues by itself; `queue` counts later events."""
 
     lane: Lane
     doing: Doing

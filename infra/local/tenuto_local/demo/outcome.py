@@ -125,7 +125,7 @@ def writes_by_table(workload: Workload, over_http: int) -> int:
     """What the stream costs in DynamoDB writes by the cost table, with one takeover, when nothing takes long.
 
     A claim that is taken with each first step, one checkpoint a step, the last with the commit: n + 1. No upper bound:
-    a last step whose handler goes on for 20 ms is flushed by itself, and a lane that waits for 5 s spills.
+    a last step whose handler continues for 20 ms is flushed by itself, and a lane that waits for 5 s spills.
     """
     total = TAKEOVER_WRITES
     waits: set[str] = set()

@@ -2,7 +2,7 @@
 
 Owns the standard library's debugger at a terminal that is not the process's own. A function's standard input is closed
 and its output is the log, so the debugger reads from and writes to the terminal that the command was started in. Does
-not own debugpy, which brings a debugger of its own (`function_host`).
+not own debugpy, which brings its own debugger (`function_host`).
 """
 
 from __future__ import annotations

@@ -74,7 +74,7 @@ def _beside(stranger: str, files: Iterable[str]) -> bool:
 
 
 async def probed(project: Project, function: Function, environment: Mapping[str, str]) -> Found:
-    """Import a function in a process of its own. `environment` is that of its workers."""
+    """Import a function in its own process. `environment` is that of its workers."""
     roots = [str(folder) for folder in project.import_path]
     # Files and no pipes: what the module starts may hold a pipe open for longer than the import takes.
     with tempfile.TemporaryFile() as answer, tempfile.TemporaryFile() as complaint:

@@ -39,7 +39,7 @@ class Engines:
         return f"engines: {broker}{'' if kept else ' (topics are gone when it ends; the table stays)'}, {table}"
 
     def table_data(self, state: Path) -> Path | None:
-        """Where the table is kept: each engine has a form of its own."""
+        """Where the table is kept: each engine has its own form."""
         return None if self.table is None else state / "table" / self.table
 
     def names(self) -> dict[str, str]:

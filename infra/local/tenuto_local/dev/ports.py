@@ -1,4 +1,4 @@
-"""The ports of a session: fixed ones to begin with, the next free one where somebody else listens already.
+"""The ports of a session: fixed ones to begin with, the next free one where another process listens already.
 
 Owns the search. Does not own which ports are wanted (`tenuto_control.config`), nor what listens (`stack`).
 """

@@ -113,7 +113,7 @@ class Session:
     # --- a save ----------------------------------------------------------------------------------------------------
 
     async def follow_saves(self) -> None:
-        """Reload what each save concerns, for ever."""
+        """Reload what each save concerns, indefinitely."""
         async for files in saved(self.project.root, self.looked_at_ns):
             try:
                 own = files & {str(self.project.root / name) for name in (CONFIG_FILE, ENVIRONMENT_FILE)}
@@ -148,7 +148,7 @@ class Session:
         self.tell(f"reloaded {names} after a change of {what}, in {time.monotonic() - begun_s:.2f} s")
 
     async def _reconfigure(self) -> None:
-        """Take up a saved `tenuto.toml` or `.env`. Raises `ConfigurationError`, and what ran before goes on."""
+        """Take up a saved `tenuto.toml` or `.env`. Raises `ConfigurationError`, and what ran before continues."""
         project = read_project(self.project.root, self.current)
         if (project.config_text, project.environment) == (self.project.config_text, self.project.environment):
             return
@@ -171,7 +171,7 @@ class Session:
     # --- logs ------------------------------------------------------------------------------------------------------
 
     async def follow_logs(self) -> None:
-        """Show what is added to all logs, for ever. Raises `ProcessFailed` when the control plane has ended."""
+        """Show what is added to all logs, indefinitely. Raises `ProcessFailed` when the control plane has ended."""
         functions: dict[str, Follower] = {}
         planes: dict[Path, Follower] = {}
         while True:

@@ -51,7 +51,7 @@ def counts(file: str, root: Path) -> bool:
 
 
 async def saved(root: Path, since_ns: int) -> AsyncIterator[frozenset[str]]:
-    """The files of each save, for ever, beginning with those since a moment (nanoseconds of the wall clock)."""
+    """The files of each save, indefinitely, beginning with those since a moment (nanoseconds of the wall clock)."""
     batches: asyncio.Queue[frozenset[str]] = asyncio.Queue()
     stop = asyncio.Event()
     top = asyncio.create_task(_watch([root], batches, stop, since_ns, recursive=False), name="watch")
@@ -118,7 +118,7 @@ def _changed_since(folders: list[Path], since_ns: int, *, recursive: bool) -> se
 
 
 async def _watch_below(root: Path, batches: asyncio.Queue[frozenset[str]], stop: asyncio.Event, since_ns: int) -> None:
-    """Watch the visible folders, and begin anew when there are others."""
+    """Watch the visible folders, and start over when there are others."""
     while not stop.is_set():
         folders = visible(root)
         other = asyncio.Event()

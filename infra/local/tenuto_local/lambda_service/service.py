@@ -60,7 +60,7 @@ class LambdaService:
             self._retired.append(previous)
 
     def hold(self, name: str) -> None:
-        """Start no further workers of a function until it is registered again; those that run go on.
+        """Start no further workers of a function until it is registered again; those that run continue.
 
         Raises `ConfigurationError` for a function that is not there.
         """

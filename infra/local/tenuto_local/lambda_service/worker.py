@@ -1,6 +1,6 @@
 """One worker: an operating-system process under AWS's runtime client, and the Runtime API it alone talks to.
 
-Owns the process, its listener, and the one invocation it has. Each worker has a listener of its own, so a
+Owns the process, its listener, and the one invocation it has. Each worker has its own listener, so a
 crash, a timeout or an answer belongs to a process without asking. Which invocation it gets is its pool's
 business.
 
@@ -234,7 +234,7 @@ class Worker:
         if current is None or current.request_id != request_id or kind not in ("response", "error"):
             responder.send_json(400, {"errorType": "InvalidRequestID", "errorMessage": "Invalid request ID"})
         elif len(body) > RESPONSE_BYTES_MAX:
-            # The runtime client takes this for an error of its own and exits; the caller hears the real
+            # The runtime client takes this for its own error and exits; the caller hears the real
             # reason.
             self._end(response_too_large())
             responder.send_json(413, {"errorType": "RequestEntityTooLarge", "errorMessage": "Exceeded maximum size"})

@@ -23,7 +23,7 @@ BIND_FAILED = "Failed to bind"
 def listen_on_loopback() -> None:
     """LocalStack takes only the port from `GATEWAY_LISTEN` and would be open to the network.
 
-    It would also go on without its port, and call itself ready when somebody else answers there.
+    It would also continue without its port, and call itself ready when another process answers there.
     """
 
     class LoopbackEndpoint(endpoints.TCP4ServerEndpoint):  # type: ignore[misc] # its base is Twisted's

@@ -138,7 +138,7 @@ class RuntimeProcess:
         self._initialised(error)
 
     def _initialised(self, error: bytes | None) -> None:
-        # The first word counts: the process asks for work again and again, and ends after it has failed.
+        # The first word counts: the process asks for work repeatedly, and ends after it has failed.
         with self._lock:
             if not self._ready.done():
                 self._ready.set_result(error)
