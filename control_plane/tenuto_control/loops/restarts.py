@@ -86,7 +86,7 @@ class Loops:
         pause_ms = min(RESTART_PAUSE_MS_MIN << min(trouble.times - 1, 10), RESTART_PAUSE_MS_MAX)
         if said_again(trouble.times):
             again = f", {trouble.times} times in a row" if trouble.times > 1 else ""
-            text = "%s has ended by an error%s, and begins again in %.0f s; everything else goes on"
+            text = "%s ended with an error%s and restarts in %.0f s; everything else continues"
             log.critical(text, name, again, pause_ms / 1_000, exc_info=error)
         return pause_ms
 
