@@ -290,4 +290,4 @@ def test_a_gateway_does_not_start_without_secrets(missing: str) -> None:
     del environment[missing]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=20)
     assert (ended.returncode, ended.stderr.count("\n")) == (2, 1)
-    assert "have to be set" in ended.stderr
+    assert "must be set" in ended.stderr

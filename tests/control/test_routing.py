@@ -179,5 +179,5 @@ def test_key_rules_are_read_from_text() -> None:
     assert parse_key_rule("bytes") == BytesKey()
     assert parse_key_rule("json:user.id") == JsonKey(("user", "id"))
     for text in ("utf8", "json:", "json:a..b", "json"):
-        with pytest.raises(ValueError, match="no key rule: use"):
+        with pytest.raises(ValueError, match="not a key rule: use"):
             parse_key_rule(text)

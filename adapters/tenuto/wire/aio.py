@@ -448,7 +448,7 @@ async def _dialled(to: Destination, timeout_s: float) -> socket.socket:
 async def _open_tunnel(connection: _Connection, to: Destination) -> None:
     """Have the proxy connect to the endpoint. Raises ConnectError."""
     assert to.proxy is not None, "a tunnel leads through a proxy"
-    proxy = f"the proxy {to.proxy.host}:{to.proxy.port} opens no tunnel"
+    proxy = f"the proxy {to.proxy.host}:{to.proxy.port} did not open a tunnel"
     try:
         asked = encode_connect(to.tunnelled, to.proxy.authorization)
         answer = await connection.exchange(asked, b"", AnswerParser(HEAD_BYTES_MAX, connect=True))
