@@ -12,6 +12,8 @@ AWS_VENV := .venv-aws
 AWS_STAMP := $(AWS_VENV)/.complete
 AUDIT_VENV := .venv-audit
 AUDIT_STAMP := $(AUDIT_VENV)/.complete
+WHEEL_VENV := .venv-wheel
+WHEEL_STAMP := $(WHEEL_VENV)/.complete
 AUDITED := control function function_kms dev audit
 
 .DEFAULT_GOAL := help
@@ -36,6 +38,9 @@ $(AWS_STAMP): requirements/aws.txt tools/setup.sh
 
 $(AUDIT_STAMP): requirements/audit.txt tools/setup.sh
 	@exec sh tools/setup.sh "$(SETUP_PYTHON)" "$(AUDIT_VENV)" "$(AUDIT_STAMP)" requirements/audit.txt
+
+$(WHEEL_STAMP): requirements/wheel.txt tools/setup.sh
+	@exec sh tools/setup.sh "$(SETUP_PYTHON)" "$(WHEEL_VENV)" "$(WHEEL_STAMP)" requirements/wheel.txt
 
 java:
 	@exec sh tools/require_java.sh
@@ -96,10 +101,10 @@ lock: ## resolve every locked file under requirements/ again (needs uv)
 lock-jars: java $(STAMP) ## fetch Kafka and DynamoDB Local afresh and list the hashes of their jars
 	@exec $(RUN) tools/lock_jars.py
 
-wheel: $(STAMP) ## build the wheel into dist/; the same sources make the same bytes
-	@exec $(RUN) tools/build_wheel.py
+wheel: $(WHEEL_STAMP) ## build the wheel into dist/ in seconds; the same sources make the same bytes
+	@exec $(WHEEL_VENV)/bin/python tools/build_wheel.py
 
 clean: ## remove what these commands created
-	@rm -rf $(VENV) $(AWS_VENV) $(AUDIT_VENV) .venv-localstack .aws-sam .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
+	@rm -rf $(VENV) $(AWS_VENV) $(AUDIT_VENV) $(WHEEL_VENV) .venv-localstack .aws-sam .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
 	@rm -rf examples/*/.tenuto
 	@find adapters control_plane infra cli tests examples bench -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

@@ -19,6 +19,8 @@ resolve dev.txt pyproject.toml requirements/dev.in --all-extras "$@"
 resolve function.txt pyproject.toml --constraint requirements/dev.txt "$@"
 resolve function_kms.txt pyproject.toml --extra kms --constraint requirements/dev.txt "$@"
 resolve control.txt pyproject.toml --extra control --extra kms --extra otel --constraint requirements/dev.txt "$@"
+# The wheel that a person builds is the one that was tested.
+resolve wheel.txt requirements/wheel.in --constraint requirements/dev.txt "$@"
 resolve aws.txt requirements/aws.in "$@"
 resolve restate.txt requirements/restate.in "$@"
 resolve audit.txt requirements/audit.in "$@"

@@ -38,7 +38,10 @@ pip() {
 rm -f "$stamp"
 # A change of pyproject.toml alone renews the editable installation and keeps the packages.
 if ! cmp -s "$requirements" "$venv/installed.txt"; then
-    echo "setup: $("$python" --version), $(grep -c '==' "$requirements") pinned packages into $venv (one to three minutes, once)"
+    packages=$(grep -c '==' "$requirements")
+    if [ "$packages" -lt 20 ]; then lasts="some seconds"; else lasts="one to three minutes"; fi
+    # What a command prints goes to standard output, which a script may read.
+    echo "setup: $("$python" --version), $packages pinned packages into $venv ($lasts, once)" >&2
     "$python" -m venv --clear "$venv"
     # The file is a complete lock, so there is nothing to resolve; and pip would not accept a pin without extras for a
     # requirement that has some.

@@ -19,13 +19,15 @@ def text(name: str) -> str:
     return (tree.ROOT / "requirements" / name).read_text("utf-8")
 
 
-@pytest.mark.parametrize("name", ["audit.txt", "aws.txt", "control.txt", "function.txt", "function_kms.txt"])
+@pytest.mark.parametrize(
+    "name", ["audit.txt", "aws.txt", "control.txt", "function.txt", "function_kms.txt", "wheel.txt"]
+)
 def test_a_lock_holds_names_versions_and_hashes_alone(name: str) -> None:
     strange = [line for line in text(name).splitlines() if REQUIREMENT_LINE.fullmatch(line) is None]
     assert strange == [], f"{name} holds something else than pinned names and hashes; run `make lock`"
 
 
-@pytest.mark.parametrize("name", ["control.txt", "function.txt", "function_kms.txt"])
+@pytest.mark.parametrize("name", ["control.txt", "function.txt", "function_kms.txt", "wheel.txt"])
 def test_what_is_deployed_is_what_was_tested(name: str) -> None:
     deployed, tested = dict(PIN.findall(text(name))), dict(PIN.findall(text("dev.txt")))
     assert deployed

@@ -20,6 +20,7 @@ from tenuto_cli.__main__ import main
 from tenuto_cli.commands import COMMANDS, IMPORTED_BY, Command
 from tenuto_cli.sam.places import TABLE, TABLE_IN_WHEEL
 from tenuto_cli.sam.rendering import PLACES
+from tests.infra.test_locks import PIN
 from tests.install.environment import Bare, built_wheel
 from tests.sam.project import write_project
 from tests.tidy import tree
@@ -55,6 +56,15 @@ print(json.dumps({"file": tenuto.__file__, "path": sys.path, "services": manifes
 
 def test_two_builds_give_the_same_bytes(wheel: Path, tmp_path: Path) -> None:
     assert built_wheel(tmp_path).read_bytes() == wheel.read_bytes()
+
+
+def test_its_own_few_tools_build_the_same_wheel(wheel: Path, tmp_path: Path) -> None:
+    tools = Bare(tmp_path / "tools")
+    pinned = (tree.ROOT / "requirements" / "wheel.txt").read_text("utf-8")
+    tools.offer(*(name.replace("-", "_") for name, _ in PIN.findall(pinned)))
+    built = tools.run("python", str(tree.ROOT / "tools" / "build_wheel.py"), str(tmp_path / "dist"), cwd=tmp_path)
+    assert built.returncode == 0, built.stderr
+    assert Path(built.stdout.strip()).read_bytes() == wheel.read_bytes()
 
 
 def test_the_wheel_holds_what_the_packages_hold(wheel: Path) -> None:

@@ -25,6 +25,7 @@ _NOT_OURS: Final = {
     ".venv-audit",
     ".venv-aws",
     ".venv-localstack",
+    ".venv-wheel",
     ".aws-sam",
     ".cache",
     ".tenuto",
