@@ -30,10 +30,14 @@ COLUMNS_MAX: Final = 100
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
+KINDS: Final = ("ServiceHandler", "ObjectHandler", "SharedHandler")
+"""Classes of handlers, whose members the page shows once, at `Handler`."""
+
 INTERNAL: Final[Mapping[str, frozenset[str]]] = {
     "BadInputError": frozenset({"naming"}),
     "DurableFuture": frozenset({"add_done_callback", "awaited", "complete", "join", "slot_of", "value"}),
     "Handler": frozenset({"encode", "function", "spec"}),
+    **dict.fromkeys(KINDS, frozenset({"encode", "function", "kind", "name", "service", "spec"})),
     "InvocationRetryPolicy": frozenset({"wire"}),
     "RunOptions": frozenset({"limits"}),
     "UnserialisableError": frozenset({"naming"}),
@@ -52,6 +56,7 @@ MADE_BY_TENUTO: Final = frozenset(
         "KafkaOrigin",
         "ObjectContext",
         "ObjectSharedContext",
+        *KINDS,
         "Operation",
         "Record",
         "Replayed",
@@ -86,7 +91,7 @@ MODULES: Final = (
         "tenuto",
         "What handlers need. [Handlers](../guides/handlers.md) explains it with examples.",
         (
-            Section("Services and handlers", ("Service", "VirtualObject", "InvocationRetryPolicy", "Handler")),
+            Section("Services and handlers", ("Service", "VirtualObject", "InvocationRetryPolicy", "Handler", *KINDS)),
             Section(
                 "Contexts",
                 ("Context", "ObjectContext", "ObjectSharedContext"),
@@ -171,8 +176,10 @@ INTRODUCTION: Final = (
     "any release.",
     "",
     "In signatures, `Duration` is a `timedelta` or a number of seconds, and an `AwakeableFuture` is a `DurableFuture`.",
-    "`I` and `O` are the types of a handler's input and result, `T` is the type of a value. A method that returns a",
-    "future or an `Operation` raises some errors when it is called, and others when the result is awaited.",
+    "`I` and `O` are the types of a handler's input and result, `T` is the type of a value. `DeclaresService`,",
+    "`DeclaresObject` and `DeclaresShared` are decorators: they make a `ServiceHandler`, an `ObjectHandler` or a",
+    "`SharedHandler` of an async function. A method that returns a future or an `Operation` raises some errors when it",
+    "is called, and others when the result is awaited.",
     "",
 )
 

@@ -23,7 +23,7 @@ from tenuto.errors import (
     TerminalError,
     UnserialisableError,
 )
-from tenuto.handler import Handler
+from tenuto.handler import Handler, ObjectHandler, ServiceHandler, SharedHandler
 from tenuto.logs import InvocationLogFilter
 from tenuto.runtime.futures import DurableFuture
 from tenuto.serde import BytesSerde, JsonSerde, Serde
@@ -42,12 +42,15 @@ __all__ = [
     "JsonSerde",
     "KafkaOrigin",
     "ObjectContext",
+    "ObjectHandler",
     "ObjectSharedContext",
     "Request",
     "RetryableError",
     "RunOptions",
     "Serde",
     "Service",
+    "ServiceHandler",
+    "SharedHandler",
     "StateTooLargeError",
     "TenutoError",
     "TerminalError",

@@ -18,7 +18,7 @@ from msgspec import Struct
 
 from tenuto import checks
 from tenuto.errors import BadInputError, TenutoError, UnserialisableError
-from tenuto.handler import Handler
+from tenuto.handler import Handler, ObjectHandler, ServiceHandler
 from tenuto.protocol.durations import Duration, milliseconds
 from tenuto.protocol.failures import describe, rejection_of
 from tenuto.protocol.ids import Lane
@@ -32,6 +32,7 @@ from tenuto.runtime.unawaited import refuse_unawaited
 from tenuto.serde import BytesSerde, OutboundSerde, OwnTypesSerde, Serde, serde_for
 
 T = TypeVar("T")
+I = TypeVar("I")  # noqa: E741 - a handler's input
 P = ParamSpec("P")
 
 _NO_LIMITS = RunLimits()
@@ -288,8 +289,16 @@ class _Durable(_Shared):
         """
         self._commands.resolve(checks.awakeable_id(awakeable_id, "reject_awakeable"), Failed(rejection_of(reason)))
 
+    @overload
+    def service_send(self, handler: ServiceHandler[I | None, Any], *, send_delay: Duration | None = None) -> str: ...
+
+    @overload
     def service_send(
-        self, handler: Handler[Any, Any], argument: Any = None, *, send_delay: Duration | None = None
+        self, handler: ServiceHandler[I, Any], argument: I, *, send_delay: Duration | None = None
+    ) -> str: ...
+
+    def service_send(
+        self, handler: ServiceHandler[Any, Any], argument: Any = None, *, send_delay: Duration | None = None
     ) -> str:
         """Send a message to a handler of a service. Return the id of the new invocation without waiting for it.
 
@@ -303,8 +312,18 @@ class _Durable(_Shared):
         _require_handler(handler, "service_send", keyed=False)
         return self._send(None, handler, argument, send_delay)
 
+    @overload
     def object_send(
-        self, handler: Handler[Any, Any], key: str, argument: Any = None, *, send_delay: Duration | None = None
+        self, handler: ObjectHandler[I | None, Any], key: str, *, send_delay: Duration | None = None
+    ) -> str: ...
+
+    @overload
+    def object_send(
+        self, handler: ObjectHandler[I, Any], key: str, argument: I, *, send_delay: Duration | None = None
+    ) -> str: ...
+
+    def object_send(
+        self, handler: ObjectHandler[Any, Any], key: str, argument: Any = None, *, send_delay: Duration | None = None
     ) -> str:
         """Send a message to a handler of a virtual object. Return the id of the new invocation without waiting for it.
 

@@ -6,9 +6,9 @@ Owns calling it in a unit test, and encoding the input of a message to it. Does 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from tenuto import checks
 from tenuto.errors import TenutoError, UnserialisableError
@@ -17,14 +17,16 @@ from tenuto.runtime.unawaited import refuse_unawaited
 from tenuto.serde import BytesSerde
 
 I = TypeVar("I")  # noqa: E741 - the handler's input
-O = TypeVar("O")  # noqa: E741 - the handler's output
+O = TypeVar("O", covariant=True)  # noqa: E741, PLC0105 - the handler's output
 
 
 @dataclass(frozen=True, slots=True)
 class Handler(Generic[I, O]):
     """A declared handler, which takes the place of the decorated function.
 
-    Pass it to `ctx.service_send`, `ctx.object_send` or a `tenuto.testing.Environment`. Calling it calls the function.
+    It is a `ServiceHandler`, an `ObjectHandler` or a `SharedHandler`. `I` is the type of its input (None without one)
+    and `O` that of its result, so that type checkers find an argument that does not fit. Pass it to `ctx.service_send`,
+    `ctx.object_send` or a `tenuto.testing.Environment`. Calling it calls the function.
     """
 
     service: str
@@ -58,3 +60,26 @@ class Handler(Generic[I, O]):
             raise e.naming(what) from None
         # None is sent as no input at all, once its type has admitted it.
         return None if argument is None else data
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceHandler(Handler[I, O]):
+    """A handler of a service: what `@service.handler()` makes. See `Handler`."""
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectHandler(Handler[I, O]):
+    """An exclusive handler of a virtual object: what `@object.handler()` makes. See `Handler`."""
+
+
+@dataclass(frozen=True, slots=True)
+class SharedHandler(Handler[I, O]):
+    """A shared handler of a virtual object: what `@object.handler(kind="shared")` makes. See `Handler`."""
+
+
+HANDLERS: Final[Mapping[Kind, type[Handler[Any, Any]]]] = {
+    "stateless": ServiceHandler,
+    "exclusive": ObjectHandler,
+    "shared": SharedHandler,
+}
+"""The class of each kind of handler."""

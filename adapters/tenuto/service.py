@@ -9,19 +9,20 @@ import inspect
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from tenuto import checks
 from tenuto.context import Context, ObjectContext, ObjectSharedContext
 from tenuto.declarations import declaring, line_of, require_parameters
-from tenuto.handler import Handler
+from tenuto.handler import HANDLERS
 from tenuto.protocol.durations import Duration, milliseconds
 from tenuto.protocol.messages import HandlerManifest, Manifest, RetryPolicy, ServiceManifest
 from tenuto.runtime.commands import Commands
 from tenuto.runtime.handlers import HandlerSpec, Kind, admits_nothing, input_form
 from tenuto.serde import MISSING, hints_of, output_serde_for, serde_for
 
-O = TypeVar("O")  # noqa: E741 - the handler's output
+if TYPE_CHECKING:
+    from tenuto.declares import DeclaresObject, DeclaresService, DeclaresShared
 
 KEYED_KINDS = ("exclusive", "shared")
 """Kinds of handlers that a virtual object may have."""
@@ -81,8 +82,8 @@ class _Declared:
     """Name under which the handlers are called: 1 to 128 bytes of printable characters without `/`."""
     retry_policy: InvocationRetryPolicy = field(default_factory=InvocationRetryPolicy)
     """Retry policy of the handlers that declare none."""
-    handlers: dict[str, Handler[Any, Any]] = field(default_factory=dict, init=False)
-    """The declared handlers, by name."""
+    handlers: dict[str, Any] = field(default_factory=dict, init=False)
+    """The declared handlers, by name: each is a `Handler`."""
 
     keyed = False
 
@@ -107,8 +108,12 @@ class _Declared:
         return checks.target_name(function.__name__, "handler name")
 
     def _add(
-        self, function: Callable[..., Awaitable[O]], name: str | None, kind: Kind, policy: InvocationRetryPolicy | None
-    ) -> Handler[Any, O]:
+        self,
+        function: Callable[..., Awaitable[Any]],
+        name: str | None,
+        kind: Kind,
+        policy: InvocationRetryPolicy | None,
+    ) -> Any:
         called = self._called(function) if name is None else name
         target = f"{self.name}/{called}"
         with declaring(function):
@@ -135,7 +140,7 @@ class _Declared:
             retry=(policy or self.retry_policy).wire(),
             nullable=hint is MISSING or admits_nothing(takes),
         )
-        handler: Handler[Any, O] = Handler(self.name, called, kind, function, spec)
+        handler = HANDLERS[kind](self.name, called, kind, function, spec)
         self.handlers[called] = handler
         return handler
 
@@ -149,9 +154,7 @@ class Service(_Declared):
     Raises TypeError or ValueError for an invalid name or retry policy.
     """
 
-    def handler(
-        self, name: str | None = None, *, retry_policy: InvocationRetryPolicy | None = None
-    ) -> Callable[[Callable[..., Awaitable[O]]], Handler[Any, O]]:
+    def handler(self, name: str | None = None, *, retry_policy: InvocationRetryPolicy | None = None) -> DeclaresService:
         """Declare a coroutine function `(ctx: Context, event: Type)` as a handler.
 
             @mailer.handler()
@@ -165,7 +168,7 @@ class Service(_Declared):
         """
         called = self._checked(name)
 
-        def declare(function: Callable[..., Awaitable[O]]) -> Handler[Any, O]:
+        def declare(function: Callable[..., Awaitable[Any]]) -> Any:
             return self._add(function, called, "stateless", retry_policy)
 
         return declare
@@ -183,13 +186,31 @@ class VirtualObject(_Declared):
 
     keyed = True
 
+    @overload
+    def handler(
+        self,
+        name: str | None = None,
+        *,
+        kind: Literal["exclusive"] = "exclusive",
+        retry_policy: InvocationRetryPolicy | None = None,
+    ) -> DeclaresObject: ...
+
+    @overload
+    def handler(
+        self,
+        name: str | None = None,
+        *,
+        kind: Literal["shared"],
+        retry_policy: InvocationRetryPolicy | None = None,
+    ) -> DeclaresShared: ...
+
     def handler(
         self,
         name: str | None = None,
         *,
         kind: Literal["exclusive", "shared"] = "exclusive",
         retry_policy: InvocationRetryPolicy | None = None,
-    ) -> Callable[[Callable[..., Awaitable[O]]], Handler[Any, O]]:
+    ) -> DeclaresObject | DeclaresShared:
         """Declare a coroutine function `(ctx: ObjectContext, event: Type)` as a handler.
 
             @account.handler()
@@ -208,7 +229,7 @@ class VirtualObject(_Declared):
         if kind not in KEYED_KINDS:
             raise ValueError(f"the kind of a handler of {self.name} is one of {KEYED_KINDS}, not {checks.shown(kind)}")
 
-        def declare(function: Callable[..., Awaitable[O]]) -> Handler[Any, O]:
+        def declare(function: Callable[..., Awaitable[Any]]) -> Any:
             return self._add(function, called, kind, retry_policy)
 
         return declare

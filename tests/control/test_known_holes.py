@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tenuto import ObjectContext, VirtualObject
-from tenuto.handler import Handler
+from tenuto.handler import ObjectHandler
 from tenuto.lane.head import parse_head
 from tenuto.lane.transitions import inbox_key
 from tenuto.lane.writes import Answer, Applied, Put, Update, Write
@@ -91,9 +91,10 @@ class Box:
         self.done.append(what)
         await asyncio.sleep(seconds)
 
-    def handler(self, name: str) -> Handler[Any, Any]:
+    def handler(self, name: str) -> ObjectHandler[Any, Any]:
         """A handler by its name."""
-        return self.box.handlers[name]
+        found: ObjectHandler[Any, Any] = self.box.handlers[name]
+        return found
 
     def meter(self, table: CountingTable | None = None) -> Meter:
         """A control plane and its function."""

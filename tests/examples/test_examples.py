@@ -32,7 +32,7 @@ from examples.profile_enricher.handler import (
 from examples.user_updates import events as update_events
 from examples.user_updates import outside as update_outside
 from examples.user_updates.handler import update_user_event, user_updates
-from tenuto import TerminalError, idempotency_key
+from tenuto import Handler, TerminalError, idempotency_key
 from tenuto.testing import Environment
 from tenuto_control.config import load
 from tests.support.in_process import InProcess, Killed
@@ -151,7 +151,10 @@ def test_a_record_of_another_shape_goes_to_the_dead_letter_topic() -> None:
 
 
 async def enrich(local: InProcess, made: list[profile_events.Event]) -> None:
-    handlers = {profile_events.USERS_TOPIC: user_event, profile_events.FEATURES_TOPIC: feature_event}
+    handlers: dict[str, Handler[Any, Any]] = {
+        profile_events.USERS_TOPIC: user_event,
+        profile_events.FEATURES_TOPIC: feature_event,
+    }
     for topic, key, value in made:
         await local.deliver(topic, key, handlers[topic], value)
     await local.advance(timedelta(seconds=2))

@@ -287,7 +287,8 @@ def test_the_journal_of_an_invocation() -> None:
     run(test)
 
 
-MISTAKES: dict[str, tuple[Callable[[Environment], Awaitable[Any]], str]] = {
+# Most are mistakes in types as well.
+MISTAKES: dict[str, tuple[Callable[[Any], Awaitable[Any]], str]] = {
     "a name": (lambda env: env.call("orders/plac", "o-1", TEA), r"no handler orders/plac; did you mean orders/place\?"),
     "no service": (lambda env: env.call("x/y"), "no handler x/y; this environment serves"),
     "no key": (lambda env: env.call(status), "belongs to a virtual object, so it takes a key: env.call"),

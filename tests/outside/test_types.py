@@ -30,13 +30,23 @@ PARTS: Final = {"reportUnusedImport": False, "reportDuplicateImport": False, "re
 REFUSED: Final = '''"""Each line with a mark is a mistake in types; all others are none."""
 
 from datetime import timedelta
-from typing import assert_type
+from typing import Any, Literal, assert_type
+
+from msgspec import Struct
 
 from tenuto import Context, ObjectContext, ObjectSharedContext, Service, VirtualObject
 from tenuto.testing import Environment
 
 cart = VirtualObject("cart")
 mail = Service("mail")
+
+
+class Order(Struct):
+    item: str
+
+
+class Urgent(Order):
+    pass
 
 
 def price(item: str) -> int:
@@ -61,12 +71,81 @@ async def look(ctx: ObjectSharedContext) -> int:
     return await ctx.get("count", int) or 0
 
 
+@cart.handler()
+async def empty(ctx: ObjectContext) -> None:
+    ctx.clear_all()
+    ctx.object_send(add, ctx.key, ctx.key)
+
+
+@cart.handler()
+async def weigh(ctx: ObjectContext, grams: float) -> None:
+    ctx.object_send(weigh, ctx.key, grams - 1)
+    ctx.object_send(weigh, ctx.key, str(grams))  # wrong
+
+
+@cart.handler("pick some")
+async def pick(ctx: ObjectContext, items: list[str] | None) -> None: ...
+
+
+@cart.handler()
+async def choose(ctx: ObjectContext, size: Literal["small", "large"]) -> None: ...
+
+
+@cart.handler()
+async def place(ctx: ObjectContext, order: Order) -> None: ...
+
+
+@cart.handler()  # wrong
+async def stateless(ctx: Context, item: str) -> None: ...
+
+
+@cart.handler(kind="shared")  # wrong
+async def exclusive(ctx: ObjectContext, item: str) -> None: ...
+
+
+@mail.handler()  # wrong
+async def keyed(ctx: ObjectContext, item: str) -> None: ...
+
+
+@cart.handler()  # wrong
+async def much(ctx: ObjectContext, item: str, count: int) -> None: ...
+
+
+@cart.handler()  # wrong
+def sync(ctx: ObjectContext, item: str) -> None: ...
+
+
 @mail.handler()
 async def send(ctx: Context, text: str) -> None:
     ctx.set("count", 1)  # wrong
     ctx.object_send(add, "ann", "tea", send_delay=timedelta(hours=1))
     ctx.object_send(add, "ann", "tea", send_delay="1 h")  # wrong
     ctx.service_send(send, text)
+    ctx.service_send(send, 3)  # wrong
+    ctx.service_send(send)  # wrong
+    ctx.service_send(add, "tea")  # wrong
+    ctx.object_send(send, "ann", text)  # wrong
+    ctx.object_send(look, "ann")  # wrong
+    ctx.object_send(add, "ann", len(text))  # wrong
+    ctx.object_send(add, "ann")  # wrong
+    ctx.object_send(add, 7, "tea")  # wrong
+    ctx.object_send(empty, "ann")
+    ctx.object_send(empty, "ann", None)
+    ctx.object_send(empty, "ann", "all of it")  # wrong
+    ctx.object_send(weigh, "ann", 2)
+    ctx.object_send(weigh, "ann", 2.5 if text else 2)
+    ctx.object_send(weigh, "ann", "much")  # wrong
+    ctx.object_send(pick, "ann", ["tea", "milk"])
+    ctx.object_send(pick, "ann", ["tea", 2])  # wrong
+    ctx.object_send(pick, "ann", None)
+    ctx.object_send(pick, "ann")
+    ctx.object_send(choose, "ann", "small")
+    ctx.object_send(choose, "ann", "tiny")  # wrong
+    ctx.object_send(place, "ann", Order("tea"))
+    ctx.object_send(place, "ann", Urgent("tea"))
+    ctx.object_send(place, "ann", {"item": "tea"})  # wrong
+    ctx.object_send(cart.handlers["add"], "ann", "tea")
+    ctx.service_send(mail.handlers["send"], text)
     assert_type(await ctx.gather(ctx.sleep(1)), int)  # wrong
 
 
@@ -76,6 +155,14 @@ def test() -> None:
         assert_type(env.send(add, "ann", "tea").result().id, str)
         assert_type(env.state(cart, "ann", "count", int).result(), int | None)
         env.call(price, "ann", "tea")  # wrong
+        env.call(add, "ann", 3)  # wrong
+        env.call(add, "tea")  # wrong
+        env.call(send, "ann", "tea")  # wrong
+        env.send(send, b"tea")  # wrong
+        env.send(look, "ann")  # wrong
+        env.send(send, "tea", delay=60)
+        assert_type(env.call(look, "ann").result(), int)
+        assert_type(env.call("cart/add", "ann", "tea").result(), Any)
         env.advance("an hour")  # wrong
 '''
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Protocol, TypeVar, overload
 
-from tenuto.handler import Handler
+from tenuto.handler import Handler, ObjectHandler, ServiceHandler, SharedHandler
 from tenuto.protocol.durations import Duration, milliseconds
 from tenuto.protocol.failures import rejection_of
 from tenuto.protocol.ids import AwakeableId, InvocationId, Lane, call_nonce
@@ -24,6 +24,7 @@ from tenuto.testing.views import DeadLetter, Invocation, Record
 from tenuto_control.core.routing import Subscription
 
 T = TypeVar("T")
+I = TypeVar("I")  # noqa: E741 - a handler's input
 O = TypeVar("O")  # noqa: E741 - a handler's output
 
 Headers = Mapping[str, str | bytes]
@@ -101,9 +102,43 @@ class Face:
     @overload
     def call(
         self,
-        handler: Handler[Any, O],
+        handler: ServiceHandler[I | None, O],
         /,
-        *key_and_input: Any,
+        *,
+        headers: Headers | None = None,
+        idempotency_key: str | None = None,
+    ) -> Operation[O]: ...
+
+    @overload
+    def call(
+        self,
+        handler: ServiceHandler[I, O],
+        argument: I,
+        /,
+        *,
+        headers: Headers | None = None,
+        idempotency_key: str | None = None,
+    ) -> Operation[O]: ...
+
+    @overload
+    def call(
+        self,
+        handler: ObjectHandler[I | None, O] | SharedHandler[I | None, O],
+        key: str,
+        /,
+        *,
+        headers: Headers | None = None,
+        idempotency_key: str | None = None,
+    ) -> Operation[O]: ...
+
+    @overload
+    def call(
+        self,
+        handler: ObjectHandler[I, O] | SharedHandler[I, O],
+        key: str,
+        argument: I,
+        /,
+        *,
         headers: Headers | None = None,
         idempotency_key: str | None = None,
     ) -> Operation[O]: ...
@@ -145,9 +180,46 @@ class Face:
     @overload
     def send(
         self,
-        handler: Handler[Any, O],
+        handler: ServiceHandler[I | None, O],
         /,
-        *key_and_input: Any,
+        *,
+        delay: Duration | None = None,
+        headers: Headers | None = None,
+        idempotency_key: str | None = None,
+    ) -> Operation[Invocation[O]]: ...
+
+    @overload
+    def send(
+        self,
+        handler: ServiceHandler[I, O],
+        argument: I,
+        /,
+        *,
+        delay: Duration | None = None,
+        headers: Headers | None = None,
+        idempotency_key: str | None = None,
+    ) -> Operation[Invocation[O]]: ...
+
+    @overload
+    def send(
+        self,
+        handler: ObjectHandler[I | None, O],
+        key: str,
+        /,
+        *,
+        delay: Duration | None = None,
+        headers: Headers | None = None,
+        idempotency_key: str | None = None,
+    ) -> Operation[Invocation[O]]: ...
+
+    @overload
+    def send(
+        self,
+        handler: ObjectHandler[I, O],
+        key: str,
+        argument: I,
+        /,
+        *,
         delay: Duration | None = None,
         headers: Headers | None = None,
         idempotency_key: str | None = None,

@@ -29,7 +29,9 @@ class Targets:
         if not services:
             raise HarnessError("an environment needs the services under test: Environment(orders)")
         self._by_name = {service.name: service for service in services}
-        self._handlers = {h.spec.target: h for service in services for h in service.handlers.values()}
+        self._handlers: dict[str, Handler[Any, Any]] = {
+            h.spec.target: h for service in services for h in service.handlers.values()
+        }
 
     def handler(self, named: object) -> Handler[Any, Any]:
         """The handler that is meant, itself or by its name ("orders/place"). Raises NoSuchHandlerError."""
