@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any, Final, Protocol, assert_never
 
 from tenuto import tracing
+from tenuto.declarations import declaring
 from tenuto.hosts import activation
 from tenuto.protocol.messages import Activation, Discover, Outcome
 from tenuto.runtime.activation import activate
@@ -45,10 +46,19 @@ def handler(*services: Service | VirtualObject) -> Callable[[Any, LambdaContext]
 
         handler = aws.handler(account, mailer)
 
-    Name it as the handler of the Lambda function. Raises TypeError for anything other than a service or virtual object,
-    and ValueError if two have the same name.
+    Name it as the handler of the Lambda function. The handlers are declared before it. Raises TypeError for anything
+    other than a service or virtual object, and ValueError if there is none, one has no handlers, or two have the same
+    name.
     """
-    return _Function(Services(services))
+    with declaring():
+        served = Services(services)
+        if not services:
+            raise ValueError("aws.handler() serves nothing: give it the function's services, aws.handler(orders)")
+        for service in served.declared:
+            if not service.handlers:
+                name = service.name
+                raise ValueError(f"aws.handler: {name} has no handlers: declare them above, or import their module")
+    return _Function(served)
 
 
 class _Function:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import os
 import re
+import sys
 import types
 import typing
 from collections.abc import Callable, Iterator
@@ -28,16 +29,19 @@ HELD_BY: Final = {
 }
 """Who is given which context."""
 
+_OURS: Final = frozenset({"tenuto", "contextlib", "dataclasses"})
+"""Packages between the user's line and the check of it."""
+
 _LAST_NAME: Final = re.compile(r"(\w+)['\"\s]*$")
 
 
 @contextmanager
-def declaring(function: object) -> Iterator[None]:
-    """Have each TypeError and ValueError of a declaration name the file and line of the function."""
+def declaring(function: object = None) -> Iterator[None]:
+    """Have each TypeError and ValueError of a declaration name the file and line of the function, or of the call."""
     try:
         yield
     except (TypeError, ValueError) as e:
-        line = line_of(function)
+        line = line_of(function) or _caller()
         if line is None:
             raise
         raise type(e)(f"{e} (declared at {line})") from e.__cause__
@@ -53,11 +57,25 @@ def line_of(function: object) -> str | None:
     code = getattr(plain, "__code__", None)
     if code is None:
         return None
+    return _place(code.co_filename, code.co_firstlineno)
+
+
+def _caller() -> str | None:
+    """The line outside tenuto that is being executed, as file and line."""
+    frame: types.FrameType | None = sys._getframe()  # noqa: SLF001 - as the standard library's own warnings do
+    while frame is not None:
+        if str(frame.f_globals.get("__name__")).partition(".")[0] not in _OURS:
+            return _place(frame.f_code.co_filename, frame.f_lineno)
+        frame = frame.f_back
+    return None
+
+
+def _place(file: str, line: int) -> str:
     try:
-        relative = os.path.relpath(code.co_filename)
+        relative = os.path.relpath(file)
     except ValueError:
-        relative = code.co_filename  # On another drive.
-    return f"{code.co_filename if relative.startswith('..') else relative}:{code.co_firstlineno}"
+        relative = file  # On another drive.
+    return f"{file if relative.startswith('..') else relative}:{line}"
 
 
 def require_parameters(function: Callable[..., Any], given: type, target: str) -> None:
@@ -75,6 +93,21 @@ def require_parameters(function: Callable[..., Any], given: type, target: str) -
         raise TypeError(
             f"{target}: its input {name!r} has no type hint: write {name}: T, which is checked and converted, or "
             f"{name}: Any for plain JSON as it comes"
+        )
+
+
+def require_no_default(function: Callable[..., Any], target: str, *, nullable: bool) -> None:
+    """Refuse a default that an input never gets. Raises TypeError.
+
+    None is one that it does get, if its type admits it: unit tests may leave it out as callers do.
+    """
+    for parameter in list(inspect.signature(function).parameters.values())[1:]:
+        if parameter.default is inspect.Parameter.empty or (parameter.default is None and nullable):
+            continue
+        name = parameter.name
+        raise TypeError(
+            f"{target}: the default of its input {name!r} is never used, since a missing input is None: write "
+            f"{name}: T | None = None, and choose the value in the handler"
         )
 
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from tenuto import checks
 from tenuto.context import Context, ObjectContext, ObjectSharedContext
-from tenuto.declarations import declaring, line_of, require_parameters
-from tenuto.handler import HANDLERS
+from tenuto.declarations import declaring, line_of, require_no_default, require_parameters
+from tenuto.handler import HANDLERS, Handler
 from tenuto.protocol.durations import Duration, milliseconds
 from tenuto.protocol.messages import HandlerManifest, Manifest, RetryPolicy, ServiceManifest
 from tenuto.runtime.commands import Commands
@@ -59,14 +59,17 @@ class InvocationRetryPolicy:
     """
 
     def __post_init__(self) -> None:
-        initial = checks.interval(self.initial_interval, "initial_interval")
-        longest = checks.interval(self.max_interval, "max_interval")
-        checks.policy(initial, longest, ("initial_interval", "max_interval"))
+        with declaring():
+            initial = checks.interval(self.initial_interval, "initial_interval")
+            longest = checks.interval(self.max_interval, "max_interval")
+            checks.policy(initial, longest, ("initial_interval", "max_interval"))
+            factor = checks.factor(self.factor, "factor")
+            attempts = checks.attempts(self.max_attempts, "max_attempts")
         # Equal settings are equal policies, however they were written.
         object.__setattr__(self, "initial_interval", initial)
         object.__setattr__(self, "max_interval", longest)
-        object.__setattr__(self, "factor", checks.factor(self.factor, "factor"))
-        object.__setattr__(self, "max_attempts", checks.attempts(self.max_attempts, "max_attempts"))
+        object.__setattr__(self, "factor", factor)
+        object.__setattr__(self, "max_attempts", attempts)
 
     def wire(self) -> RetryPolicy:
         """Convert the policy for a message to the control plane."""
@@ -88,16 +91,23 @@ class _Declared:
     keyed = False
 
     def __post_init__(self) -> None:
-        self.name = checks.target_name(self.name, "service name")
-        _require_policy(self.retry_policy, self.name)
+        with declaring():
+            self.name = checks.target_name(self.name, "service name")
+            _require_policy(self.retry_policy, self.name)
 
     def _checked(self, name: str | Callable[..., object] | None) -> str | None:
-        if callable(name):
-            raise TypeError(f"the decorator of {self.name} takes parentheses: @{self.name}.handler()")
-        return None if name is None else checks.target_name(name, "handler name")
+        with declaring(name):
+            if callable(name):
+                raise TypeError(f"the decorator of {self.name} takes parentheses: @{self.name}.handler()")
+            return None if name is None else checks.target_name(name, "handler name")
 
     def _called(self, function: object) -> str:
         """The name of a handler that is given none: its function's."""
+        if isinstance(function, Handler):
+            raise TypeError(
+                f"{function.spec.target} is a handler already, and cannot be one of {self.name} too: declare a "
+                "function for each"
+            )
         if not callable(function):
             raise TypeError(
                 f"a handler of {self.name} is declared on a {type(function).__name__}, not on a function: "
@@ -114,9 +124,9 @@ class _Declared:
         kind: Kind,
         policy: InvocationRetryPolicy | None,
     ) -> Any:
-        called = self._called(function) if name is None else name
-        target = f"{self.name}/{called}"
-        with declaring(function):
+        with declaring(function.function if isinstance(function, Handler) else function):
+            called = self._called(function) if name is None else name
+            target = f"{self.name}/{called}"
             if called in self.handlers:
                 first = line_of(self.handlers[called].function)
                 raise ValueError(f"{target} is declared twice" + (f", first at {first}" if first else ""))
@@ -129,6 +139,8 @@ class _Declared:
                 takes, gives = serde_for(None if hint is MISSING else hint), output_serde_for(output)
             except TypeError as e:
                 raise TypeError(f"{target}: {e}") from e
+            nullable = hint is MISSING or admits_nothing(takes)
+            require_no_default(function, target, nullable=nullable)
         spec = HandlerSpec(
             service=self.name,
             name=called,
@@ -138,7 +150,7 @@ class _Declared:
             input=takes,
             output=gives,
             retry=(policy or self.retry_policy).wire(),
-            nullable=hint is MISSING or admits_nothing(takes),
+            nullable=nullable,
         )
         handler = HANDLERS[kind](self.name, called, kind, function, spec)
         self.handlers[called] = handler
@@ -226,8 +238,10 @@ class VirtualObject(_Declared):
         cannot be decoded, and ValueError if the name is invalid or already taken, or for an unknown kind.
         """
         called = self._checked(name)
-        if kind not in KEYED_KINDS:
-            raise ValueError(f"the kind of a handler of {self.name} is one of {KEYED_KINDS}, not {checks.shown(kind)}")
+        with declaring():
+            if kind not in KEYED_KINDS:
+                kinds = " or ".join(map(repr, KEYED_KINDS))
+                raise ValueError(f"the kind of a handler of {self.name} is {kinds}, not {checks.shown(kind)}")
 
         def declare(function: Callable[..., Awaitable[Any]]) -> Any:
             return self._add(function, called, kind, retry_policy)
@@ -242,9 +256,11 @@ class Services:
         self._services: dict[str, Service | VirtualObject] = {}
         for service in services:
             if not isinstance(service, (Service, VirtualObject)):
-                raise TypeError(f"expected a Service or VirtualObject, got {type(service).__name__}")
+                raise TypeError(f"a Service or VirtualObject is expected, not {_instead(service)}")
+            if self._services.get(service.name) is service:
+                raise ValueError(f"{service.name} is given twice")
             if service.name in self._services:
-                raise ValueError(f"two services are called {service.name!r}")
+                raise ValueError(f"two services are called {service.name!r}: give one of them another name")
             self._services[service.name] = service
 
     @property
@@ -281,6 +297,17 @@ class Services:
             ),
             timeout_ms,
         )
+
+
+def _instead(found: object) -> str:
+    """What is where a service belongs, and the way out."""
+    if isinstance(found, Handler):
+        return f"the handler {found.spec.target}: give its service, {found.service}"
+    if isinstance(found, type):
+        return f"the class {found.__name__}: give an instance"
+    if isinstance(found, Iterable):
+        return f"a {type(found).__name__}: give each one by itself, or *services"
+    return type(found).__name__
 
 
 def _require_policy(policy: object, of: str) -> None:

@@ -431,7 +431,7 @@ def test_the_subscriptions_of_a_configuration(tmp_path: Path) -> None:
 def test_what_is_no_service_is_refused() -> None:
     with pytest.raises(HarnessError, match="needs the services"):
         Environment()
-    with pytest.raises(TypeError, match="expected a Service or VirtualObject"):
+    with pytest.raises(TypeError, match="not the handler orders/place: give its service"):
         Environment(place)  # type: ignore[arg-type]  # the mistake
 
 

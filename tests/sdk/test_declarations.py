@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NewType, Protocol, Ty
 import pytest
 
 import tenuto
-from tenuto import Context, ObjectContext, ObjectSharedContext, Service, TerminalError, VirtualObject
+from tenuto import (
+    Context,
+    InvocationRetryPolicy,
+    ObjectContext,
+    ObjectSharedContext,
+    Service,
+    TerminalError,
+    VirtualObject,
+    aws,
+)
 from tenuto.testing import Environment, KeepsFailingError
 
 if TYPE_CHECKING:
@@ -163,6 +173,71 @@ def test_two_handlers_of_one_name_are_both_named() -> None:
 def test_what_is_no_async_function_is_refused(mistake: Any) -> None:
     with pytest.raises(TypeError, match="orders/place"):
         Service("orders").handler("place")(mistake)
+
+
+def test_a_handler_is_not_declared_as_another_one_too() -> None:
+    place = Service("orders").handler()(handler_of(Context))
+    with pytest.raises(TypeError, match=rf"orders/place is a handler already, and .* of mail too.*{HERE}:\d+\)"):
+        Service("mail").handler()(place)
+
+
+@pytest.mark.parametrize(("hint", "default"), [(Order, None), (Order, Order("tea")), (Order | None, Order("tea"))])
+def test_a_default_that_is_never_used_is_refused(hint: Any, default: Any) -> None:
+    place = handler_of(Context)
+    place.__annotations__["order"] = hint
+    place.__defaults__ = (default,)
+    with pytest.raises(TypeError, match=rf"orders/place: the default of its input 'order' is .*{HERE}:\d+\)"):
+        Service("orders").handler()(place)
+
+
+def test_a_default_is_none_where_the_input_may_be() -> None:
+    orders = Service("orders")
+
+    @orders.handler()
+    async def place(_ctx: Context, order: Order | None = None) -> bool:
+        return order is None
+
+    async def main() -> None:
+        async with Environment(orders) as env:
+            assert await env.call(place)
+
+    asyncio.run(main())
+
+
+EMPTY = VirtualObject("empty")
+KEPT = Service("kept")
+KEPT.handler("place")(handler_of(Context))
+WRONG: Any = "readonly"
+WRONG_LIST: Any = [KEPT]
+A_CLASS: Any = Service
+NONE: Any = None
+DECLARED: dict[str, tuple[Callable[[], Any], str]] = {
+    "nothing": (aws.handler, r"aws\.handler\(\) serves nothing"),
+    "no handlers": (lambda: aws.handler(KEPT, EMPTY), r"aws\.handler: empty has no handlers"),
+    "twice": (lambda: aws.handler(KEPT, KEPT), "kept is given twice"),
+    "one name": (lambda: aws.handler(KEPT, VirtualObject("kept")), "two services are called 'kept'"),
+    "a list": (lambda: aws.handler(WRONG_LIST), r"not a list: give each one by itself, or \*services"),
+    "a handler": (lambda: aws.handler(KEPT.handlers["place"]), "not the handler kept/place: give its service, kept"),
+    "a class": (lambda: aws.handler(A_CLASS), "not the class Service: give an instance"),
+    "none": (lambda: aws.handler(NONE), "not NoneType"),
+    "a name": (lambda: Service("a/b"), "not a valid service name"),
+    "a handler's name": (lambda: KEPT.handler("a/b"), "not a valid handler name"),
+    "a kind": (lambda: EMPTY.handler(kind=WRONG), "is 'exclusive' or 'shared', not 'readonly'"),
+    "a policy": (lambda: Service("a", retry_policy=WRONG), "retry_policy is an InvocationRetryPolicy"),
+    "attempts": (lambda: InvocationRetryPolicy(max_attempts=0), "max_attempts is at least 1"),
+    "an interval": (lambda: InvocationRetryPolicy(initial_interval=-1), "0 < initial_interval"),
+    "intervals": (lambda: InvocationRetryPolicy(initial_interval=90), "initial_interval <= max_interval"),
+    "a factor": (lambda: InvocationRetryPolicy(factor=float("nan")), "1 <= factor"),
+}
+
+
+@pytest.mark.parametrize("mistake", DECLARED)
+def test_a_mistake_without_a_function_names_the_line_that_makes_it(mistake: str) -> None:
+    make, words = DECLARED[mistake]
+    with pytest.raises((TypeError, ValueError), match=words) as refused:
+        make()
+    assert re.search(rf"\(declared at \S*{HERE}:\d+\)$", str(refused.value))
+    assert str(refused.value).count("declared at") == 1
 
 
 def test_a_wrapped_function_is_looked_into() -> None:

@@ -153,7 +153,7 @@ def test_two_services_of_one_name_are_refused() -> None:
 
 
 def test_what_is_no_service_is_refused() -> None:
-    with pytest.raises(TypeError, match="expected a Service or VirtualObject, got function"):
+    with pytest.raises(TypeError, match="a Service or VirtualObject is expected, not function"):
         Services([place])  # type: ignore[list-item]  # the mistake under test
 
 
