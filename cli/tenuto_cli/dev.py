@@ -18,7 +18,9 @@ def parser() -> argparse.ArgumentParser:
         description="Run a project on this machine: its functions, a broker, a table and a control plane. Code is "
         "reloaded when it is saved. Topics, table and logs are kept in .tenuto/ of the project.",
     )
-    made.add_argument("folder", nargs="?", default=".", help="the project: a folder with tenuto.toml; default: here")
+    made.add_argument(
+        "folder", nargs="?", help="the project: a folder with tenuto.toml; default: here, or the nearest folder above"
+    )
     made.add_argument("--fresh", action="store_true", help="forget topics, table and logs of earlier sessions first")
     made.add_argument("--json", action="store_true", help="print the addresses as one line of JSON, for scripts")
     made.add_argument("--verbose", action="store_true", help="show every line of the control plane's log")

@@ -27,15 +27,20 @@ from tenuto_local.dev.project import (
     Function,
     local_config_text,
     made_project,
+    project_folder,
     read_environment,
     read_project,
 )
+from tenuto_local.dev.project import import_path as import_path_of
 from tenuto_local.dev.session import Debugged, check, function_spec, services_of
 from tenuto_local.dev.watch import counts, saved, visible
 from tenuto_local.errors import ConfigurationError, FetchFailed, PrerequisiteMissing
 from tenuto_local.ports import bind_loopback_socket
 from tenuto_local.system import import_path
 from tests.support import bounded
+from tests.tidy import tree
+
+EXAMPLES = sorted(path.parent.name for path in (tree.ROOT / "examples").glob("*/tenuto.toml"))
 
 CONFIG = """
 [functions.intake]
@@ -88,6 +93,29 @@ def test_functions_and_topics_come_from_the_file(folder: Path) -> None:
     assert project.topics == {"lost": 4, "offers": 4, "orders": 7}
     assert project.import_path == (folder / "src", folder)
     assert read_project(folder, folder / "src" / "shop").import_path[-1] == folder / "src" / "shop"
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_an_example_is_found_from_the_clone_and_from_its_own_folder(example: str) -> None:
+    folder = tree.ROOT / "examples" / example
+    for current in (tree.ROOT, folder):
+        project = read_project(folder, current)
+        assert tree.ROOT in project.import_path
+        assert project.import_path[0] == folder
+
+
+def test_a_project_inside_its_own_package(tmp_path: Path) -> None:
+    root = tmp_path / "shop" / "orders"
+    assert import_path_of(root, root, ["shop.orders.handler"]) == (root, tmp_path)
+    assert import_path_of(root, root, ["shops.orders.handler", "orders"]) == (root,)
+
+
+def test_a_project_is_found_from_a_folder_inside_it(folder: Path) -> None:
+    inside = folder / "src" / "shop"
+    assert project_folder(None, folder) == Path()
+    assert project_folder(None, inside) == folder
+    assert project_folder("other", inside) == Path("other")
+    assert project_folder(None, Path(folder.anchor)) == Path()
 
 
 @pytest.mark.parametrize(

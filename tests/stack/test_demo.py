@@ -80,7 +80,8 @@ def test_the_demo_agrees_with_the_truth(tmp_path: Path, commands: list[Command])
         r"^food_order +12 +\d+ +0 +0 +0 +0$",
         r"^DynamoDB writes per event: [\d.]+, by the cost table [\d.]+",
         r"^no difference",
-        r"kcat -P -b",
+        r"^  tenuto send user-updates ann ",
+        r"^  tenuto call userUpdates ann update_user_event ",
         r"examples/user_updates/handler.py$",
     ):
         assert re.search(promised, demo.output, re.MULTILINE), f"no {promised!r}:\n{demo.output}"

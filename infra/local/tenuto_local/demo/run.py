@@ -261,9 +261,11 @@ def _next_steps(root: Path) -> None:
     handler = root / "examples" / "user_updates" / "handler.py"
     print(f"""
 The handler you watched: {handler}
-Send your own events: start one example, paste the `export` line it prints into a second terminal, then
+Send your own events: start one example,
   make dev APP=examples/user_updates
-  echo 'ann:{{"user": "ann", "version": 1, "name": "Ann", "permissions": ["read"], "resources": ["inbox"]}}' |
-    kcat -P -b "$BOOTSTRAP" -t user-updates -K:
-  curl "$INGRESS/call/userUpdates/ann/update_user_event" \\
-    --json '{{"user": "ann", "version": 2, "name": "Ann", "permissions": ["write"], "resources": []}}'""")
+then, in a second terminal in this folder,
+  . .venv/bin/activate && cd examples/user_updates
+  tenuto send user-updates ann \\
+    '{{"user": "ann", "version": 1, "name": "Ann", "permissions": ["read"], "resources": ["inbox"]}}'
+  tenuto call userUpdates ann update_user_event \\
+    '{{"user": "ann", "version": 2, "name": "Ann", "permissions": ["write"], "resources": []}}'""")

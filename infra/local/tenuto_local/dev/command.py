@@ -22,7 +22,7 @@ from tenuto_local import running
 from tenuto_local.commands import forget_own_services, run_to_end
 from tenuto_local.dev import engines, ports
 from tenuto_local.dev.engines import Engines
-from tenuto_local.dev.project import Project, example_environment, local_config_text, read_project
+from tenuto_local.dev.project import Project, example_environment, local_config_text, project_folder, read_project
 from tenuto_local.dev.session import (
     Debugged,
     Session,
@@ -57,7 +57,8 @@ def start(options: argparse.Namespace) -> int:
     current = Path.cwd()
     try:
         _see_that_brokers_can_be()
-        project = read_project(Path(options.folder), current)
+        folder = project_folder(options.folder, current)
+        project = read_project(folder, current)
         debugged = _debugged(options, project)
         _alone(project)
         chosen = engines.choose(options.engines, project.config.dev.engines)
@@ -68,7 +69,8 @@ def start(options: argparse.Namespace) -> int:
         os.environ.pop("AWS_ENDPOINT_URL", None)
     else:
         forget_own_services("dev starts the functions itself", "AWS_ENDPOINT_URL")
-        print(f"tenuto dev: {project.name}", flush=True)
+        above = folder.is_absolute() and options.folder is None
+        print(f"tenuto dev: {project.name}{f' in {project.root}' if above else ''}", flush=True)
         print(f"  {chosen.line}", flush=True)
     return run_to_end("tenuto dev", dev(project, options, current, debugged, chosen))
 

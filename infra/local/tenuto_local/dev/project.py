@@ -7,7 +7,7 @@ code is searched for anything. Does not own the file's form (`tenuto_control.con
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -112,7 +112,8 @@ def made_project(folder: Path, text: str, current: Path) -> Project:
     except ConfigError as error:
         raise ConfigurationError(str(error)) from error
     functions = tuple(_function(name, found) for name, found in config.functions.items())
-    return Project(root, text, config, functions, topics_of(config), import_path(root, current), read_environment(root))
+    path = import_path(root, current, [function.module for function in functions])
+    return Project(root, text, config, functions, topics_of(config), path, read_environment(root))
 
 
 def _function(name: str, found: FunctionConfig) -> Function:
@@ -132,10 +133,24 @@ def topics_of(config: Config) -> dict[str, int]:
     return {name: own.get(name, DEFAULT_PARTITIONS) for name in sorted(named)}
 
 
-def import_path(root: Path, current: Path) -> tuple[Path, ...]:
-    """The folders that handlers are imported from: `src/` if there is one, the project, and where the command runs."""
+def import_path(root: Path, current: Path, modules: Iterable[str] = ()) -> tuple[Path, ...]:
+    """The folders that handlers are imported from: `src/` if there is one, the project, and where the command runs.
+
+    A project may lie inside the package that its modules name, as `examples/food_order` does with
+    `examples.food_order.handler`: then the folder above that package is one as well.
+    """
     found = [root / "src"] if (root / "src").is_dir() else []
-    return tuple(dict.fromkeys([*found, root, current.resolve()]))
+    packages = {module.partition(".")[0] for module in modules if "." in module}
+    above = [folder.parent for folder in (root, *root.parents) if folder.name in packages]
+    return tuple(dict.fromkeys([*found, root, current.resolve(), *above]))
+
+
+def project_folder(named: str | None, current: Path) -> Path:
+    """The folder that a command means: the one that is named, else this one or the nearest above with `tenuto.toml`."""
+    if named is not None:
+        return Path(named)
+    above = (folder for folder in current.parents if (folder / CONFIG_FILE).is_file())
+    return Path() if (current / CONFIG_FILE).is_file() else next(above, Path())
 
 
 def read_environment(root: Path) -> dict[str, str]:
