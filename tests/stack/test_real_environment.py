@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tenuto import TerminalError
-from tenuto.testing import NothingWaitsError, RealEnvironment
+from tenuto.testing import (
+    HarnessError,
+    NoSuchHandlerError,
+    NothingWaitsError,
+    RealEnvironment,
+    StillWaitingError,
+    real,
+    real_topics,
+)
 from tests.kit import shop
 from tests.kit.shop import Order, Receipt, add, greet, greeter, orders, place
 
@@ -52,6 +62,42 @@ def test_events_state_and_dead_letters(env: RealEnvironment) -> None:
     assert env.published("amounts").result() == []
     letter = env.eventually_one(env.dead_letters).result()
     assert (letter.handler, letter.key, letter.value) == ("orders/add", "k", "much")
+
+
+def test_a_topic_is_one_of_the_environment_and_not_too_large(
+    env: RealEnvironment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(NoSuchHandlerError, match=r"no topic nowhere; it has amounts, .*publishes=\['nowhere'\]"):
+        env.published("nowhere").result()
+    env.event("orders", "o-3", {"item": "tea", "price": 0}).result()
+    env.event("orders", "o-4", {"item": "tea", "price": 0}).result()
+    monkeypatch.setattr(real_topics, "BYTES_MAX", 10)
+    with pytest.raises(HarnessError, match="the records of topic orders have more than 10 bytes"):
+        env.published("orders").result()
+    monkeypatch.setattr(real_topics, "RECORDS_MAX", 1)
+    with pytest.raises(HarnessError, match=r"topic orders has \d+ records, and env.published returns at most 1"):
+        env.published("orders").result()
+
+
+def test_a_broker_that_does_not_answer_is_not_waited_for(env: RealEnvironment, monkeypatch: pytest.MonkeyPatch) -> None:
+    running = env._behind
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setattr(running, "topics", replace(running.topics, servers=f"127.0.0.1:{silent.getsockname()[1]}"))
+        monkeypatch.setattr(running, "timeout_s", 0.1)
+        monkeypatch.setattr(real, "OVER_S", 0.1)
+        with pytest.raises(StillWaitingError, match=r"env\.published\('drivers'\) has not ended after 0\.1 s"):
+            env.published("drivers").result()
+        with pytest.raises(StillWaitingError, match=r"env\.event\('orders', \.\.\.\) has not ended after"):
+            env.event("orders", "o-5", {"item": "tea", "price": 1}).result()
+
+
+def test_a_broker_that_is_gone_is_named(env: RealEnvironment, monkeypatch: pytest.MonkeyPatch) -> None:
+    running = env._behind
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    monkeypatch.setattr(running, "topics", replace(running.topics, servers=f"127.0.0.1:{port}"))
+    with pytest.raises(HarnessError, match=r"env\.published\('drivers'\): a part .* does not answer \(Kafka"):
+        env.published("drivers").result()
 
 
 async def call(env: RealEnvironment) -> str:

@@ -30,6 +30,7 @@ from tenuto.testing.errors import HarnessError, NothingWaitsError, StillWaitingE
 from tenuto.testing.face import Face
 from tenuto.testing.letters import dead_letters
 from tenuto.testing.operations import Operation
+from tenuto.testing.real_topics import RealTopics
 from tenuto.testing.targets import Targets
 from tenuto.testing.topics import Topics
 from tenuto.testing.views import DeadLetter, Record
@@ -49,7 +50,9 @@ START_S_MAX: Final = 600.0
 """The first start on a machine fetches what it runs."""
 
 LOOK_S: Final = 0.05
-FETCH_MS: Final = 200
+OVER_S: Final = 5.0
+"""Seconds beyond the timeout of a request, after which it is given up wherever it is: before, it says more itself."""
+
 PARTITIONS: Final = 4
 FUNCTION: Final = "tests"
 
@@ -130,7 +133,7 @@ class RealEnvironment(Face):
                 await asyncio.sleep(LOOK_S)
             return found
 
-        return self._begin(work, "env.eventually(...)")
+        return self._submit(work, "env.eventually(...)")
 
     def eventually_one(self, look: Callable[[], Operation[list[T]]]) -> Operation[T]:
         """Repeat an operation until its result has exactly one element, such as a dead letter, and return the element.
@@ -146,7 +149,7 @@ class RealEnvironment(Face):
                 await asyncio.sleep(LOOK_S)
             return found[0]
 
-        return self._begin(work, "env.eventually_one(...)")
+        return self._submit(work, "env.eventually_one(...)")
 
     @property
     def _living(self) -> tuple[LoopThread, _Running, AsyncExitStack]:
@@ -167,6 +170,10 @@ class RealEnvironment(Face):
         return False
 
     def _begin(self, work: Callable[[], Coroutine[Any, Any, T]], what: str) -> Operation[T]:
+        running = self._behind
+        return self._submit(lambda: running.in_time(work, what), what)
+
+    def _submit(self, work: Callable[[], Coroutine[Any, Any, T]], what: str) -> Operation[T]:
         thread = self._living[0]
         return Operation(thread.submit(work), thread, None, what)
 
@@ -231,7 +238,8 @@ async def _running(make: _Making, timeout_s: float) -> AsyncIterator[_Running]:
             )
         )
         http = await parts.enter_async_context(ClientSession(timeout=ClientTimeout(total=timeout_s)))
-        yield _Running(system, make, http, DynamoTable(client, own["TENUTO_TABLE"]), timeout_s)
+        topics = RealTopics(system.bootstrap_servers, make.topics())
+        yield _Running(system, make, http, DynamoTable(client, own["TENUTO_TABLE"]), timeout_s, topics)
 
 
 @dataclass(slots=True)
@@ -243,9 +251,29 @@ class _Running:
     http: ClientSession
     table: Table
     timeout_s: float
-    sent: set[tuple[str, int, int]] = field(default_factory=set)
+    topics: RealTopics
     _own: str = field(default_factory=lambda: secrets.token_hex(4))
     _numbers: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
+
+    async def in_time(self, work: Callable[[], Coroutine[Any, Any, T]], what: str) -> T:
+        """Do what was asked for. Raises StillWaitingError after the timeout, HarnessError for a part that is gone."""
+        from aiohttp import ClientError
+        from aiokafka.errors import KafkaError
+        from botocore.exceptions import BotoCoreError
+
+        try:
+            async with asyncio.timeout(self.timeout_s + OVER_S):
+                return await work()
+        except TimeoutError as e:
+            raise StillWaitingError(
+                f"{what} has not ended after {self.timeout_s:g} s. The last lines of the system's log:\n"
+                f"{self.system.log_tail()}"
+            ) from e
+        except (BotoCoreError, ClientError, KafkaError, OSError) as e:
+            raise HarnessError(
+                f"{what}: a part of the system does not answer ({type(e).__name__}: {e}). The last lines of its log:\n"
+                f"{self.system.log_tail()}"
+            ) from e
 
     async def call(self, event: Event, idempotency_key: str, *, shared: bool) -> Result:
         """See `Behind.call`."""
@@ -273,15 +301,7 @@ class _Running:
         self, topic: str, key: bytes | None, value: bytes | None, headers: tuple[tuple[str, bytes], ...]
     ) -> Event | None:
         """See `Behind.event`. What the record becomes is not known here."""
-        from aiokafka import AIOKafkaProducer
-
-        producer = AIOKafkaProducer(bootstrap_servers=self.system.bootstrap_servers, enable_idempotence=True)
-        await producer.start()
-        try:
-            taken = await producer.send_and_wait(topic, value, key=key, headers=list(headers))
-        finally:
-            await producer.stop()
-        self.sent.add((topic, taken.partition, taken.offset))
+        await self.topics.produce(topic, key, value, headers)
         return None
 
     async def resolve(self, awakeable: str, result: Result) -> None:
@@ -303,28 +323,7 @@ class _Running:
 
     async def published(self, topic: str) -> list[Record]:
         """See `Behind.published`: everything from the oldest record to the end as it is now."""
-        from aiokafka import AIOKafkaConsumer
-        from aiokafka.structs import TopicPartition
-
-        consumer = AIOKafkaConsumer(bootstrap_servers=self.system.bootstrap_servers, enable_auto_commit=False)
-        await consumer.start()
-        found: list[tuple[int, Record]] = []
-        try:
-            numbers = range(self.make.topics().get(topic, PARTITIONS))
-            partitions = [TopicPartition(topic, number) for number in numbers]
-            consumer.assign(partitions)
-            await consumer.seek_to_beginning(*partitions)
-            ends = await consumer.end_offsets(partitions)
-            while any([await consumer.position(tp) < end for tp, end in ends.items()]):
-                for records in (await consumer.getmany(timeout_ms=FETCH_MS)).values():
-                    found += [
-                        (one.timestamp, Record(topic, one.key, one.value, tuple(one.headers)))
-                        for one in records
-                        if (topic, one.partition, one.offset) not in self.sent
-                    ]
-        finally:
-            await consumer.stop()
-        return [record for _, record in sorted(found, key=lambda one: one[0])]
+        return await self.topics.published(topic)
 
     async def dead_letters(self) -> list[DeadLetter]:
         """See `Behind.dead_letters`."""
