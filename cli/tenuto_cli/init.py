@@ -6,6 +6,7 @@ Owns the templates and where their files go. What follows from `tenuto.toml` for
 from __future__ import annotations
 
 import argparse
+import contextlib
 import keyword
 import re
 import shlex
@@ -123,11 +124,13 @@ def _is_free(folder: Path) -> bool:
 
 def _remove(folder: Path, *, keep: bool) -> None:
     """What was written so far: the folder was empty, or not there."""
-    for path in folder.iterdir() if keep and folder.is_dir() else [folder]:
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        elif not path.is_symlink():
-            path.unlink(missing_ok=True)
+    # What cannot be removed could not be written either, and that is what the command says.
+    with contextlib.suppress(OSError):
+        for path in folder.iterdir() if keep and folder.is_dir() else [folder]:
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            elif not path.is_symlink():
+                path.unlink(missing_ok=True)
 
 
 def _write_all(folder: Path, package: str, template: str) -> int:

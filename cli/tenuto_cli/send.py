@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import json
 import logging
 import sys
 from collections import deque
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 REQUEST_TIMEOUT_MS: Final = 10_000
 IN_FLIGHT_MAX: Final = 1_000
 STANDARD_INPUT: Final = "-"
+JSON_BEGINS: Final = frozenset('{["')
 
 
 def parser() -> argparse.ArgumentParser:
@@ -80,7 +82,18 @@ def wanted(options: argparse.Namespace) -> Iterator[Record]:
         return of_lines(_lines(options.file), options.separator, headers)
     if options.key is None or (options.value is None) is not options.null:
         raise UsageError("write TOPIC KEY VALUE, TOPIC KEY --null, or TOPIC --file FILE")
+    _doubt(options.value)
     return repeated(Record(options.key, options.value, headers), options.count)
+
+
+def _doubt(value: str | None) -> None:
+    """Say that a value which begins like JSON is none: it is sent all the same, since a record may be any text."""
+    if value is None or value.lstrip()[:1] not in JSON_BEGINS:
+        return
+    try:
+        json.loads(value.replace("{n}", "1"))
+    except ValueError as error:
+        print(f"tenuto send: note: VALUE is sent as it is, and is not JSON: {error}", file=sys.stderr)
 
 
 def _lines(name: str) -> Iterator[str]:

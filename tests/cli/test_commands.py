@@ -96,6 +96,18 @@ def test_options_may_stand_between_the_words(words: list[str]) -> None:
     assert (options.words, options.text) == (["X", "5"], True)
 
 
+@pytest.mark.parametrize(
+    ("value", "doubted"),
+    [("{bad", True), ('["a"', True), ('{"n": {n}}', False), ('"Hi"', False), ("Hi", False), ("", False), ("2x", False)],
+)
+def test_a_value_that_is_nearly_json_is_sent_with_a_note(
+    value: str, doubted: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (record,) = wanted(parser().parse_args(["t", "k", value]))
+    assert record.value == value.replace("{n}", "1")
+    assert ("VALUE is sent as it is, and is not JSON" in capsys.readouterr().err) is doubted
+
+
 def test_a_delay_without_a_message_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["call", "orders", "o-1", "place", "{}", "--delay", "5s"]) == 2
     assert "--delay goes with --send" in capsys.readouterr().err

@@ -5,6 +5,7 @@ Owns what is written. Does not own a session of it (`tests/install/test_path.py`
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -98,6 +99,16 @@ def test_its_configuration_names_what_is_there(project: Path) -> None:
         assert (project / needed).is_file()
     left = [path for path in project.rglob("*") if path.is_file() and b"${package}" in path.read_bytes()]
     assert left == []
+
+
+def test_a_place_that_takes_no_file_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, **_options: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    for method in ("mkdir", "unlink"):
+        monkeypatch.setattr(Path, method, refuse)
+    with pytest.raises(UsageError, match=r"shop cannot be written: .*Read-only file system.*; choose another"):
+        write_project(tmp_path / "shop", "minimal")
 
 
 def test_a_folder_that_is_not_empty_is_left_alone(tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ from tenuto_local.dev.watch import counts, saved, visible
 from tenuto_local.errors import ConfigurationError, FetchFailed, PrerequisiteMissing
 from tenuto_local.ports import bind_loopback_socket
 from tenuto_local.system import import_path
+from tenuto_local.topics import create_topics, wait_coordinator
 from tests.support import bounded
 from tests.tidy import tree
 
@@ -102,6 +103,14 @@ def test_an_example_is_found_from_the_clone_and_from_its_own_folder(example: str
         project = read_project(folder, current)
         assert tree.ROOT in project.import_path
         assert project.import_path[0] == folder
+
+
+def test_a_broker_that_does_not_answer_is_said_in_one_line() -> None:
+    with bind_loopback_socket() as closed:
+        servers = f"127.0.0.1:{closed.getsockname()[1]}"
+    for work in (create_topics(servers, {"orders": 1}), wait_coordinator(servers, "shop")):
+        with pytest.raises(ConfigurationError, match=rf"Kafka at {servers} does not answer .*: is the broker running"):
+            asyncio.run(work)
 
 
 def test_a_project_inside_its_own_package(tmp_path: Path) -> None:

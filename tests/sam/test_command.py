@@ -76,6 +76,13 @@ def test_a_mistake_is_one_message(
     assert not (project / "deploy").exists()
 
 
+def test_a_folder_that_cannot_be_written_is_one_message(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (project / "deploy").write_text("a file", "utf-8")
+    assert main(["sam", "--quiet"]) == 2
+    said = capsys.readouterr().err
+    assert said == "tenuto sam: deploy cannot be read or written: File exists\n"
+
+
 def test_code_that_cannot_be_imported_is_named_by_its_line(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (project / "src" / "shop" / "app.py").write_text("import absent_library\n", "utf-8")
     assert main(["sam"]) == 2

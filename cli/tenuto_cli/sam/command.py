@@ -5,6 +5,7 @@ Owns the command line, the comparison with what is there, and writing. Does not 
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -69,6 +70,16 @@ def main(arguments: Sequence[str]) -> int:
     except DeploymentError as e:
         print(f"tenuto sam: {e}", file=sys.stderr)
         return EXIT_USAGE
+    try:
+        return _applied(options, wanted, folder)
+    except OSError as e:
+        print(f"tenuto sam: {e.filename or project} cannot be read or written: {e.strerror or e}", file=sys.stderr)
+        return EXIT_USAGE
+
+
+def _applied(options: argparse.Namespace, wanted: Mapping[str, str], folder: str) -> int:
+    """Write what differs, or only say so; the exit status. Raises OSError."""
+    project: Path = options.project
     _warn_of_dependencies(project)
     changes = list(_changes(project, wanted, folder))
     for change in changes:

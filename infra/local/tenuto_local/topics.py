@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from tenuto_local.errors import ConfigurationError
@@ -27,12 +28,10 @@ async def create_topics(bootstrap_servers: str, partitions: Mapping[str, int]) -
     """
     # Imported late: the gateway imports this package, needs no Kafka client, and would start half a second
     # later.
-    from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+    from aiokafka.admin import NewTopic
     from aiokafka.errors import TopicAlreadyExistsError, for_code
 
-    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap_servers)
-    await admin.start()
-    try:
+    async with _admin(bootstrap_servers) as admin:
         wanted = [NewTopic(name, num_partitions=count, replication_factor=1) for name, count in partitions.items()]
         response = await admin.create_topics(wanted)
         for name, code, *detail in response.topic_errors:
@@ -40,8 +39,6 @@ async def create_topics(bootstrap_servers: str, partitions: Mapping[str, int]) -
                 reason = next((str(text) for text in detail if text), for_code(code).__name__)
                 raise ConfigurationError(f"topic {name!r} could not be created: {reason}")
         await _wait_visible(admin, set(partitions))
-    finally:
-        await admin.close()
 
 
 async def wait_coordinator(bootstrap_servers: str, group: str) -> None:
@@ -49,13 +46,10 @@ async def wait_coordinator(bootstrap_servers: str, group: str) -> None:
 
     Gives up silently after 10 s: the consumer itself keeps asking.
     """
-    from aiokafka.admin import AIOKafkaAdminClient
     from aiokafka.errors import KafkaError
 
-    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap_servers)
-    await admin.start()
-    deadline = time.monotonic() + COORDINATOR_TIMEOUT_S
-    try:
+    async with _admin(bootstrap_servers) as admin:
+        deadline = time.monotonic() + COORDINATOR_TIMEOUT_S
         while time.monotonic() < deadline:
             try:
                 await admin.find_coordinator(group)
@@ -63,6 +57,23 @@ async def wait_coordinator(bootstrap_servers: str, group: str) -> None:
                 await asyncio.sleep(POLL_INTERVAL_S)
             else:
                 return
+
+
+@asynccontextmanager
+async def _admin(bootstrap_servers: str) -> AsyncIterator[AIOKafkaAdminClient]:
+    """A client of the broker. Raises `ConfigurationError` when the broker does not answer, or stops answering."""
+    from aiokafka.admin import AIOKafkaAdminClient
+    from aiokafka.errors import KafkaError
+
+    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap_servers)
+    try:
+        await admin.start()
+        yield admin
+    except (KafkaError, OSError) as e:
+        raise ConfigurationError(
+            f"Kafka at {bootstrap_servers} does not answer ({type(e).__name__}): is the broker running, and is its "
+            "address right?"
+        ) from e
     finally:
         await admin.close()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import logging
 import os
 import shutil
 import sys
@@ -52,6 +53,8 @@ EXAMPLE_KEY: Final = "KEY"
 
 def start(options: argparse.Namespace) -> int:
     """Run a session. 0 or 130 after Ctrl-C; 2 and one line for a mistake; 1 when something cannot be started."""
+    # What its client says of a broker that does not answer is said once, by this command.
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     if options.kafka:
         os.environ[BROKERS_VARIABLE] = options.kafka
     current = Path.cwd()
