@@ -214,6 +214,10 @@ class FunctionMissingError(InvokeError):
     """There is no such function, or it may not be invoked."""
 
 
+class FunctionBrokenError(FunctionMissingError):
+    """The function's code cannot be imported, so nothing of it ran. The invoker has logged that, once."""
+
+
 class PayloadTooLargeError(InvokeError):
     """The request is beyond Lambda's payload limit: the function did not run."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 from collections.abc import Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -25,6 +26,7 @@ from tenuto_control.drivers.aws_wire import WireLambda
 from tenuto_control.drivers.lambda_invoke import LambdaInvoker
 from tenuto_control.limits import Limits
 from tenuto_control.ports import (
+    FunctionBrokenError,
     FunctionFailedError,
     FunctionInvoker,
     FunctionMissingError,
@@ -363,3 +365,34 @@ def test_the_client_outwaits_the_slowest_function(eager_to_retry: pytest.MonkeyP
             assert clients.lambda_._http.timeouts.read_s == settings.read_timeout
 
     run(scenario())
+
+
+UNIMPORTABLE = {
+    "module": ("import there_is_no_such_module", "Runtime.ImportModuleError: "),
+    "syntax": ("def handler(:", "Runtime.UserCodeSyntaxError: "),
+    "handler": ("other = 1", "Runtime.HandlerNotFound: "),
+    "declaration": ("from tenuto import aws\nhandler = aws.handler()", "ValueError: aws.handler() serves nothing"),
+}
+"""The code of functions that cannot be imported, and what AWS's runtime client says of them."""
+
+
+@pytest.mark.stack
+def test_code_that_cannot_be_imported_is_told_once_on_lambda(
+    functions: EmbeddedStack, with_clients: WithClients, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name, (code, _) in UNIMPORTABLE.items():
+        (tmp_path / f"broken_{name}.py").write_text(code + "\n", "utf-8")
+    specs = [FunctionSpec(name=name, handler=f"broken_{name}.handler", root=str(tmp_path)) for name in UNIMPORTABLE]
+    register(functions, *specs)
+
+    async def opened(clients: AwsClients) -> None:
+        invoker = LambdaInvoker(clients.lambda_, {name: FunctionConfig() for name in UNIMPORTABLE})
+        for name, (_, said) in UNIMPORTABLE.items():
+            for _ in range(2):
+                with pytest.raises(FunctionBrokenError, match=rf'"{name}" cannot be imported: {re.escape(said)}'):
+                    await invoker.invoke(name, request("echo", b'""'))
+
+    with_clients(opened)
+    told = [record.getMessage() for record in caplog.records if record.name == "tenuto.dispatcher"]
+    assert [line.split('"')[1] for line in told] == [*UNIMPORTABLE]
+    assert 'broken_declaration.py", line 2, in <module>' in told[-1]

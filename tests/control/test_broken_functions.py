@@ -8,14 +8,26 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import pytest
 
+from tenuto import InvocationRetryPolicy, ObjectContext, VirtualObject
+from tenuto.service import Services
 from tenuto_control.config import FunctionConfig
 from tenuto_control.drivers.invoke_client import Invoked
 from tenuto_control.drivers.lambda_invoke import LambdaInvoker
-from tenuto_control.ports import FunctionFailedError, FunctionMissingError, InvokeError
+from tenuto_control.ports import (
+    AnswerHolder,
+    FunctionBrokenError,
+    FunctionFailedError,
+    InvokeError,
+)
+from tests.costs.meter import Meter
+from tests.support.virtual_time import run_virtual
+
+LANES = 20
 
 MISSING_MODULE = {
     "errorType": "Runtime.ImportModuleError",
@@ -65,7 +77,7 @@ def outcomes(*answers: Any) -> list[InvokeError | bytes]:
 @pytest.mark.parametrize("answer", [MISSING_MODULE, DECLARATION], ids=["module", "declaration"])
 def test_what_cannot_be_imported_is_as_good_as_missing(answer: dict[str, Any]) -> None:
     (found,) = outcomes(answer)
-    assert isinstance(found, FunctionMissingError)
+    assert isinstance(found, FunctionBrokenError)
     assert str(found).startswith(f'function "f" cannot be imported: {answer["errorType"]}: ')
 
 
@@ -93,3 +105,44 @@ def test_other_failures_are_the_functions(answer: Any, caplog: pytest.LogCapture
     (found,) = outcomes(answer)
     assert isinstance(found, FunctionFailedError)
     assert caplog.records == []
+
+
+@dataclass(slots=True)
+class Deployed(Meter):
+    """A meter whose function cannot be imported until it is deployed anew: the driver is the real one."""
+
+    broken: bool = True
+    _lambda: LambdaInvoker = field(
+        default_factory=lambda: LambdaInvoker(cast("Any", Client(*[DECLARATION] * 1_000)), {"f": FunctionConfig()})
+    )
+
+    async def invoke(self, function: str, payload: bytes, room: AnswerHolder | None = None) -> bytes:
+        """See `FunctionInvoker.invoke`."""
+        if self.broken:
+            self.invocations += 1
+            return await self._lambda.invoke(function, payload, room)
+        return await Meter.invoke(self, function, payload, room)
+
+
+def test_no_event_pays_for_it_and_no_lane_says_it_again(caplog: pytest.LogCaptureFixture) -> None:
+    box = VirtualObject("box", retry_policy=InvocationRetryPolicy(max_attempts=1))
+
+    @box.handler()
+    async def take(ctx: ObjectContext, number: int) -> None:
+        ctx.set("number", await ctx.run("a step", lambda: number))
+
+    async def scenario() -> None:
+        meter = Deployed(Services([box]))
+        for lane in range(LANES):
+            meter.deliver(take, f"k{lane}")
+        await asyncio.sleep(300)
+        assert meter.released == []
+        assert meter.invocations <= LANES * 31
+        meter.broken = False
+        await asyncio.sleep(11)
+        assert len(meter.released) == LANES
+        assert all(meter.head("box", f"k{lane}").state == {"number": b"1"} for lane in range(LANES))
+
+    with caplog.at_level(logging.INFO, "tenuto"):
+        run_virtual(scenario())
+    assert [record.levelno for record in caplog.records] == [logging.ERROR]

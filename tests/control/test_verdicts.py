@@ -332,6 +332,12 @@ def test_without_an_outcome_the_head_is_read_again_after_a_pause(mode: str, case
 
 
 @pytest.mark.parametrize("mode", MODES)
+def test_what_the_log_says_already_is_not_said_for_each_lane(mode: str) -> None:
+    again = again_of(judged(MODES[mode], Missing("gone", told=True))[0])
+    assert (again.pause_ms, again.harmless, again.over, again.warned) == (10_000, True, True, None)
+
+
+@pytest.mark.parametrize("mode", MODES)
 def test_a_throttled_activation_waits_for_its_turn_in_silence(mode: str) -> None:
     assert judged(MODES[mode], Throttled())[0] == WaitTurn(ONE, 50)
 

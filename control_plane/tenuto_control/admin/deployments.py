@@ -23,7 +23,7 @@ from tenuto_control.core.log_fields import said_again, shown
 from tenuto_control.core.manifests import MANIFEST_BYTES_MAX, Known, in_force, manifest_problem, serves
 from tenuto_control.core.metrics import Metrics, Uncounted
 from tenuto_control.core.routing import Subscription
-from tenuto_control.ports import FunctionInvoker, FunctionMissingError, InvokeError, Target
+from tenuto_control.ports import FunctionBrokenError, FunctionInvoker, FunctionMissingError, InvokeError, Target
 
 log = logging.getLogger("tenuto.deployments")
 
@@ -214,6 +214,8 @@ class Deployments:
             hint = ""
             try:
                 answer = await self._invoker.invoke(name, encode(Discover()))
+            except FunctionBrokenError as e:
+                raise DiscoveryError(f"cannot be asked: {shown(str(e))}; correct its code and deploy it") from e
             except FunctionMissingError as e:
                 raise DiscoveryError(f"cannot be asked: {shown(str(e))}; deploy it, or correct its name") from e
             except InvokeError as e:

@@ -72,9 +72,10 @@ class Unreachable(Struct, frozen=True):
 
 
 class Missing(Struct, frozen=True):
-    """There is no such function, or it may not be invoked."""
+    """There is no such function, or it may not be invoked. `told`: the log says so already, for all lanes at once."""
 
     reason: str
+    told: bool = False
 
 
 class Crashed(Struct, frozen=True):
@@ -387,9 +388,11 @@ def _unanswered(flight: Flight, answer: NoOutcome, lessons: Lessons, limits: Lim
         case Unreachable(reason):
             warned, lessons = _warned(flight, reason, lessons)
             return TryAgain(None, failed, limits.invoke_retry_max_ms // 10, harmless=True, warned=warned), lessons
-        case Missing(reason):
-            warned, lessons = _warned(flight, reason, lessons)
+        case Missing(reason, told):
             pause = limits.invoke_retry_max_ms
+            if told:
+                return TryAgain(None, failed, pause, harmless=True, over=True), lessons
+            warned, lessons = _warned(flight, reason, lessons)
             return TryAgain(None, failed, pause, harmless=True, over=True, warned=warned), lessons
         case Crashed(reason):
             return _crashed(flight, reason, lessons)

@@ -75,6 +75,7 @@ from tenuto_control.dispatcher.work import Attempted, CallWork, Work
 from tenuto_control.limits import ANSWER_BYTES_MAX, NAP_TIMEOUT_MS_MAX, REQUEST_COPIES
 from tenuto_control.ports import (
     AnswerHolder,
+    FunctionBrokenError,
     FunctionFailedError,
     FunctionMissingError,
     FunctionThrottledError,
@@ -418,7 +419,7 @@ def no_outcome(error: InvokeError) -> NoOutcome:
         case FunctionUnreachableError():
             return Unreachable(str(error))
         case FunctionMissingError():
-            return Missing(str(error))
+            return Missing(str(error), told=isinstance(error, FunctionBrokenError))
         case _:
             return Crashed(str(error))
 

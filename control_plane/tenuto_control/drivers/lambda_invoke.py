@@ -21,6 +21,7 @@ from tenuto_control.drivers.invoke_client import InvokeClient
 from tenuto_control.limits import ANSWER_BYTES_MAX
 from tenuto_control.ports import (
     AnswerHolder,
+    FunctionBrokenError,
     FunctionFailedError,
     FunctionMissingError,
     FunctionThrottledError,
@@ -105,7 +106,7 @@ class LambdaInvoker:
                 text,
                 "".join(f"; {shown(' '.join(line.split()))}" for line in at_import[-PLACES_MAX:]),
             )
-        return FunctionMissingError(f'function "{function}" cannot be imported: {text}')
+        return FunctionBrokenError(f'function "{function}" cannot be imported: {text}')
 
 
 def _target(name: str, function: FunctionConfig) -> tuple[str, str | None]:
