@@ -5,19 +5,30 @@ Owns the two parts alone, with lanes that nobody runs. Does not own what a whole
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any, cast
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tenuto import ObjectContext, VirtualObject
 from tenuto.protocol.messages import ClaimedRun, Head, ServiceManifest
-from tenuto.protocol.records import CallSource, Event, Failed, Failure, PublishOut, ResultOut
+from tenuto.protocol.records import (
+    CallSource,
+    Event,
+    Failed,
+    Failure,
+    KafkaSource,
+    MessageSource,
+    PublishOut,
+    ResultOut,
+)
 from tenuto.service import Services
-from tenuto_control.core.lane_memory import Known, LaneMemory
+from tenuto_control.core.lane_memory import Known, LaneMemory, Sighting
 from tenuto_control.dispatcher.heads import REST_BYTES, Heads, head_bytes, weight_of
 from tenuto_control.dispatcher.lane_places import (
     BEGUN_IN_A_ROW_MAX,
@@ -29,12 +40,15 @@ from tenuto_control.dispatcher.lane_places import (
     Kind,
     LanePlaces,
 )
+from tenuto_control.dispatcher.lane_queue import NO_WORK
+from tenuto_control.dispatcher.lane_rests import Rests
 from tenuto_control.limits import MIB, Limits
 from tenuto_control.ports import Target
 from tests.attack.examples import examples
 from tests.attack.test_memory import Allocated, traced, virtually
 from tests.attack.test_memory import lane as lane_of
 from tests.costs.meter import Meter
+from tests.support.virtual_time import run_virtual
 
 # --- places -----------------------------------------------------------------------------------------------------------
 
@@ -213,6 +227,134 @@ def test_what_is_nested_deep_is_weighed_all_the_same() -> None:
     assert weight_of(LaneMemory(Known(Head(out={"1": out})))) > REST_BYTES
 
 
+TEXTS = st.text(st.characters(exclude_categories=[]), max_size=5)
+BYTES = st.binary(max_size=5)
+SOURCES = st.one_of(
+    st.builds(KafkaSource, TEXTS, TEXTS, st.integers(0, 3), st.integers(0, 1 << 40), st.just(0)),
+    st.builds(MessageSource, TEXTS, TEXTS),
+    st.builds(CallSource),
+)
+EVENTS = st.builds(Event, TEXTS, TEXTS, SOURCES, st.none() | BYTES, st.tuples(st.tuples(TEXTS, BYTES)))
+RUNS = st.builds(
+    ClaimedRun,
+    *(EVENTS, st.integers(0, 9), st.integers(0), st.integers(0, 9), st.integers(0, 9), TEXTS, st.integers(0)),
+    awaits=st.none() | st.tuples(TEXTS),
+    wake_ms=st.none() | st.integers(0, 1 << 50),
+    error=st.none() | TEXTS,
+)
+HEADS = st.builds(
+    Head,
+    ver=st.integers(0, 1 << 60),
+    tok=st.none() | TEXTS,
+    state=st.dictionaries(TEXTS, BYTES, max_size=2),
+    base=st.dictionaries(TEXTS, st.none() | BYTES, max_size=2),
+    watermarks=st.dictionaries(TEXTS, st.integers(0, 1 << 60), max_size=2),
+    fin=st.dictionaries(TEXTS, st.integers(0, 1 << 50), max_size=2),
+    run=st.none() | RUNS,
+    slots=st.dictionaries(TEXTS, BYTES, max_size=2),
+    took=st.tuples(st.integers(0, 9)),
+    tried=st.none() | st.tuples(TEXTS, st.integers(0, 9)),
+    former=st.dictionaries(TEXTS, st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=2),
+    out=st.just({}) | st.just({"1": ResultOut("inv", Failed(Failure("no", 500, {"a": "b"})))}),
+)
+
+
+@given(
+    st.builds(
+        LaneMemory,
+        st.builds(Known, HEADS),
+        shipped=st.frozensets(TEXTS, max_size=2),
+        finished=st.frozensets(TEXTS, max_size=2),
+        sighting=st.builds(Sighting, st.integers(0, 1 << 50), st.integers(0, 1 << 50), st.integers(-1, 9)),
+    )
+)
+@settings(max_examples=examples(50), deadline=None)
+def test_an_idle_lane_is_remembered_as_it_was(memory: LaneMemory) -> None:
+    """Whatever the table holds: lone surrogates and numbers of 38 digits cannot be encoded."""
+    heads = Heads(4, 1_000_000)
+    heads.keep(lane_of(1), memory)
+    assert heads.take(lane_of(1)) == memory
+    assert heads.bytes == 0
+    assert memory.frugal() == memory
+
+
+def test_what_the_heads_of_resting_lanes_share_is_never_changed() -> None:
+    head = LaneMemory(Known(Head())).frugal().head
+    assert head is not None
+    for shared in (head.state, head.base, head.watermarks, head.out, head.fin, head.slots, head.former):
+        with pytest.raises(TypeError, match="not changed in place"):
+            shared["name"] = cast("Any", 1)
+    assert msgspec.msgpack.encode(head) == msgspec.msgpack.encode(Head())
+    work = cast("Any", None)
+    with pytest.raises(AssertionError):
+        NO_WORK.add(work, ())
+    with pytest.raises(AssertionError):
+        NO_WORK.finish(work)
+
+
+# --- rests ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Sleeper:
+    """Notes when it is woken."""
+
+    name: int
+    woken: list[tuple[int, int]]
+    began_s: float = 0.0
+
+    def awake(self) -> None:
+        self.woken.append((self.name, round((asyncio.get_running_loop().time() - self.began_s) * 1000)))
+
+
+@given(st.lists(st.tuples(st.integers(0, 2_000), st.integers(0, 2_000), st.booleans()), max_size=200))
+@settings(max_examples=examples(60), deadline=None)
+def test_each_rest_ends_once_and_when_it_is_over(rests: list[tuple[int, int, bool]]) -> None:
+    """Each rest begins at its time, lasts so long, and may be ended halfway."""
+    woken: list[tuple[int, int]] = []
+
+    async def scenario() -> None:
+        alarms, loop = Rests(), asyncio.get_running_loop()
+
+        async def rest(n: int, begin_ms: int, length_ms: int, early: bool) -> None:
+            await asyncio.sleep(begin_ms / 1000)
+            ending = alarms.begin(Sleeper(n, woken, loop.time()), length_ms / 1000)
+            if early:
+                await asyncio.sleep(length_ms / 2000)
+                alarms.end(ending)
+                alarms.end(ending)
+
+        await asyncio.gather(*(rest(n, *one) for n, one in enumerate(rests)))
+        await asyncio.sleep(10)
+        assert len(alarms) == 0
+        assert len(alarms._endings) == 0
+        assert alarms._alarm is None
+
+    run_virtual(scenario())
+    due = {n: length for n, (_, length, early) in enumerate(rests) if not early}
+    told = [(n, ms) for n, ms in woken if n in due]
+    assert sorted(n for n, _ in told) == sorted(due)
+    assert all(abs(ms - due[n]) <= 1 for n, ms in told)
+    assert all(rests[n][1] <= 1 for n, _ in woken if n not in due)
+
+
+@virtually
+async def test_rests_that_end_early_take_no_room_and_hold_no_lane() -> None:
+    alarms = Rests()
+    woken: list[tuple[int, int]] = []
+    first = alarms.begin(Sleeper(-1, woken), 900)
+    for n in range(5_000):
+        alarms.end(alarms.begin(Sleeper(n, woken), 800 - n / 100))
+        assert len(alarms) == 1
+        assert len(alarms._endings) < 200
+    alarms.begin(Sleeper(-2, woken), 901)
+    alarms.clear()
+    alarms.end(first)
+    await asyncio.sleep(2_000)
+    assert woken == []
+    assert alarms._alarm is None
+
+
 @given(
     st.lists(st.tuples(st.sampled_from(["keep", "take", "hold", "release"]), st.integers(0, 5), st.integers(0, 3_000)))
 )
@@ -223,7 +365,7 @@ def test_heads_are_kept_within_their_bytes_and_the_books_balance(steps: list[tup
         kept = LaneMemory(Known(Head(state={"s": bytes(size)})))
         if what == "keep" and lane_of(n) not in heads._resting:
             heads.take(lane_of(n))
-            heads.keep(lane_of(n), kept, weight_of(kept))
+            heads.keep(lane_of(n), kept)
         elif what == "take":
             heads.take(lane_of(n))
         elif what == "hold" and lane_of(n) not in heads._resting:

@@ -8,7 +8,7 @@ They are structs, as messages are: some are made for every event, and a frozen d
 
 from __future__ import annotations
 
-from typing import assert_never
+from typing import Final, assert_never
 
 from msgspec import Struct
 
@@ -36,14 +36,18 @@ class Tried(Struct, frozen=True):
 
 
 class Repeated(Struct, frozen=True):
-    """How often in a row the same thing has happened: a text was logged, or an event refused."""
+    """How often in a row the same thing has happened: a text was logged, or an event refused.
 
-    what: str = ""
+    Only the hash of `what` is kept: thousands of lanes that fail would keep their texts, of 500 characters each.
+    """
+
+    what: int = 0
     times: int = 0
 
     def again(self, what: str) -> Repeated:
         """It has happened once more, or something else has."""
-        return Repeated(what, self.times + 1 if what == self.what else 1)
+        hashed = hash(what)
+        return Repeated(hashed, self.times + 1 if hashed == self.what else 1)
 
 
 class Standing(Struct, frozen=True):
@@ -75,6 +79,9 @@ class Lessons(Struct, frozen=True):
     refused: Repeated = Repeated()
     warned: Repeated = Repeated()
     tried: Tried = Tried()
+
+
+NO_LESSONS: Final = Lessons()
 
 
 class Flight(Struct, frozen=True):

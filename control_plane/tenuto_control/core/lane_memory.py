@@ -23,6 +23,7 @@ from tenuto.lane.tries import failures_of
 from tenuto.protocol.limits import FINISHED_TTL_MS
 from tenuto.protocol.messages import ClaimedRun, Head, Trim
 from tenuto.protocol.records import Event
+from tenuto_control.core.frugal_heads import frugal
 
 DRAIN_EVENTS_MAX: Final = 50
 """Inbox items that one look takes up; the rest waits for the next."""
@@ -37,6 +38,7 @@ VAIN_DOUBLINGS_MAX: Final = 6
 TROUBLE_DOUBLINGS_MAX: Final = 10
 
 EMPTY: Final[frozenset[str]] = frozenset()
+
 
 # --- what is remembered ----------------------------------------------------------------------------------------------
 
@@ -100,17 +102,18 @@ class Trouble(Struct, frozen=True):
 class Sighting(Struct, frozen=True):
     """When this process learned of the head: last (`read_ms`), and of the head as it is (`changed_ms`).
 
-    `mark` tells one head from the next: its `ver`, and how many slots its run has.
+    `ver` and `slots` distinguish one head from the next: the head's version, and how many slots its run has.
     """
 
     read_ms: int = 0
     changed_ms: int = 0
-    mark: tuple[int, int] | None = None
+    ver: int = -1
+    slots: int = 0
 
     def again(self, head: Head, now_ms: int) -> Sighting:
         """The head was seen once more."""
-        mark = (head.ver, len(head.slots))
-        return Sighting(now_ms, self.changed_ms if mark == self.mark else now_ms, mark)
+        same = (head.ver, len(head.slots)) == (self.ver, self.slots)
+        return Sighting(now_ms, self.changed_ms if same else now_ms, head.ver, len(head.slots))
 
 
 class Holder(Enum):
@@ -403,8 +406,11 @@ class LaneMemory(Struct, frozen=True):
         """What to keep while the lane is idle: head and what its next write may remove, or that it is left alone."""
         if self.head is None:
             return LaneMemory(pause=self.pause, trouble=self.trouble)
-        # What an operation leaves empty is its own set, of 216 bytes.
-        return LaneMemory(self.seen, self.shipped or EMPTY, self.finished or EMPTY, sighting=self.sighting)
+        return LaneMemory(self.seen, self.shipped, self.finished, sighting=self.sighting)
+
+    def frugal(self) -> LaneMemory:
+        """The same in less room, for a lane that rests."""
+        return self if self.head is None else replace(self, seen=Known(frugal(self.head)))
 
     def _times(self, event: str) -> int:
         return self.failing.times if self.failing is not None and self.failing.event == event else 0
@@ -425,7 +431,7 @@ class LaneMemory(Struct, frozen=True):
                 ended = self.ended | {holder} if missed else self.ended
                 return replace(self, nap=None, crashed=False, ended=ended)
             case Delivered(entries, whole):
-                return replace(self, shipped=self.shipped | entries, vain_ships=0 if whole else self.vain_ships)
+                return replace(self, shipped=_with(self.shipped, entries), vain_ships=0 if whole else self.vain_ships)
             case Nudged(look):
                 asked = self.look and isinstance(self.seen, Stale)
                 return replace(self, look=True, seen=STALE) if look and not asked else self
@@ -472,11 +478,12 @@ class LaneMemory(Struct, frozen=True):
             crashed = crashed or (counts and bool(fact.ended))
         seen: Seen = UNREAD
         sighting = self.sighting
-        shipped, finished, ended = self.shipped, self.finished | fact.finished, self.ended | fact.ended
+        shipped = self.shipped
+        finished, ended = _with(self.finished, fact.finished), _with(self.ended, fact.ended)
         if fact.head is not None:
             seen, sighting = self._seen(fact.head), sighting.again(fact.head, fact.now_ms)
             shipped, finished, ended = self._kept(fact.head, fact.now_ms, finished, ended)
-            finished |= fact.answered
+            finished = _with(finished, fact.answered)
         return replace(
             self,
             seen=seen,
@@ -494,7 +501,7 @@ class LaneMemory(Struct, frozen=True):
 
     def _learned(self, fact: HeadSeen) -> LaneMemory:
         shipped, finished, ended = self._kept(fact.head, fact.now_ms, self.finished, self.ended)
-        seen, finished = self._seen(fact.head), finished | fact.answered
+        seen, finished = self._seen(fact.head), _with(finished, fact.answered)
         sighting = self.sighting.again(fact.head, fact.now_ms)
         run = fact.head.run
         nap = self.nap if run is not None and run.holder == self.nap else None
@@ -508,12 +515,12 @@ class LaneMemory(Struct, frozen=True):
         self, head: Head, now_ms: int, finished: frozenset[str], ended: frozenset[str]
     ) -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
         """The shipped entries, finished ids and ended holders that are still of use beside this head."""
-        shipped = self.shipped & head.out.keys() if self.shipped else EMPTY
-        finished = finished & head.fin.keys() if finished else EMPTY
+        shipped = (self.shipped & head.out.keys() if self.shipped else EMPTY) or EMPTY
+        finished = (finished & head.fin.keys() if finished else EMPTY) or EMPTY
         if head.pend is None and head.fin:
             # Nothing waits that could bear an old id, and whoever once lost the answer to a call has long given up.
             old = now_ms - FINISHED_TTL_MS
-            finished |= {nonce for nonce, at in head.fin.items() if at < old}
+            finished = _with(finished, frozenset(nonce for nonce, at in head.fin.items() if at < old))
         if ended and (head.run is None or head.run.suspended):
             ended = EMPTY
         return shipped, finished, ended
@@ -527,7 +534,7 @@ class LaneMemory(Struct, frozen=True):
             return replace(self, finished=self.finished | nonces) if nonces else self
         # What then does not run is looked up in vain, and a handler that claims takes few events at a time.
         drain_max = min(DRAIN_EVENTS_MAX, 2 * self.drain_max) if fact.ran == fact.asked else max(1, fact.ran)
-        return replace(self, finished=self.finished | fact.nonces, drain_max=drain_max)
+        return replace(self, finished=_with(self.finished, fact.nonces), drain_max=drain_max)
 
     def _set_back(self, fact: Unserved | ProducedInVain | TableAway | Troubled) -> LaneMemory:
         """A pause that no attempt has asked for."""
@@ -545,6 +552,11 @@ class LaneMemory(Struct, frozen=True):
                 pause_ms = min(initial_ms * 2 ** min(times - 1, TROUBLE_DOUBLINGS_MAX), pause_ms_max)
                 trouble = Trouble(times, during)
                 return replace(self, seen=UNREAD, pause=TablePause(now_ms + pause_ms), trouble=trouble)
+
+
+def _with(names: frozenset[str], more: frozenset[str]) -> frozenset[str]:
+    """Both. What the operator leaves empty would be a set of its own, of 216 bytes."""
+    return names | more if more else names
 
 
 def _without_attempts(pause: Pause | None) -> Pause | None:

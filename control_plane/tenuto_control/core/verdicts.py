@@ -309,8 +309,9 @@ def _slow(flight: Flight, now_ms: int) -> bool:
 
 def unserved(service: str, event: Event, lessons: Lessons, limits: Limits) -> tuple[TryAgain, Lessons]:
     """What follows when there is no function to activate."""
-    said = lessons.warned.again(f"no function serves {service}, its work waits")
-    warned = Warned(said.what, said.times, event, attempt=None)
+    text = f"no function serves {service}, its work waits"
+    said = lessons.warned.again(text)
+    warned = Warned(text, said.times, event, attempt=None)
     again = TryAgain(None, event, limits.invoke_retry_max_ms, harmless=True, warned=warned)
     return again, replace(lessons, warned=said)
 

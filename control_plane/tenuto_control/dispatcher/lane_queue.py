@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from itertools import islice
+from typing import Final
 
 from tenuto.lane.transitions import outgoing_results
 from tenuto.protocol.messages import Head
@@ -57,6 +58,11 @@ class LaneQueue:
     def waiting(self) -> int:
         """How many works wait, those included that were handed over."""
         return len(self._works) + len(self._handed)
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing waits, and nothing is held."""
+        return not (self._works or self._handed or self._held)
 
     @property
     def holds(self) -> bool:
@@ -265,6 +271,24 @@ class LaneQueue:
             if work in self._held:
                 del self._held[work]
                 work.release()
+
+
+class _NoWork(LaneQueue):
+    """The queue of all lanes that have no work: nothing ever gets into it."""
+
+    __slots__ = ()
+
+    def add(self, work: Work, running: Collection[Work]) -> None:  # noqa: ARG002 - for any work
+        """See `LaneQueue.add`."""
+        raise AssertionError("a lane's first work has a queue made for it")
+
+    def finish(self, work: Work) -> None:  # noqa: ARG002 - for any work
+        """See `LaneQueue.finish`."""
+        raise AssertionError("what a lane finishes was in its own queue")
+
+
+NO_WORK: Final = _NoWork()
+"""Most lanes that rest have no work, and a queue of their own would be 260 bytes."""
 
 
 def is_idle(head: Head) -> bool:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, assert_never
 
 from tenuto.protocol.ids import Lane
+from tenuto_control.dispatcher.lane_rests import Ending, Rests
 from tenuto_control.ports import Clock
 
 
@@ -42,6 +43,11 @@ CONTINUE = Continue()
 class Owner(Protocol):
     """Who has lanes work, one after the other when they are many."""
 
+    @property
+    def alarms(self) -> Rests:
+        """What ends the rests of all lanes."""
+        ...
+
     def ready(self, worker: Any) -> None:
         """The worker's rest is over: it is to be started again."""
         ...
@@ -65,7 +71,7 @@ class LaneTask:
     Thousands may wait for their place, or for a pause to end, and none of these has a task.
     """
 
-    __slots__ = ("_begun_ms", "_clock", "_hinted", "_nudged", "_owner", "_resting_until_ms", "_timer", "lane", "task")
+    __slots__ = ("_begun_ms", "_clock", "_ending", "_hinted", "_nudged", "_owner", "_resting_until_ms", "lane", "task")
 
     def __init__(self, lane: Lane, clock: Clock, owner: Owner) -> None:
         self.lane = lane
@@ -77,7 +83,7 @@ class LaneTask:
         self._hinted = False
         self._begun_ms: int | None = None
         self._resting_until_ms: int | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        self._ending: Ending | None = None
 
     async def turn(self) -> Onward:
         """Carry out one action, with all its errors."""
@@ -110,8 +116,8 @@ class LaneTask:
 
     def _nudge(self) -> None:
         self._nudged = True
-        if self._timer is not None:
-            self._awake()
+        if self._ending is not None:
+            self.awake()
 
     async def _work(self) -> None:
         onward: Onward = CONTINUE
@@ -125,6 +131,7 @@ class LaneTask:
         match onward:
             case Rest(until_ms):
                 self._rest(until_ms)
+                self.unburden()
                 self._owner.rests(self)
             case Sleeps(wake_ms):
                 self._owner.idle(self, wake_ms)
@@ -135,9 +142,12 @@ class LaneTask:
         """Do nothing until a time, or until something arrives."""
         seconds = max(1, until_ms - self._clock.now_ms()) / 1000
         self._resting_until_ms = until_ms
-        self._timer = asyncio.get_running_loop().call_later(seconds, self._awake)
+        self._ending = self._owner.alarms.begin(self, seconds)
 
-    def _awake(self) -> None:
+    def unburden(self) -> None:
+        """Let go of what only a lane at work needs: it rests, perhaps for long, as thousands may."""
+
+    def awake(self) -> None:
         """The rest is over: the lane continues as soon as there is a place for it."""
         self._nudged = True
         self._end_rest()
@@ -145,6 +155,6 @@ class LaneTask:
 
     def _end_rest(self) -> None:
         self._resting_until_ms = None
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        if self._ending is not None:
+            self._owner.alarms.end(self._ending)
+            self._ending = None

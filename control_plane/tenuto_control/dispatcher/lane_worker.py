@@ -16,16 +16,17 @@ from typing import assert_never
 from tenuto.lane.head import UnreadableHeadError, head_key, parse_head
 from tenuto.lane.timers import SleepTimer
 from tenuto.lane.transitions import clear_pend, result_key, stored_result, takeover, trim_head
-from tenuto.lane.writes import Applied, Item, Refused
+from tenuto.lane.writes import Applied, Item
 from tenuto.protocol.backoff import pause_ms
 from tenuto.protocol.ids import Lane
 from tenuto.protocol.limits import INBOX_ITEM_EVENTS_MAX
 from tenuto.protocol.messages import Head
-from tenuto.protocol.records import Event, KafkaSource, Result, SleptSlot, pack
+from tenuto.protocol.records import Event, Result, SleptSlot, pack
 from tenuto.store.port import TableRefusedError, TableUnavailableError
 from tenuto_control import cancellation
 from tenuto_control.core import log_fields
 from tenuto_control.core.clocks import differs, lease_from_ms
+from tenuto_control.core.flights import NO_LESSONS
 from tenuto_control.core.lane_memory import (
     EMPTY,
     ActivationEnded,
@@ -75,12 +76,11 @@ from tenuto_control.core.lane_policy import (
 from tenuto_control.core.log_fields import said_again, shown
 from tenuto_control.dispatcher.activations import Activations
 from tenuto_control.dispatcher.inbox import Inbox, InboxView
-from tenuto_control.dispatcher.lane_queue import LaneQueue
+from tenuto_control.dispatcher.lane_queue import NO_WORK, LaneQueue
 from tenuto_control.dispatcher.lane_task import CONTINUE, Continue, LaneTask, Onward, Owner, Rest, Sleeps
 from tenuto_control.dispatcher.parts import Parts
 from tenuto_control.dispatcher.tries import counted
 from tenuto_control.dispatcher.work import Attempted, CallWork, KafkaWork, Work
-from tenuto_control.dispatcher.writer import Written
 from tenuto_control.ports import (
     HandlerMissingError,
     LogUnavailableError,
@@ -108,15 +108,16 @@ PAUSE_MS_MIN = 10
 class LaneWorker(LaneTask):
     """Works on one lane until it is idle. What only a lane at work needs is made when it begins."""
 
-    __slots__ = ("_activated", "_bounds", "_doing", "_looked", "_memory", "_services", "queue")
+    __slots__ = ("_activated", "_bounds", "_doing", "_lessons", "_looked", "_memory", "_services", "queue")
 
     def __init__(self, lane: Lane, services: Parts, memory: LaneMemory, bounds: Bounds, owner: Owner) -> None:
         LaneTask.__init__(self, lane, services.clock, owner)
-        self.queue = LaneQueue()
+        self.queue: LaneQueue = NO_WORK
         self._memory = memory
         self._services = services
         self._doing: type[Action] = Idle
         self._activated: Activations | None = None
+        self._lessons = NO_LESSONS
         self._looked: Inbox | None = None
         self._bounds = bounds
 
@@ -124,6 +125,8 @@ class LaneWorker(LaneTask):
 
     def add(self, work: Work) -> None:
         """Queue work, unless it is an event that is here already: then that one gets its release."""
+        if self.queue is NO_WORK:
+            self.queue = LaneQueue()
         self.queue.add(work, self._busy)
         self._nudge()
 
@@ -227,7 +230,7 @@ class LaneWorker(LaneTask):
     @property
     def _activations(self) -> Activations:
         if self._activated is None:
-            self._activated = Activations(self.lane, self._services)
+            self._activated = Activations(self.lane, self._services, self._lessons)
         return self._activated
 
     @property
@@ -240,6 +243,15 @@ class LaneWorker(LaneTask):
         napped, self._memory = self.naps, self._memory.on(fact)
         if self.naps != napped:
             self._services.naps.note(self.lane, self.head if self.naps else None, self._services.clock.now_ms())
+
+    def unburden(self) -> None:
+        """See `LaneTask.unburden`. What earlier activations have shown stays."""
+        if self._activated is not None:
+            self._lessons, self._activated = self._activated.lessons, None
+        self._looked = None
+        if self.queue.empty:
+            self.queue = NO_WORK
+        self._memory = self._memory.frugal()
 
     # --- the loop ---------------------------------------------------------------------------------------------------
 
@@ -403,7 +415,7 @@ class LaneWorker(LaneTask):
         written = await self._services.writer.write(
             takeover(self.lane, head, holder, lease_ms, slept, tok, crashes), tok
         )
-        left = _left(written, head)
+        left = written.left(head)
         self._learn(left)
         if not isinstance(written.answer, Applied):
             return
@@ -492,7 +504,7 @@ class LaneWorker(LaneTask):
             self._on(HeadDropped())
         elif head.pend is not None:
             written = await self._services.writer.write(clear_pend(self.lane, head, self._memory.trim(head)))
-            self._learn(_left(written, head))
+            self._learn(written.left(head))
 
     async def _set_aside(self, unreadable: Sequence[tuple[Item, Exception]]) -> None:
         """Move inbox items out of the way that cannot be read: the key continues without them."""
@@ -551,7 +563,7 @@ class LaneWorker(LaneTask):
         for work in attempted.finished:
             self.queue.finish(work)
             if isinstance(work, KafkaWork):
-                metrics.sample("AgeMs", _age_ms(work.event, now_ms))
+                metrics.sample("AgeMs", work.age_ms(now_ms))
         nonces = frozenset(work.event.nonce for work in attempted.finished)
         failed = None if attempted.failed is None else self._failed(attempted.failed, attempted, from_head, now_ms)
         answered = EMPTY if head is None else self.queue.answer(head, now_ms)
@@ -582,19 +594,3 @@ class LaneWorker(LaneTask):
         if head is None:
             raise AssertionError("the policy reads the head before anything else")
         return head
-
-
-def _left(written: Written, head: Head) -> Head:
-    """The head that a write from this head has left, or has met.
-
-    Raises ValueError when it was refused though nothing has changed: tried again at once it would be refused again.
-    """
-    left = parse_head(written.answer.item)
-    if isinstance(written.answer, Refused) and left == head:
-        raise ValueError(f"a write is refused by a head that has not changed: ver {head.ver}")
-    return left
-
-
-def _age_ms(event: Event, now_ms: int) -> int:
-    source = event.source
-    return max(0, now_ms - source.timestamp_ms) if isinstance(source, KafkaSource) else 0

@@ -19,6 +19,7 @@ from tenuto_control.core.lane_memory import UNREAD, Known, LaneMemory
 from tenuto_control.core.lane_policy import Bounds, left_alone
 from tenuto_control.dispatcher.heads import Heads, head_bytes, weight_of
 from tenuto_control.dispatcher.lane_places import Kind, LanePlaces
+from tenuto_control.dispatcher.lane_rests import Rests
 from tenuto_control.dispatcher.lane_worker import LaneWorker
 from tenuto_control.dispatcher.parts import Parts
 from tenuto_control.dispatcher.work import KafkaWork
@@ -41,6 +42,7 @@ class Lanes:
         self._workers: dict[Lane, LaneWorker] = {}
         self._known = Heads(limits.lane_cache_max, limits.lane_cache_bytes_max)
         self._places = LanePlaces(limits, parts.targets, parts.functions)
+        self._alarms = Rests()
         # Those that rest and hold no work of this process: what they are for is in the table, and a timer leads there.
         self._spare: dict[Lane, LaneWorker] = {}
         self._halted = False
@@ -153,6 +155,7 @@ class Lanes:
         for worker in self._workers.values():
             worker.halt()
         self._workers.clear()
+        self._alarms.clear()
         self._parts.naps.clear()
         self._spare.clear()
         self._places.clear()
@@ -160,6 +163,11 @@ class Lanes:
         self._halted = False
 
     # --- what workers tell (lane_worker.Owner) ------------------------------------------------------------------------
+
+    @property
+    def alarms(self) -> Rests:
+        """See `Owner.alarms`."""
+        return self._alarms
 
     def ready(self, worker: LaneWorker) -> None:
         """See `Owner.ready`."""
@@ -194,7 +202,7 @@ class Lanes:
         wanted = head is not None and (head.run is not None or self._parts.keyed(lane.service))
         if wanted or left_alone(memory):
             weight = weight_of(memory)
-            self._known.keep(lane, memory, weight)
+            self._known.keep(lane, memory)
         self._leave(worker, weight)
         if wake_ms is not None and head is not None and head.run is not None:
             self._parts.wheel.remind(SleepTimer(lane, head.run.event.nonce, wake_ms, f"local.{head.ver}"))
@@ -204,7 +212,7 @@ class Lanes:
         if self._workers.get(worker.lane) is worker:
             del self._workers[worker.lane]
             if worker.head is not None or left_alone(worker.memory):
-                self._known.keep(worker.lane, worker.memory, weight_of(worker.memory))
+                self._known.keep(worker.lane, worker.memory.at_rest())
 
     # --- places -------------------------------------------------------------------------------------------------------
 

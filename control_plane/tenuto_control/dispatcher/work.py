@@ -13,7 +13,7 @@ from typing import TypeAlias
 from msgspec import Struct
 
 from tenuto.protocol.messages import Head
-from tenuto.protocol.records import CallSource, Event, Result
+from tenuto.protocol.records import CallSource, Event, KafkaSource, Result
 
 
 @dataclass(slots=True, eq=False)
@@ -28,6 +28,11 @@ class KafkaWork:
     def to_keep(self) -> Event:
         """The event as it goes to the inbox."""
         return self.event
+
+    def age_ms(self, now_ms: int) -> int:
+        """How long ago its record was produced."""
+        source = self.event.source
+        return max(0, now_ms - source.timestamp_ms) if isinstance(source, KafkaSource) else 0
 
     def renew(self, again: KafkaWork) -> None:
         """The event was delivered again, after its partition had gone and come back."""

@@ -12,7 +12,9 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from tenuto.lane.head import parse_head
 from tenuto.lane.writes import Answer, Applied, Item, Key, Refused, Write
+from tenuto.protocol.messages import Head
 from tenuto.store.port import TableUnavailableError, UnopenedError
 from tenuto_control.core.metrics import Metrics
 from tenuto_control.dispatcher.outages import WatchedTable
@@ -31,6 +33,16 @@ class Written:
 
     answer: Answer
     lost: bool = False
+
+    def left(self, head: Head) -> Head:
+        """The head that a write from this head has left, or has met.
+
+        Raises ValueError when it was refused though nothing has changed: tried again at once it would be refused again.
+        """
+        left = parse_head(self.answer.item)
+        if isinstance(self.answer, Refused) and left == head:
+            raise ValueError(f"a write is refused by a head that has not changed: ver {head.ver}")
+        return left
 
 
 class Writer:
