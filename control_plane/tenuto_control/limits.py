@@ -103,8 +103,8 @@ class Limits:
     topic_patience_ms: int = 60_000
     """How long a record waits for a topic that does not exist, or may not be written to, before it is set aside."""
     handler_patience_ms: int = 60_000
-    """How long a message waits with its sender for a handler that no function serves, before it is set aside. Longer
-    than it takes until a control plane hears of a new one (`REFRESH_INTERVAL_S`)."""
+    """How long a message, with its sender or in an inbox, or a call waits for a handler that no function serves, before
+    it ends. Longer than it takes until a control plane hears of a new one (`REFRESH_INTERVAL_S`)."""
     failure_log_interval_ms: int = 5_000
     """A failure that continues is logged again after this time, not at every try."""
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias, assert_never
+from typing import Final, TypeAlias, assert_never
 
 import msgspec
 from msgspec.structs import replace
@@ -35,11 +35,11 @@ from tenuto.protocol.messages import (
     encode,
 )
 from tenuto.protocol.modes import Drain, Mode, Resume, Shared, Speculate, activation_of
-from tenuto.protocol.records import Event, Failed, Failure, Result, SendOut, Success
+from tenuto.protocol.records import Event, Failed, Failure, KafkaSource, Result, SendOut, Success
 from tenuto.serde import problem_of
 from tenuto.store.port import UnstorableError
 from tenuto_control.core import log_fields
-from tenuto_control.core.flights import Flight, Lessons, departing
+from tenuto_control.core.flights import NO_LESSONS, Flight, Lessons, departing
 from tenuto_control.core.outcomes import outcome_problem
 from tenuto_control.core.traces import Activating
 from tenuto_control.core.verdicts import (
@@ -87,6 +87,9 @@ from tenuto_control.ports import (
 
 log = logging.getLogger("tenuto.lane")
 
+MISSING: Final = 404
+"""The status of a function that has no such handler."""
+
 Tries: TypeAlias = Callable[[Event], int]
 """Which attempt at an event the next one is, from 1."""
 
@@ -97,8 +100,8 @@ class Activations:
 
     lane: Lane
     services: Parts
+    lessons: Lessons = NO_LESSONS
     busy: tuple[Work, ...] | None = None
-    _lessons: Lessons = field(init=False, default=Lessons())
     _ends: Ends = field(init=False)
     _commits: Commits = field(init=False)
 
@@ -110,12 +113,12 @@ class Activations:
     @property
     def late(self) -> bool:
         """Whether the lane's run was handed back unbegun, because its function began too late for its lease."""
-        return self._lessons.late
+        return self.lessons.late
 
     @property
     def outrun(self) -> int:
         """How often in a row another process was quicker."""
-        return self._lessons.fenced
+        return self.lessons.fenced
 
     # --- the ways to activate ---------------------------------------------------------------------------------------
 
@@ -127,13 +130,14 @@ class Activations:
         with self.services.capacity.answer(target) as room:
             async with self.services.capacity.place(target):
                 # Chosen only now that there is a place: what arrived while waiting for it joins the batch.
-                works = await choose(self.services, head, queue, one_by_one=self._lessons.one_by_one)
+                works = await choose(self.services, head, queue, one_by_one=self.lessons.one_by_one)
                 if not works:
                     return None
+                works = works[: self._served([work.event for work in works])]
                 self.busy = works
                 try:
                     events = [work.event for work in works]
-                    mode = Speculate(tuple(events), tries(events[0]), self._lessons.claim_first)
+                    mode = Speculate(tuple(events), tries(events[0]), self.lessons.claim_first)
                     flight = self._flight(target, head, mode, trim)
                     outcome = await self._invoke(target, flight, room)
                 except BaseException:
@@ -153,11 +157,11 @@ class Activations:
         target = self._target()
         if target is None:
             return self._unserved(events[0])
-        batch = tuple(events[: 1 if self._lessons.one_by_one else len(events)])
+        batch = tuple(events[: 1 if self.lessons.one_by_one else self._served(events)])
         clears = clears and len(batch) == len(events)
         with self.services.capacity.answer(target) as room:
             async with self.services.capacity.place(target):
-                mode = Drain(batch, tries(batch[0]), self._lessons.claim_first, clears)
+                mode = Drain(batch, tries(batch[0]), self.lessons.claim_first, clears)
                 flight = self._flight(target, head, mode, trim)
                 outcome = await self._invoke(target, flight, room)
             return await self._judged(flight, outcome)
@@ -167,7 +171,7 @@ class Activations:
         target = self._target()
         if target is None or head.run is None:
             raise AssertionError("a takeover needs a target and a run")
-        flight = self._flight(target, head, Resume(head.run, self._lessons.late), trim, holder)
+        flight = self._flight(target, head, Resume(head.run, self.lessons.late), trim, holder)
         # About no work that waits here, but at work all the same.
         self.busy = ()
         try:
@@ -200,6 +204,14 @@ class Activations:
         """End a run, which this process has just taken over, as failed for good: its function never answers."""
         return Attempted(await self._commits.bury(head, reason, trim))
 
+    def _served(self, events: Sequence[Event]) -> int:
+        """How many of these one activation is about: a function refuses all of them when it lacks one's handler.
+
+        Those before the first whose handler is missing, or that one alone: the function may have got it just now.
+        """
+        problems = (self.services.receivers.problem(self.lane.service, event.handler) for event in events)
+        return max(1, next((n for n, problem in enumerate(problems) if problem is not None), len(events)))
+
     # --- calling ----------------------------------------------------------------------------------------------------
 
     def _target(self) -> Target | None:
@@ -207,7 +219,7 @@ class Activations:
 
     def _flight(self, target: Target, head: Head, mode: Mode, trim: Trim, holder: str | None = None) -> Flight:
         name, now_ms = holder or self.services.token(), self.services.clock.now_ms()
-        flight = departing(self.lane, head, mode, name, trim, self._lessons, target.manifest, now_ms)
+        flight = departing(self.lane, head, mode, name, trim, self.lessons, target.manifest, now_ms)
         return replace(flight, nap=self._leave(target, flight))
 
     def _leave(self, target: Target, flight: Flight) -> NapLeave | None:
@@ -288,7 +300,7 @@ class Activations:
             case _:
                 return None
         for entry in entries:
-            if isinstance(entry, SendOut) and self.services.receivers.problem(entry) is not None:
+            if isinstance(entry, SendOut) and self.services.receivers.problem(entry.service, entry.handler):
                 name = f"{entry.service}/{entry.handler}"
                 return Rejected(Failure(f"a message to {name} waits: no function serves that handler", 404))
         return None
@@ -303,7 +315,8 @@ class Activations:
         limits, now_ms = self.services.limits, self.services.clock.now_ms()
         if isinstance(flight.mode, Speculate) and (marks := newly_former(flight.head, flight.events, now_ms)):
             await self.services.writer.write(life_over(self.lane, marks))
-        verdict, self._lessons = judge(flight, answer, self._lessons, limits, now_ms)
+        verdict, self.lessons = judge(flight, answer, self.lessons, limits, now_ms)
+        verdict = self._unhandled(flight, answer) or verdict
         while True:
             match verdict:
                 case Commit():
@@ -322,9 +335,23 @@ class Activations:
                     # The head itself is too large: the lane says so, and waits.
                     raise
                 written = Unstorable(str(e))
-            verdict, self._lessons = judge_commit(
-                flight, commit, written, self._lessons, limits, self.services.clock.now_ms()
+            verdict, self.lessons = judge_commit(
+                flight, commit, written, self.lessons, limits, self.services.clock.now_ms()
             )
+
+    def _unhandled(self, flight: Flight, answer: Outcome | NoOutcome) -> GivenUp | None:
+        """The end of a message or call whose handler has been missing for long, as the function says, too.
+
+        A run waits on, as what it has done would be left undone; so does a record, whose handler a subscription names.
+        """
+        refused = isinstance(answer, Rejected) and answer.failure.status_code == MISSING
+        event, receivers = flight.events[0], self.services.receivers
+        if not refused or not isinstance(flight.mode, Speculate | Drain) or isinstance(event.source, KafkaSource):
+            return None
+        problem = receivers.problem(self.lane.service, event.handler)
+        if problem is None or receivers.waits(self.lane.service, event.handler, problem):
+            return None
+        return GivenUp(event, problem, MISSING)
 
     def _carried_out(self, flight: Flight, verdict: Settled, works: tuple[Work, ...]) -> Attempted:
         """What a verdict that asks for no write comes to."""
@@ -398,7 +425,7 @@ class Activations:
         return finished
 
     def _unserved(self, event: Event) -> Attempted:
-        again, self._lessons = unserved(self.lane.service, event, self._lessons, self.services.limits)
+        again, self.lessons = unserved(self.lane.service, event, self.lessons, self.services.limits)
         return self._again(again, "")
 
     def _warn(self, warned: Warned | None) -> None:

@@ -325,7 +325,7 @@ class Delivery:
             await self._undeliverable.take_with_payload(sender, sequence, entry, shown(str(e)))
 
     def _problem(self, entry: SendOut) -> str | None:
-        return None if self._receivers is None else self._receivers.problem(entry)
+        return None if self._receivers is None else self._receivers.problem(entry.service, entry.handler)
 
     async def _keep_unhandled(self, sender: Lane, sequence: str, entry: SendOut) -> None:
         if not await self.unhandled(sender.pk, sequence, entry):
@@ -336,7 +336,7 @@ class Delivery:
         problem = self._problem(entry)
         if problem is None or self._receivers is None:
             return False
-        if self._receivers.waits(entry, problem):
+        if self._receivers.waits(entry.service, entry.handler, problem):
             return None
         letter = dead_letter(message(sender, sequence, entry), problem, status_code=404)
         assert isinstance(letter, BuriedOut), "nobody waits for the result of a message"

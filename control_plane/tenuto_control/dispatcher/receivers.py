@@ -1,7 +1,7 @@
-"""Messages for handlers that there are not: how long they wait with their sender for one to be deployed.
+"""Messages and calls for handlers that there are not: how long they wait for one to be deployed.
 
-Owns that bound for each handler, and the lines about it. Does not own what happens to a message when it is over
-(`delivery`), nor handlers that are gone when their message is there: its key waits for them.
+Owns that bound for each handler, and the lines about it. Does not own what happens when it is over: to a message that
+is still with its sender (`delivery`), nor to what waits in a key's inbox or queue already (`activations`).
 
 What a function answers is checked before it is committed (`activations`), so such a message was put by another process,
 or its handler has been removed since. Delivered, it would keep its receiver's key from everything behind it.
@@ -13,7 +13,6 @@ import logging
 from dataclasses import dataclass, field
 from typing import Final
 
-from tenuto.protocol.records import SendOut
 from tenuto_control.core.log_fields import shown
 from tenuto_control.ports import Clock, Targets
 
@@ -32,24 +31,24 @@ class Receivers:
     patience_ms: int
     _since_ms: dict[tuple[str, str], int] = field(default_factory=dict)
 
-    def problem(self, entry: SendOut) -> str | None:
-        """Why nobody handles a message; None when somebody does, or may: nothing may be known of its service."""
-        found = self.targets.find(entry.service)
+    def problem(self, service: str, handler: str) -> str | None:
+        """Why nobody handles this; None when somebody does, or may: nothing may be known of the service."""
+        found = self.targets.find(service)
         if found is None:
             return None
-        if any(handler.name == entry.handler for handler in found.manifest.handlers):
-            self._since_ms.pop((entry.service, entry.handler), None)
+        if any(one.name == handler for one in found.manifest.handlers):
+            self._since_ms.pop((service, handler), None)
             return None
-        return f"no function serves {entry.service}/{entry.handler}"
+        return f"no function serves {service}/{handler}"
 
-    def waits(self, entry: SendOut, problem: str) -> bool:
-        """Whether messages for this handler, which is missing, still wait for it."""
-        name, now_ms = (entry.service, entry.handler), self.clock.now_ms()
+    def waits(self, service: str, handler: str, problem: str) -> bool:
+        """Whether what is for this handler, which is missing, still waits for it."""
+        name, now_ms = (service, handler), self.clock.now_ms()
         since_ms = self._since_ms.get(name)
         if since_ms is None:
             while len(self._since_ms) >= HANDLERS_MAX:
                 del self._since_ms[next(iter(self._since_ms))]
             since_ms = self._since_ms[name] = now_ms
-            text = "%s; messages for it wait for up to %d s, then they are kept as dead letters in the table"
+            text = "%s; messages for it wait for up to %d s, then they are kept as dead letters in the table; calls end"
             log.warning(text, shown(problem), self.patience_ms // 1_000)
         return now_ms - since_ms < self.patience_ms
