@@ -27,6 +27,9 @@ AWS_VARIABLES: Final = (
 )
 """Whoever has set one of these means what it names, and no session on this machine."""
 
+OF_TABLE: Final = frozenset({"journal", "set-aside"})
+"""Commands that read the table of a session."""
+
 
 def ingress(option: str | None) -> str:
     """The address of a control plane, without a slash at its end. Raises UsageError."""
@@ -79,10 +82,11 @@ def _as_the_session_sees_it(command: str, session: running.Running, variables: d
     from tenuto_local.system import TABLE
 
     project = Path(session.project)
-    # A journal is read as it was written: without what the session leaves out. A check is of the user's own file.
-    file = session.state / CONFIG_FILE if command == "journal" else project / CONFIG_FILE
+    # The table is read as it was written: without what the session leaves out. A check is of the user's own file.
+    of_table = command in OF_TABLE
+    file = session.state / CONFIG_FILE if of_table else project / CONFIG_FILE
     own = {"TENUTO_TABLE": TABLE, "TENUTO_REGION": variables.get("AWS_REGION", "")}
-    if command == "journal" or not (Path.cwd() / CONFIG_FILE).is_file():
+    if of_table or not (Path.cwd() / CONFIG_FILE).is_file():
         own[CONFIG_VARIABLE] = str(file)
     try:
         return own | control_plane_environment(read_project(project, Path.cwd()), own_broker=True)

@@ -40,6 +40,13 @@ COMMANDS: Final = (
     Command("check", "check the configuration, and ask the functions what they serve", CONTROL, ("control",), True),
     Command("cost", "estimate what a month of events costs", CONTROL),
     Command("journal", "print the journal of an invocation under way, to replay it", CONTROL, ("control",), True),
+    Command(
+        "set-aside",
+        "list, show, put back or delete items that could not be read",
+        f"{OWN}.set_aside",
+        ("control",),
+        True,
+    ),
     Command("replay", "replay a journal against the code as it is now", "tenuto.testing.replay_command"),
     Command("sam", "write the SAM templates of a project, as tenuto.toml says", "tenuto_cli.sam.command"),
     Command("rotate-data-key", "make a new data key for the payloads written from now on", CONTROL, ("control", "kms")),

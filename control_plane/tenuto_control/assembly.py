@@ -10,10 +10,10 @@ import logging
 import os
 import random
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from starlette.applications import Starlette
 
@@ -50,6 +50,8 @@ HOST_NAME_CHARS_MAX = 20
 
 SURVEY_MS_MAX = 30_000
 """How long `tenuto check` waits for a function: a cold start, and not the longest that an invocation may take."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +218,15 @@ async def journal(config: Config, named: str) -> bytes:
         except (journals.NoJournalError, TableRefusedError, TableUnavailableError) as e:
             raise ConfigError(f"no journal: {e}") from e
         return journals.write(found)
+
+
+async def with_table(config: Config, work: Callable[[Table], Awaitable[T]]) -> T:
+    """Do something with the table, its payloads in the clear. Raises ConfigError when AWS settings are missing."""
+    quiet_libraries()
+    async with open_clients(config) as clients:
+        table: Table = DynamoTable(cast("Any", clients.dynamodb), config.table.name)
+        keys = data_keys_of(config, clients, table)
+        return await work(table if keys is None else EncryptedTable(table, keys))
 
 
 async def survey(config: Config) -> Survey:

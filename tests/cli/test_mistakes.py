@@ -135,6 +135,11 @@ def told(arguments: list[str], capsys: pytest.CaptureFixture[str], status: int =
         (["cost", "--prices", "nowhere"], "nowhere: no such file"),
         (["journal"], "INVOCATION; see tenuto journal --help"),
         (["journal", "a/b"], "tenuto.toml: no such file; write one"),
+        (["set-aside"], "see tenuto set-aside --help"),
+        (["set-aside", "lose", "a/b"], "choose from 'list', 'show', 'restore', 'delete'"),
+        (["set-aside", "list", "a/b"], "tenuto.toml: no such file; write one"),
+        (["set-aside", "show", "a/b"], "show which item? See tenuto set-aside list"),
+        (["set-aside", "list", "a/b", "--limit", "0"], "'0' is no number from 1 to 10000"),
         (["replay"], "see tenuto replay --help"),
         (["replay", "nowhere", "json"], "the journal cannot be read"),
         (["sam"], "tenuto.toml: no such file; write one"),
@@ -151,7 +156,11 @@ def test_in_an_empty_folder(folder: Path, capsys: pytest.CaptureFixture[str], ar
 NO_REGION = "no AWS region is set: set AWS_REGION, or region under [aws]; for a project on this machine start"
 
 
-@pytest.mark.parametrize("command", [["run"], ["journal", "greeter/ann"], ["check"]], ids=lambda one: one[0])
+@pytest.mark.parametrize(
+    "command",
+    [["run"], ["journal", "greeter/ann"], ["set-aside", "list", "greeter/ann"], ["check"]],
+    ids=lambda one: one[0],
+)
 def test_without_a_session_and_without_aws(
     project: Path, capsys: pytest.CaptureFixture[str], command: list[str]
 ) -> None:

@@ -148,6 +148,7 @@ NEEDED_ARGUMENTS: dict[str, tuple[str, ...]] = {
     "send": ("t", "k", "v", "--kafka", "127.0.0.1:1"),
     "tail": ("t", "--kafka", "127.0.0.1:1"),
     "journal": ("greeter/ann",),
+    "set-aside": ("list", "greeter/ann"),
 }
 """By command: what it cannot do without."""
 

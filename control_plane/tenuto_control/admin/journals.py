@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Final, cast
 
 from tenuto.lane.head import HEAD_SK, head_key, parse_head
-from tenuto.lane.writes import Item, Value
+from tenuto.lane.writes import Foreign, Item, Value
 from tenuto.protocol.ids import InvocationId, Lane
 from tenuto.store.port import Table
 
@@ -72,7 +72,7 @@ def write(journal: Journal) -> bytes:
         "invocation": journal.invocation,
         "handler": f"{journal.lane.service}/{journal.handler}",
         "at_ms": journal.at_ms,
-        "items": [{name: _plain(value) for name, value in item.items()} for item in journal.items],
+        "items": [{name: plain(value) for name, value in item.items()} for item in journal.items],
     }
     return json.dumps(record, indent=1).encode() + b"\n"
 
@@ -105,14 +105,17 @@ def _named(named: str) -> tuple[Lane, str | None]:
     return Lane(service, key), None
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A value of an item as JSON has it, bytes in base64. One that cannot be read is as the table has it."""
     match value:
+        case Foreign(attribute, reason):
+            return {"unreadable": reason, "attribute": plain(attribute)}
         case bytes():
             return {"base64": base64.b64encode(value).decode()}
         case Mapping():
-            return {"map": {name: _plain(one) for name, one in value.items()}}
+            return {"map": {name: plain(one) for name, one in value.items()}}
         case list() | tuple():
-            return [_plain(one) for one in value]
+            return [plain(one) for one in value]
         case _:
             return value
 
