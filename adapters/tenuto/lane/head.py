@@ -52,6 +52,8 @@ OWN = "own"
 ANS = "ans"
 TOOK = "took"
 TRIED = "tried"
+
+NUMBER_MIN, NUMBER_MAX = -(2**63), 2**63 - 1
 RUN_ATTRIBUTES = ("rid", "run", "att", "holder", "lease", OWN, "fails", "err", "awaits", "wake", "seg", ANS, TOOK)
 
 _run_encoder = msgspec.msgpack.Encoder()
@@ -121,7 +123,7 @@ def _parse_item(item: Item) -> Head:
             out[rest] = _outgoing(name, value)
         elif prefix == FIN:
             # Its name says what has finished. Without its time it counts as one of long ago.
-            fin[rest] = value if isinstance(value, int) else 0
+            fin[rest] = value if isinstance(value, int) and _is_number(value) else 0
         elif prefix == JOURNAL:
             if journal and name.startswith(journal):
                 slots[name[len(journal) :]] = _as(bytes, name, value)
@@ -178,7 +180,14 @@ def _outgoing(name: str, value: Value) -> Out:
         return UnreadableOut(str(e))
 
 
+def _is_number(value: Value) -> bool:
+    """Whether a value is a number of 64 bits: DynamoDB's have 38 digits, which no message to a function holds."""
+    return isinstance(value, int) and NUMBER_MIN <= value <= NUMBER_MAX
+
+
 def _as(kind: type[T], name: str, value: Value) -> T:
+    if kind is int and isinstance(value, int) and not _is_number(value):
+        raise ValueError(f"attribute {name!r} of a head should hold a number of 64 bits")
     if not isinstance(value, kind):
         found = value.reason if isinstance(value, Foreign) else f"not {type(value).__name__}"
         problem = f"attribute {name!r} of a head should hold {kind.__name__}: {found}"
@@ -209,7 +218,7 @@ def _took(item: Item) -> tuple[int, ...]:
 
 def _tried(item: Item) -> tuple[str, int] | None:
     match item.get(TRIED):
-        case [str() as nonce, int() as failures]:
+        case [str() as nonce, int() as failures] if _is_number(failures):
             return nonce, failures
         case _:
             return None
@@ -218,7 +227,7 @@ def _tried(item: Item) -> tuple[str, int] | None:
 def _mark(source: str, value: Value) -> dict[str, tuple[int, int]]:
     """What cannot be read is no mark: it is put once more."""
     match value:
-        case [int() as at_ms, int() as watermark]:
+        case [int() as at_ms, int() as watermark] if _is_number(at_ms) and _is_number(watermark):
             return {source: (at_ms, watermark)}
         case _:
             return {}
