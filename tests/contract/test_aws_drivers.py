@@ -140,6 +140,8 @@ def test_names_are_legal_and_distinct() -> None:
 def test_expressions_round_up_to_the_second() -> None:
     assert at_expression(1_700_000_000_000) == "at(2023-11-14T22:13:20)"
     assert at_expression(1_700_000_000_001) == "at(2023-11-14T22:13:21)"
+    assert at_expression(2**63 - 1) == "at(9999-12-31T23:59:59)"
+    assert at_expression(-(2**63)) == "at(1970-01-01T00:00:00)"
 
 
 def test_a_missing_region_is_a_configuration_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

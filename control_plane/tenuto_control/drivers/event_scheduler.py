@@ -26,6 +26,9 @@ NAME_CHARS_MAX = 64
 
 MS_PER_S = 1_000
 
+LAST_SECOND = 253_402_300_799
+"""The end of the year 9999, in seconds since the epoch."""
+
 
 class EventBridgeScheduler:
     """One-time schedules in one group that invoke one target and delete themselves."""
@@ -96,7 +99,7 @@ def schedule_name(name: str) -> str:
 def at_expression(at_ms: int) -> str:
     """A one-time expression for a moment, rounded up to its full second.
 
-    Late is allowed, early is useless.
+    Late is allowed, early is useless. The calendar ends with the year 9999, the numbers of a table do not.
     """
-    second = -(-at_ms // MS_PER_S)
+    second = min(max(0, -(-at_ms // MS_PER_S)), LAST_SECOND)
     return f"at({datetime.fromtimestamp(second, UTC):%Y-%m-%dT%H:%M:%S})"
