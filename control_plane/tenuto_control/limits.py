@@ -141,7 +141,7 @@ class Limits:
     """Events of a key that waits are moved to its inbox after this time, or when so many have gathered."""
     lease_margin_ms: int = 500
     """How long after its end a foreign lease is respected, against clocks that differ."""
-    call_look_ms: int = 100
+    call_look_ms: int = 150
     event_look_ms: int = 1_000
     """How long a head is believed that other processes may change, while a call or an event waits for it here."""
     owner_ms: int = 200

@@ -94,6 +94,8 @@ async def _ask(table: Table) -> list[BaseException | object]:
             table.write(Put(key, {"a": 1})),
             table.write(Delete(key)),
             table.delete_all([Delete(key)]),
+            table.put_all([Put(key, {"a": 1})]),
+            table.get_all([key]),
             return_exceptions=True,
         )
     )

@@ -19,7 +19,7 @@ from tenuto.lane.head import head_key
 from tenuto.lane.items import BESIDE_HIGH, BESIDE_LOW, input_name, is_over
 from tenuto.lane.timers import GuardTimer, timer_put
 from tenuto.lane.transitions import INBOX_HIGH, INBOX_LOW, mark_pend, part_key, part_puts
-from tenuto.lane.writes import Answer, Delete, Item, Write
+from tenuto.lane.writes import Answer, Delete, Item, Put, Write
 from tenuto.protocol.ids import InvocationId, Lane
 from tenuto.protocol.limits import GUARDED_WRITE_MS_MAX, OUT_PER_WRITE_MAX, TOMBSTONE_TTL_S, VALUE_BYTES_MAX
 from tenuto.protocol.messages import Activation, ClaimedRun, Head, decode_request, encode
@@ -135,6 +135,12 @@ class DyingTable(CountingTable):
         answer = await super().write(write)
         await self._die(before=False)
         return answer
+
+    async def put_all(self, puts: Sequence[Put]) -> None:
+        """See `Table.put_all`."""
+        await self._die(before=True)
+        await super().put_all(puts)
+        await self._die(before=False)
 
     async def delete_all(self, deletes: Sequence[Delete]) -> None:
         """See `Table.delete_all`."""

@@ -214,6 +214,12 @@ class AtRest(CountingTable):
     async def query(self, pk: str, low: str, high: str, *, limit: int = 100, after: str | None = None) -> Page:
         return await self._view.query(pk, low, high, limit=limit, after=after)
 
+    async def get_all(self, keys: Sequence[Key]) -> list[Item | None]:
+        return await self._view.get_all(keys)
+
+    async def put_all(self, puts: Sequence[Put]) -> None:
+        await self._view.put_all(puts)
+
 
 class _Raw(MemoryTable):
     """The table itself, past its encrypting methods. Keeps a copy of everything that was ever stored."""
@@ -234,6 +240,13 @@ class _Raw(MemoryTable):
 
     async def query(self, pk: str, low: str, high: str, *, limit: int = 100, after: str | None = None) -> Page:
         return await CountingTable.query(self._table, pk, low, high, limit=limit, after=after)
+
+    async def get_all(self, keys: Sequence[Key]) -> list[Item | None]:
+        return await CountingTable.get_all(self._table, keys)
+
+    async def put_all(self, puts: Sequence[Put]) -> None:
+        await CountingTable.put_all(self._table, puts)
+        self._table.seen += [{"pk": put.key.pk, "sk": put.key.sk, **put.attributes} for put in puts]
 
     async def delete_all(self, deletes: Sequence[Delete]) -> None:
         await CountingTable.delete_all(self._table, deletes)

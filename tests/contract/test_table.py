@@ -476,6 +476,34 @@ def test_delete_all_takes_few_requests(open_table: Open) -> None:
     run(open_table, scenario)
 
 
+def test_many_items_are_read_in_few_requests(open_table: Open) -> None:
+    async def scenario(table: Table) -> None:
+        pk = fresh().pk
+        keys = [Key(pk, f"I#{n:03}") for n in range(120)]
+        await table.put_all([Put(key, {"n": n}) for n, key in enumerate(keys) if n % 2])
+        asked = [*reversed(keys), keys[1]]
+        found = await table.get_all(asked)
+        assert [None if item is None else item["n"] for item in found] == [
+            int(key.sk[2:]) if int(key.sk[2:]) % 2 else None for key in asked
+        ]
+        assert await table.get_all([]) == []
+
+    run(open_table, scenario)
+
+
+def test_put_all_puts_over_what_is_there_and_takes_no_conditions(open_table: Open) -> None:
+    async def scenario(table: Table) -> None:
+        key = fresh()
+        await table.write(Put(key, {"a": 1, "b": b"gone"}))
+        await table.put_all([Put(key, {"a": 2}), Put(key, {"a": 3, "c": b"new"})])
+        assert await table.get(key) == {"pk": key.pk, "sk": key.sk, "a": 3, "c": b"new"}
+        with pytest.raises(ValueError, match="by itself"):
+            await table.put_all([Put(key, {"a": 4}, (Absent("c", "pk"),))])
+        await table.put_all([])
+
+    run(open_table, scenario)
+
+
 def test_requests_are_counted_by_kind(open_table: Open) -> None:
     async def scenario(table: Table) -> None:
         key = fresh()
@@ -486,7 +514,10 @@ def test_requests_are_counted_by_kind(open_table: Open) -> None:
         await table.get(key)
         await table.query(key.pk, "A", "Z")
         await table.delete_all([Delete(Key(key.pk, str(n))) for n in range(26)])
-        counted = {"update": 2, "put": 1, "delete": 1, "get": 1, "query": 1, "batch_delete": 2}
+        await table.put_all([Put(Key(key.pk, str(n)), {"a": 1}) for n in range(26)])
+        await table.get_all([Key(key.pk, str(n)) for n in range(101)])
+        batches = {"batch_delete": 2, "batch_put": 2, "batch_get": 2}
+        counted = {"update": 2, "put": 1, "delete": 1, "get": 1, "query": 1, **batches}
         if isinstance(table, EncryptedTable):
             table = table._table
         assert getattr(table, "requests") == counted  # noqa: B009 - not part of the port

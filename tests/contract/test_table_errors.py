@@ -90,7 +90,7 @@ class ScriptedClient:
             raise answer
         return answer
 
-    update_item = put_item = delete_item = get_item = query = batch_write_item = _answer
+    update_item = put_item = delete_item = get_item = query = batch_write_item = batch_get_item = _answer
 
 
 def client_error(code: str, status: int = 400) -> ClientError:
@@ -137,6 +137,28 @@ def test_deletes_that_dynamodb_put_off_are_sent_again() -> None:
     asyncio.run(table.delete_all([Delete(key) for key in keys]))
     assert [seen["RequestItems"][TABLE] for seen in client.seen] == [requests, requests[1:]]
     assert table.requests == {"batch_delete": 2}
+
+
+def test_reads_that_dynamodb_put_off_are_sent_again() -> None:
+    keys = [fresh() for _ in range(3)]
+    names = [{"pk": {"S": k.pk}, "sk": {"S": k.sk}} for k in keys]
+    left = {"Keys": names[1:], "ConsistentRead": True}
+    first = {"Responses": {TABLE: [{**names[0], "a": {"N": "0"}}]}, "UnprocessedKeys": {TABLE: left}}
+    second = {"Responses": {TABLE: [{**names[2], "a": {"N": "2"}}]}, "UnprocessedKeys": {}}
+    client = ScriptedClient(first, second)
+    table = DynamoTable(client, TABLE)
+    found = asyncio.run(table.get_all(keys))
+    assert [item and item["a"] for item in found] == [0, None, 2]
+    assert client.seen[1]["RequestItems"] == {TABLE: left}
+    assert table.requests == {"batch_get": 2}
+
+
+def test_reads_are_not_sent_again_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tenuto.store.dynamodb.BATCH_PAUSE_S", 0.0)
+    undone: dict[str, Any] = {"Responses": {}, "UnprocessedKeys": {TABLE: {"Keys": [{}], "ConsistentRead": True}}}
+    table = DynamoTable(ScriptedClient(*[undone] * BATCH_ATTEMPTS_MAX), TABLE)
+    with pytest.raises(TableUnavailableError, match="some of 2 reads not answered"):
+        asyncio.run(table.get_all([fresh(), fresh()]))
 
 
 def test_deletes_are_not_sent_again_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:

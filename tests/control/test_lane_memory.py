@@ -20,6 +20,7 @@ from tenuto.protocol.messages import ClaimedRun, Head, Trim
 from tenuto.protocol.records import Event, KafkaSource, Out, PublishOut
 from tenuto_control.core.lane_memory import (
     DRAIN_EVENTS_MAX,
+    EMPTY,
     STALE,
     TRIMMED_MAX,
     UNREAD,
@@ -43,7 +44,6 @@ from tenuto_control.core.lane_memory import (
     Pressed,
     ProducedInVain,
     ReadBegun,
-    Sighting,
     SpillBegun,
     Succeeded,
     TableAway,
@@ -56,6 +56,7 @@ from tenuto_control.core.lane_memory import (
     named_by,
 )
 from tenuto_control.core.lane_policy import DrainInbox, ReadHead, Ship, Spill, Wait, decide
+from tenuto_control.core.sightings import TOLD_MAX, TOLD_MS, Sighting
 from tests.control.test_lane_policy import BOUNDS
 
 NOW = 10_000_000
@@ -458,6 +459,49 @@ def test_a_head_is_unchanged_until_its_version_or_its_slots_change() -> None:
     assert (memory.sighting.read_ms, memory.sighting.changed_ms) == (NOW + 5, NOW)
     assert after(HeadSeen(Head(ver=2), NOW + 7), memory=memory).sighting.changed_ms == NOW + 7
     assert after(HeadSeen(Head(ver=1, slots={"0": b""}), NOW + 8), memory=memory).sighting.changed_ms == NOW + 8
+
+
+def run_from(start_ms: int, ver: int) -> ClaimedRun:
+    """A run that another process has begun."""
+    return ClaimedRun(record(5), ver, start_ms, 0, 1, "there.1", NOW + 60_000)
+
+
+def seen(*heads: tuple[int, Head]) -> Sighting:
+    """What has been seen, by looks at these times."""
+    return after(*(HeadSeen(head, NOW + at_ms) for at_ms, head in heads)).sighting
+
+
+def test_runs_are_thought_to_last_as_long_as_those_before_and_longer_ones_by_and_by() -> None:
+    looks = [(n * 1_000 + 10, Head(ver=1 + 2 * n, run=run_from(NOW + n * 1_000, 1 + 2 * n))) for n in range(5)]
+    assert [seen(*looks[: n + 1]).lasts_ms for n in range(5)] == [0, 250, 750, 1_000, 1_000]
+    soon = Head(ver=11, run=run_from(NOW + 4_100, 11))
+    assert seen(*looks, (4_200, soon)).lasts_ms == 100
+
+
+def test_a_run_has_begun_when_it_says_but_not_before_the_look_that_did_not_see_it() -> None:
+    assert seen((0, Head(ver=1)), (100, Head(ver=2, run=run_from(NOW + 30, 2)))).began_ms == NOW + 30
+    assert seen((0, Head(ver=1)), (100, Head(ver=2, run=run_from(NOW - 9_000, 2)))).began_ms == NOW
+    assert seen((0, Head(ver=1)), (100, Head(ver=2, run=run_from(NOW + 9_000, 2)))).began_ms == NOW + 100
+    begun, further = Head(ver=2, run=run_from(NOW, 2)), Head(ver=2, run=run_from(NOW, 2), slots={"0": b""})
+    assert seen((0, Head(ver=1)), (100, begun), (200, further)).began_ms == NOW
+    assert seen((0, begun), (100, Head(ver=3))).began_ms is None
+
+
+def test_finished_ids_stay_for_a_while_where_others_hand_calls_over() -> None:
+    ids = {f"c{n}": NOW - n for n in range(TOLD_MAX + 5)}
+    memory = after(HeadSeen(Head(fin=ids), NOW), Buried(frozenset(ids), 1, 1))
+    assert set(memory.trim(Head(fin=ids)).fin) <= set(ids)
+    assert len(memory.trim(Head(fin=ids)).fin) == min(TRIMMED_MAX, len(ids))
+    marked = after(HeadSeen(Head(ver=1, fin=ids, pend="p"), NOW), memory=memory)
+    assert set(marked.trim(Head(fin=ids)).fin) == {f"c{n}" for n in range(TOLD_MAX, TOLD_MAX + 5)}
+    later = after(HeadSeen(Head(ver=1, fin=ids), NOW + TOLD_MS), memory=marked)
+    assert len(later.trim(Head(fin=ids)).fin) == min(TRIMMED_MAX, len(ids))
+
+
+def test_calls_that_are_slow_together_are_run_by_fewer() -> None:
+    assert after(Buried(EMPTY, 4, 4, calls_ms=400)).drain_max == 1
+    assert after(Buried(EMPTY, 4, 4, calls_ms=100)).drain_max == 6
+    assert after(Buried(EMPTY, 4, 4)).drain_max == DRAIN_EVENTS_MAX
 
 
 def test_a_look_into_the_inbox_takes_up_what_the_last_one_ran() -> None:

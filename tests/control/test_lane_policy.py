@@ -43,14 +43,17 @@ from tenuto_control.core.lane_memory import (
     OutboxPause,
     ReadBegun,
     Seen,
-    Sighting,
     SpillBegun,
     TablePause,
     Trouble,
     Turn,
 )
 from tenuto_control.core.lane_policy import (
+    CALL_LOOK_MS_MAX,
+    GATHER_MS,
     OUTRUN_MAX,
+    RUNS_DIFFER_MS,
+    SHARED_MS,
     Action,
     Bounds,
     DrainInbox,
@@ -71,6 +74,7 @@ from tenuto_control.core.lane_policy import (
     passed,
     unshipped,
 )
+from tenuto_control.core.sightings import Sighting
 
 NOW = 100_000
 BOUNDS = Bounds(
@@ -119,12 +123,25 @@ def case(head: Head | None, first: Event | None = None, queued: int = 0, *, bloc
 
 
 def away(
-    first: Event | None, head: Head, *, handed: int = 0, read_ms: int = NOW, changed_ms: int = 0, **memory: Any
+    first: Event | None,
+    head: Head,
+    *,
+    handed: int = 0,
+    behind: int = 0,
+    read_ms: int = NOW,
+    changed_ms: int = 0,
+    **memory: Any,
 ) -> Case:
     """A lane that other processes use; the first event has come a moment ago."""
     remembered = LaneMemory(Known(head), sighting=Sighting(read_ms, changed_ms))
     queued, (calls, records) = int(first is not None), kinds(first)
-    return Case(with_fields(remembered, **memory), Turn(NOW, first, queued, NOW - 1, calls, records, handed))
+    turn = Turn(NOW, first, queued, NOW - 1, calls, records, handed, behind=behind)
+    return Case(with_fields(remembered, **memory), turn)
+
+
+def watching(head: Head, sighting: Sighting) -> Case:
+    """A lane for which a call was handed over, as this process has seen it so far."""
+    return Case(LaneMemory(Known(head), sighting=sighting), Turn(NOW, handed=1))
 
 
 CALL = event("c1", CallSource())
@@ -204,7 +221,7 @@ TABLE: list[tuple[str, Case, Action]] = [
         case(Head(run=WAITING), record(7), 1, blocked_ms=1_000),
         Wait(NOW + BOUNDS.event_look_ms),
     ),
-    ("a wait, with a call behind it", away(CALL, Head(run=WAITING)), Wait(NOW + BOUNDS.call_look_ms)),
+    ("a wait, with a call behind it", away(CALL, Head(run=WAITING)), Wait(NOW + CALL_LOOK_MS_MAX)),
     (
         "a wait for an answer that another process may have got",
         away(record(7), Head(run=WAITING), read_ms=NOW - BOUNDS.event_look_ms),
@@ -262,26 +279,50 @@ TABLE: list[tuple[str, Case, Action]] = [
     ("a call that fails", case(Head(), CALL, MANY, pause=PAUSE, failing=FAILING), Wait(PAUSED)),
     ("a slow lane whose partition is full", case(Head(pend="p"), record(7), 1, pressed=True), Spill()),
     ("a call of a slow lane", case(Head(), CALL, 1, pressed=True), Invoke()),
-    ("a run held elsewhere, seen before the event came", away(record(7), TAKEN, read_ms=NOW - 2), ReadHead()),
+    (
+        "a run held elsewhere, seen long before the event came",
+        away(record(7), TAKEN, read_ms=NOW - 2 - BOUNDS.call_look_ms),
+        ReadHead(),
+    ),
+    (
+        "a run held elsewhere, with little more to hand over",
+        away(CALL, TAKEN, handed=1, behind=1, changed_ms=LATELY),
+        Wait(NOW + BOUNDS.call_look_ms),
+    ),
     ("a run held elsewhere", away(record(7), TAKEN), HandOver()),
     ("a run held elsewhere, seen as the event came", away(record(7), TAKEN, read_ms=NOW - 1), HandOver()),
     ("a run held elsewhere, of this very event", away(RUNNING.event, TAKEN), Wait(NOW + BOUNDS.event_look_ms)),
     ("a run held elsewhere, with nothing to hand over", away(None, TAKEN), Wait(TAKEN_UNTIL)),
-    ("a run held elsewhere, a call handed over", away(None, TAKEN, handed=1), Wait(NOW + BOUNDS.call_look_ms)),
+    ("a run held elsewhere, a call handed over", away(None, TAKEN, handed=1), Wait(NOW + CALL_LOOK_MS_MAX)),
+    (
+        "a run that was seen to begin elsewhere, a call handed over",
+        away(None, TAKEN, handed=1, changed_ms=LATELY),
+        Wait(NOW + BOUNDS.call_look_ms),
+    ),
+    (
+        "a run held elsewhere that will last as long as the one before, a call handed over",
+        watching(TAKEN, Sighting(NOW, NOW, began_ms=NOW, lasts_ms=500)),
+        Wait(NOW + 500 + RUNS_DIFFER_MS),
+    ),
+    (
+        "a run held elsewhere that may last for long, a call handed over",
+        watching(TAKEN, Sighting(NOW, NOW, began_ms=NOW, lasts_ms=30_000)),
+        Wait(NOW + BOUNDS.event_look_ms),
+    ),
     (
         "a run held elsewhere, a call handed over, time to look",
-        away(None, TAKEN, handed=1, read_ms=NOW - BOUNDS.call_look_ms),
+        away(None, TAKEN, handed=1, read_ms=NOW - CALL_LOOK_MS_MAX),
         ReadHead(),
     ),
     (
         "a call too long beside a run held elsewhere that is its own",
         away(CALL, Head(run=with_fields(RUNNING, event=CALL, holder="there.1")), blocked_since_ms=NOW - BLOCKED),
-        Wait(NOW + BOUNDS.call_look_ms),
+        Wait(NOW + CALL_LOOK_MS_MAX),
     ),
     (
         "a call too long behind a run that waits for an answer",
         away(CALL, Head(run=WAITING), blocked_since_ms=NOW - BLOCKED),
-        Wait(NOW + BOUNDS.call_look_ms),
+        Wait(NOW + CALL_LOOK_MS_MAX),
     ),
     (
         "a call too long behind a sleep",
@@ -292,7 +333,7 @@ TABLE: list[tuple[str, Case, Action]] = [
     ("a pause, a call handed over", away(None, Head(), handed=1, pause=PAUSE), Wait(PAUSED)),
     (
         "a pause, a call handed over, time to look",
-        away(None, Head(), handed=1, pause=PAUSE, read_ms=NOW - BOUNDS.call_look_ms),
+        away(None, Head(), handed=1, pause=PAUSE, read_ms=NOW - CALL_LOOK_MS_MAX),
         ReadHead(),
     ),
     (
@@ -304,6 +345,46 @@ TABLE: list[tuple[str, Case, Action]] = [
         "a lane that its user has just left, with more to hand over",
         away(record(7), Head(pend="p"), handed=1, changed_ms=LATELY),
         HandOver(),
+    ),
+    (
+        "a lane that its user has just left, with little more to hand over",
+        away(record(7), Head(pend="p"), handed=1, behind=1, changed_ms=LATELY),
+        Wait(NOW + BOUNDS.call_look_ms),
+    ),
+    (
+        "a lane that its user may have left for long, a call handed over",
+        away(None, Head(pend="p"), handed=1, read_ms=LATELY, changed_ms=NOW - BOUNDS.owner_ms),
+        ReadHead(),
+    ),
+    (
+        "a lane that its user has left without a claim, a call handed over",
+        away(None, Head(pend="p", tok="there.7.spec"), handed=1, changed_ms=NOW - BOUNDS.owner_ms),
+        Wait(NOW + BOUNDS.call_look_ms),
+    ),
+    (
+        "an inbox that another process works off",
+        away(record(7), Head(pend="p"), changed_ms=LATELY),
+        HandOver(),
+    ),
+    (
+        "an event beside another process",
+        away(record(7), Head(), overtaken_ms=NOW, read_ms=NOW - 2),
+        Wait(NOW - 1 + GATHER_MS),
+    ),
+    (
+        "a call beside another process",
+        away(CALL, Head(), overtaken_ms=NOW, read_ms=NOW - 2),
+        Invoke(),
+    ),
+    (
+        "an event beside another process, seen as it is now",
+        away(record(7), Head(), overtaken_ms=NOW),
+        Invoke(),
+    ),
+    (
+        "an event long after another process was there",
+        away(record(7), Head(), overtaken_ms=NOW - SHARED_MS, read_ms=NOW - 2),
+        Invoke(),
     ),
     (
         "a lane that its user has left for long, a call handed over",

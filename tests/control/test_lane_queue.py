@@ -194,8 +194,25 @@ def test_what_is_handed_over_releases_its_offset_and_keeps_its_caller() -> None:
         assert offsets.released == [1]
         assert not asked.answer.done()
         assert (len(queue), queue.waiting) == (0, 1)
-        assert queue.turn(NOW) == Turn(NOW, handed=1)
+        assert queue.turn(NOW) == Turn(NOW, handed=1, behind=2)
         assert queue.call(asked.event.id, ()) is asked
+
+    asyncio.run(scenario())
+
+
+def test_what_was_handed_over_is_behind_until_it_has_begun() -> None:
+    async def scenario() -> None:
+        offsets = Offsets()
+        records, asked = [offsets.work(1), offsets.work(2)], call("c1")
+        queue = queue_of(*records, asked)
+        queue.hand_over(queue.movable(), NOW)
+        assert queue.turn(NOW, Head()).behind == 3
+        run = ClaimedRun(asked.event, ver=1, start_ms=0, first_out=0, attempt=1, holder="there.1", lease_ms=NOW)
+        assert queue.turn(NOW, Head(ver=1, run=run)).behind == 2
+        source = records[0].event.source
+        assert isinstance(source, KafkaSource)
+        assert queue.turn(NOW, Head(ver=2, watermarks={source.watermark: 2})).behind == 2
+        assert queue.turn(NOW, Head(ver=3, watermarks={source.watermark: 3})).behind == 1
 
     asyncio.run(scenario())
 

@@ -43,6 +43,13 @@ async def step(ctx: ObjectContext, n: int) -> None:
     ctx.set("seen", [*(await ctx.get("seen", list[int]) or []), await ctx.run("step", abs, n)])
 
 
+@log.handler()
+async def dwell(ctx: ObjectContext, n: int) -> None:
+    """The same, after a while without a durable step."""
+    await asyncio.sleep(0.2)
+    ctx.set("seen", [*(await ctx.get("seen", list[int]) or []), n])
+
+
 def record(offset: int, value: bytes | None = None, partition: int = 0) -> Event:
     """The event of a record whose value, if none is given, is its offset."""
     nonce = kafka_nonce("0", "t", partition, offset)
@@ -100,6 +107,27 @@ def test_other_work_gets_its_turn_while_many_offsets_are_let_go_of() -> None:
             most, before = max(most, len(meter.released) - before), len(meter.released)
         assert before == FOLLOWERS + 1
         assert most <= LET_GO_AT_ONCE
+
+    run_virtual(scenario())
+
+
+def test_what_was_drained_is_not_run_again_for_what_comes_meanwhile() -> None:
+    """Its commit was to clear the mark that it saw, and finds another one."""
+
+    async def scenario() -> None:
+        meter = meter_of(log)
+        calls = [
+            Event.of(InvocationId(LANE, f"c{n}"), "dwell", CallSource(keep_result=True), str(n).encode())
+            for n in range(2)
+        ]
+        await accept(meter, calls[:1])
+        await asyncio.sleep(0.1)
+        await accept(meter, calls[1:])
+        await asyncio.sleep(10)
+        await meter.quiet()
+        assert seen(meter) == [0, 1]
+        assert meter.head("log", "k").pend is None
+        assert meter.count().invocations == 2
 
     run_virtual(scenario())
 

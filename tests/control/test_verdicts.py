@@ -32,11 +32,13 @@ from tenuto.protocol.messages import (
     Trim,
 )
 from tenuto.protocol.modes import Drain, Mode, Resume, Speculate
-from tenuto.protocol.records import Event, Failure, KafkaSource, Success
+from tenuto.protocol.records import CallSource, Event, Failure, KafkaSource, Success
 from tenuto_control.core.flights import Flight, Lessons, Repeated, Tried, departing
 from tenuto_control.core.verdicts import (
     COMMITS_REFUSED_MAX,
     FENCED_FREE_MAX,
+    SLOW_HANDED_MS,
+    SLOW_MS,
     TOO_LARGE,
     Commit,
     Crashed,
@@ -424,8 +426,28 @@ def test_the_event_behind_a_commit_failed_at_its_first_attempt() -> None:
     ids=["another wrote", "the inbox was marked", "another claimed"],
 )
 def test_a_commit_that_was_overtaken_is_thrown_away(head: Head, claim_first: bool) -> None:
-    verdict, lessons = judge_commit(flight_of(BOTH), WHOLE, Overtaken(head), Lessons(), LIMITS, NOW)
+    later = NOW + SLOW_MS
+    verdict, lessons = judge_commit(flight_of(BOTH), WHOLE, Overtaken(head), Lessons(), LIMITS, later)
     assert verdict == Discarded(head)
+    assert lessons.claim_first == claim_first
+
+
+def test_quick_events_from_kafka_do_not_claim_since_another_process_was_quicker() -> None:
+    _, lessons = judge_commit(flight_of(BOTH), WHOLE, Overtaken(AFTER), Lessons(), LIMITS, NOW + SLOW_MS - 1)
+    assert not lessons.claim_first
+
+
+@pytest.mark.parametrize(
+    ("pend", "took_ms", "claim_first"),
+    [(None, SLOW_MS, True), (None, SLOW_MS - 1, False), ("p", SLOW_MS, False), ("p", SLOW_HANDED_MS, True)],
+)
+def test_a_slow_call_claims_unless_others_hand_their_calls_over(
+    pend: str | None, took_ms: int, claim_first: bool
+) -> None:
+    call = Event(str(InvocationId(LANE, "c1")), "h", CallSource())
+    commit = Commit(Speculated(ended(call)))
+    left, before = with_fields(AFTER, pend=pend), Lessons(claim_first=True)
+    _, lessons = judge_commit(flight_of(Drain((call,))), commit, Stored(left), before, LIMITS, NOW + took_ms)
     assert lessons.claim_first == claim_first
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from tenuto.handler import Handler
 from tenuto.lane.head import head_key, parse_head
-from tenuto.lane.writes import Answer, Applied, Delete, Key, Write
+from tenuto.lane.writes import Answer, Applied, Delete, Key, Put, Write
 from tenuto.protocol.ids import InvocationId, Lane, kafka_nonce
 from tenuto.protocol.messages import Activation, Head, ServiceManifest, decode_request, encode
 from tenuto.protocol.records import CallSource, Event, KafkaSource
@@ -58,6 +58,13 @@ class CountingTable(MemoryTable):
         sizes = [item_bytes(item) for item in (before, answer.item) if item is not None]
         self.units += -(-max(sizes, default=1) // WRITE_UNIT_BYTES)
         return answer
+
+    async def put_all(self, puts: Sequence[Put]) -> None:
+        """See `Table.put_all`."""
+        if puts:
+            self.log.append(f"put_all {len(puts)} x {name_of(puts[0])}")
+            self.units += len(puts)
+        await super().put_all(puts)
 
     async def delete_all(self, deletes: Sequence[Delete]) -> None:
         """See `Table.delete_all`."""

@@ -22,7 +22,7 @@ from tenuto import Context, ObjectContext, Service, VirtualObject
 from tenuto.handler import Handler
 from tenuto.lane.timers import SWEEP_CURSOR
 from tenuto.lane.writes import Answer as WriteAnswer
-from tenuto.lane.writes import Delete, Item, Key, Write
+from tenuto.lane.writes import Delete, Item, Key, Put, Write
 from tenuto.protocol.ids import InvocationId, Lane, call_nonce
 from tenuto.protocol.limits import RESULT_TTL_S
 from tenuto.protocol.records import CallSource, Event, Success
@@ -121,10 +121,21 @@ class MortalTable:
         await asyncio.sleep(0)
         return await self.table.get(key)
 
+    async def get_all(self, keys: Sequence[Key]) -> list[Item | None]:
+        """See `Table.get_all`."""
+        await self._alive()
+        await asyncio.sleep(0)
+        return await self.table.get_all(keys)
+
     async def query(self, pk: str, low: str, high: str, *, limit: int = 100, after: str | None = None) -> Page:
         """See `Table.query`."""
         await self._alive()
         return await self.table.query(pk, low, high, limit=limit, after=after)
+
+    async def put_all(self, puts: Sequence[Put]) -> None:
+        """See `Table.put_all`."""
+        await self._alive()
+        await self.table.put_all(puts)
 
     async def delete_all(self, deletes: Sequence[Delete]) -> None:
         """See `Table.delete_all`."""

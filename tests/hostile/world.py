@@ -14,7 +14,7 @@ from typing import Any
 
 from tenuto.handler import Handler
 from tenuto.lane.dead_letters import Letter, parse_letter
-from tenuto.lane.writes import Answer, Delete, Item, Key, Write
+from tenuto.lane.writes import Answer, Delete, Item, Key, Put, Write
 from tenuto.protocol.ids import InvocationId, Lane, kafka_nonce
 from tenuto.protocol.records import CallSource, Event, KafkaSource
 from tenuto.store.port import Page, TableUnavailableError
@@ -54,10 +54,20 @@ class TroubledTable(CountingTable):
         await self._answer()
         return await super().get(key)
 
+    async def get_all(self, keys: Sequence[Key]) -> list[Item | None]:
+        """See `Table.get_all`."""
+        await self._answer()
+        return await super().get_all(keys)
+
     async def query(self, pk: str, low: str, high: str, *, limit: int = 100, after: str | None = None) -> Page:
         """See `Table.query`."""
         await self._answer()
         return await super().query(pk, low, high, limit=limit, after=after)
+
+    async def put_all(self, puts: Sequence[Put]) -> None:
+        """See `Table.put_all`."""
+        await self._answer()
+        await super().put_all(puts)
 
     async def delete_all(self, deletes: Sequence[Delete]) -> None:
         """See `Table.delete_all`."""

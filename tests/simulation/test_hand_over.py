@@ -39,13 +39,14 @@ waits that is refused for want of concurrency, is not what is looked at here."""
 LEARNED_ANEW = 3
 """Requests by which a plane learns that another one has used a lane since it did: a refused claim, a head, a guard."""
 
-GAP_OVERLOADED_MS = 1_250
-"""How long a committed call's caller waits at most where more calls come than a key can run: results that the head does
-not name any more are looked for in the order of the calls."""
+COST = 2.0
+"""What several planes cost at most, in requests of one."""
 
-SLOW_CALLS_COST = 4.0
-"""What two planes cost, in requests of one, when each call takes long and half of them are handed over: of such a call
-come an inbox item, its guard and mark, a claim, a stored result, a tombstone, and reads of its own."""
+SLOW_CALLS_COST = {50: 2.0, 100: 2.1, 200: 2.6, 1_000: 2.0}
+SLOW_CALLS_COST_OF_FOUR = {50: 4.1, 100: 3.1, 200: 3.1, 1_000: 2.7}
+"""The same for calls of handlers without steps that take so many milliseconds each, and of which more come than a key
+can run. In one plane such a call is a read, a commit and a stored result. `docs/internals` says what one takes that is
+handed over."""
 
 
 def reached(
@@ -113,34 +114,88 @@ def test_a_key_under_load_never_stands_still(
 @pytest.mark.parametrize("kind", ["calls", "events", "mixed"])
 @pytest.mark.parametrize(
     ("count", "apart_s", "takes_ms"),
-    [(10, 0.1, 500), (60, 0.02, 0), (40, 0.3, 100), (100, 0.02, None), (200, 0.005, None), (60, 0.1, None)],
+    [
+        (10, 0.1, 500),
+        (30, 0.1, 500),
+        (20, 0.1, 1_000),
+        (60, 0.02, 0),
+        (40, 0.3, 100),
+        (100, 0.02, None),
+        (200, 0.005, None),
+        (60, 0.1, None),
+    ],
 )
 def test_two_planes_cost_at_most_twice_what_one_costs(
     kind: Kind, count: int, apart_s: float, takes_ms: int | None
 ) -> None:
+    assert cost_of(2, kind, count, apart_s, takes_ms) <= COST
+
+
+@pytest.mark.parametrize(
+    ("kind", "count", "apart_s", "takes_ms"),
+    [
+        ("calls", 30, 0.1, 500),
+        ("mixed", 30, 0.1, 500),
+        ("mixed", 10, 0.1, 500),
+        ("mixed", 20, 0.1, 1_000),
+        ("calls", 60, 0.02, 0),
+        ("mixed", 60, 0.02, 0),
+        *((kind, 40, 0.3, 100) for kind in ("calls", "events", "mixed")),
+        *((kind, 100, 0.02, None) for kind in ("calls", "events", "mixed")),
+        *((kind, 200, 0.005, None) for kind in ("calls", "events", "mixed")),
+        *((kind, 60, 0.1, None) for kind in ("calls", "events", "mixed")),
+    ],
+)
+def test_four_planes_cost_at_most_twice_what_one_costs(
+    kind: Kind, count: int, apart_s: float, takes_ms: int | None
+) -> None:
+    assert cost_of(4, kind, count, apart_s, takes_ms) <= COST
+
+
+@pytest.mark.parametrize(
+    ("kind", "count", "apart_s", "takes_ms", "most"),
+    [
+        ("calls", 20, 0.1, 1_000, 2.7),
+        ("calls", 4, 0.5, 3_000, 4.5),
+        ("events", 60, 0.02, 0, 2.3),
+        ("events", 30, 0.1, 500, 2.7),
+        ("events", 20, 0.1, 1_000, 2.6),
+    ],
+)
+def test_four_planes_cost_more_where_one_needs_few_requests_or_waits_for_long(
+    kind: Kind, count: int, apart_s: float, takes_ms: int | None, most: float
+) -> None:
+    """Three planes look after long steps, and events of one partition go in batches: `docs/internals` does the sums."""
+    assert cost_of(4, kind, count, apart_s, takes_ms) <= most
+
+
+def cost_of(planes: int, kind: Kind, count: int, apart_s: float, takes_ms: int | None) -> float:
+    """What so many planes cost, in requests of one."""
     alone = reached(kind, 1, count, apart_s, takes_ms, GAP_OUTRUN_MS).work_requests
-    assert reached(kind, 2, count, apart_s, takes_ms, GAP_OUTRUN_MS).work_requests <= 2 * alone
+    return reached(kind, planes, count, apart_s, takes_ms, GAP_OUTRUN_MS).work_requests / alone
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
-@pytest.mark.parametrize(("count", "apart_s", "takes_ms"), [(60, 0.1, 200), (60, 0.1, 100), (20, 0.1, 1_000)])
+@pytest.mark.parametrize(
+    ("count", "apart_s", "takes_ms"), [(60, 0.05, 50), (60, 0.1, 100), (60, 0.1, 200), (20, 0.1, 1_000)]
+)
 def test_a_handler_that_takes_long_without_a_step_is_not_run_beside_itself(
     count: int, apart_s: float, takes_ms: int, seed: int
 ) -> None:
-    """More calls than one key can run: half of them go through the inbox.
+    """More calls than one key can run: most of them go through the inbox.
 
-    Run without a claim, each ran in both planes, and the results of all that waited were looked for: up to 8.5 times
+    Run without a claim, each ran in every plane, and the results of all that waited were looked for: up to 8.5 times
     the requests of one plane.
     """
     slow = (Remember("x", takes_ms),)
-    requests, invocations = [], []
-    for planes in (1, 2):
-        report = reached("calls", planes, count, apart_s, None, GAP_OVERLOADED_MS, seed=seed, play=slow)
+    requests, invocations = {}, {}
+    for planes in (1, 2, 4):
+        report = reached("calls", planes, count, apart_s, None, GAP_OUTRUN_MS, seed=seed, play=slow)
         passed(report)
-        requests.append(report.work_requests)
-        invocations.append(report.invocations)
-    assert requests[1] <= SLOW_CALLS_COST * requests[0]
-    assert invocations[1] <= 1.5 * invocations[0]
+        requests[planes], invocations[planes] = report.work_requests, report.invocations
+    assert requests[2] <= SLOW_CALLS_COST[takes_ms] * requests[1]
+    assert requests[4] <= SLOW_CALLS_COST_OF_FOUR[takes_ms] * requests[1]
+    assert max(invocations.values()) <= 1.5 * invocations[1]
 
 
 def test_an_unused_lane_costs_no_more_in_several_planes() -> None:

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from msgspec.structs import replace
 
+from tenuto.lane.timers import SWEEP_CURSOR
 from tenuto.lane.writes import Answer, Applied, Delete, Item, Key, Put, Update, Write
 from tenuto.protocol.messages import Activation, Outcome, decode_request, encode
 from tenuto.runtime.activation import activate
@@ -51,14 +52,24 @@ class World(MemoryTable):
     def __init__(self, watch: Watch, without: frozenset[str] = frozenset()) -> None:
         super().__init__()
         self.refusals = 0
-        self.sweep_queries = 0
+        self.sweep_requests = 0
         self._watch = watch
         self._without = without
 
     async def query(self, pk: str, low: str, high: str, *, limit: int = 100, after: str | None = None) -> Page:
         """See `Table.query`; those of sweeps, which come at a constant rate, are counted apart as well."""
-        self.sweep_queries += pk.startswith("T#")
+        self.sweep_requests += pk.startswith("T#")
         return await super().query(pk, low, high, limit=limit, after=after)
+
+    async def get(self, key: Key) -> Item | None:
+        """See `Table.get`. How far each sweep has got is read and written at a constant rate, too."""
+        self.sweep_requests += key == SWEEP_CURSOR
+        return await super().get(key)
+
+    async def write(self, write: Write) -> Answer:
+        """See `Table.write`."""
+        self.sweep_requests += write.key == SWEEP_CURSOR
+        return await super().write(write)
 
     def apply(self, write: Write) -> Answer:
         """Apply and tell the watcher."""
@@ -101,11 +112,19 @@ class GatedTable:
         """See `Table.get`."""
         return await self._cross(f"get {key.pk} {key.sk}", lambda: self._world.get(key))
 
+    async def get_all(self, keys: Sequence[Key]) -> list[Item | None]:
+        """See `Table.get_all`."""
+        return await self._cross(f"get {len(keys)} x {keys[0].pk} {keys[0].sk}", lambda: self._world.get_all(keys))
+
     async def query(self, pk: str, low: str, high: str, *, limit: int = 100, after: str | None = None) -> Page:
         """See `Table.query`."""
         return await self._cross(
             f"query {pk} {low}", lambda: self._world.query(pk, low, high, limit=limit, after=after)
         )
+
+    async def put_all(self, puts: Sequence[Put]) -> None:
+        """See `Table.put_all`."""
+        await self._cross(f"put {len(puts)}", lambda: self._world.put_all(puts), write=True)
 
     async def delete_all(self, deletes: Sequence[Delete]) -> None:
         """See `Table.delete_all`."""

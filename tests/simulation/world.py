@@ -313,7 +313,7 @@ class Simulation:
             self.functions.invocations,
             self.plan.counts,
             list(self._trace),
-            sum(self.world.requests.values()) - self.world.sweep_queries,
+            sum(self.world.requests.values()) - self.world.sweep_requests,
         )
 
     def trace(self, text: str) -> None:

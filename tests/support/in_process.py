@@ -25,7 +25,7 @@ from tenuto.handler import Handler
 from tenuto.lane.head import head_key, parse_head
 from tenuto.lane.items import unbundled
 from tenuto.lane.transitions import effects_of, result_key, result_put, slots_put, spec_commit, takeover, trim_head
-from tenuto.lane.writes import Answer, Applied, Delete, Item, Key, Write
+from tenuto.lane.writes import Answer, Applied, Delete, Item, Key, Put, Write
 from tenuto.protocol.ids import AwakeableId, InvocationId, Lane, kafka_nonce, message_nonce
 from tenuto.protocol.messages import (
     Activation,
@@ -111,10 +111,20 @@ class FunctionTable:
         self._check()
         return await self._table.get(key)
 
+    async def get_all(self, keys: Sequence[Key]) -> list[Item | None]:
+        """See `Table.get_all`."""
+        self._check()
+        return await self._table.get_all(keys)
+
     async def query(self, pk: str, low: str, high: str, *, limit: int = 100, after: str | None = None) -> Page:
         """See `Table.query`."""
         self._check()
         return await self._table.query(pk, low, high, limit=limit, after=after)
+
+    async def put_all(self, puts: Sequence[Put]) -> None:
+        """See `Table.put_all`."""
+        self._check()
+        await self._table.put_all(puts)
 
     async def delete_all(self, deletes: Sequence[Delete]) -> None:
         """See `Table.delete_all`."""

@@ -6,7 +6,7 @@ lane takes (`transitions`), nor DynamoDB's expression language (`tenuto.store.dy
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias, assert_never
 
 from msgspec import Struct
@@ -131,6 +131,12 @@ def holds(clause: Clause, item: Item | None) -> bool:
             return attribute not in attributes or attributes[attribute] == value
         case _:
             assert_never(clause)
+
+
+def check_unconditional(puts: Sequence[Put]) -> None:
+    """Raises ValueError unless these puts can be made together: what takes many at once takes no conditions."""
+    if any(put.conditions for put in puts):
+        raise ValueError("a put with a condition is made by itself")
 
 
 def apply(write: Write, item: Item | None) -> Answer:

@@ -16,23 +16,22 @@ from functools import partial
 from math import ceil
 from typing import Any, Final, Literal, Protocol, TypeAlias, TypeVar, assert_never, get_args
 
-from tenuto.lane.writes import Answer, Applied, Delete, Item, Key, Put, Refused, Update, Write
+from tenuto.lane.writes import Answer, Applied, Delete, Item, Key, Put, Refused, Update, Write, check_unconditional
 from tenuto.store.aws_client import translated
 from tenuto.store.expressions import (
     Arguments,
     render_batch_delete,
+    render_batch_get,
+    render_batch_put,
     render_get,
     render_query,
     render_write,
     unmarshal_item,
 )
-from tenuto.store.memory import item_bytes
+from tenuto.store.memory import BATCH_READS_MAX, BATCH_WRITES_MAX, item_bytes
 from tenuto.store.port import Page, TableUnavailableError
 from tenuto.store.senders import Sender, open_sender
 from tenuto.wire.errors import ServiceError
-
-BATCH_KEYS_MAX: Final = 25
-"""Requests in one BatchWriteItem (DynamoDB's limit)."""
 
 BATCH_ATTEMPTS_MAX: Final = 6
 BATCH_PAUSE_S: Final = 0.05
@@ -50,7 +49,9 @@ CONDITION_FAILED: Final = "ConditionalCheckFailedException"
 
 T = TypeVar("T")
 
-Operation: TypeAlias = Literal["update_item", "put_item", "delete_item", "get_item", "query", "batch_write_item"]
+Operation: TypeAlias = Literal[
+    "update_item", "put_item", "delete_item", "get_item", "query", "batch_write_item", "batch_get_item"
+]
 
 _WRITE_OPERATIONS: Final[Mapping[str, Operation]] = {
     "update": "update_item",
@@ -91,6 +92,10 @@ class DynamoClient(Protocol):
         """DynamoDB's BatchWriteItem."""
         ...
 
+    async def batch_get_item(self, **arguments: Any) -> dict[str, Any]:
+        """DynamoDB's BatchGetItem."""
+        ...
+
 
 class _ConditionFailedError(Exception):
     """DynamoDB found a condition not to hold; `item` is what it found instead."""
@@ -103,7 +108,8 @@ class _ConditionFailedError(Exception):
 class _Table(ABC):
     """Everything but the way a request is sent and a pause is made.
 
-    `requests` counts requests sent by kind: update, put, delete, get, query, batch_delete. With
+    `requests` counts requests sent by kind: update, put, delete, get, query, and batch_get,
+    batch_put, batch_delete. With
     `count_capacity`, `write_units` adds up what the writes were billed, refused ones included.
     """
 
@@ -137,6 +143,28 @@ class _Table(ABC):
         """See `Table.get`."""
         return await self._request("get", "get_item", render_get(self.name, key), _found)
 
+    async def get_all(self, keys: Sequence[Key]) -> list[Item | None]:
+        """See `Table.get_all`."""
+        found: dict[Key, Item] = {}
+        different = list(dict.fromkeys(keys))
+        for start in range(0, len(different), BATCH_READS_MAX):
+            arguments = render_batch_get(self.name, different[start : start + BATCH_READS_MAX])
+            for attempt in range(BATCH_ATTEMPTS_MAX):
+                items, left = await self._request(
+                    "batch_get", "batch_get_item", arguments, partial(_batch_found, self.name)
+                )
+                found |= items
+                if not left:
+                    break
+                arguments = {"RequestItems": {self.name: left}}
+                if not items:  # What did not fit into one answer is asked for at once.
+                    await self._pause(BATCH_PAUSE_S * 2**attempt)
+            else:
+                raise TableUnavailableError(
+                    f"table {self.name}: some of {len(keys)} reads not answered in {BATCH_ATTEMPTS_MAX} attempts"
+                )
+        return [found.get(key) for key in keys]
+
     async def query(self, pk: str, low: str, high: str, *, limit: int = 100, after: str | None = None) -> Page:
         """See `Table.query`. A page also ends at DynamoDB's 1 MB."""
         assert limit >= 1, "a page holds at least one item"
@@ -153,20 +181,28 @@ class _Table(ABC):
         """See `Table.delete_all`. When it raises, any of the items may be gone."""
         # DynamoDB refuses a batch that names a key twice.
         keys = list(dict.fromkeys(delete.key for delete in deletes))
-        for start in range(0, len(keys), BATCH_KEYS_MAX):
-            await self._delete_batch(keys[start : start + BATCH_KEYS_MAX])
+        for start in range(0, len(keys), BATCH_WRITES_MAX):
+            arguments = render_batch_delete(self.name, keys[start : start + BATCH_WRITES_MAX])
+            await self._write_batch("delete", arguments)
 
-    async def _delete_batch(self, keys: Sequence[Key]) -> None:
-        arguments = render_batch_delete(self.name, keys)
+    async def put_all(self, puts: Sequence[Put]) -> None:
+        """See `Table.put_all`. Of several for one key, the last one is made."""
+        check_unconditional(puts)
+        last = list({put.key: put for put in puts}.values())
+        for start in range(0, len(last), BATCH_WRITES_MAX):
+            await self._write_batch("put", render_batch_put(self.name, last[start : start + BATCH_WRITES_MAX]))
+
+    async def _write_batch(self, kind: str, arguments: Arguments) -> None:
+        count = len(arguments["RequestItems"][self.name])
         for attempt in range(BATCH_ATTEMPTS_MAX):
-            undone = await self._request("batch_delete", "batch_write_item", arguments, partial(_undone, self.name))
+            undone = await self._request(f"batch_{kind}", "batch_write_item", arguments, partial(_undone, self.name))
             if not undone:
                 return
             arguments = {"RequestItems": {self.name: undone}}
             await self._pause(BATCH_PAUSE_S * 2**attempt)
         left = len(arguments["RequestItems"][self.name])
         raise TableUnavailableError(
-            f"table {self.name}: {left} of {len(keys)} deletes not accepted in {BATCH_ATTEMPTS_MAX} attempts"
+            f"table {self.name}: {left} of {count} {kind}s not accepted in {BATCH_ATTEMPTS_MAX} attempts"
         )
 
     async def _request(
@@ -174,7 +210,7 @@ class _Table(ABC):
     ) -> T:
         """One request, and what `read` makes of its answer. One that it cannot read is a table that did not answer."""
         self.requests[kind] = self.requests.get(kind, 0) + 1
-        counted = self._count_capacity and kind not in ("get", "query")
+        counted = self._count_capacity and kind not in ("get", "batch_get", "query")
         if counted:
             arguments = {**arguments, "ReturnConsumedCapacity": "TOTAL"}
         try:
@@ -286,6 +322,17 @@ def _page(limit: int, response: Mapping[str, Any]) -> Page:
         return Page(items[:limit], str(items[limit - 1]["sk"]))
     marker = response.get("LastEvaluatedKey")
     return Page(items, str(marker["sk"]["S"]) if marker else None)
+
+
+def _batch_found(table: str, response: Mapping[str, Any]) -> tuple[dict[Key, Item], Any]:
+    """The items of a batch of reads by their keys, and what is to be asked for again."""
+    items = [unmarshal_item(attributes) for attributes in response["Responses"].get(table, [])]
+    if not all(isinstance(item["pk"], str) and isinstance(item["sk"], str) for item in items):
+        raise TypeError("items without keys")
+    left = response["UnprocessedKeys"]
+    if left != {} and not isinstance(left[table]["Keys"], list):
+        raise TypeError("no keys")
+    return {Key(str(item["pk"]), str(item["sk"])): item for item in items}, left[table] if left != {} else None
 
 
 def _undone(table: str, response: Mapping[str, Any]) -> list[Any]:

@@ -78,10 +78,20 @@ class EncryptedTable:
         item = await self._table.get(key)
         return None if item is None else await self._opened_alone(item)
 
+    async def get_all(self, keys: Sequence[Key]) -> list[Item | None]:
+        """See `Table.get_all`."""
+        items = await self._table.get_all(keys)
+        return [None if item is None else await self._opened_or_kept(item) for item in items]
+
     async def query(self, pk: str, low: str, high: str, *, limit: int = 100, after: str | None = None) -> Page:
         """See `Table.query`."""
         page = await self._table.query(pk, low, high, limit=limit, after=after)
         return Page([await self._opened_or_kept(item) for item in page.items], page.last)
+
+    async def put_all(self, puts: Sequence[Put]) -> None:
+        """See `Table.put_all`."""
+        sealed = [replace(put, attributes=await self._encrypted(put.key, put.attributes)) for put in puts]
+        await self._table.put_all(sealed)
 
     async def delete_all(self, deletes: Sequence[Delete]) -> None:
         """See `Table.delete_all`."""

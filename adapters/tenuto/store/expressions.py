@@ -148,9 +148,20 @@ def render_query(table: str, pk: str, low: str, high: str, *, limit: int, after:
     return arguments
 
 
+def render_batch_get(table: str, keys: Iterable[Key]) -> Arguments:
+    """A BatchGetItem of strongly consistent reads; at most 100 keys, all different."""
+    return {"RequestItems": {table: {"Keys": [render_key(key) for key in keys], "ConsistentRead": True}}}
+
+
 def render_batch_delete(table: str, keys: Iterable[Key]) -> Arguments:
     """A BatchWriteItem that deletes; at most 25 keys, all different."""
     return {"RequestItems": {table: [{"DeleteRequest": {"Key": render_key(key)}} for key in keys]}}
+
+
+def render_batch_put(table: str, puts: Iterable[Put]) -> Arguments:
+    """A BatchWriteItem that puts, whatever is there; at most 25 items, all different. Raises as `marshal` does."""
+    items = ({**render_key(put.key), **marshal_item(put.attributes)} for put in puts)
+    return {"RequestItems": {table: [{"PutRequest": {"Item": item}} for item in items]}}
 
 
 def render_key(key: Key) -> dict[str, AttributeValue]:

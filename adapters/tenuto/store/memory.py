@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tenuto.lane.writes import Answer, Applied, Delete, Item, Key, Update, Write, apply
+from tenuto.lane.writes import Answer, Applied, Delete, Item, Key, Put, Update, Write, apply, check_unconditional
 from tenuto.store.port import Page, UnstorableError
 
 ITEM_BYTES_MAX = 409_600
@@ -17,6 +17,10 @@ ITEM_BYTES_MAX = 409_600
 PARTITION_KEY_BYTES_MAX = 2_048
 SORT_KEY_BYTES_MAX = 1_024
 """DynamoDB's limits for keys (Amazon DynamoDB developer guide, quotas)."""
+
+BATCH_WRITES_MAX = 25
+BATCH_READS_MAX = 100
+"""Items of one BatchWriteItem, and of one BatchGetItem (the same)."""
 
 
 class MemoryTable:
@@ -55,6 +59,12 @@ class MemoryTable:
         self._count("get")
         return self.items.get((key.pk, key.sk))
 
+    async def get_all(self, keys: Sequence[Key]) -> list[Item | None]:
+        """See `Table.get_all`."""
+        for _ in range(0, len(keys), BATCH_READS_MAX):
+            self._count("batch_get")
+        return [self.items.get((key.pk, key.sk)) for key in keys]
+
     async def query(self, pk: str, low: str, high: str, *, limit: int = 100, after: str | None = None) -> Page:
         """See `Table.query`."""
         self._count("query")
@@ -62,11 +72,19 @@ class MemoryTable:
         items = [self.items[pk, sk] for sk in names[:limit]]
         return Page(items, names[limit - 1] if len(names) > limit else None)
 
+    async def put_all(self, puts: Sequence[Put]) -> None:
+        """See `Table.put_all`."""
+        check_unconditional(puts)
+        for start in range(0, len(puts), BATCH_WRITES_MAX):
+            self._count("batch_put")
+            for put in puts[start : start + BATCH_WRITES_MAX]:
+                self.apply(put)
+
     async def delete_all(self, deletes: Sequence[Delete]) -> None:
         """See `Table.delete_all`."""
-        for start in range(0, len(deletes), 25):
+        for start in range(0, len(deletes), BATCH_WRITES_MAX):
             self._count("batch_delete")
-            for delete in deletes[start : start + 25]:
+            for delete in deletes[start : start + BATCH_WRITES_MAX]:
                 self.apply(delete)
 
     def _count(self, kind: str) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from tenuto.lane.writes import Answer, Delete, Item, Key, Write
+from tenuto.lane.writes import Answer, Delete, Item, Key, Put, Write
 
 
 class TableUnavailableError(Exception):
@@ -54,8 +54,22 @@ class Table(Protocol):
         """One strongly consistent read."""
         ...
 
+    async def get_all(self, keys: Sequence[Key]) -> list[Item | None]:
+        """Strongly consistent reads in as few requests as possible (100 a request on DynamoDB), in the same order.
+
+        They are not one read: other writes may come in between. As in a page, what does not open is Foreign.
+        """
+        ...
+
     async def query(self, pk: str, low: str, high: str, *, limit: int = 100, after: str | None = None) -> Page:
         """Items of a partition with low <= sk <= high in order, strongly consistent, at most `limit` in a page."""
+        ...
+
+    async def put_all(self, puts: Sequence[Put]) -> None:
+        """Put items without conditions in as few requests as possible (25 a request on DynamoDB).
+
+        Raises ValueError for a put with a condition. When it raises anything else, any of the items may be there.
+        """
         ...
 
     async def delete_all(self, deletes: Sequence[Delete]) -> None:

@@ -113,10 +113,23 @@ class ProcessTable:
         await self._living()
         return await self._table.get(key)
 
+    async def get_all(self, keys: Sequence[Key]) -> list[Item | None]:
+        """See `Table.get_all`."""
+        await self._living()
+        return await self._table.get_all(keys)
+
     async def query(self, pk: str, low: str, high: str, *, limit: int = 100, after: str | None = None) -> Page:
         """See `Table.query`."""
         await self._living()
         return await self._table.query(pk, low, high, limit=limit, after=after)
+
+    async def put_all(self, puts: Sequence[Put]) -> None:
+        """See `Table.put_all`."""
+        if not puts:
+            return
+        number = await self._begins(f"{len(puts)} x {name_of(puts[0])}")
+        await self._table.put_all(puts)
+        await self._ends(number)
 
     async def delete_all(self, deletes: Sequence[Delete]) -> None:
         """See `Table.delete_all`."""

@@ -24,9 +24,14 @@ from tenuto.protocol.limits import FINISHED_TTL_MS
 from tenuto.protocol.messages import ClaimedRun, Head, Trim
 from tenuto.protocol.records import Event
 from tenuto_control.core.frugal_heads import frugal
+from tenuto_control.core.sightings import Sighting
 
 DRAIN_EVENTS_MAX: Final = 50
 """Inbox items that one look takes up; the rest waits for the next."""
+
+DRAIN_MS_MAX: Final = 150
+"""So long, at the most, calls run together, where one does not take longer: meanwhile nothing tells others that
+the lane is in use, and none of their callers has a result."""
 
 TRIMMED_MAX: Final = 50
 """Entries of each kind that one write removes on the side: they share its expression with what the write is about."""
@@ -99,23 +104,6 @@ class Trouble(Struct, frozen=True):
     during: type[object]
 
 
-class Sighting(Struct, frozen=True):
-    """When this process learned of the head: last (`read_ms`), and of the head as it is (`changed_ms`).
-
-    `ver` and `slots` distinguish one head from the next: the head's version, and how many slots its run has.
-    """
-
-    read_ms: int = 0
-    changed_ms: int = 0
-    ver: int = -1
-    slots: int = 0
-
-    def again(self, head: Head, now_ms: int) -> Sighting:
-        """The head was seen once more."""
-        same = (head.ver, len(head.slots)) == (self.ver, self.slots)
-        return Sighting(now_ms, self.changed_ms if same else now_ms, head.ver, len(head.slots))
-
-
 class Holder(Enum):
     """Whose a run that is not suspended is."""
 
@@ -134,8 +122,9 @@ class Turn(Struct, frozen=True):
     """A decision is due at `now_ms`, with `queued` works in the queue, the first of which is about `first`.
 
     That one came at `first_ms`. `calls` and `records` say which kinds of work are in the queue. `handed` counts calls
-    that were handed over and whose callers wait here. `clock_differs`: `now_ms` is known to be wrong by more than the
-    margin of leases. `holds`: offsets of finished events are held.
+    that were handed over and whose callers wait here; `behind` counts works that were, and have not begun.
+    `clock_differs`: `now_ms` is known to be wrong by more than the margin of leases. `holds`: offsets of finished
+    events are held.
     """
 
     now_ms: int
@@ -147,6 +136,7 @@ class Turn(Struct, frozen=True):
     handed: int = 0
     clock_differs: bool = False
     holds: bool = False
+    behind: int = 0
 
 
 class Nudged(Struct, frozen=True):
@@ -195,7 +185,8 @@ class ActivationEnded(Struct, frozen=True):
     """An activation's end: the head it left (None: not known), and which nonces it finished.
 
     `ended` are holders that certainly run no more. `answered` is as in `HeadSeen`. `outrun` counts how often in a row
-    another process was quicker. `nap` is the holder of a nap that it has begun.
+    another process was quicker. `nap` is the holder of a nap that it has begun. `overtaken`: what it would have written
+    was refused, as another process wrote before.
     """
 
     head: Head | None
@@ -206,6 +197,7 @@ class ActivationEnded(Struct, frozen=True):
     answered: frozenset[str] = EMPTY
     outrun: int = 0
     nap: str | None = None
+    overtaken: bool = False
 
 
 class NapOver(Struct, frozen=True):
@@ -259,11 +251,15 @@ class InboxSeen(Struct, frozen=True):
 
 
 class Buried(Struct, frozen=True):
-    """Of `asked` events from the inbox that were to run, `ran` have. Those that are no records have tombstones now."""
+    """Of `asked` events from the inbox that were to run, `ran` have. Those of `nonces` have tombstones now.
+
+    If they were calls, it took `calls_ms`.
+    """
 
     nonces: frozenset[str]
     ran: int
     asked: int
+    calls_ms: int = 0
 
 
 class Troubled(Struct, frozen=True):
@@ -325,7 +321,8 @@ class LaneMemory(Struct, frozen=True):
     is since when the lane has been taken, failing or unable to ship while events waited. `pressed` is as in `Pressed`,
     `outrun` as in `ActivationEnded`. `drain_max` is how many inbox items the next look takes up.
     `hurried`: a run that pauses after a failed attempt is resumed before its time. `nap` is the holder for whom this
-    process is to begin the next attempt at a run that naps: once, which only who remembers it can be sure of.
+    process is to begin the next attempt at a run that naps: once, which only who remembers it can be sure of. At
+    `overtaken_ms` another process has written what this one was about to.
     """
 
     seen: Seen = UNREAD
@@ -345,6 +342,7 @@ class LaneMemory(Struct, frozen=True):
     hurried: bool = False
     drain_max: int = DRAIN_EVENTS_MAX
     nap: str | None = None
+    overtaken_ms: int | None = None
 
     # --- questions ----------------------------------------------------------------------------------------------------
 
@@ -395,10 +393,15 @@ class LaneMemory(Struct, frozen=True):
         return run.failures + 1 if self.crashed else None
 
     def trim(self, head: Head) -> Trim:
-        """What the next write of this head may remove."""
+        """What the next write of this head may remove.
+
+        Where calls were handed over lately, the ids of what has finished stay for as long as a process whose callers
+        wait may take to read the head: it then asks for the results that are there, and for no others.
+        """
+        told = self.sighting.told(head) if self.finished else EMPTY
         return Trim(
             out=tuple(seq for seq in head.out if seq in self.shipped)[:TRIMMED_MAX],
-            fin=tuple(nonce for nonce in head.fin if nonce in self.finished)[:TRIMMED_MAX],
+            fin=tuple(nonce for nonce in head.fin if nonce in self.finished and nonce not in told)[:TRIMMED_MAX],
             stray=(*head.stray, *outlived(head, self.sighting.read_ms))[:TRIMMED_MAX],
         )
 
@@ -497,6 +500,7 @@ class LaneMemory(Struct, frozen=True):
             outrun=fact.outrun,
             hurried=False,
             nap=fact.nap,
+            overtaken_ms=fact.now_ms if fact.overtaken else self.overtaken_ms,
         )
 
     def _learned(self, fact: HeadSeen) -> LaneMemory:
@@ -534,6 +538,8 @@ class LaneMemory(Struct, frozen=True):
             return replace(self, finished=self.finished | nonces) if nonces else self
         # What then does not run is looked up in vain, and a handler that claims takes few events at a time.
         drain_max = min(DRAIN_EVENTS_MAX, 2 * self.drain_max) if fact.ran == fact.asked else max(1, fact.ran)
+        if fact.calls_ms * 2 > DRAIN_MS_MAX:
+            drain_max = max(1, min(drain_max, fact.ran * DRAIN_MS_MAX // fact.calls_ms))
         return replace(self, finished=_with(self.finished, fact.nonces), drain_max=drain_max)
 
     def _set_back(self, fact: Unserved | ProducedInVain | TableAway | Troubled) -> LaneMemory:
@@ -571,6 +577,15 @@ def named_by(process: str, name: str | None) -> bool:
     """
     before, found, after = (name or "").partition(f"{process}.")
     return bool(found) and not before and after.partition(".")[0].isdecimal()
+
+
+SPECULATION: Final = ".spec"
+"""What the `tok` of a commit ends with that no claim came before."""
+
+
+def is_speculation(tok: str | None) -> bool:
+    """Whether a head was written last by a commit without a claim."""
+    return tok is not None and tok.endswith(SPECULATION)
 
 
 def _settled(inbox: InboxSeen) -> frozenset[str]:

@@ -19,7 +19,8 @@ from tenuto.lane.transitions import ANY_ANSWER
 from tenuto.protocol.limits import FINISHED_CALL_MS
 from tenuto.protocol.messages import ClaimedRun, Head
 from tenuto.protocol.records import CallSource, DueSlot, Event, KafkaSource, ResultOut, unpack_slot
-from tenuto_control.core.lane_memory import Holder, LaneMemory, Turn, named_by
+from tenuto_control.core.lane_memory import Holder, LaneMemory, Turn, is_speculation, named_by
+from tenuto_control.core.sightings import Sighting
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +126,29 @@ Action: TypeAlias = (
     | Idle
 )
 
+OWNER_UNCLAIMED = 2
+"""So much longer a lane is left to who has changed it last without a claim."""
+
+SHARED_MS = 1_000
+"""So long after a commit that came too late, a lane is taken to be used by another process as well."""
+
+GATHER_MS = 100
+"""So long events gather that are for such a lane."""
+
+FRESH_MS = 20
+"""A head that was read within so long is as it was, most probably."""
+
+HANDED_GROWS = 3
+"""So many times what was handed over, and has not begun, is handed over at once."""
+
+RUNS_DIFFER_MS = 60
+"""By so much a run may last longer than the one before, and its end is seen by one look."""
+
+LOOKS_GROW = 4
+CALL_LOOK_MS_MAX = 250
+"""While a call waits for a run that has lasted for longer than those before, the head is read again after a fourth of
+that time, and at the latest after so long: a lane stands still for no longer."""
+
 OUTRUN_MAX = 3
 """So often in a row another process is quicker until work goes to where that process finds it."""
 
@@ -143,10 +167,9 @@ def decide(memory: LaneMemory, turn: Turn, bounds: Bounds) -> Action:
         return _pause(memory, turn, bounds) or ReadHead()
     if head.run is not None and not head.run.suspended:
         return _running(memory, turn, bounds, head, head.run)
-    if turn.handed and not memory.look and _used_lately(memory, turn, bounds):
-        # Another process has just used it, and continues with what was handed over.
-        owner_until_ms = memory.sighting.changed_ms + bounds.owner_ms
-        return HandOver() if turn.first is not None else _watch(memory, turn, bounds, owner_until_ms)
+    if turn.handed and not memory.look and not memory.read_since(_owner_until_ms(memory, bounds)):
+        # Another process has used it when it was seen last, and continues with what was handed over.
+        return _left_to_owner(memory, turn, bounds)
     if to_ship(memory, turn, bounds, head):
         return _ship(memory, turn, bounds, head)
     if head.run is not None:
@@ -158,19 +181,28 @@ def decide(memory: LaneMemory, turn: Turn, bounds: Bounds) -> Action:
     return _pause(memory, turn, bounds) or _free(memory, turn, bounds, head)
 
 
+def _left_to_owner(memory: LaneMemory, turn: Turn, bounds: Bounds) -> Action:
+    """Leave a lane to who has changed it, until it has been seen not to change for a while."""
+    owner_until_ms = _owner_until_ms(memory, bounds)
+    if owner_until_ms <= turn.now_ms:
+        return ReadHead()
+    return HandOver() if _enough(turn) else _watch(memory, turn, bounds, owner_until_ms)
+
+
 def _free(memory: LaneMemory, turn: Turn, bounds: Bounds, head: Head) -> Action:
     """The next action for a lane that no run has, and whose outbox is delivered."""
     first = turn.first
     if memory.pressed and first is not None and isinstance(first.source, KafkaSource):
         # The lane is slow, not stuck. Its backlog continues from the inbox, and other keys get their turn.
         return Spill()
-    outrun = memory.outrun >= OUTRUN_MAX and not named_by(bounds.process, head.tok)
-    if outrun and first is not None and _used_lately(memory, turn, bounds):
+    # Another process drains the inbox, or is quicker again and again.
+    theirs = head.pend is not None or memory.outrun >= OUTRUN_MAX
+    if theirs and first is not None and not named_by(bounds.process, head.tok) and _used_lately(memory, turn, bounds):
         return HandOver()
     if head.pend is not None or memory.look:
         return DrainInbox()
     if first is not None:
-        return Invoke()
+        return _sharing(memory, turn, first) or Invoke()
     if turn.handed:
         return _watch(memory, turn, bounds, turn.now_ms + bounds.call_look_ms)
     if trimmable(memory, head):
@@ -179,17 +211,54 @@ def _free(memory: LaneMemory, turn: Turn, bounds: Bounds, head: Head) -> Action:
     return Wait(_delivered_ms(memory, bounds)) if unshipped(memory, head) else Idle()
 
 
+def _sharing(memory: LaneMemory, turn: Turn, first: Event) -> Action | None:
+    """What to do before events from Kafka run on a lane that another process uses as well; None: nothing.
+
+    Each would be refused the commit of what the other has not seen. So some are gathered, and run from a fresh head.
+    """
+    shared = memory.overtaken_ms is not None and memory.overtaken_ms > turn.now_ms - SHARED_MS
+    if not (shared and isinstance(first.source, KafkaSource)):
+        return None
+    if memory.read_since(max(turn.first_ms, turn.now_ms - FRESH_MS)):
+        return None
+    gathered_ms = turn.first_ms + GATHER_MS
+    return Wait(gathered_ms) if gathered_ms > turn.now_ms else ReadHead()
+
+
 def _used_lately(memory: LaneMemory, turn: Turn, bounds: Bounds) -> bool:
     """Whether the head has changed so lately that whoever changed it is taken to be at work on the lane."""
-    return memory.changed_since(turn.now_ms - bounds.owner_ms)
+    return _owner_until_ms(memory, bounds) > turn.now_ms
+
+
+def _owner_until_ms(memory: LaneMemory, bounds: Bounds) -> int:
+    """Until when whoever has changed the head is taken to be at work. Nothing tells of a run that does not claim."""
+    claims = memory.head is None or not is_speculation(memory.head.tok)
+    return memory.sighting.changed_ms + (bounds.owner_ms if claims else OWNER_UNCLAIMED * bounds.owner_ms)
 
 
 def _watch(memory: LaneMemory, turn: Turn, bounds: Bounds, until_ms: int) -> Action:
     """Wait. While somebody waits here for what other processes may change, the head is believed for so long only."""
     if turn.first is None and not turn.handed:
         return Wait(until_ms)
-    look_ms = memory.sighting.read_ms + (bounds.call_look_ms if turn.calls or turn.handed else bounds.event_look_ms)
+    look_ms = memory.sighting.read_ms + bounds.event_look_ms
+    if turn.calls or turn.handed or turn.behind:
+        look_ms = min(look_ms, _next_look_ms(memory.sighting, bounds))
     return ReadHead() if look_ms <= turn.now_ms else Wait(min(until_ms, look_ms))
+
+
+def _next_look_ms(seen: Sighting, bounds: Bounds) -> int:
+    """When what a call waits for may have happened: not before runs have ended so far, then less and less often."""
+    since_ms = seen.changed_ms if seen.began_ms is None else seen.began_ms + seen.lasts_ms
+    pause_ms = min(max((seen.read_ms - since_ms) // LOOKS_GROW, bounds.call_look_ms), CALL_LOOK_MS_MAX)
+    return max(seen.read_ms + pause_ms, since_ms + RUNS_DIFFER_MS)
+
+
+def _enough(turn: Turn) -> bool:
+    """Whether what waits here is to be handed over: nothing is left of what was before, or much has come since.
+
+    Each time costs a guard and a mark, and what was handed over before keeps the lane busy meanwhile.
+    """
+    return turn.first is not None and turn.queued >= HANDED_GROWS * turn.behind
 
 
 def unshipped(memory: LaneMemory, head: Head) -> bool:
@@ -216,7 +285,7 @@ def _results_of_others(memory: LaneMemory, bounds: Bounds, head: Head) -> bool:
 
 def _delivered_ms(memory: LaneMemory, bounds: Bounds) -> int:
     """By when another process delivers the results that it has committed."""
-    return memory.sighting.changed_ms + bounds.owner_ms
+    return _owner_until_ms(memory, bounds)
 
 
 def trimmable(memory: LaneMemory, head: Head) -> bool:
@@ -323,8 +392,9 @@ def _running(memory: LaneMemory, turn: Turn, bounds: Bounds, head: Head, run: Cl
         over_ms = memory.sighting.read_ms + DIFFERING_LOOK_MS
         if over_ms <= turn.now_ms:
             return ReadHead()
-    if foreign and first is not None and first.id != run.event.id and not passed(head, first):
-        return HandOver() if memory.read_since(turn.first_ms) else ReadHead()
+    ours = first is None or first.id == run.event.id or passed(head, first)
+    if foreign and first is not None and not ours and _enough(turn):
+        return HandOver() if memory.read_since(turn.first_ms - bounds.call_look_ms) else ReadHead()
     waits = _watch(memory, turn, bounds, over_ms) if foreign else Wait(over_ms)
     return _blocked(memory, turn, bounds, head) or waits
 

@@ -28,7 +28,7 @@ from tenuto.protocol.messages import (
     Suspended,
 )
 from tenuto.protocol.modes import Drain, Resume, Speculate
-from tenuto.protocol.records import CallSource, Event
+from tenuto.protocol.records import CallSource, Event, KafkaSource
 from tenuto_control.core.flights import Flight, Lessons, standing
 from tenuto_control.core.lane_policy import can_wake
 from tenuto_control.core.log_fields import said_again, shown
@@ -48,6 +48,9 @@ that its function has no more time for has used much more of it by then, and doe
 
 SLOW_MS = 50
 """From here on an activation is slow: two processes would rather claim than run the same beside each other."""
+
+SLOW_HANDED_MS = 150
+"""The same while others hand over: below `owner_ms`, for which they leave alone a lane that does not change."""
 
 TOO_LARGE = 413
 
@@ -284,27 +287,31 @@ def judge_commit(
     match written:
         case Stored(head):
             if lessons.claim_first:
-                lessons = replace(lessons, claim_first=_slow(flight, now_ms))
+                lessons = replace(lessons, claim_first=_slow(flight, head, now_ms))
             return _durable(flight, commit, head, lessons)
         case Traceless():
             return _durable(flight, commit, flight.head, lessons)
         case Overtaken(head):
-            return Discarded(head), replace(lessons, claim_first=head.run is None and head.ver != flight.head.ver)
+            beside = head.run is None and head.ver != flight.head.ver
+            # Events from Kafka that are quick cost less when they are run from a fresh head.
+            records = isinstance(flight.events[0].source, KafkaSource)
+            claims = beside and not (records and now_ms - flight.began_ms < SLOW_MS)
+            return Discarded(head), replace(lessons, claim_first=claims)
         case Unstorable(reason):
             return _unstorable(flight, commit, reason, lessons, limits)
         case _:
             assert_never(written)
 
 
-def _slow(flight: Flight, now_ms: int) -> bool:
+def _slow(flight: Flight, left: Head, now_ms: int) -> bool:
     """Whether an activation took so long that another process will run the same beside the next one, too.
 
     A process that was overtaken shares its lane. While a handler runs without a claim, nothing tells the other one: it
     repeats the work, and one of the two throws it away. A claim costs a write more; an activation that is quick is
-    cheaper without.
+    cheaper without. So is what others have handed over: they leave the lane alone, for a while.
     """
     calls = isinstance(flight.events[0].source, CallSource)
-    return calls and now_ms - flight.began_ms >= SLOW_MS
+    return calls and now_ms - flight.began_ms >= (SLOW_MS if left.pend is None else SLOW_HANDED_MS)
 
 
 def unserved(service: str, event: Event, lessons: Lessons, limits: Limits) -> tuple[TryAgain, Lessons]:
@@ -346,7 +353,7 @@ def _ended(
         if stood == lessons.stood:
             # What it says to have stored is not in the table, or it has stored nothing.
             return _crashed(flight, "it is suspended once more, waits for nothing, and has got no further", lessons)
-    claim_first = lessons.claim_first and _slow(flight, now_ms)
+    claim_first = lessons.claim_first and _slow(flight, outcome.head, now_ms)
     lessons = replace(lessons, claim_first=claim_first, one_by_one=lessons.one_by_one and restless)
     if run is not None and run.suspended and run.error and run.wake_ms is not None:
         again_s = max(0.0, (run.wake_ms - now_ms) / 1000)

@@ -12,7 +12,7 @@ item joins the invocation. A result that a call had meanwhile is kept until a de
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tenuto.lane.head import head_key, parse_head
 from tenuto.lane.timers import HTTP_SENDER, SendTimer, timer_delete
@@ -54,15 +54,19 @@ class Acceptance:
         else:
             await self._join_found(event, found)
 
-    async def take_in(self, lane: Lane, events: Sequence[Event]) -> None:
-        """Make events of one lane durable in its inbox, but for calls whose invocation was accepted before."""
+    async def take_in(self, lane: Lane, events: Sequence[Event]) -> Item | None:
+        """Make events of one lane durable in its inbox, but for calls whose invocation was accepted before.
+
+        Returns the lane's head as the mark has left it, if there was one. This process is not told to look.
+        """
         kept = [event for event in events if _kept(event)]
         found = await self.writer.read_all([result_key(event.id) for event in kept])
         known = {event.id: item for event, item in zip(kept, found, strict=True) if item is not None}
-        await self._into_inbox(lane, [event for event in events if event.id not in known])
+        head = await self._into_inbox(lane, [event for event in events if event.id not in known], hint=False)
         for event in events:
             if event.id in known:
                 await self._join_found(event, known[event.id])
+        return head
 
     async def _join_found(self, event: Event, result_item: Item) -> None:
         due_ms = result_item.get("begins")
@@ -105,15 +109,16 @@ class Acceptance:
                 raise TypeError(f"a send timer carries a message, not {type(entry).__name__}")
         await self.writer.write(timer_delete(timer))
 
-    async def _into_inbox(self, lane: Lane, events: Sequence[Event]) -> None:
+    async def _into_inbox(self, lane: Lane, events: Sequence[Event], *, hint: bool = True) -> Item | None:
         """Put events into the inbox: once more where a tombstone has outlived the result that it stands for."""
-        buried = await self.delivery.accept(lane, events)
+        accepted = await self.delivery.accept(lane, events, hint=hint)
         for event in events:
-            if event.nonce not in buried or not _kept(event) or not await self._is_over(lane, event):
+            if event.nonce not in accepted.buried or not _kept(event) or not await self._is_over(lane, event):
                 continue
             # The table removes a tombstone and a result whose time is over when it likes, and the result went first.
-            await self.writer.write(inbox_again(lane, event, buried[event.nonce]))
-            await self.delivery.accept(lane, [event])
+            await self.writer.write(inbox_again(lane, event, accepted.buried[event.nonce]))
+            accepted = replace(await self.delivery.accept(lane, [event], hint=hint), buried=accepted.buried)
+        return accepted.head
 
     async def _is_over(self, lane: Lane, event: Event) -> bool:
         """Whether a tombstone is of an invocation whose result is no longer kept.

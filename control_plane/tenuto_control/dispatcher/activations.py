@@ -366,7 +366,7 @@ class Activations:
         match verdict:
             case Discarded(head):
                 metrics.count("SpeculationLost")
-                return Attempted(head)
+                return Attempted(head, overtaken=True)
             case Ended(head, results, writes, suspended, warned, pause_ms):
                 metrics.count("Writes", writes)
                 metrics.count("Suspensions", suspended)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from tenuto.lane.dead_letters import dead_letter
 from tenuto.lane.head import parse_head
 from tenuto.lane.transitions import Effects, effects_of, final_commit, spec_commit
-from tenuto.lane.writes import Applied
+from tenuto.lane.writes import Applied, Refused
 from tenuto.protocol.ids import Lane
 from tenuto.protocol.limits import OWN_POSITIONS
 from tenuto.protocol.messages import Head, Speculated, Trim
@@ -21,6 +21,7 @@ from tenuto.protocol.modes import Drain
 from tenuto.protocol.records import CallSource, Event, Failed, Failure, Out, ResultOut
 from tenuto_control.core import log_fields
 from tenuto_control.core.flights import Flight
+from tenuto_control.core.lane_memory import SPECULATION
 from tenuto_control.core.log_fields import shown
 from tenuto_control.core.verdicts import Commit, Overtaken, Stored, Traceless
 from tenuto_control.dispatcher.ends import Ends
@@ -56,12 +57,16 @@ class Commits:
             await self.services.delivery.guard(self.lane, events[0].nonce, delay_ms, head.ver)
         out = await self.ends.past_the_outbox(out)
         effects = self._effects(events, outcome.state, out)
-        tok = f"{self.services.token()}.spec"
-        write = spec_commit(
-            self.lane, head, effects, tok, drain=drain, clears=_clears(flight, commit), trim=flight.trim
-        )
+        tok = f"{self.services.token()}{SPECULATION}"
+        clears = _clears(flight, commit)
+        write = spec_commit(self.lane, head, effects, tok, drain=drain, clears=clears, trim=flight.trim)
         written = await self.services.writer.write(write, tok, patience_ms)
         left = parse_head(written.answer.item)
+        if isinstance(written.answer, Refused) and clears and _marked_again(head, left):
+            # What has come since waits for the next look. What ran is not thrown away for it.
+            write = spec_commit(self.lane, head, effects, tok, drain=drain, trim=flight.trim)
+            written = await self.services.writer.write(write, tok, patience_ms)
+            left = parse_head(written.answer.item)
         if isinstance(written.answer, Applied):
             self.ends.tell(flight.tried, events, outcome.results, every)
             return Stored(left)
@@ -129,6 +134,11 @@ def _needs_guard(events: Sequence[Event], out: Mapping[int, Out]) -> bool:
     """Calls alone that send messages: no Kafka offset or inbox item would bring anyone back to ship them."""
     only_calls = all(isinstance(event.source, CallSource) for event in events)
     return only_calls and any(not isinstance(entry, ResultOut) for entry in out.values())
+
+
+def _marked_again(head: Head, left: Head) -> bool:
+    """Whether nothing has happened to a head but that its inbox was marked once more."""
+    return left.run is None and (left.ver, left.tok) == (head.ver, head.tok) and left.pend != head.pend
 
 
 def _clears(flight: Flight, commit: Commit) -> bool:

@@ -20,7 +20,7 @@ from tenuto.lane.dead_letters import REASON_HEADERS, dead_letter
 from tenuto.lane.items import UnreadableItemError, payload_in
 from tenuto.lane.timers import HTTP_SENDER, GuardTimer, SendTimer, parse_timer, timer_put, timer_put_again
 from tenuto.lane.transitions import inbox_put, last_offset, mark_pend, part_puts, result_put
-from tenuto.lane.writes import Delete, Key, Refused
+from tenuto.lane.writes import Delete, Item, Key, Refused
 from tenuto.protocol.ids import AwakeableId, InvocationId, Lane, digest
 from tenuto.protocol.limits import INBOX_ITEM_BYTES_MAX, INBOX_ITEM_EVENTS_MAX, VALUE_BYTES_MAX
 from tenuto.protocol.records import (
@@ -81,6 +81,18 @@ PUT_OFF_MS = 2_000
 
 
 @dataclass(frozen=True, slots=True)
+class Accepted:
+    """What came of events that were put into an inbox.
+
+    An event that is there as a tombstone has run already: `buried` has its nonce, with the tombstone's time to live.
+    `head` is the lane's head as the mark has left it; None when nothing had to be marked.
+    """
+
+    buried: Mapping[str, int]
+    head: Item | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class _Opened:
     """A bundle of outgoing entries: its item, what of it waits, and what was delivered before."""
 
@@ -136,11 +148,11 @@ class Delivery:
         self._receivers = receivers
         self.letters = Letters(writer, clock, metrics)
 
-    async def accept(self, lane: Lane, events: Iterable[Event]) -> dict[str, int]:
+    async def accept(self, lane: Lane, events: Iterable[Event], *, hint: bool = True) -> Accepted:
         """Make events durable in a lane's inbox. When this returns, they will be run, whatever process dies.
 
-        An event that is there as a tombstone has run already: its nonce is returned, with the tombstone's time to live.
         One that is there alive may lack its mark, whose writer may have died, so guard and mark are repeated for it.
+        `hint`: have this process look into the inbox.
         """
         last: Event | None = None
         buried: dict[str, int] = {}
@@ -155,12 +167,13 @@ class Delivery:
                     continue
                 last = event
         if last is None:
-            return buried
+            return Accepted(buried)
         due_ms = self._clock.now_ms() + self._limits.guard_delay_ms
         await self._writer.write(timer_put(GuardTimer(lane, last.nonce, due_ms, self._token())))
-        await self._writer.write(mark_pend(lane, self._token()))
-        self._hints.look(lane)
-        return buried
+        marked = await self._writer.write(mark_pend(lane, self._token()))
+        if hint:
+            self._hints.look(lane)
+        return Accepted(buried, marked.answer.item)
 
     async def _put(self, lane: Lane, events: Sequence[Event]) -> list[tuple[Event, Written]]:
         """Put events into an inbox: those of one source one after the other, calls beside each other.

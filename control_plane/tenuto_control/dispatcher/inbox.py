@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from msgspec import structs
 
@@ -18,6 +18,7 @@ from tenuto.lane.transitions import (
     check_inbox_events,
     check_waiting,
     inbox_aside,
+    inbox_events,
     inbox_gone,
     inbox_key,
     last_offset,
@@ -44,6 +45,15 @@ PAGE_ITEMS_MAX = 1_000
 An item may be a tombstone, or hold many events from Kafka: where few such items suffice, the next look reads few.
 """
 
+REST_BYTES_MAX = 64 * 1024
+"""What events may weigh that a look has found, and that wait in memory for the next activation."""
+
+BURIED_AT_ONCE = 25
+"""Tombstones that one request puts."""
+
+CALLS_LOW = "I#c#"
+"""What the places of calls begin with."""
+
 PAGES_MAX = 1_000
 """Pages of tombstones one look goes through before it gives up for this time."""
 
@@ -68,6 +78,7 @@ class InboxView:
 
     `records` are the items that hold the live events from Kafka, `passed` those whose events are all finished.
     `unreadable` are items that hold no events of this lane, each with the reason. `more`: not all were looked at.
+    `kept`: an earlier look found it.
     """
 
     events: tuple[Event, ...]
@@ -76,6 +87,26 @@ class InboxView:
     passed: tuple[Records, ...]
     unreadable: tuple[tuple[Item, Exception], ...]
     more: bool
+    kept: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Rest:
+    """What a look has found, and nothing has run yet, when the lane was at `ver`.
+
+    It was all that waited (but for `more`) while the mark was `pend`.
+    """
+
+    ver: int
+    pend: str | None
+    events: tuple[Event, ...]
+    records: tuple[Records, ...]
+    more: bool
+
+    def stands(self, head: Head, now_ms: int) -> bool:
+        """Whether it still waits: only this process has written to the lane since, and has run none of it."""
+        over = any(passed(head, event) or finished(head, event, now_ms) for event in self.events)
+        return self.ver == head.ver and head.pend is not None and not over
 
 
 class _Look:
@@ -90,19 +121,24 @@ class _Look:
         self.passed: list[Records] = []
         self.unreadable: list[tuple[Item, Exception]] = []
         self.size = 0
-        self._most = most
+        self.results: set[str] = set()
+        self.most = most
         self._offsets: dict[str, int] = {}
 
     @property
     def full(self) -> bool:
         """Whether no more is to be taken up."""
         found = len(self.events) + len(self.done) + len(self.passed) + len(self.unreadable)
-        return len(self.events) >= self._most or found >= DRAIN_EVENTS_MAX or self.size > DRAIN_BYTES_MAX
+        return len(self.events) >= self.most or found >= DRAIN_EVENTS_MAX or self.size > DRAIN_BYTES_MAX
 
     def add(self, event: Event) -> None:
         """Take up an event that waits."""
         self.events.append(event)
         self.size += event_bytes(event)
+
+    def is_over(self, event: Event) -> bool:
+        """Whether a message or call has taken effect."""
+        return finished(self.head, event, self.now_ms) or event.id in self.results
 
     def is_new(self, event: Event) -> bool:
         """Whether an event from Kafka is neither finished nor found already, in an item that holds some of the same."""
@@ -140,6 +176,45 @@ class Inbox:
         self._writer = writer
         self._first_page_items = PAGE_ITEMS_MIN
         self._lacking: str | None = None
+        self._found: InboxView | None = None
+        self._found_pend: str | None = None
+        self._rest: _Rest | None = None
+        self._unburied: list[Event] = []
+
+    async def waiting(self, head: Head, now_ms: int, most: int) -> InboxView:
+        """What is to run next, judged by a head that was read before: `most` events, of this look or an earlier one."""
+        rest, self._rest = self._rest, None
+        if rest is not None and rest.stands(head, now_ms):
+            more = rest.more or rest.pend != head.pend
+            found = InboxView(rest.events, (), rest.records, (), (), more, kept=True)
+            self._found_pend = rest.pend
+        else:
+            # It finds what has no tombstone yet.
+            self._unburied.clear()
+            found = await self.live(head, now_ms)
+            self._found_pend = head.pend
+        self._found = found
+        more = found.more or len(found.events) > most
+        return replace(found, events=found.events[:most], more=more)
+
+    async def ran(self, over: Sequence[Event], head: Head | None, now_ms: int) -> Sequence[Event]:
+        """Messages and calls that were found are over. Returns those that have tombstones now; others have them later.
+
+        With `head`, this process alone has run them, and has left this head: the rest need not be looked for.
+        """
+        self._unburied += over
+        found, self._found = self._found, None
+        if found is not None and head is not None:
+            events = tuple(e for e in found.events if not (passed(head, e) or finished(head, e, now_ms)))
+            if events and sum(map(event_bytes, events)) <= REST_BYTES_MAX:
+                records = tuple(item for item in found.records if not item.passed(head))
+                more = found.more and not found.kept
+                self._rest = _Rest(head.ver, self._found_pend, events, records, more)
+        if self._rest is not None and len(self._unburied) < BURIED_AT_ONCE:
+            return ()
+        buried, self._unburied = self._unburied, []
+        await self.bury(buried, now_ms)
+        return buried
 
     async def live(self, head: Head, now_ms: int = 0, most: int = DRAIN_EVENTS_MAX) -> InboxView:
         """What waits, judged by a head that was read before this query: `most` events. Sources are each in order."""
@@ -149,7 +224,9 @@ class Inbox:
         for _ in range(PAGES_MAX):
             ask = functools.partial(table.query, self._lane.pk, INBOX_LOW, INBOX_HIGH, limit=limit, after=after)
             page = await self._writer.patiently(ask)
-            for item in sorted(page.items, key=_since):
+            items = sorted(page.items, key=_since)
+            await self._look_up_results(items, look)
+            for item in items:
                 used += 1
                 if not await self._take_up(item, look):
                     only_records = used == len(look.records) + len(look.passed)
@@ -195,7 +272,7 @@ class Inbox:
     async def _take(self, event: Event, parts: int, look: _Look) -> bool:
         """Take up an event. False when that ends the look. Raises ValueError, UnstorableError when it can never run."""
         check_waiting(self._lane, event)
-        if isinstance(event.source, CallSource | MessageSource) and await self._is_over(event, look):
+        if isinstance(event.source, CallSource | MessageSource) and look.is_over(event):
             look.done.append(event)
             return not look.full
         whole = await self._whole(event, parts)
@@ -217,8 +294,7 @@ class Inbox:
 
     async def bury(self, events: Sequence[Event], now_ms: int) -> None:
         """Leave tombstones, which refuse late duplicates."""
-        for event in events:
-            await self._writer.write(tombstone(self._lane, event, now_ms))
+        await self._writer.put_all([tombstone(self._lane, event, now_ms) for event in events])
 
     async def forget(self, items: Sequence[Records]) -> None:
         """Delete items of events from Kafka that are finished; the watermark refuses their duplicates."""
@@ -241,12 +317,21 @@ class Inbox:
             parts.append(data)
         return structs.replace(event, input=b"".join(parts)) if parts else event
 
-    async def _is_over(self, event: Event, look: _Look) -> bool:
-        """Whether a message or call has taken effect."""
-        if finished(look.head, event, look.now_ms):
-            return True
-        if not (isinstance(event.source, CallSource) and event.source.keep_result):
-            return False
-        key = result_key(event.id)
-        item = await self._writer.patiently(lambda: self._writer.table.get(key))
-        return item is not None and "res" in item
+    async def _look_up_results(self, items: Sequence[Item], look: _Look) -> None:
+        """Ask for the results of the calls that may be taken up of these items, all at once."""
+        asked: list[str] = []
+        for item in items:
+            if len(asked) + len(look.events) >= look.most:
+                break
+            asked += [call.id for call in _calls(item) if not finished(look.head, call, look.now_ms)]
+        found = await self._writer.read_all([result_key(call) for call in asked])
+        look.results.update(call for call, item in zip(asked, found, strict=True) if item is not None and "res" in item)
+
+
+def _calls(item: Item) -> list[Event]:
+    """The calls in an item whose results are kept. What cannot be read is found out when the item is taken up."""
+    try:
+        events = inbox_events(item) if str(item["sk"]).startswith(CALLS_LOW) else ()
+    except ValueError:
+        return []
+    return [event for event in events if isinstance(event.source, CallSource) and event.source.keep_result]

@@ -14,13 +14,16 @@ from tenuto.lane.transitions import outgoing_results
 from tenuto.protocol.messages import Head
 from tenuto.protocol.records import Event, KafkaSource, Result
 from tenuto_control.core.lane_memory import EMPTY, Turn
-from tenuto_control.core.lane_policy import finished
+from tenuto_control.core.lane_policy import finished, passed
 from tenuto_control.dispatcher.delivery import fits
 from tenuto_control.dispatcher.work import CallWork, Elsewhere, KafkaWork, Work
 from tenuto_control.ports import TopicPartition
 
-RESULT_LOOK_MS = 200
+RESULT_LOOK_MS = 2_000
 """How often a result is looked for that the head says nothing of."""
+
+MOVED_MAX = 20
+"""Of the events that were handed over at once, so many of the last are remembered."""
 
 RESULTS_AT_ONCE = 16
 """Results that are looked for at once, when those before them were all there."""
@@ -29,7 +32,7 @@ RESULTS_AT_ONCE = 16
 class LaneQueue:
     """Work in the order of its arrival. Its length and its elements are those of what waits."""
 
-    __slots__ = ("_ahead", "_calls", "_cut_off", "_handed", "_held", "_works")
+    __slots__ = ("_ahead", "_calls", "_cut_off", "_handed", "_held", "_moved", "_works")
 
     def __init__(self) -> None:
         # A list: most queues hold one work, for which a deque sets aside room for sixty, and none holds many thousands.
@@ -40,6 +43,8 @@ class LaneQueue:
         self._cut_off = False
         # Calls that are in the inbox, and whose callers wait here, by their id.
         self._handed: dict[str, CallWork] = {}
+        # Events that are in the inbox, as far as this process knows, by their id.
+        self._moved: dict[str, Event] = {}
         self._ahead = 1  # So many of them are looked for that the head does not name.
 
     def __len__(self) -> int:
@@ -74,13 +79,23 @@ class LaneQueue:
         """The finished events whose offsets are still held."""
         return list(self._held)
 
-    def turn(self, now_ms: int, *, clock_differs: bool = False) -> Turn:
-        """What the lane's memory learns of the queue. `clock_differs` is as in `Turn`."""
-        works, handed, holds = self._works, len(self._handed), bool(self._held)
+    def turn(self, now_ms: int, head: Head | None = None, *, clock_differs: bool = False) -> Turn:
+        """What the lane's memory learns of the queue beside this head. `clock_differs` is as in `Turn`."""
+        works, handed, off, holds = self._works, len(self._handed), clock_differs, bool(self._held)
+        behind = self._behind(head) if handed or self._moved else 0
         if not works:
-            return Turn(now_ms, handed=handed, clock_differs=clock_differs, holds=holds)
+            return Turn(now_ms, handed=handed, clock_differs=off, holds=holds, behind=behind)
         calls, records = self._calls > 0, self._calls < len(works)
-        return Turn(now_ms, works[0].event, len(works), works[0].since_ms, calls, records, handed, clock_differs, holds)
+        first = works[0]
+        return Turn(now_ms, first.event, len(works), first.since_ms, calls, records, handed, off, holds, behind)
+
+    def _behind(self, head: Head | None) -> int:
+        """How many works were handed over that have not begun, as far as this head tells."""
+        if head is None:
+            return len(self._handed) + len(self._moved)
+        self._moved = {i: event for i, event in self._moved.items() if not passed(head, event)}
+        run = None if head.run is None else head.run.event.id
+        return len(self._handed) + len(self._moved) - (run in self._handed or run in self._moved)
 
     # --- coming and going ---------------------------------------------------------------------------------------------
 
@@ -152,7 +167,9 @@ class LaneQueue:
 
     def hand_over(self, works: Collection[Work], now_ms: int) -> None:
         """These works are in the inbox. Offsets go; callers wait on."""
-        self.let_go_of([work for work in works if isinstance(work, KafkaWork)])
+        records = [work for work in works if isinstance(work, KafkaWork)]
+        self.let_go_of(records)
+        self._moved |= {work.event.id: work.event for work in records[-MOVED_MAX:]}
         for work in works:
             if isinstance(work, CallWork):
                 self._leave(work)

@@ -21,7 +21,7 @@ from tenuto.protocol.backoff import pause_ms
 from tenuto.protocol.ids import Lane
 from tenuto.protocol.limits import INBOX_ITEM_EVENTS_MAX
 from tenuto.protocol.messages import Head
-from tenuto.protocol.records import Event, Result, SleptSlot, pack
+from tenuto.protocol.records import CallSource, Event, Result, SleptSlot, pack
 from tenuto.store.port import TableRefusedError, TableUnavailableError
 from tenuto_control import cancellation
 from tenuto_control.core import log_fields
@@ -52,6 +52,7 @@ from tenuto_control.core.lane_memory import (
     TakeoverBegun,
     Troubled,
     Unserved,
+    named_by,
 )
 from tenuto_control.core.lane_policy import (
     Action,
@@ -315,7 +316,7 @@ class LaneWorker(LaneTask):
 
     def _decided(self) -> Action:
         off = differs(self._services.table_clock.check, self._bounds.lease_margin_ms)
-        turn = self.queue.turn(self._services.clock.now_ms(), clock_differs=off)
+        turn = self.queue.turn(self._services.clock.now_ms(), self._memory.head, clock_differs=off)
         self._on(turn)
         action = decide(self._memory, turn, self._bounds)
         self._doing = type(action)
@@ -479,22 +480,23 @@ class LaneWorker(LaneTask):
             # Calls that are too large for the inbox wait for the lane, and for no longer than their callers.
             self._on(HeadDropped())
             return Rest(self._services.clock.now_ms() + self._bounds.call_look_ms)
-        await self._services.acceptance.take_in(self.lane, [work.to_keep() for work in works])
-        self.queue.hand_over(works, self._services.clock.now_ms())
-        # Whoever uses the lane sees the mark. Should it have finished just before, the lane stays as it is, and is
-        # taken up from here.
         self._on(LookBegun())
-        self._on(HeadDropped())
+        self._on(ReadBegun())
+        head = await self._services.acceptance.take_in(self.lane, [work.to_keep() for work in works])
+        self.queue.hand_over(works, self._services.clock.now_ms())
+        # Whoever uses the lane sees the mark. Had it finished just before, the lane is taken up from here.
+        if head is not None:
+            self._learn(parse_head(head))
         return CONTINUE
 
     async def _drain(self) -> None:
         head = self._seen()
         self._on(LookBegun())
-        waiting = await self._inbox.live(head, self._services.clock.now_ms(), self._memory.drain_max)
+        waiting = await self._inbox.waiting(head, self._services.clock.now_ms(), self._memory.drain_max)
         await self._set_aside(waiting.unreadable)
         await self._inbox.bury(waiting.done, self._services.clock.now_ms())
         await self._inbox.forget(waiting.passed)
-        if not waiting.more:
+        if not (waiting.more or waiting.kept):
             live = frozenset(event.nonce for event in waiting.events)
             self._on(InboxSeen(head, live, self._services.clock.now_ms()))
         if waiting.events:
@@ -514,21 +516,24 @@ class LaneWorker(LaneTask):
 
     async def _run_items(self, head: Head, waiting: InboxView) -> None:
         """Run inbox items, and bury those that are finished then."""
-        tries = partial(self._memory.tries, head)
+        tries, began_ms = partial(self._memory.tries, head), self._services.clock.now_ms()
         attempted = await self._activations.drain(
             head, waiting.events, tries, self._memory.trim(head), clears=not waiting.more
         )
+        took_ms = self._services.clock.now_ms() - began_ms
         await self._end(attempted, head)
         left, now_ms = attempted.head, self._services.clock.now_ms()
-        buried: list[Event] = []
+        buried: Sequence[Event] = ()
         ran = 0
         if left is not None:
-            buried = [event for event in waiting.events if finished(left, event, now_ms)]
-            ran = len(buried) + sum(passed(left, event) for event in waiting.events)
-            await self._inbox.bury(buried, now_ms)
+            over = [event for event in waiting.events if finished(left, event, now_ms)]
+            ran = len(over) + sum(passed(left, event) for event in waiting.events)
+            ours = ran > 0 and left.run is None and named_by(self._bounds.process, left.tok)
+            buried = await self._inbox.ran(over, left if ours else None, now_ms)
             await self._inbox.forget([item for item in waiting.records if item.passed(left)])
-        self._on(Buried(frozenset(event.nonce for event in buried), ran, len(waiting.events)))
-        if ran < len(waiting.events):
+        calls_ms = took_ms if isinstance(waiting.events[0].source, CallSource) else 0
+        self._on(Buried(frozenset(event.nonce for event in buried), ran, len(waiting.events), calls_ms))
+        if ran < len(waiting.events) or (waiting.more and (left is None or left.pend is None)):
             self._on(LookWanted())
 
     async def _invoke(self) -> None:
@@ -567,8 +572,8 @@ class LaneWorker(LaneTask):
         nonces = frozenset(work.event.nonce for work in attempted.finished)
         failed = None if attempted.failed is None else self._failed(attempted.failed, attempted, from_head, now_ms)
         answered = EMPTY if head is None else self.queue.answer(head, now_ms)
-        outrun = self._activations.outrun
-        self._on(ActivationEnded(head, now_ms, nonces, attempted.ended, failed, answered, outrun, attempted.nap))
+        left = self._activations.outrun, attempted.nap, attempted.overtaken
+        self._on(ActivationEnded(head, now_ms, nonces, attempted.ended, failed, answered, *left))
         if head is not None:
             self.queue.release(head)
 

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final, TypeVar
 
-from tenuto.lane.writes import Answer, Delete, Item, Key, Write
+from tenuto.lane.writes import Answer, Delete, Item, Key, Put, Write
 from tenuto.store.port import Page, Table, TableRefusedError, TableUnavailableError
 from tenuto_control.core.metrics import Metrics
 from tenuto_control.pace import Pace
@@ -160,9 +160,17 @@ class WatchedTable:
         """See `Table.get`."""
         return await self._watched(lambda: self._table.get(key))
 
+    async def get_all(self, keys: Sequence[Key]) -> list[Item | None]:
+        """See `Table.get_all`."""
+        return await self._watched(lambda: self._table.get_all(keys))
+
     async def query(self, pk: str, low: str, high: str, *, limit: int = 100, after: str | None = None) -> Page:
         """See `Table.query`."""
         return await self._watched(lambda: self._table.query(pk, low, high, limit=limit, after=after))
+
+    async def put_all(self, puts: Sequence[Put]) -> None:
+        """See `Table.put_all`."""
+        await self._watched(lambda: self._table.put_all(puts))
 
     async def delete_all(self, deletes: Sequence[Delete]) -> None:
         """See `Table.delete_all`."""

@@ -107,7 +107,7 @@ class Attempted(Struct, frozen=True):
 
     `failed` is the event whose attempt failed; then there is a pause: `pause_ms`, or by its handler's policy. A
     `harmless` failure does not count as an attempt. `ended` are holders that certainly run no more. `nap` is the holder
-    for whom the run that it left naps.
+    for whom the run that it left naps. `overtaken`: another process has written before.
     """
 
     head: Head | None
@@ -117,3 +117,4 @@ class Attempted(Struct, frozen=True):
     harmless: bool = False
     ended: frozenset[str] = frozenset()
     nap: str | None = None
+    overtaken: bool = False

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from tenuto.lane.head import parse_head
-from tenuto.lane.writes import Answer, Applied, Item, Key, Refused, Write
+from tenuto.lane.writes import Answer, Applied, Item, Key, Put, Refused, Write
 from tenuto.protocol.messages import Head
 from tenuto.store.port import TableUnavailableError, UnopenedError
 from tenuto_control.core.metrics import Metrics
@@ -78,9 +78,19 @@ class Writer:
         """Apply writes that do not depend on each other, several at a time. Their answers, in the same order."""
         return await at_once([functools.partial(self.write, write) for write in writes])
 
+    async def put_all(self, puts: Sequence[Put]) -> None:
+        """Put items that need no condition, in as few requests as possible."""
+        if len(puts) == 1:
+            await self.write(puts[0])
+        elif puts:
+            self._metrics.count("Writes", len(puts))
+            await self.patiently(functools.partial(self.table.put_all, puts))
+
     async def read_all(self, keys: Sequence[Key]) -> list[Item | None]:
-        """Read items, several at a time, in the same order."""
-        return await at_once([functools.partial(self.patiently, functools.partial(self.table.get, k)) for k in keys])
+        """Read items, in the same order and in as few requests as possible."""
+        if len(keys) == 1:
+            return [await self.patiently(functools.partial(self.table.get, keys[0]))]
+        return await self.patiently(functools.partial(self.table.get_all, keys)) if keys else []
 
     async def read_apart(self, key: Key) -> Item | None:
         """Read an item. Values of it that do not open under their data keys are in it as they are, as Foreign."""

@@ -61,6 +61,10 @@ class WireDynamo:
         """DynamoDB's BatchWriteItem."""
         return await self._call("BatchWriteItem", arguments)
 
+    async def batch_get_item(self, **arguments: Any) -> dict[str, Any]:
+        """DynamoDB's BatchGetItem."""
+        return await self._call("BatchGetItem", arguments)
+
     async def _call(self, operation: str, arguments: dict[str, Any]) -> dict[str, Any]:
         """The document that DynamoDB answers with. Raises WireError and ServiceError."""
         request = services.dynamodb_request(self._http.base_path, operation, arguments, USER_AGENT)

@@ -1,0 +1,70 @@
+"""When a process has seen the head of a lane, and what that shows of the others that use the lane.
+
+Owns when runs of others began and how long such runs last, as far as can be seen, and for how long they may look for
+what has finished. Does not own what follows for the next look (`lane_policy`), nor the rest of what is remembered
+(`lane_memory`). A struct for the reason that `lane_memory` gives.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from tenuto.protocol.messages import Head
+
+TOLD_MS: Final = 2_000
+TOLD_MAX: Final = 64
+"""So long, and so many, finished ids stay in the head of a lane whose inbox was marked: no process that waits for one
+looks less often. Each write of a head is paid by its size."""
+
+LASTS_FIRST_MS: Final = 250
+"""So long, at the most, the second run is thought to last, and each further one twice as long as the one before."""
+
+ENDED_AND_BEGUN: Final = 2
+"""What the end of one run and the claim of the next add to `ver`."""
+
+
+class Sighting(Struct, frozen=True):
+    """When this process learned of the head: last (`read_ms`), and of the head as it is (`changed_ms`).
+
+    `mark` tells one head from the next: its `ver`, and how many slots its run has. `began_ms` is when the run that is
+    at work in this head began; None when there is none. `lasts_ms` is how long such a run lasts, as far as those before
+    it show: what is longer than they were is believed by and by. The inbox was marked when it was seen at `marked_ms`.
+    """
+
+    read_ms: int = 0
+    changed_ms: int = 0
+    mark: tuple[int, int] | None = None
+    began_ms: int | None = None
+    lasts_ms: int = 0
+    marked_ms: int = -TOLD_MS
+
+    def again(self, head: Head, now_ms: int) -> Sighting:
+        """The head was seen once more."""
+        mark, run = (head.ver, len(head.slots)), head.run
+        marked_ms = self.marked_ms if head.pend is None else now_ms
+        if mark == self.mark:
+            return replace(self, read_ms=now_ms, marked_ms=marked_ms)
+        working = run is not None and not run.suspended
+        if self.mark is not None and self.mark[0] == head.ver and working:
+            # It is the same run, which has got on.
+            return Sighting(now_ms, now_ms, mark, self.began_ms, self.lasts_ms, marked_ms)
+        began_ms = None if run is None or not working else max(self.read_ms, min(run.start_ms, now_ms))
+        return Sighting(now_ms, now_ms, mark, began_ms, self._lasts(head, began_ms or now_ms), marked_ms)
+
+    def told(self, head: Head) -> frozenset[str]:
+        """The ids of what has finished that processes whose callers wait may look into this head for."""
+        if self.read_ms - self.marked_ms >= TOLD_MS:
+            return frozenset()
+        since_ms = self.read_ms - TOLD_MS
+        lately = [nonce for nonce, at in head.fin.items() if at > since_ms]
+        return frozenset(sorted(lately, key=head.fin.__getitem__)[-TOLD_MAX:])
+
+    def _lasts(self, head: Head, ended_ms: int) -> int:
+        """How long runs last, now that some have ended by this time, when the next one began or the lane was read."""
+        if self.began_ms is None or self.mark is None:
+            return self.lasts_ms
+        runs = max(1, (head.ver - self.mark[0]) // ENDED_AND_BEGUN)
+        return max(0, min((ended_ms - self.began_ms) // runs, 2 * self.lasts_ms + LASTS_FIRST_MS))
