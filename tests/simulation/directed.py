@@ -39,6 +39,7 @@ from tenuto.runtime.environment import Environment, InlineWriteLoop
 from tenuto.service import Services
 from tenuto.store.port import Page, TableUnavailableError
 from tenuto_control.admin.dead_letters import REDRIVE_MS_MAX, DeadLetterOffice, RedriveUncertainError
+from tenuto_control.core.sightings import TOLD_MS
 from tenuto_control.ports import Resolution
 from tests.costs.meter import CountingTable, Meter
 from tests.simulation.directed_continuations import begun_twice, handed_on_late
@@ -375,7 +376,8 @@ def shipped_again(without: frozenset[str]) -> None:
             table.apply(mark_pend(lane, mark))
             meter.dispatcher.look(lane)
             await meter.quiet()
-            # What the head remembers of finished messages goes with its next write: the tombstone is there.
+            # What the head remembers of finished messages goes with a later write: the tombstone is there.
+            await asyncio.sleep(2 * TOLD_MS / 1_000)
             meter.deliver(count, "k")
             await meter.quiet()
         assert meter.head("teller", "k").state["count"] == b"3", "one message was run twice"
