@@ -28,7 +28,8 @@ from tenuto.protocol.records import (
     ResultOut,
 )
 from tenuto.service import Services
-from tenuto_control.core.lane_memory import Known, LaneMemory, Sighting
+from tenuto_control.core.lane_memory import Known, LaneMemory
+from tenuto_control.core.sightings import Sighting
 from tenuto_control.dispatcher.heads import REST_BYTES, Heads, head_bytes, weight_of
 from tenuto_control.dispatcher.lane_places import (
     BEGUN_IN_A_ROW_MAX,
@@ -265,7 +266,12 @@ HEADS = st.builds(
         st.builds(Known, HEADS),
         shipped=st.frozensets(TEXTS, max_size=2),
         finished=st.frozensets(TEXTS, max_size=2),
-        sighting=st.builds(Sighting, st.integers(0, 1 << 50), st.integers(0, 1 << 50), st.integers(-1, 9)),
+        sighting=st.builds(
+            Sighting,
+            st.integers(0, 1 << 50),
+            st.integers(0, 1 << 50),
+            st.none() | st.tuples(st.integers(0, 9), st.integers(0, 9)),
+        ),
     )
 )
 @settings(max_examples=examples(50), deadline=None)

@@ -115,7 +115,7 @@ def test_at_rest_the_head_and_what_its_next_write_may_remove_are_kept() -> None:
     memory = after(HeadSeen(head, NOW), Delivered(frozenset({"1.0"}), whole=True), Buried(frozenset({"m1"}), 1, 1))
     busy = after(Pressed(), LookWanted(), Unserved(NOW + 1), memory=memory)
     kept = after(HeadSeen(head, NOW), memory=busy).at_rest()
-    sighting = Sighting(NOW, NOW, 0, 0)
+    sighting = Sighting(NOW, NOW, (0, 0))
     assert kept == LaneMemory(Known(head), frozenset({"1.0"}), frozenset({"m1"}), sighting=sighting)
 
 

@@ -551,8 +551,7 @@ class LaneWorker(LaneTask):
         trim = self._memory.trim(head)
         over = head.run is None and not head.out.keys() - set(trim.out) and not self._services.keyed(self.lane.service)
         over_ms = self._services.clock.now_ms() if over else None
-        written = await self._services.writer.write(trim_head(self.lane, trim, over_ms))
-        self._learn(parse_head(written.answer.item))
+        self._learn(parse_head((await self._services.writer.write(trim_head(self.lane, trim, over_ms))).answer.item))
 
     # --- afterwards -------------------------------------------------------------------------------------------------
 
