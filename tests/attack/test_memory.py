@@ -149,7 +149,7 @@ async def test_a_lane_that_waits_costs_less_than_2_kb_with_its_record() -> None:
 
 def test_a_lane_that_waits_for_its_next_attempt_costs_no_task_and_less_than_2_kb() -> None:
     """Failing keys, their events in their inboxes. Nothing is logged: what captures a log keeps its tracebacks."""
-    count = 150
+    count = 400
 
     async def wait(meter: Meter, first: int, last: int) -> None:
         for n in range(first, last):

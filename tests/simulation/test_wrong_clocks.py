@@ -14,7 +14,7 @@ from tenuto_control.dispatcher import lane_worker
 from tests.simulation import scenarios
 from tests.simulation.runner import Verdict, judge
 
-WITHOUT = [(20, "always on"), (5, "scaled to zero"), (10, "scaled to zero")]
+WITHOUT = [(12, "always on"), (4, "scaled to zero"), (10, "scaled to zero")]
 """Seeds and shapes in which somebody takes over what it must not, without the rule."""
 
 

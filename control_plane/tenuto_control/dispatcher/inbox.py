@@ -181,6 +181,11 @@ class Inbox:
         self._rest: _Rest | None = None
         self._unburied: list[Event] = []
 
+    @property
+    def holds(self) -> bool:
+        """Whether it knows what another look would have to find."""
+        return self._rest is not None or bool(self._unburied)
+
     async def waiting(self, head: Head, now_ms: int, most: int) -> InboxView:
         """What is to run next, judged by a head that was read before: `most` events, of this look or an earlier one."""
         rest, self._rest = self._rest, None

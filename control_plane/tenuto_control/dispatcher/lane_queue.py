@@ -65,6 +65,11 @@ class LaneQueue:
         return len(self._works) + len(self._handed)
 
     @property
+    def forgettable(self) -> bool:
+        """Whether it is empty, and knows of nothing in the inbox."""
+        return self.empty and not self._moved and self._ahead == 1
+
+    @property
     def empty(self) -> bool:
         """Whether nothing waits, and nothing is held."""
         return not (self._works or self._handed or self._held)

@@ -249,8 +249,9 @@ class LaneWorker(LaneTask):
         """See `LaneTask.unburden`. What earlier activations have shown stays."""
         if self._activated is not None:
             self._lessons, self._activated = self._activated.lessons, None
-        self._looked = None
-        if self.queue.empty:
+        if self._looked is not None and not self._looked.holds:
+            self._looked = None
+        if self.queue.forgettable:
             self.queue = NO_WORK
         self._memory = self._memory.frugal()
 
@@ -523,13 +524,12 @@ class LaneWorker(LaneTask):
         took_ms = self._services.clock.now_ms() - began_ms
         await self._end(attempted, head)
         left, now_ms = attempted.head, self._services.clock.now_ms()
-        buried: Sequence[Event] = ()
-        ran = 0
+        ran, buried = 0, tuple[Event, ...]()
         if left is not None:
             over = [event for event in waiting.events if finished(left, event, now_ms)]
             ran = len(over) + sum(passed(left, event) for event in waiting.events)
             ours = ran > 0 and left.run is None and named_by(self._bounds.process, left.tok)
-            buried = await self._inbox.ran(over, left if ours else None, now_ms)
+            buried = tuple(await self._inbox.ran(over, left if ours else None, now_ms))
             await self._inbox.forget([item for item in waiting.records if item.passed(left)])
         calls_ms = took_ms if isinstance(waiting.events[0].source, CallSource) else 0
         self._on(Buried(frozenset(event.nonce for event in buried), ran, len(waiting.events), calls_ms))
