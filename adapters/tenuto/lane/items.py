@@ -38,6 +38,9 @@ from tenuto.protocol.records import (
 
 SEQUENCE_CHARS_MAX = 64
 """Longer places of an outbox are none that tenuto makes; they are shortened where they name an item."""
+SET_ASIDE: Final = "U#"
+"""What the names of items begin with that were set aside."""
+
 BESIDE_LOW: Final = "I#"
 BESIDE_HIGH: Final = "V$"
 """Bounds of a query for the inbox and all items beside a head."""
@@ -73,13 +76,13 @@ def bundle_put(lane: Lane, name: str, bundle: Bundle) -> Put:
 def entry_aside(lane: Lane, sequence: str, entry: Value, reason: str) -> Put:
     """Keep what stands for an outgoing entry, and is never delivered, in an item of its lane, with the reason."""
     name = sequence if len(sequence) <= SEQUENCE_CHARS_MAX else digest(sequence)
-    return Put(Key(lane.pk, f"U#O#{name}"), {"out": entry, "why": reason})
+    return Put(Key(lane.pk, f"{SET_ASIDE}O#{name}"), {"out": entry, "why": reason})
 
 
 def item_aside(item: Item, reason: str) -> Put:
     """Keep an item beside a head that cannot be read as it is, under its name after `U#`, with the reason."""
     attributes = {name: value for name, value in item.items() if name not in ("pk", "sk")}
-    return Put(Key(str(item["pk"]), f"U#{item['sk']!s}"), {**attributes, "why": reason})
+    return Put(Key(str(item["pk"]), f"{SET_ASIDE}{item['sk']!s}"), {**attributes, "why": reason})
 
 
 def input_name(nonce: str, holder: str) -> str:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Final, assert_never
 
 from tenuto.lane.head import OUT, head_key
-from tenuto.lane.items import payload_in, unbundled_apart
+from tenuto.lane.items import SET_ASIDE, payload_in, unbundled_apart
 from tenuto.lane.timers import GuardTimer, timer_put
 from tenuto.lane.transitions import check_inbox_events, check_waiting, mark_pend
 from tenuto.lane.writes import Absent, Applied, Clause, Delete, Equals, Foreign, Item, Key, Put, Update, Value
@@ -27,7 +27,7 @@ from tenuto.store.port import Table
 from tenuto_control.core.outcomes import kept_entry_problem
 from tenuto_control.ports import Clock
 
-LOW: Final = "U#"
+LOW: Final = SET_ASIDE
 HIGH: Final = "U$"
 """Between these are the sort keys of what was set aside."""
 

@@ -208,7 +208,7 @@ def _free(memory: LaneMemory, turn: Turn, bounds: Bounds, head: Head) -> Action:
     if trimmable(memory, head):
         return TrimHead()
     # Whoever has committed results may have ended before it delivered them, and no other process need come by.
-    return Wait(_delivered_ms(memory, bounds)) if unshipped(memory, head) else Idle()
+    return Wait(_owner_until_ms(memory, bounds)) if unshipped(memory, head) else Idle()
 
 
 def _sharing(memory: LaneMemory, turn: Turn, first: Event) -> Action | None:
@@ -283,11 +283,6 @@ def _results_of_others(memory: LaneMemory, bounds: Bounds, head: Head) -> bool:
     return not named_by(bounds.process, head.tok) and all(isinstance(entry, ResultOut) for entry in waiting)
 
 
-def _delivered_ms(memory: LaneMemory, bounds: Bounds) -> int:
-    """By when another process delivers the results that it has committed."""
-    return _owner_until_ms(memory, bounds)
-
-
 def trimmable(memory: LaneMemory, head: Head) -> bool:
     """Whether the outbox holds anything that has been delivered."""
     return not memory.shipped.isdisjoint(head.out)
@@ -295,7 +290,7 @@ def trimmable(memory: LaneMemory, head: Head) -> bool:
 
 def _ship(memory: LaneMemory, turn: Turn, bounds: Bounds, head: Head) -> Action:
     """Ship, or wait for a topic that took no records; what queues meanwhile may not fill its partition's window."""
-    if _results_of_others(memory, bounds, head) and not memory.read_since(_delivered_ms(memory, bounds)):
+    if _results_of_others(memory, bounds, head) and not memory.read_since(_owner_until_ms(memory, bounds)):
         return ReadHead()  # They may have left already.
     if memory.ship_again_ms <= turn.now_ms:
         return Ship()

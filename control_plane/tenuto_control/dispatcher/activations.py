@@ -184,7 +184,7 @@ class Activations:
         """Run a read-only handler. Raises InvokeError."""
         target = self._target()
         if target is None:
-            return Failed(Failure(f"no function serves {self.lane.service}", 404))
+            return Failed(Failure(f"no function serves {self.lane.service}", MISSING))
         with self.services.capacity.answer(target) as room:
             async with self.services.capacity.place(target):
                 outcome = await self._invoke(target, self._flight(target, head, Shared(event), Trim()), room)
@@ -302,7 +302,7 @@ class Activations:
         for entry in entries:
             if isinstance(entry, SendOut) and self.services.receivers.problem(entry.service, entry.handler):
                 name = f"{entry.service}/{entry.handler}"
-                return Rejected(Failure(f"a message to {name} waits: no function serves that handler", 404))
+                return Rejected(Failure(f"a message to {name} waits: no function serves that handler", MISSING))
         return None
 
     # --- what follows -----------------------------------------------------------------------------------------------

@@ -15,13 +15,13 @@ from typing import assert_never
 
 from tenuto.lane.head import UnreadableHeadError, head_key, parse_head
 from tenuto.lane.timers import SleepTimer
-from tenuto.lane.transitions import clear_pend, result_key, stored_result, takeover, trim_head
+from tenuto.lane.transitions import clear_pend, result_key, takeover, trim_head
 from tenuto.lane.writes import Applied, Item
 from tenuto.protocol.backoff import pause_ms
 from tenuto.protocol.ids import Lane
 from tenuto.protocol.limits import INBOX_ITEM_EVENTS_MAX
 from tenuto.protocol.messages import Head
-from tenuto.protocol.records import CallSource, Event, Result, SleptSlot, pack
+from tenuto.protocol.records import CallSource, Event, SleptSlot, pack
 from tenuto.store.port import TableRefusedError, TableUnavailableError
 from tenuto_control import cancellation
 from tenuto_control.core import log_fields
@@ -365,15 +365,8 @@ class LaneWorker(LaneTask):
         # Each that was looked for has its result, or is not looked for again beside this head.
         while calls := self.queue.to_look_for(head, self._services.clock.now_ms()):
             items = await self._services.writer.read_all([result_key(call.event.id) for call in calls])
-            self.queue.looked_for(calls, [self._result(item) for item in items], head, self._services.clock.now_ms())
-
-    def _result(self, item: Item | None) -> Result | None:
-        """The result in a result item. One that cannot be read is none: its caller alone waits for nothing."""
-        try:
-            return stored_result(item)
-        except ValueError as e:
-            self._services.unreadable.met(f"a result of the key {self.lane.pk}", e)
-            return None
+            results = [self._services.unreadable.result(self.lane, item) for item in items]
+            self.queue.looked_for(calls, results, head, self._services.clock.now_ms())
 
     async def _end_nap(self) -> None:
         """Begin, without a write, the attempt that the lane was taken over for, if its lease surely lasts."""
@@ -524,12 +517,13 @@ class LaneWorker(LaneTask):
         took_ms = self._services.clock.now_ms() - began_ms
         await self._end(attempted, head)
         left, now_ms = attempted.head, self._services.clock.now_ms()
-        ran, buried = 0, tuple[Event, ...]()
+        buried: Sequence[Event] = ()
+        ran = 0
         if left is not None:
             over = [event for event in waiting.events if finished(left, event, now_ms)]
             ran = len(over) + sum(passed(left, event) for event in waiting.events)
             ours = ran > 0 and left.run is None and named_by(self._bounds.process, left.tok)
-            buried = tuple(await self._inbox.ran(over, left if ours else None, now_ms))
+            buried = await self._inbox.ran(over, left if ours else None, now_ms)
             await self._inbox.forget([item for item in waiting.records if item.passed(left)])
         calls_ms = took_ms if isinstance(waiting.events[0].source, CallSource) else 0
         self._on(Buried(frozenset(event.nonce for event in buried), ran, len(waiting.events), calls_ms))
@@ -551,7 +545,8 @@ class LaneWorker(LaneTask):
         trim = self._memory.trim(head)
         over = head.run is None and not head.out.keys() - set(trim.out) and not self._services.keyed(self.lane.service)
         over_ms = self._services.clock.now_ms() if over else None
-        self._learn(parse_head((await self._services.writer.write(trim_head(self.lane, trim, over_ms))).answer.item))
+        written = await self._services.writer.write(trim_head(self.lane, trim, over_ms))
+        self._learn(parse_head(written.answer.item))
 
     # --- afterwards -------------------------------------------------------------------------------------------------
 
@@ -571,8 +566,11 @@ class LaneWorker(LaneTask):
         nonces = frozenset(work.event.nonce for work in attempted.finished)
         failed = None if attempted.failed is None else self._failed(attempted.failed, attempted, from_head, now_ms)
         answered = EMPTY if head is None else self.queue.answer(head, now_ms)
-        left = self._activations.outrun, attempted.nap, attempted.overtaken
-        self._on(ActivationEnded(head, now_ms, nonces, attempted.ended, failed, answered, *left))
+        outrun, overtaken = self._activations.outrun, attempted.overtaken
+        ended = ActivationEnded(
+            head, now_ms, nonces, attempted.ended, failed, answered, outrun, attempted.nap, overtaken
+        )
+        self._on(ended)
         if head is not None:
             self.queue.release(head)
 

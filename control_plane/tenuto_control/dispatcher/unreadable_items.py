@@ -8,6 +8,10 @@ from __future__ import annotations
 import logging
 from collections import Counter
 
+from tenuto.lane.transitions import stored_result
+from tenuto.lane.writes import Item
+from tenuto.protocol.ids import Lane
+from tenuto.protocol.records import Result
 from tenuto_control.core.log_fields import said_again, shown
 from tenuto_control.core.metrics import Metrics
 
@@ -27,6 +31,14 @@ class UnreadableItems:
         self._metrics = metrics
         self._times: Counter[str] = Counter()
         self._met = 0
+
+    def result(self, lane: Lane, item: Item | None) -> Result | None:
+        """The result in a result item of a lane. One that cannot be read is none: its caller alone is affected."""
+        try:
+            return stored_result(item)
+        except ValueError as e:
+            self.met(f"a result of the key {lane.pk}", e)
+            return None
 
     def met(self, what: str, error: BaseException) -> None:
         """`what` cannot be read, or treated, for this reason. The name may hold anything: it is cut and escaped."""
