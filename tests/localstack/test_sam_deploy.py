@@ -141,7 +141,7 @@ def test_a_batch_of_a_kafka_mapping_without_brokers_fails_whole(client: Client, 
     answer = client("lambda").invoke(FunctionName=outputs["DispatcherArn"], Payload=json.dumps(BATCH).encode())
     body = answer["Payload"].read().decode()
     assert answer["FunctionError"] == "Unhandled"
-    assert "nothing of it was run" in body
+    assert "none of it was run" in body
     assert "needs access to the brokers" in body
 
 
