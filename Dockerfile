@@ -7,12 +7,13 @@
 #
 # This project's CI has no container engine, so this file is not run there; what it installs and starts is.
 #
-# A tag is whatever its publisher makes of it. The digest that it has today could not be looked up where this file was
-# written. Pin the one that you have examined, here or for a build:
+# The digest is that of the index of all platforms for 3.13.14 on Debian trixie, as Docker's own record of its official
+# images (docker-library/repo-info, repos/python/remote/3.13-slim.md) gave it on 2026-08-05. To follow security fixes,
+# examine a newer one and pin it, here or for a build:
 #
-#     docker buildx imagetools inspect python:3.13-slim    # names the digest of the index of all platforms
+#     docker buildx imagetools inspect python:3.13-slim    # names the digest of the index
 #     docker build --build-arg BASE=python:3.13-slim@sha256:... --platform linux/arm64 --tag tenuto .
-ARG BASE=python:3.13-slim
+ARG BASE=python:3.13-slim@sha256:9662417aace5ae7b8e2609cce472b72a8958e134ba372808abe9cc1a0c0125e6
 # tenuto sam: this example alone
 FROM ${BASE} AS build
 

@@ -41,3 +41,9 @@ def test_compose_listens_on_this_machine_alone() -> None:
     compose = (tree.ROOT / "compose.yaml").read_text("utf-8")
     ports = re.findall(r'^ +- "(\S+):\d+:\d+"$', compose, re.MULTILINE)
     assert ports == ["127.0.0.1"] * 2
+
+
+def test_what_a_deployment_is_built_on_is_pinned_by_digest() -> None:
+    assert re.fullmatch(r"\S+:\S+@sha256:[0-9a-f]{64}", DEFAULTS["BASE"])
+    bases = re.findall(r"^FROM (\S+)", DOCKERFILE, re.MULTILINE)
+    assert set(bases) == {"${BASE}"}
