@@ -37,7 +37,7 @@ INTERNAL: Final[Mapping[str, frozenset[str]]] = {
     "BadInputError": frozenset({"naming"}),
     "DurableFuture": frozenset({"add_done_callback", "awaited", "complete", "join", "slot_of", "value"}),
     "Handler": frozenset({"encode", "function", "spec"}),
-    **dict.fromkeys(KINDS, frozenset({"encode", "function", "kind", "name", "service", "spec"})),
+    **dict.fromkeys(KINDS, frozenset({"encode", "function", "kind", "name", "service", "spec", "target"})),
     "InvocationRetryPolicy": frozenset({"wire"}),
     "RunOptions": frozenset({"limits"}),
     "UnserialisableError": frozenset({"naming"}),

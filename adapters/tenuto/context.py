@@ -339,7 +339,7 @@ class _Durable(_Shared):
 
     def _send(self, lane: Lane | None, handler: Handler[Any, Any], argument: Any, send_delay: Duration | None) -> str:
         delay_ms = checks.delay_ms(send_delay)
-        what = f"the message to {handler.spec.target}"
+        what = f"the message to {handler.target}"
         data = handler.encode(argument)
         if data is not None:
             checks.fitting(len(data), what)
@@ -545,7 +545,7 @@ def _require_handler(handler: object, method: str, *, keyed: bool) -> None:
             f"ctx.{method} takes a declared handler, not {type(handler).__name__}: "
             "the function below its @service.handler(), or service.handlers[name]"
         )
-    target = handler.spec.target
+    target = handler.target
     if handler.kind == "shared":
         checks.wrong_type(
             f"ctx.{method}: {target} is a shared handler, which only reads, and a message has no answer: send to an "

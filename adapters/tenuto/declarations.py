@@ -8,19 +8,15 @@ from __future__ import annotations
 
 import inspect
 import os
-import re
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
-from tenuto import context
-
-KNOWN_CONTEXTS: Final = {
-    one.__name__: one for one in (context.Context, context.ObjectContext, context.ObjectSharedContext)
-}
+from tenuto.checks import shown
+from tenuto.serde.hints import resolved, shape_of
 
 HELD_BY: Final = {
     "Context": "a handler of a service",
@@ -32,19 +28,29 @@ HELD_BY: Final = {
 _OURS: Final = frozenset({"tenuto", "contextlib", "dataclasses"})
 """Packages between the user's line and the check of it."""
 
-_LAST_NAME: Final = re.compile(r"(\w+)['\"\s]*$")
+_NOTHING: Final = "a NoneType"
+
+_HINTS_LOOKED_AT_MAX: Final = 1_000
+"""So many members of unions and aliases are looked at: an alias may stand for itself."""
+
+
+_PLACE: Final = " (declared at "
 
 
 @contextmanager
-def declaring(function: object = None) -> Iterator[None]:
-    """Have each TypeError and ValueError of a declaration name the file and line of the function, or of the call."""
+def declaring(function: object = None, target: str = "") -> Iterator[None]:
+    """Have each TypeError and ValueError of a declaration name its target, and file and line of the function or call.
+
+    An error that names its place already keeps it: of two declarations, the inner one is at fault.
+    """
     try:
         yield
     except (TypeError, ValueError) as e:
-        line = line_of(function) or _caller()
+        line = None if _PLACE in str(e) else line_of(function) or _caller()
         if line is None:
             raise
-        raise type(e)(f"{e} (declared at {line})") from e.__cause__
+        named = "" if str(e).startswith(target) else f"{target}: "
+        raise type(e)(f"{named}{e}{_PLACE}{line})") from e.__cause__
 
 
 def line_of(function: object) -> str | None:
@@ -78,21 +84,30 @@ def _place(file: str, line: int) -> str:
     return f"{file if relative.startswith('..') else relative}:{line}"
 
 
-def require_parameters(function: Callable[..., Any], given: type, target: str) -> None:
-    """Refuse a handler that expects another context than it is given, or whose input has no hint. Raises TypeError."""
-    parameters = list(inspect.signature(function).parameters.values())
-    if not parameters:
-        return  # Its shape is refused elsewhere.
-    first, *others = parameters
-    wrong = _wrong_context(first.annotation, given, function)
+def require_hints(function: Callable[..., Any], given: type, target: str) -> None:
+    """Refuse a handler without a hint for its context, input or result, or with another context than it is given.
+
+    Raises TypeError.
+    """
+    signature = shape_of(function)
+    first, *others = signature.parameters.values()
+    hint = f"{first.name}: {given.__name__}"
+    form = f"async def {target.rpartition('/')[2]}({hint}{', event: T' if others else ''})"
+    if first.annotation is inspect.Parameter.empty:
+        raise TypeError(f"{target}: its context {first.name!r} has no type hint: write {hint}, as in {form}")
+    wrong = _wrong_context(first, given, function)
     if wrong is not None:
-        form = f"async def {target.rpartition('/')[2]}({first.name}: {given.__name__}{', event: T' if others else ''})"
         raise TypeError(f"{target}: {HELD_BY[given.__name__]} is given {_with_article(given)}, not {wrong}: {form}")
     if others and others[0].annotation is inspect.Parameter.empty:
         name = others[0].name
         raise TypeError(
             f"{target}: its input {name!r} has no type hint: write {name}: T, which is checked and converted, or "
             f"{name}: Any for plain JSON as it comes"
+        )
+    if signature.return_annotation is inspect.Signature.empty:
+        raise TypeError(
+            f"{target}: its result has no type hint: write -> T, which is checked, -> None if there is none, or "
+            "-> Any for whatever has a JSON form"
         )
 
 
@@ -111,49 +126,46 @@ def require_no_default(function: Callable[..., Any], target: str, *, nullable: b
         )
 
 
-def _wrong_context(annotation: Any, given: type, function: Callable[..., Any]) -> str | None:
-    """The name of what a first parameter expects and never gets; None when it may be what is given."""
-    if annotation is inspect.Parameter.empty:
-        return None
-    if isinstance(annotation, str):
-        found = _resolved(annotation, function)
-        if found is None:
-            # Imported for type checkers alone, so only its name is known.
-            named = _LAST_NAME.search(annotation)
-            found = None if named is None else KNOWN_CONTEXTS.get(named[1])
-        if found is None:
+def _wrong_context(parameter: inspect.Parameter, given: type, function: Callable[..., Any]) -> str | None:
+    """The name of what a first parameter expects and never gets; None when it may be what is given.
+
+    Raises TypeError for a hint that cannot be resolved.
+    """
+    waiting = [parameter.annotation]
+    wrong: list[str] = []
+    for _ in range(_HINTS_LOOKED_AT_MAX):
+        if not waiting:
+            break
+        annotation = resolved(_text_of(waiting.pop()), f"'{parameter.name}'", function)
+        stands_for = _meant(annotation)
+        if stands_for is not None:
+            waiting.extend(stands_for)
+            continue
+        kind = typing.get_origin(annotation) or annotation
+        # A protocol is not looked into: whether a context has what it asks for, a type checker says.
+        if kind is Any or getattr(kind, "_is_protocol", False) or (isinstance(kind, type) and issubclass(given, kind)):
             return None
-        annotation = found
-    meant = _meant(annotation)
-    if meant is not annotation:
-        return None if meant is None else _wrong_context(meant, given, function)
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        wrong = [_wrong_context(one, given, function) for one in typing.get_args(annotation)]
-        return None if None in wrong else str(wrong[0])
-    kind = typing.get_origin(annotation) or annotation
-    # A protocol is not looked into: whether a context has what it asks for, a type checker says.
-    if kind is Any or not isinstance(kind, type) or getattr(kind, "_is_protocol", False) or issubclass(given, kind):
-        return None
-    return _with_article(kind)
+        wrong.append(_with_article(kind) if isinstance(kind, type) else shown(annotation))
+    return next((one for one in reversed(wrong) if one != _NOTHING), _NOTHING) if wrong else None
 
 
-def _meant(annotation: Any) -> Any:
-    """What an annotation stands for: what is annotated, the bound of a type variable, what a new type is made of."""
-    if typing.get_origin(annotation) is typing.Annotated:
-        return typing.get_args(annotation)[0]
+def _text_of(annotation: Any) -> Any:
+    """A reference inside a bound or a constraint as the text that it was written as."""
+    return annotation.__forward_arg__ if isinstance(annotation, typing.ForwardRef) else annotation
+
+
+def _meant(annotation: Any) -> Sequence[Any] | None:
+    """What an annotation stands for, if it is no type itself: several, of which one has to fit, or one."""
     if isinstance(annotation, typing.TypeVar):
-        return annotation.__bound__
-    return annotation.__supertype__ if isinstance(annotation, typing.NewType) else annotation
-
-
-def _resolved(annotation: str, function: Callable[..., Any]) -> Any:
-    plain = inspect.unwrap(function)
-    scope = getattr(getattr(plain, "__func__", plain), "__globals__", {})
-    try:
-        holder = types.SimpleNamespace(__annotations__={"hint": annotation})
-        return typing.get_type_hints(holder, globalns=scope)["hint"]
-    except Exception:  # noqa: BLE001 - text that is no annotation may raise anything; it is not needed at run time
-        return None
+        return annotation.__constraints__ or ((Any,) if annotation.__bound__ is None else (annotation.__bound__,))
+    if isinstance(annotation, typing.NewType):
+        return (annotation.__supertype__,)
+    if typing.get_origin(annotation) is typing.Annotated:
+        return typing.get_args(annotation)[:1]
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return typing.get_args(annotation)
+    # The `type` statement of Python 3.12.
+    return (annotation.__value__,) if hasattr(annotation, "__value__") else None
 
 
 def _with_article(kind: type) -> str:

@@ -7,7 +7,7 @@ Owns calling it in a unit test, and encoding the input of a message to it. Does 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Generic, TypeVar
 
 from tenuto import checks
@@ -37,8 +37,17 @@ class Handler(Generic[I, O]):
     """`"stateless"` in a service; `"exclusive"` or `"shared"` in a virtual object."""
     function: Callable[..., Awaitable[O]]
     """The decorated function."""
-    spec: HandlerSpec
-    """What the runtime knows of the handler."""
+    _described: Callable[[], HandlerSpec] = field(repr=False)
+
+    @property
+    def spec(self) -> HandlerSpec:
+        """What the runtime knows of the handler. Raises TypeError if a type hint cannot be resolved even now."""
+        return self._described()
+
+    @property
+    def target(self) -> str:
+        """Name of the service and of the handler, such as `orders/place`."""
+        return f"{self.service}/{self.name}"
 
     def __call__(self, *args: Any, **kwargs: Any) -> Awaitable[O]:
         """Call the decorated function, with a context that the caller provides."""
@@ -49,13 +58,13 @@ class Handler(Generic[I, O]):
         if not self.spec.takes_input:
             if argument is None:
                 return None
-            raise TenutoError(f"{checks.where()}{self.spec.target} takes no input: send None")
+            raise TenutoError(f"{checks.where()}{self.target} takes no input: send None")
         if argument is None and isinstance(self.spec.input, BytesSerde):
             return None
         try:
             data = self.spec.input.serialize(argument)
         except UnserialisableError as e:
-            what = f"{checks.where()}the message to {self.spec.target}"
+            what = f"{checks.where()}the message to {self.target}"
             refuse_unawaited(argument, what)
             raise e.naming(what) from None
         # None is sent as no input at all, once its type has admitted it.

@@ -5,6 +5,7 @@ Owns the decorators and the registry of the handlers of one function. Does not o
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -13,9 +14,11 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from tenuto import checks
 from tenuto.context import Context, ObjectContext, ObjectSharedContext
-from tenuto.declarations import declaring, line_of, require_no_default, require_parameters
+from tenuto.declarations import declaring, line_of, require_hints, require_no_default
 from tenuto.handler import HANDLERS, Handler
+from tenuto.late_names import may_come_later
 from tenuto.protocol.durations import Duration, milliseconds
+from tenuto.protocol.failures import describe
 from tenuto.protocol.messages import HandlerManifest, Manifest, RetryPolicy, ServiceManifest
 from tenuto.runtime.commands import Commands
 from tenuto.runtime.handlers import HandlerSpec, Kind, admits_nothing, input_form
@@ -105,7 +108,7 @@ class _Declared:
         """The name of a handler that is given none: its function's."""
         if isinstance(function, Handler):
             raise TypeError(
-                f"{function.spec.target} is a handler already, and cannot be one of {self.name} too: declare a "
+                f"{function.target} is a handler already, and cannot be one of {self.name} too: declare a "
                 "function for each"
             )
         if not callable(function):
@@ -133,26 +136,14 @@ class _Declared:
             if policy is not None:
                 _require_policy(policy, target)
             _require_function(function, target)
-            require_parameters(function, CONTEXTS[kind], target)
-            try:
-                hint, output = hints_of(function)
-                takes, gives = serde_for(None if hint is MISSING else hint), output_serde_for(output)
-            except TypeError as e:
-                raise TypeError(f"{target}: {e}") from e
-            nullable = hint is MISSING or admits_nothing(takes)
-            require_no_default(function, target, nullable=nullable)
-        spec = HandlerSpec(
-            service=self.name,
-            name=called,
-            kind=kind,
-            call=function,
-            takes_input=hint is not MISSING,
-            input=takes,
-            output=gives,
-            retry=(policy or self.retry_policy).wire(),
-            nullable=nullable,
-        )
-        handler = HANDLERS[kind](self.name, called, kind, function, spec)
+        retry = (policy or self.retry_policy).wire()
+        described = functools.cache(functools.partial(_spec_of, function, self.name, called, kind, retry))
+        try:
+            described()
+        except TypeError as e:
+            if not may_come_later(e):
+                raise
+        handler = HANDLERS[kind](self.name, called, kind, function, described)
         self.handlers[called] = handler
         return handler
 
@@ -260,8 +251,15 @@ class Services:
             if self._services.get(service.name) is service:
                 raise ValueError(f"{service.name} is given twice")
             if service.name in self._services:
-                raise ValueError(f"two services are called {service.name!r}: give one of them another name")
+                raise ValueError(
+                    f"two services are called {service.name!r}{_places(service, self._services[service.name])}: "
+                    "give one of them another name"
+                )
             self._services[service.name] = service
+        # A class may be defined further down in its module than the handler that names it, and exists by now.
+        for service in self._services.values():
+            for handler in service.handlers.values():
+                _ = handler.spec
 
     @property
     def declared(self) -> tuple[Service | VirtualObject, ...]:
@@ -302,12 +300,20 @@ class Services:
 def _instead(found: object) -> str:
     """What is where a service belongs, and the way out."""
     if isinstance(found, Handler):
-        return f"the handler {found.spec.target}: give its service, {found.service}"
+        return f"the handler {found.target}: give its service, {found.service}"
     if isinstance(found, type):
         return f"the class {found.__name__}: give an instance"
     if isinstance(found, Iterable):
         return f"a {type(found).__name__}: give each one by itself, or *services"
     return type(found).__name__
+
+
+def _places(*services: Service | VirtualObject) -> str:
+    """Where the first handler of each service is, for a message about all of them."""
+    firsts = (next(iter(service.handlers.values()), None) for service in services)
+    lines = [line_of(first.function) for first in firsts if first is not None]
+    found = sorted(line for line in lines if line is not None)
+    return f", with handlers at {' and '.join(found)}" if found else ""
 
 
 def _require_policy(policy: object, of: str) -> None:
@@ -319,25 +325,57 @@ def _require_policy(policy: object, of: str) -> None:
 
 
 def _require_function(function: Any, target: str) -> None:
-    """Refuse anything but an async function or a bound method. Raises TypeError."""
+    """Refuse anything but an async function, a bound method or an object with an async `__call__`. Raises TypeError."""
     form = f"async def {target.rpartition('/')[2]}(ctx, event)"
     if not callable(function):
         raise TypeError(f"{target} is declared on a {type(function).__name__}, not on a function: {form}")
     plain = inspect.unwrap(function)
     if inspect.isgeneratorfunction(plain) or inspect.isasyncgenfunction(plain):
         raise TypeError(f"{target} is a generator, which a handler cannot be: {form}, without yield")
-    if not inspect.iscoroutinefunction(plain):
+    if not inspect.iscoroutinefunction(plain) and not inspect.iscoroutinefunction(type(plain).__call__):
         raise TypeError(f"{target} is not an async function: declare handlers with `async def`: {form}")
+    if hasattr(function, "cache_parameters"):
+        raise TypeError(f"{target} is cached, and a coroutine cannot be awaited twice: declare it without the cache")
     # A bound method has its instance, a static method needs none.
     if inspect.ismethod(function) or isinstance(function, staticmethod) or not inspect.isfunction(plain):
         return
-    first = next(iter(inspect.signature(plain).parameters), "")
+    first = next(iter(inspect.signature(plain).parameters.values()), None)
     scope = plain.__qualname__.rpartition(".")[0]
-    if first in RECEIVERS or (scope and not scope.endswith("<locals>")):
+    in_class = bool(scope) and not scope.endswith("<locals>")
+    if first is not None and (first.name in RECEIVERS or (in_class and first.annotation is first.empty)):
         raise TypeError(
-            f"{target} is a method, and would be called without its {first or 'instance'}: declare a function of the "
+            f"{target} is a method, and would be called without its {first.name}: declare a function of the "
             f"module, {form}, or a bound method, service.handler()(instance.method)"
         )
+
+
+def _spec_of(
+    function: Callable[..., Awaitable[Any]], service: str, name: str, kind: Kind, retry: RetryPolicy
+) -> HandlerSpec:
+    """What the runtime knows of a handler, by its hints. Raises TypeError that names handler, file and line."""
+    target = f"{service}/{name}"
+    with declaring(function, target):
+        require_hints(function, CONTEXTS[kind], target)
+        try:
+            hint, output = hints_of(function)
+            takes, gives = serde_for(None if hint is MISSING else hint), output_serde_for(output)
+        except TypeError:
+            raise
+        except Exception as e:  # What is no type may raise anything when it is looked at.
+            raise TypeError(describe(e)) from e
+        nullable = hint is MISSING or admits_nothing(takes)
+        require_no_default(function, target, nullable=nullable)
+    return HandlerSpec(
+        service=service,
+        name=name,
+        kind=kind,
+        call=function,
+        takes_input=hint is not MISSING,
+        input=takes,
+        output=gives,
+        retry=retry,
+        nullable=nullable,
+    )
 
 
 def _manifest(spec: HandlerSpec) -> HandlerManifest:

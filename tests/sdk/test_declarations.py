@@ -9,10 +9,23 @@ from __future__ import annotations
 import asyncio
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NewType, Protocol, TypeAlias, TypeVar
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    ClassVar,
+    Literal,
+    Never,
+    NewType,
+    NoReturn,
+    Protocol,
+    TypeAlias,
+    TypeVar,
+)
 
 import pytest
 
@@ -31,7 +44,7 @@ from tenuto.testing import Environment, KeepsFailingError
 
 if TYPE_CHECKING:
     from tenuto import Context as CheckedContext
-    from tenuto import ObjectContext as CheckedObjectContext
+    from tests.kit.shop import Order as CheckedOrder
 
 HERE = Path(__file__).name
 Kind: TypeAlias = Literal["service", "object", "shared"]
@@ -50,6 +63,13 @@ class Order:
     """An input."""
 
     item: str
+
+
+@dataclass
+class Wide:
+    """Another one."""
+
+    width: int
 
 
 def decorator(kind: Kind) -> Callable[[Any], Any]:
@@ -96,20 +116,103 @@ def test_each_kind_of_handler_expects_its_own_context(kind: Kind, asked: Kind, w
         decorator(kind)(function)
 
 
-@pytest.mark.parametrize("annotation", [Any, object, Reads, "Any", "NotAnywhere", "none ("], ids=range(6))
+@pytest.mark.parametrize("annotation", [Any, object, Reads, "Any"], ids=range(4))
 @pytest.mark.parametrize("kind", GIVEN)
 def test_what_may_be_a_context_is_taken(kind: Kind, annotation: Any) -> None:
     assert decorator(kind)(handler_of(annotation)).name == "place"
 
 
-def test_a_context_that_is_imported_for_type_checkers_is_known_by_its_name() -> None:
-    async def place(ctx: CheckedContext, order: Order) -> None: ...
-    async def keep(ctx: CheckedObjectContext, order: Order) -> None: ...
+@pytest.mark.parametrize("annotation", ["NotAnywhere", "tenuto.nowhere.Context", "none (", "1 / 0"], ids=range(4))
+@pytest.mark.parametrize("of", ["ctx", "order", "return"])
+def test_a_hint_that_cannot_be_resolved_is_refused(of: str, annotation: str) -> None:
+    function = handler_of(Context)
+    function.__annotations__[of] = annotation
+    line = function.__code__.co_firstlineno
+    named = "the result" if of == "return" else f"'{of}'"
+    words = (
+        rf"^orders/place: the annotation '{re.escape(annotation)}' of {named} cannot be resolved: .*{HERE}:{line}\)$"
+    )
+    with pytest.raises(TypeError, match=words):
+        Service("orders").handler()(function)
 
-    assert Service("orders").handler()(place).name == "place"
-    assert VirtualObject("orders").handler()(keep).name == "keep"
-    with pytest.raises(TypeError, match="is given an ObjectContext, not a Context"):
-        VirtualObject("orders").handler()(handler_of("tenuto.nowhere.Context"))
+
+def test_a_name_that_is_imported_for_type_checkers_is_refused_with_the_way_out() -> None:
+    async def place(ctx: CheckedContext, order: Order) -> None: ...
+    async def pay(ctx: Context, order: CheckedOrder) -> None: ...
+    async def keep(ctx: Context) -> CheckedOrder:
+        raise NotImplementedError
+
+    for function in (place, pay, keep):
+        with pytest.raises(TypeError, match=r"'Checked\w+' .* and not under `if TYPE_CHECKING:` \(declared at"):
+            Service("orders").handler()(function)
+
+
+@pytest.mark.parametrize("kind", GIVEN)
+def test_a_context_input_or_result_without_a_hint_is_refused_with_the_way_out(kind: Kind) -> None:
+    given = GIVEN[kind].__name__
+    ways = {
+        "ctx": rf"its context 'ctx' has no type hint: write ctx: {given}, as in async def place\(ctx: {given}, ",
+        "order": r"its input 'order' has no type hint: write order: T",
+        "return": r"its result has no type hint: write -> T",
+    }
+    for of, way in ways.items():
+        function = handler_of(GIVEN[kind])
+        del function.__annotations__[of]
+        line = function.__code__.co_firstlineno
+        with pytest.raises(TypeError, match=rf"^orders/place: {way}.*{HERE}:{line}\)$"):
+            decorator(kind)(function)
+
+
+class Mixed(Enum):
+    """Neither text nor numbers."""
+
+    A = object()
+
+
+NO_TYPES: dict[str, Any] = {
+    "a value": 5,
+    "a module": re,
+    "ClassVar": ClassVar[int],
+    "an awaitable": Awaitable[int],
+    "a callable": Callable[[], int],
+    "a context": ObjectContext,
+    "a dict by objects": dict[Order, int],
+    "a dict by tuples": list[dict[tuple[int, int], str]],
+    "a set of what is not hashable": set[Order],
+    "two dataclasses": Order | Wide,
+    "an enum of objects": Mixed,
+    "type variable with constraints": TypeVar("S", str, int),
+}
+
+
+@pytest.mark.parametrize("of", ["order", "return"])
+@pytest.mark.parametrize("hint", NO_TYPES)
+def test_what_cannot_be_read_or_written_is_refused(hint: str, of: str) -> None:
+    function = handler_of(Context)
+    function.__annotations__[of] = NO_TYPES[hint]
+    line = function.__code__.co_firstlineno
+    with pytest.raises(TypeError, match=rf"^orders/place: the type hint .*{HERE}:{line}\)$"):
+        Service("orders").handler()(function)
+
+
+@pytest.mark.parametrize("hint", [NoReturn, Never])
+def test_a_handler_may_always_raise(hint: Any) -> None:
+    function = handler_of(Context)
+    function.__annotations__["return"] = hint
+    assert Service("orders").handler()(function).name == "place"
+
+
+@pytest.mark.parametrize("annotation", [5, Literal["x"], re, Never], ids=range(4))
+def test_a_context_that_is_no_type_is_refused(annotation: Any) -> None:
+    with pytest.raises(TypeError, match=rf"orders/place: .* is given a Context, not .*{HERE}:\d+\)$"):
+        Service("orders").handler()(handler_of(annotation))
+
+
+def test_what_a_type_variable_stands_for_is_looked_up() -> None:
+    late, one_of = TypeVar("late", bound="ObjectContext"), TypeVar("one_of", Order, Context)
+    assert Service("orders").handler()(handler_of(one_of)).name == "place"
+    with pytest.raises(TypeError, match="not an ObjectContext"):
+        Service("orders").handler()(handler_of(late))
 
 
 @pytest.mark.parametrize("annotation", [Order, str, int, dict[str, int], "Order", list], ids=range(6))
@@ -126,23 +229,6 @@ def test_a_context_of_ones_own_is_not_what_is_given() -> None:
 
     with pytest.raises(TypeError, match=r"is given an ObjectContext, not a .*Mine"):
         decorator("object")(handler_of(Mine))
-
-
-@pytest.mark.parametrize("kind", GIVEN)
-def test_an_input_needs_a_hint(kind: Kind) -> None:
-    async def place(ctx, order):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202 - the mistake under test
-        return order
-
-    with pytest.raises(TypeError, match=rf"orders/place: its input 'order' has no type hint: .*{HERE}:\d+\)"):
-        decorator(kind)(place)
-
-
-def test_a_hint_that_cannot_be_resolved_names_the_place() -> None:
-    async def place(ctx: Context, order: Nowhere) -> None: ...  # type: ignore[name-defined]  # noqa: F821 - the mistake
-
-    line = place.__code__.co_firstlineno
-    with pytest.raises(TypeError, match=rf"orders/place: .*'Nowhere' of 'order' cannot be resolved.*{HERE}:{line}\)"):
-        Service("orders").handler()(place)
 
 
 def test_a_hint_that_no_serde_takes_names_the_place() -> None:

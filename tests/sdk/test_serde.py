@@ -401,7 +401,7 @@ class Unresolved(msgspec.Struct):
     ],
 )
 def test_an_unsupported_hint_is_refused_by_name(hint: Any) -> None:
-    with pytest.raises(TypeError, match="is not supported") as caught:
+    with pytest.raises(TypeError, match=r"is not supported|cannot be resolved") as caught:
         serde_for(hint)
     name = hint.__name__ if isinstance(hint, type) else str(hint)
     assert name.rpartition(".")[2] in str(caught.value)
@@ -451,7 +451,7 @@ def test_hints_of_handlers(handler: Callable[..., Any], hints: tuple[Any, Any]) 
 @pytest.mark.parametrize(
     ("handler", "says"),
     [
-        (unresolvable, r"unresolvable.*'CheckerOnly\[Any\]' of 'event' cannot be resolved"),
+        (unresolvable, r"the annotation 'CheckerOnly\[Any\]' of 'event' cannot be resolved"),
         (no_context, "no_context.*at most one input"),
         (too_many, "too_many.*at most one input"),
         (keyword, "keyword.*at most one input"),

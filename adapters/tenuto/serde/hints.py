@@ -27,6 +27,13 @@ HANDLER_PARAMETERS_MAX: Final = 2
 """The context and one input."""
 
 
+AT_RUN_TIME: Final = (
+    "its types must exist at run time: define or import them at module level, above `aws.handler(...)`, and not under "
+    "`if TYPE_CHECKING:`"
+)
+"""What to do about a name in a hint that stands for nothing."""
+
+
 class Missing(enum.Enum):
     """The type of `MISSING`, so that checkers can tell it from every hint."""
 
@@ -84,8 +91,8 @@ def _field_types(cls: type) -> list[Any]:
         return []
     try:
         return list(typing.get_type_hints(cls, include_extras=True).values())
-    except NameError as error:
-        raise unsupported(cls, f"{error}; define that type before the handler, at module level") from error
+    except (NameError, AttributeError) as error:
+        raise unresolved(cls, error) from error
 
 
 def is_struct(part: Any) -> bool:
@@ -105,8 +112,10 @@ def require_msgspec_support(hint: Any) -> None:
     """Raises TypeError unless msgspec, with the help of pydantic for its own types, decodes to `hint`."""
     try:
         root = msgspec.inspect.type_info(hint)
-    except (TypeError, NameError, AttributeError) as error:
-        raise unsupported(hint, str(error)) from error
+    except NameError as error:
+        raise unresolved(hint, error) from error
+    except Exception as error:  # Whatever the hint's own code raises.
+        raise unsupported(hint, _first_line(error)) from error
     waiting: list[Any] = [root]
     seen: set[int] = set()
     while waiting:
@@ -115,9 +124,58 @@ def require_msgspec_support(hint: Any) -> None:
             waiting.extend(node)
         elif isinstance(node, msgspec.inspect.Type | msgspec.inspect.Field) and id(node) not in seen:
             seen.add(id(node))
-            if isinstance(node, msgspec.inspect.CustomType) and not is_from_pydantic(node.cls):
-                raise unsupported(hint, f"{name_of(node.cls)} has no JSON form")
+            problem = _problem_of(node)
+            if problem is not None:
+                raise unsupported(hint, problem)
             waiting.extend(getattr(node, name) for name in node.__struct_fields__)
+
+
+def _problem_of(node: Any) -> str | None:
+    """Why no value of a type can be read from JSON, though msgspec makes a decoder for it."""
+    match node:
+        case msgspec.inspect.CustomType(cls) if not is_from_pydantic(cls):
+            return f"{name_of(cls)} has no JSON form"
+        case msgspec.inspect.DictType(key_type=key) if not _may_be_key(key):
+            return "the keys of a dict are text, numbers, dates, ids or enums, since those of a JSON object are text"
+        case msgspec.inspect.SetType(item_type=item) | msgspec.inspect.FrozenSetType(item_type=item):
+            return None if _is_hashable(item) else "the items of a set are hashable: frozen dataclasses, tuples, text"
+        case _:
+            return None
+
+
+def _may_be_key(node: Any) -> bool:
+    """Whether the name of a JSON object's member can be read as a type."""
+    if isinstance(node, msgspec.inspect.UnionType):
+        return any(map(_may_be_key, node.types))
+    inspected = msgspec.inspect
+    never = (inspected.BoolType, inspected.NoneType, inspected.CollectionType, inspected.TupleType, inspected.DictType)
+    fields = (inspected.StructType, inspected.DataclassType, inspected.TypedDictType, inspected.NamedTupleType)
+    return not isinstance(node, never + fields)
+
+
+def _is_hashable(node: Any) -> bool:
+    inspected = msgspec.inspect
+    match node:
+        case inspected.UnionType():
+            return any(map(_is_hashable, node.types))
+        case inspected.TupleType():
+            return all(map(_is_hashable, node.item_types))
+        case inspected.StructType() | inspected.DataclassType():
+            return node.cls.__hash__ is not None
+        case inspected.ListType() | inspected.SetType() | inspected.DictType() | inspected.TypedDictType():
+            return False
+        case _:
+            return True
+
+
+def unresolved(hint: Any, error: Exception) -> TypeError:
+    """The error for a hint with a name that stands for nothing."""
+    return TypeError(f"the type hint {name_of(hint)} cannot be resolved: {_first_line(error)}; {AT_RUN_TIME}")
+
+
+def _first_line(error: Exception) -> str:
+    """What an error says, without the lines of an address or an example below."""
+    return str(error).partition("\n")[0]
 
 
 def unsupported(hint: Any, reason: str) -> TypeError:
@@ -160,6 +218,31 @@ def name_of(hint: Any) -> str:
 # Handlers -----------------------------------------------------------------------------------------
 
 
+def shape_of(handler: Callable[..., Any]) -> inspect.Signature:
+    """The signature of a handler: a context and at most one input, both given by position.
+
+    Raises TypeError for any other, and for a signature that cannot be read.
+    """
+    try:
+        signature = inspect.signature(handler)
+    except Exception as error:  # From Python 3.14 on, annotations are evaluated here.
+        raise TypeError(f"the signature of {_name_of(handler)} cannot be read: {_first_line(error)}") from error
+    parameters = list(signature.parameters.values())
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    in_place = all(parameter.kind in positional for parameter in parameters)
+    if in_place and 1 <= len(parameters) <= HANDLER_PARAMETERS_MAX:
+        return signature
+    name = _name_of(handler)
+    variadic = any(
+        parameter.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD) for parameter in parameters
+    )
+    raise TypeError(
+        f"handler {name}{signature} must take the context and at most one input: "
+        f"async def {name.rpartition('.')[2]}(ctx, event: T) -> R"
+        + ("; a decorator keeps the signature of what it wraps by functools.wraps" if variadic else "")
+    )
+
+
 def hints_of(handler: Callable[..., Any]) -> tuple[Any, Any]:
     """The hints of a handler `async def h(ctx, event: T) -> R`: `(T, R)`.
 
@@ -168,38 +251,48 @@ def hints_of(handler: Callable[..., Any]) -> tuple[Any, Any]:
     (`tenuto.declarations`). Raises TypeError for any other shape of parameters and
     for an annotation that cannot be resolved.
     """
-    function = inspect.unwrap(handler)
-    while isinstance(function, functools.partial):
-        function = function.func
-    name = getattr(function, "__qualname__", type(function).__qualname__)
-    signature = inspect.signature(handler)
-    parameters = list(signature.parameters.values())
-    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    in_place = all(parameter.kind in positional for parameter in parameters)
-    if not (in_place and 1 <= len(parameters) <= HANDLER_PARAMETERS_MAX):
-        raise TypeError(
-            f"handler {name}{signature} must take the context and at most one input: "
-            f"async def {name.rpartition('.')[2]}(ctx, event: T) -> R"
-        )
-    function = getattr(function, "__func__", function)  # of a bound method
-    if not inspect.isfunction(function):
-        function = type(function).__call__
-    scope: dict[str, Any] = getattr(function, "__globals__", {})
-    output = _resolved(signature.return_annotation, "the result", name, scope)
-    if len(parameters) == 1:
-        return MISSING, output
-    return _resolved(parameters[1].annotation, f"'{parameters[1].name}'", name, scope), output
+    signature = shape_of(handler)
+    takes = [
+        resolved(parameter.annotation, f"'{parameter.name}'", handler)
+        for parameter in list(signature.parameters.values())[1:]
+    ]
+    output = resolved(signature.return_annotation, "the result", handler)
+    return (takes[0] if takes else MISSING), output
 
 
-def _resolved(annotation: Any, of: str, handler: str, scope: dict[str, Any]) -> Any:
+def resolved(annotation: Any, of: str, handler: Callable[..., Any]) -> Any:
+    """What an annotation of a handler means; Any for none. Raises TypeError for one that cannot be resolved."""
     if annotation is inspect.Signature.empty:
         return Any
+    function = _code_of(handler)
+    # Type variables of `def h[T](...)`, which no module holds.
+    variables = {one.__name__: one for one in getattr(function, "__type_params__", ())}
     try:
         holder = types.SimpleNamespace(__annotations__={"hint": annotation})
-        return typing.get_type_hints(holder, globalns=scope, include_extras=True)["hint"]
-    except (NameError, AttributeError, SyntaxError, TypeError) as error:
+        scope: dict[str, Any] = getattr(function, "__globals__", {})
+        return typing.get_type_hints(holder, scope, variables, include_extras=True)["hint"]
+    except Exception as error:  # Text that is no annotation may raise anything.
+        advice = f"; {AT_RUN_TIME}" if isinstance(error, NameError | AttributeError) else ""
         raise TypeError(
-            f"handler {handler}: the annotation {annotation!r} of {of} cannot be resolved: {error}. "
-            "Types of inputs and results must be importable at run time: define them at module level, "
-            "and not under `if TYPE_CHECKING:`."
+            f"the annotation {annotation!r} of {of} cannot be resolved: {_first_line(error)}{advice}"
         ) from error
+
+
+def _innermost(handler: Callable[..., Any]) -> Any:
+    """The function inside wrappers and partials."""
+    function: Any = inspect.unwrap(handler)
+    while isinstance(function, functools.partial):
+        function = inspect.unwrap(function.func)
+    return function
+
+
+def _name_of(handler: Callable[..., Any]) -> str:
+    function = _innermost(handler)
+    return str(getattr(function, "__qualname__", type(function).__qualname__))
+
+
+def _code_of(handler: Callable[..., Any]) -> Any:
+    """The function whose annotations a handler shows."""
+    function = _innermost(handler)
+    function = getattr(function, "__func__", function)  # of a bound method
+    return function if inspect.isfunction(function) else type(function).__call__

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import sys
 import types
+import typing
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
 
@@ -44,6 +45,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _NO_HINTS: Final = (None, types.NoneType, Any, object)
+
+_NO_RESULT: Final = (typing.NoReturn, typing.Never)
+"""Result hints of a handler that always raises."""
 
 _SURE_HINTS: Final = (int, str, bool)
 """Hints that give back every value of exactly their type: reading it back would prove nothing."""
@@ -184,7 +188,7 @@ def serde_for(hint: Any) -> Serde[Any]:
 
 def output_serde_for(hint: Any) -> Serde[Any]:
     """The serde for the result of a handler. Without a hint nothing of tenuto reads it: it is for the caller."""
-    return OutboundSerde() if hint in _NO_HINTS else serde_for(hint)
+    return OutboundSerde() if hint in _NO_HINTS or hint in _NO_RESULT else serde_for(hint)
 
 
 # The rule -----------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import msgspec
 
 from tenuto.errors import BadInputError, UnserialisableError
-from tenuto.serde.hints import is_from_pydantic, name_of, per_hint, unsupported
+from tenuto.serde.hints import is_from_pydantic, name_of, per_hint, unresolved, unsupported
 from tenuto.serde.sameness import NO_BYTES, NO_NAN
 
 if TYPE_CHECKING:
@@ -219,7 +219,9 @@ def adapter_of(hint: Any) -> TypeAdapter[Any]:
     try:
         adapter: TypeAdapter[Any] = TypeAdapter(hint)
         adapter.rebuild(raise_errors=True)
-    except (RuntimeError, TypeError, NameError, AttributeError) as error:  # pydantic's own derive from these
+    except NameError as error:
+        raise unresolved(hint, error) from error
+    except (RuntimeError, TypeError, AttributeError) as error:  # pydantic's own derive from these
         raise unsupported(hint, str(error).partition("\n")[0].rstrip(".")) from error
     return adapter
 

@@ -168,7 +168,7 @@ class Face:
         target = self._targets.handler(handler)
         behind = self._behind
         event, named = self._event(target, "call", key_and_input, headers, idempotency_key, one_way=False)
-        what = f"env.call({target.spec.target!r}, ...)"
+        what = f"env.call({target.target!r}, ...)"
 
         async def work() -> Any:
             result = await behind.call(event, named, shared=target.kind == "shared")
@@ -259,9 +259,9 @@ class Face:
         async def work() -> Invocation[Any]:
             await behind.send(event, named, delay_ms)
             await behind.settled()
-            return Invocation(event.id, target.spec.target, event.invocation.lane.key)
+            return Invocation(event.id, target.target, event.invocation.lane.key)
 
-        return self._begin(work, f"env.send({target.spec.target!r}, ...)")
+        return self._begin(work, f"env.send({target.target!r}, ...)")
 
     @overload
     def result(self, invocation: Invocation[O]) -> Operation[O]: ...

@@ -30,12 +30,12 @@ class Targets:
             raise HarnessError("an environment needs the services under test: Environment(orders)")
         self._by_name = {service.name: service for service in services}
         self._handlers: dict[str, Handler[Any, Any]] = {
-            h.spec.target: h for service in services for h in service.handlers.values()
+            h.target: h for service in services for h in service.handlers.values()
         }
 
     def handler(self, named: object) -> Handler[Any, Any]:
         """The handler that is meant, itself or by its name ("orders/place"). Raises NoSuchHandlerError."""
-        name = named.spec.target if isinstance(named, Handler) else named
+        name = named.target if isinstance(named, Handler) else named
         if not isinstance(name, str):
             form = 'env.call(place, ...) or env.call("orders/place", ...)'
             raise HarnessError(f"a handler is named by itself or as text, not by a {type_name(named)}: {form}")
@@ -59,11 +59,11 @@ class Targets:
     def require_sendable(self, target: Handler[Any, Any]) -> None:
         """Refuse what takes no message. Raises HarnessError."""
         if target.kind == "shared":
-            raise HarnessError(f"{target.spec.target} is a shared handler, which only reads: env.call it")
+            raise HarnessError(f"{target.target} is a shared handler, which only reads: env.call it")
 
     def arguments(self, target: Handler[Any, Any], method: str, given: Sequence[Any]) -> tuple[str | None, Any]:
         """The key and the input that a handler was given. Raises HarnessError."""
-        name, rest = target.spec.target, [*given]
+        name, rest = target.target, [*given]
         key = None
         form = [repr(name)]
         if target.kind != "stateless":
@@ -90,7 +90,7 @@ class Targets:
     def input_of(self, target: Handler[Any, Any], method: str, argument: Any) -> bytes | None:
         """An input's bytes. Raises HarnessError for one that does not fit the handler's type hint."""
         if argument is None and target.spec.takes_input and not target.spec.nullable:
-            raise HarnessError(f"{target.spec.target} needs an input: env.{method}({target.spec.target!r}, ..., input)")
+            raise HarnessError(f"{target.target} needs an input: env.{method}({target.target!r}, ..., input)")
         try:
             return target.encode(argument)
         except TenutoError as e:
@@ -106,7 +106,7 @@ class Targets:
         for topic, named in topics.items():
             handler = self.handler(named)
             if handler.kind == "shared":
-                raise HarnessError(f"{handler.spec.target} is a shared handler, which takes no events")
+                raise HarnessError(f"{handler.target} is a shared handler, which takes no events")
             ordering: Ordering = "none" if handler.kind == "stateless" else "key"
             found[topic] = Subscription(topic, handler.service, handler.name, ordering=ordering)
         return tuple(found.values())
