@@ -24,6 +24,7 @@ import uvloop
 from tenuto.lane.writes import Equals, Key, Update
 from tenuto.store.aws_client import CLIENT_VARIABLE
 from tenuto.store.dynamodb import BlockingDynamoTable, DynamoTable
+from tenuto_control.arguments import whole
 from tenuto_control.config import Config, FunctionConfig
 from tenuto_control.drivers.aws import open_clients
 from tenuto_control.drivers.lambda_invoke import LambdaInvoker
@@ -33,6 +34,7 @@ BUDGET_US: Final = 100.0
 
 ROUNDS: Final = 5
 REQUESTS: Final = 2_000
+REQUESTS_MAX: Final = 1_000_000
 WARM_UP: Final = 200
 CONCURRENCY: Final = 16
 """Requests at a time in the control plane, whose event loop then hands on several answers in one turn."""
@@ -66,7 +68,9 @@ class Row:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print a table; 1 when `tenuto.wire` is above its budget."""
     parser = argparse.ArgumentParser(prog="python -m bench.micro", description=__doc__)
-    parser.add_argument("--requests", type=int, default=REQUESTS, help=f"requests of a round, default {REQUESTS}")
+    parser.add_argument(
+        "--requests", type=whole(1, REQUESTS_MAX), default=REQUESTS, help=f"requests of a round, default {REQUESTS}"
+    )
     requests: int = parser.parse_args(arguments).requests
     with _environment():
         rows = [

@@ -35,6 +35,7 @@ from tenuto.protocol.records import Event, KafkaSource, SleptSlot, pack
 from tenuto.store.dynamodb import BlockingDynamoTable
 from tenuto.store.memory import MemoryTable
 from tenuto.store.port import Table
+from tenuto_control.arguments import whole
 from tenuto_local.table import TableAdminClient, create_table
 from tenuto_local.table_engine import ENGINES, chosen_engine
 
@@ -42,6 +43,9 @@ T = TypeVar("T")
 
 NAMES: Final = ("w1", "w2", "w4")
 """State alone, three steps and a set, steps around a sleep that suspends."""
+
+EVENTS_MAX: Final = 1_000_000
+PROCESSES_MAX: Final = 64
 
 WARM_UP: Final = 300
 """Events of each workload before the clock starts: they open connections, and Python specialises its bytecode."""
@@ -162,9 +166,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status."""
     parser = argparse.ArgumentParser(prog="python -m bench.micro_function", description="CPU time of events.")
     parser.add_argument("--table", choices=[MEMORY, *ENGINES], default=MEMORY)
-    parser.add_argument("--events", type=int, default=2_000, help="of each workload")
+    parser.add_argument("--events", type=whole(1, EVENTS_MAX), default=2_000, help="of each workload")
     parser.add_argument("--workloads", nargs="+", choices=NAMES, default=list(NAMES))
-    parser.add_argument("--processes", type=int, default=1, help="at the same time, over a table engine")
+    parser.add_argument(
+        "--processes", type=whole(1, PROCESSES_MAX), default=1, help="at the same time, over a table engine"
+    )
     options = parser.parse_args(arguments)
     if options.table != MEMORY:
         asyncio.run(_over_engine(options.table, options.workloads, options.events, options.processes))

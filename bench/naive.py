@@ -21,6 +21,7 @@ from aiobotocore.session import get_session
 from aiokafka import AIOKafkaConsumer
 
 from tenuto.store.aws_client import CLIENT_OPTIONS
+from tenuto_control.arguments import whole
 
 READY: Final = "consuming"
 GROUP: Final = "naive"
@@ -74,7 +75,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.naive")
     parser.add_argument("--topic", required=True)
     parser.add_argument("--table", required=True)
-    parser.add_argument("--events", type=int, required=True)
+    parser.add_argument("--events", type=whole(1, 1_000_000), required=True)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     done = uvloop.run(consume(options.topic, options.table, options.events))

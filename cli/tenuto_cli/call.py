@@ -13,11 +13,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import quote
 
 from tenuto_cli import addresses, http
 from tenuto_cli.parsing import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, Parser, UsageError, did_you_mean
 
 VIRTUAL_OBJECT: Final = "virtual object"
+UNAVAILABLE: Final = 503
+REPEATABLE: Final = "; a call with --idempotency-key KEY can be repeated safely"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +72,9 @@ def main(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     if not answer.ok:
-        print(f"tenuto call: {call.service}/{call.handler}: {answer.problem()} ({answer.status})", file=sys.stderr)
+        way = REPEATABLE if answer.status == UNAVAILABLE and options.idempotency_key is None else ""
+        said = f"{call.service}/{call.handler}: {answer.problem()} ({answer.status}){way}"
+        print(f"tenuto call: {said}", file=sys.stderr)
         return EXIT_FAILED
     if answer.body and sys.stdout is not None:
         sys.stdout.flush()
@@ -161,7 +166,7 @@ def _asked(base: str, call: Call, options: argparse.Namespace, headers: dict[str
     if options.idempotency_key is not None:
         headers["idempotency-key"] = options.idempotency_key
     if options.send:
-        later = f"?delay={options.delay}" if options.delay else ""
+        later = f"?delay={quote(options.delay, safe='')}" if options.delay else ""
         return http.request(base, "POST", call.path("send") + later, body, headers)
     answer = http.request(base, "POST", call.path("call"), body, headers)
     told = False

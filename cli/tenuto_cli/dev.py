@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from tenuto_cli.parsing import Parser
+from tenuto_control.arguments import SHOWN_CHARACTERS_MAX
 
 DEBUG_PORT: Final = 5678
 
@@ -54,7 +55,7 @@ def port(text: str) -> int:
     try:
         number = int(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a port number") from None
+        raise argparse.ArgumentTypeError(f"{text[:SHOWN_CHARACTERS_MAX]!r} is not a port number") from None
     problem = local_port_problem(number)
     if problem is not None:
         raise argparse.ArgumentTypeError(problem)

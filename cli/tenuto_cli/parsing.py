@@ -5,7 +5,6 @@ Owns the parser and the error. Does not own any command.
 
 from __future__ import annotations
 
-import argparse
 import difflib
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
@@ -15,9 +14,11 @@ from tenuto_control import arguments
 EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = arguments.EXIT_USAGE
 EXIT_INTERRUPTED: Final = 130
-SHOWN_CHARACTERS_MAX: Final = 40
-DIGITS_MAX: Final = 12
-"""Longest number of things that is asked for."""
+COUNT_MAX: Final = 1_000_000_000_000
+"""Most records that are asked for."""
+
+positive: Final = arguments.whole(1, COUNT_MAX)
+"""The type of an option that is a number of things."""
 
 
 class UsageError(Exception):
@@ -32,13 +33,6 @@ class Parser(arguments.Parser):
     ) -> Any:
         """The arguments, with those words together that options stand between."""
         return self.parse_intermixed_args(args, namespace)
-
-
-def positive(text: str) -> int:
-    """A number of things, at least one. Raises ArgumentTypeError."""
-    if not text.isascii() or not text.isdigit() or len(text) > DIGITS_MAX or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text[:SHOWN_CHARACTERS_MAX]!r} is not a whole number of at least 1")
-    return int(text)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""`tenuto`: finds the command that is asked for, imports its module, and runs it.
+"""The command line of `tenuto`: finds the command that is asked for, imports its module, and runs it.
 
 Owns the help, the version, the line about an extra that is not installed, and a quiet end where the output is read no
 further. Does not own any command.
@@ -12,10 +12,10 @@ import sys
 from collections.abc import Sequence
 
 from tenuto_cli.commands import COMMANDS, CONTROL, OPTIONS_WITH_VALUE, Command, extra_of, named
+from tenuto_local import interrupts
 
 HELP_COLUMN = 18
 EXIT_USAGE = 2
-EXIT_INTERRUPTED = 130
 EXIT_UNREAD = 141
 """As a shell says it of a program whose output nobody reads any more."""
 
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _discard_output()
         return EXIT_UNREAD
     except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
+        return interrupts.EXIT_INTERRUPTED
 
 
 def _discard_output() -> None:
@@ -71,6 +71,7 @@ def run(command: Command, arguments: Sequence[str]) -> int:
         if command.asks_session:
             _ask_session(command, arguments)
         module = importlib.import_module(command.module)
+        interrupts.raise_again()
         # The control plane's parser knows every one of its commands, and what may stand before them.
         own = arguments if command.module == CONTROL else arguments[arguments.index(command.name) + 1 :]
         status: int = module.main(own)
@@ -135,7 +136,3 @@ def version_line() -> str:
     from importlib.metadata import version
 
     return f"tenuto {version('tenuto')} (Python {platform.python_version()})"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

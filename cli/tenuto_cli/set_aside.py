@@ -20,6 +20,7 @@ from tenuto.store.port import Table, TableRefusedError, TableUnavailableError
 from tenuto_cli.parsing import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, Parser
 from tenuto_control.admin import journals
 from tenuto_control.admin.set_aside import PAGE_ITEMS_MAX, Listed, SetAside, SetAsideError
+from tenuto_control.arguments import whole
 from tenuto_control.config import DEFAULT_FILE, ConfigError, load
 from tenuto_control.core.log_fields import shown
 from tenuto_control.drivers.system import SystemClock
@@ -41,18 +42,14 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("key", metavar="SERVICE/KEY", help="the key, as the log line about it names it")
     made.add_argument("name", nargs="?", metavar="NAME", help="the item's name from the list, such as U#m|…")
     made.add_argument("--all", action="store_true", help="with restore: everything that can be put back, in order")
-    made.add_argument("--limit", type=_count, default=ITEMS_DEFAULT, metavar="N", help="with list; default: 50")
+    made.add_argument(
+        "--limit", type=whole(1, ITEMS_MAX), default=ITEMS_DEFAULT, metavar="N", help="with list; default: 50"
+    )
     made.add_argument("--after", metavar="NAME", help="with list: continue after this item")
     made.add_argument("--json", action="store_true", help="one JSON document, for programs")
     file = os.environ.get("TENUTO_CONFIG_FILE") or DEFAULT_FILE
     made.add_argument("--config", default=file, help=f"default: TENUTO_CONFIG_FILE, else {DEFAULT_FILE}")
     return made
-
-
-def _count(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:6]) <= ITEMS_MAX:
-        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no number from 1 to {ITEMS_MAX}")
-    return int(text)
 
 
 def main(given: Sequence[str]) -> int:

@@ -109,7 +109,7 @@ def _int(text: str) -> int:
     try:
         return int(text.replace(",", ""))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, such as 1,000,000") from None
+        raise argparse.ArgumentTypeError(f"{_start_of(text)!r} is not a whole number, such as 1,000,000") from None
 
 
 def _float(text: str) -> float:
@@ -117,7 +117,11 @@ def _float(text: str) -> float:
     try:
         return float(text.replace(",", ""))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number, such as 1,000.5") from None
+        raise argparse.ArgumentTypeError(f"{_start_of(text)!r} is not a number, such as 1,000.5") from None
+
+
+def _start_of(text: str) -> str:
+    return text[: arguments.SHOWN_CHARACTERS_MAX]
 
 
 def _add_cost(command: argparse.ArgumentParser) -> None:

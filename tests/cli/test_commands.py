@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from tenuto_cli import addresses
-from tenuto_cli.__main__ import command_word, main
+from tenuto_cli import addresses, http
 from tenuto_cli.call import Call, body_of, understood
 from tenuto_cli.call import parser as call_parser
 from tenuto_cli.commands import COMMANDS
 from tenuto_cli.completion import next_words, options_of, parser_of
 from tenuto_cli.parsing import UsageError
+from tenuto_cli.program import command_word, main
 from tenuto_cli.records import Record, of_lines, repeated
 from tenuto_cli.send import parser, wanted
 from tenuto_local import running
@@ -252,3 +252,22 @@ def test_a_session_whose_process_has_ended_is_none(session: Path) -> None:
     assert running.read(session) is None
     (session / "dev.json").write_text(json.dumps({"pid": 1}), "utf-8")
     assert running.read(session) is None
+
+
+@pytest.mark.parametrize(("option", "advised"), [([], True), (["--idempotency-key", "k"], False)])
+def test_an_answer_503_advises_a_key_only_where_none_was_given(
+    option: list[str], advised: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sent: list[dict[str, str]] = []
+
+    def request(_base: str, _method: str, _path: str, _body: bytes | None, headers: dict[str, str]) -> http.Answer:
+        sent.append(headers)
+        return http.Answer(503, b'{"error": {"message": "the table did not answer"}}', None)
+
+    monkeypatch.setattr(http, "listing", lambda _base: SERVICES)
+    monkeypatch.setattr(http, "request", request)
+    assert main(["call", "mail", "send", "--url", "http://127.0.0.1:1", *option]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("tenuto call: mail/send: the table did not answer (503)")
+    assert ("a call with --idempotency-key KEY can be repeated safely" in said) is advised
+    assert ("idempotency-key" in sent[0]) is not advised

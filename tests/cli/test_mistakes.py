@@ -17,9 +17,10 @@ from typing import Any
 
 import pytest
 
-from tenuto_cli.__main__ import EXIT_UNREAD, main
 from tenuto_cli.addresses import AWS_VARIABLES, BROKERS_VARIABLE, CONFIG_VARIABLE, URL_VARIABLE
+from tenuto_cli.commands import COMMANDS
 from tenuto_cli.init import write_project
+from tenuto_cli.program import EXIT_UNREAD, main
 from tenuto_control.config import ENVIRONMENT
 from tenuto_local.system import import_path
 from tests.support.programs import Program
@@ -99,8 +100,8 @@ def told(arguments: list[str], capsys: pytest.CaptureFixture[str], status: int =
         (["send", "t", "k", "v", "--kafka", "host:port"], '--kafka: "host:port" is not a broker address'),
         (["send", "t", "k", "v", "--kafka", "::::"], "is not a broker address"),
         (["send", "t", "k", "v", "--kafka", NOBODY], "does not answer"),
-        (["send", "t", "k", "v", "--count", "0"], "'0' is not a whole number of at least 1"),
-        (["send", "t", "k", "v", "--count", "9" * 5_000], "is not a whole number of at least 1"),
+        (["send", "t", "k", "v", "--count", "0"], "'0' is not a whole number from 1 to"),
+        (["send", "t", "k", "v", "--count", "9" * 5_000], "is not a whole number from 1 to"),
         (["send", "t", "k", "v", "--header", "a"], "write NAME=VALUE"),
         (["send", "t", "--file", "nowhere"], "nowhere cannot be read"),
         (["send", "t", "--file", "."], "cannot be read"),
@@ -122,7 +123,7 @@ def told(arguments: list[str], capsys: pytest.CaptureFixture[str], status: int =
         (["tail", "t"], "no `tenuto dev` runs for this folder; start one"),
         (["tail", "t", "--kafka", "host:port"], "is not a broker address"),
         (["tail", "t", "--kafka", NOBODY], "does not answer; does `tenuto dev` run?"),
-        (["tail", "t", "--count", "-1"], "'-1' is not a whole number of at least 1"),
+        (["tail", "t", "--count", "-1"], "'-1' is not a whole number from 1 to"),
         (["completion"], "SHELL"),
         (["completion", "fish"], "choose from 'bash'"),
         (["run"], "tenuto.toml: no such file; write one"),
@@ -139,7 +140,13 @@ def told(arguments: list[str], capsys: pytest.CaptureFixture[str], status: int =
         (["set-aside", "lose", "a/b"], "choose from 'list', 'show', 'restore', 'delete'"),
         (["set-aside", "list", "a/b"], "tenuto.toml: no such file; write one"),
         (["set-aside", "show", "a/b"], "show which item? See tenuto set-aside list"),
-        (["set-aside", "list", "a/b", "--limit", "0"], "'0' is no number from 1 to 10000"),
+        (["set-aside", "list", "a/b", "--limit", "0"], "'0' is not a whole number from 1 to 10,000"),
+        (["set-aside", "list", "a/b", "--limit", "001000000"], "is not a whole number from 1 to 10,000"),
+        (["set-aside", "list", "a/b", "--limit", "²"], "is not a whole number from 1 to 10,000"),
+        (["cost", "--events", "9" * 5_000], "expected a number between 0"),
+        (["cost", "--steps", "9" * 5_000], "is not a whole number"),
+        (["dev", "--debug-port", "9" * 5_000], "is not a port number"),
+        (["call", "x", "--delay", "5s", *ELSEWHERE], "--delay goes with --send"),
         (["replay"], "see tenuto replay --help"),
         (["replay", "nowhere", "json"], "the journal cannot be read"),
         (["sam"], "tenuto.toml: no such file; write one"),
@@ -292,7 +299,7 @@ def test_output_that_nobody_reads_ends_a_command_quietly(folder: Path, arguments
 WAITING = """
 import sys
 from tenuto_cli import http
-from tenuto_cli.__main__ import main
+from tenuto_cli.program import main
 
 def request(*_, **__):
     print("asked", flush=True)
@@ -313,6 +320,51 @@ def test_an_interrupt_ends_a_command_quietly(folder: Path) -> None:
         assert program.output == "asked\n"
     finally:
         program.close()
+
+
+IMPORTS = """
+import os, signal, sys
+from tenuto_cli.__main__ import run
+
+class Interrupting:
+    \"""Sends the process a Ctrl-C when the module that is counted down to is imported.\"""
+
+    left = 0
+
+    def find_spec(self, name, path=None, target=None):
+        self.left -= 1
+        if self.left == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+
+arguments, moments = sys.argv[1:-1], sys.argv[-1].split(",")
+for moment in moments:
+    child = os.fork()
+    if child == 0:
+        sys.argv[1:] = arguments
+        Interrupting.left = int(moment)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        sys.meta_path.insert(0, Interrupting())
+        sys.exit(run())
+    print(moment, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+MOMENTS = (1, 2, 3, 4, 6, 10, 20, 60, 200)
+"""Imports of modules, counted from the first of the command line: some commands end before the last of them."""
+
+INTERRUPTED = [["--version"], *([command.name, "x"] for command in COMMANDS)]
+
+
+@pytest.mark.parametrize("arguments", INTERRUPTED, ids=lambda one: one[0])
+def test_an_interrupt_at_any_import_is_quiet(folder: Path, arguments: list[str]) -> None:
+    command = [sys.executable, "-c", IMPORTS, *arguments, ",".join(map(str, MOMENTS))]
+    ended = subprocess.run(
+        command, env=environment(), capture_output=True, text=True, timeout=END_SECONDS_MAX, check=True
+    )
+    assert "Traceback" not in ended.stderr
+    assert "KeyboardInterrupt" not in ended.stderr
+    lines = [line.split() for line in ended.stdout.splitlines() if line[:1].isdigit()]
+    found = {int(moment): int(status) for moment, status in lines}
+    assert [found[moment] for moment in MOMENTS[:4]] == [130] * 4
+    assert set(found.values()) <= {130, 2, 0}
 
 
 def test_an_interrupt_while_a_module_is_imported(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

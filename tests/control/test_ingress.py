@@ -30,7 +30,7 @@ from tenuto_control.ingress.delays import DELAY_MS_MAX, parse_delay
 from tenuto_control.ingress.paths import decode_segment, encode_segment, parse_target, raw_path
 from tenuto_control.ingress.problems import RefusedError
 from tenuto_control.ingress.requests import BODY_BYTES_MAX
-from tenuto_control.ports import FunctionUnreachableError, LogUnavailableError, PayloadTooLargeError
+from tenuto_control.ports import FunctionUnreachableError, LogUnavailableError, PayloadTooLargeError, UndecidedError
 from tests.control.in_memory_execution import Context, InMemoryExecution, Services
 
 PAGE: Final = Path(__file__).parents[2] / "docs" / "reference" / "http.md"
@@ -560,6 +560,28 @@ def test_trouble_below_is_told_without_its_details(fault: Exception, status: int
             assert ("retry-after" in reply.headers) == (status == 503)
             assert "x-tenuto-invocation-id" in reply.headers
             assert SECRET not in message(reply)
+
+    play(scenario)
+
+
+@pytest.mark.parametrize(
+    "fault", [TableUnavailableError(SECRET), UndecidedError("unknown")], ids=["table", "undecided"]
+)
+def test_what_may_have_taken_effect_is_repeated_with_the_key_that_was_given(fault: Exception) -> None:
+    async def scenario(s: Setting) -> None:
+        s.execution.fault = fault
+        attach = f"/invocations/{InvocationId(Lane('counter', 'a'), 'c0')}/attach"
+        key = {"idempotency-key": "order-7"}
+        for reply, advice in (
+            (await s.http.post("/call/counter/a/add", json=1, headers=key), "Repeat it with the same idempotency-key"),
+            (await s.http.post("/send/counter/a/add", json=1, headers=key), "Repeat it with the same idempotency-key"),
+            (await s.http.post("/call/counter/a/add", json=1), "may run the handler a second time"),
+            (await s.http.post("/send/counter/a/add", json=1), "It had no idempotency-key"),
+            (await s.http.get(attach), "unknown. Repeat it"),
+        ):
+            assert reply.status_code == 503
+            assert advice in message(reply)
+            assert ("the same" in message(reply)) == ("idempotency-key" in reply.request.headers)
 
     play(scenario)
 

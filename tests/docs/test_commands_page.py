@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from tenuto_cli.__main__ import command_word
 from tenuto_cli.commands import COMMANDS, CONTROL, named
 from tenuto_cli.init import TEMPLATES
+from tenuto_cli.program import command_word
 from tests.tidy import tree
 from tools import document_commands as documented
 

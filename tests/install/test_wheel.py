@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from tenuto_cli.__main__ import main
 from tenuto_cli.commands import COMMANDS, IMPORTED_BY, Command
+from tenuto_cli.program import main
 from tenuto_cli.sam.places import TABLE, TABLE_IN_WHEEL
 from tenuto_cli.sam.rendering import PLACES
 from tests.infra.test_locks import PIN

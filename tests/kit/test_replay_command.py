@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tenuto.testing import Environment
-from tenuto_cli.__main__ import main
+from tenuto_cli.program import main
 from tenuto_control.admin import journals
 from tests.kit.test_replays import journal_of, version
 from tests.support import bounded

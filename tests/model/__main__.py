@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import replace
 
+from tenuto_control.arguments import whole
 from tests.model.programs import SCENARIOS
 from tests.model.rules import LABELS, Rules
 from tests.model.search import explore
@@ -23,8 +24,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.model", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("scenario", nargs="*", help=f"of {', '.join(SCENARIOS)}; none: all")
     parser.add_argument("--without", action="append", default=[], choices=sorted(LABELS), metavar="RULE")
-    parser.add_argument("--states", type=int, default=STATES_MAX, help="stop a scenario behind so many states")
-    parser.add_argument("--faults", type=int, help="faults in one history, instead of the scenario's bound")
+    parser.add_argument(
+        "--states", type=whole(1, 1_000_000_000), default=STATES_MAX, help="stop a scenario behind so many states"
+    )
+    parser.add_argument("--faults", type=whole(0, 100), help="faults in one history, instead of the scenario's bound")
     arguments = parser.parse_args()
     failed = False
     rules = Rules(frozenset(arguments.without))

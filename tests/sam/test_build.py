@@ -15,7 +15,7 @@ from typing import Final
 import pytest
 
 from tenuto.protocol.messages import Discover, Manifest, decode_outcome, encode
-from tenuto_cli.__main__ import main
+from tenuto_cli.program import main
 from tests.infra.tools import BIN, MACHINE, RUNTIME, TOOL_SECONDS_MAX
 from tests.sam.project import write_project
 

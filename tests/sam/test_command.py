@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tenuto_cli.__main__ import main
+from tenuto_cli.program import main
 from tenuto_cli.sam.rendering import PLACES, WRITTEN_BY
 from tests.sam.project import CODE, write_project
 

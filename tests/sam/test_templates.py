@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import pytest
 
-from tenuto_cli.__main__ import main
+from tenuto_cli.program import main
 from tests.infra.deployment import Resource, Templates, deploy
 from tests.infra.tools import run_tool
 from tests.sam.project import write_project

@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import replace
 
+from tenuto_control.arguments import real, whole
 from tests.simulation import faults, scenarios
 from tests.simulation.gate import CrashPoint
 from tests.simulation.runner import judge_seeds, quiet
@@ -37,10 +38,10 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--seeds", metavar="A..B", help="run these seeds, the last included")
-    what.add_argument("--seed", type=int, help="run one seed")
+    what.add_argument("--seed", type=whole(0, 2**63), help="run one seed")
     what.add_argument("--small", choices=sorted(scenarios.SMALL), help="run one of the fixed scenarios")
-    parser.add_argument("--jobs", type=int, default=2, help="processes for --seeds")
-    parser.add_argument("--seconds", type=float, default=3600.0, help="time for --seeds")
+    parser.add_argument("--jobs", type=whole(1, 10_000_000), default=2, help="processes for --seeds")
+    parser.add_argument("--seconds", type=real(0, 1_000_000), default=3600.0, help="time for --seeds")
     parser.add_argument("--faults", choices=sorted(faults.PROFILES), help="instead of faults drawn from the seed")
     parser.add_argument("--shape", choices=scenarios.SHAPES, help="instead of the shape drawn from the seed")
     parser.add_argument("--crash", metavar="ROLE:N:WHEN", help='for --small, such as "control:3:after"')

@@ -28,6 +28,7 @@ import aiohttp
 import msgspec
 from aiokafka import AIOKafkaProducer
 
+from tenuto_control.arguments import real, whole
 from tenuto_local.lambda_service.function_spec import FunctionSpec
 from tenuto_local.system import System
 from tests.stack import chaos_app, observe
@@ -444,10 +445,10 @@ def replay(options: Options) -> str:
 def main() -> int:
     """The command line; 1 when anything differs from the offline truth, or a control plane logged a traceback."""
     parser = argparse.ArgumentParser(prog="python -m tests.stack.chaos", description=__doc__.splitlines()[0])
-    parser.add_argument("--events", type=int, default=20_000)
-    parser.add_argument("--keys", type=int, default=300)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=300.0, help="how long there are kills, at most")
+    parser.add_argument("--events", type=whole(1, 10_000_000), default=20_000)
+    parser.add_argument("--keys", type=whole(1, 10_000_000), default=300)
+    parser.add_argument("--seed", type=whole(0, 2**63), default=1)
+    parser.add_argument("--seconds", type=real(0, 1_000_000), default=300.0, help="how long there are kills, at most")
     victims = tuple(CADENCE_S)
     parser.add_argument(
         "--only", choices=victims, action="append", default=None, help="strike only this; may be repeated"

@@ -24,6 +24,7 @@ from pathlib import Path
 from statistics import median
 from typing import Final
 
+from tenuto_control.arguments import whole
 from tenuto_local.system import import_path
 from tests.support.programs import Program
 
@@ -163,8 +164,8 @@ def _wait_for(ingress: str, version: int) -> None:
 def main() -> None:
     """Measure, and say what was found."""
     parser = argparse.ArgumentParser(description="Measure how long a save takes to be in force under tenuto dev.")
-    parser.add_argument("--saves", type=int, default=10)
-    parser.add_argument("--callers", type=int, default=4)
+    parser.add_argument("--saves", type=whole(1, 10_000_000), default=10)
+    parser.add_argument("--callers", type=whole(1, 10_000_000), default=4)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         print(measured(Path(folder) / "project", options.saves, options.callers).line())

@@ -28,6 +28,7 @@ import aiohttp
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka import TopicPartition as Place
 
+from tenuto_control.arguments import real, whole
 from tenuto_local.lambda_service.function_spec import FunctionSpec
 from tenuto_local.ports import LOOPBACK, free_port
 from tenuto_local.system import System
@@ -346,13 +347,17 @@ def main() -> int:
     """The command line; 1 when a scenario took too much memory, hung, or lost or repeated anything."""
     parser = argparse.ArgumentParser(prog="python -m tests.stack.soak_memory", description=__doc__.splitlines()[0])
     parser.add_argument("scenarios", nargs="*", choices=[*SCENARIOS, []], help="default: all")
-    parser.add_argument("--keys", type=int, default=40_000, help="records of the backlog; default: 40000")
-    parser.add_argument("--heads", type=int, default=2_000, help="keys with 100 KB of state; default: 2000")
-    parser.add_argument("--calls", type=int, default=10_000, help="callers that wait; default: 10000")
-    parser.add_argument("--large-calls", type=int, default=150, help="calls of 4 MB; default: 150")
+    parser.add_argument(
+        "--keys", type=whole(1, 10_000_000), default=40_000, help="records of the backlog; default: 40000"
+    )
+    parser.add_argument(
+        "--heads", type=whole(1, 10_000_000), default=2_000, help="keys with 100 KB of state; default: 2000"
+    )
+    parser.add_argument("--calls", type=whole(1, 10_000_000), default=10_000, help="callers that wait; default: 10000")
+    parser.add_argument("--large-calls", type=whole(1, 10_000_000), default=150, help="calls of 4 MB; default: 150")
     text = "end a scenario after so long, with what was done by then; default: when all is done"
-    parser.add_argument("--seconds", type=float, default=float("inf"), help=text)
-    parser.add_argument("--memory-mib", type=int, default=MEMORY_MIB, help=f"default: {MEMORY_MIB}")
+    parser.add_argument("--seconds", type=real(0, 1_000_000), default=float("inf"), help=text)
+    parser.add_argument("--memory-mib", type=whole(1, 10_000_000), default=MEMORY_MIB, help=f"default: {MEMORY_MIB}")
     given = vars(parser.parse_args())
     names = given.pop("scenarios") or list(SCENARIOS)
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)

@@ -106,9 +106,10 @@ def hold_result(request: Request, value: bytes | None) -> None:
     try:
         held.add(len(value))
     except OverloadedError:
+        kept = getattr(request.state, "handler", None) is None or "idempotency-key" in request.headers
         raise RefusedError(
-            "the result is there, but results that are being sent take all the room of this control plane. Attach to "
-            "the invocation, or repeat the request with the same idempotency-key",
+            "the invocation has ended, but the results that are being sent take up all the room of this control plane. "
+            + ("Repeat the request" if kept else "The request had no idempotency-key, so its result is not kept"),
             503,
             {"retry-after": str(answers.RETRY_AFTER_S)},
         ) from None

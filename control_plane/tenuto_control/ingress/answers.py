@@ -174,7 +174,7 @@ async def unavailable(request: Request, exc: Exception) -> Response:
             later = {"retry-after": str(OVERLOADED_RETRY_AFTER_S)}
             return error(request, HTTPStatus.SERVICE_UNAVAILABLE, f"nothing was accepted: {exc}", headers=later)
         case UndecidedError():
-            message = f"{exc}. Repeat it with the same idempotency-key"
+            message = f"{exc}. {repetition(request)}"
             return error(request, HTTPStatus.SERVICE_UNAVAILABLE, message, headers=again)
         case TooLargeError():
             return error(request, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, str(exc))
@@ -192,10 +192,17 @@ async def unavailable(request: Request, exc: Exception) -> Response:
             part = "the function"
         case _:
             raise exc
-    message = (
-        f"{part} did not answer; whether the request took effect is unknown. Repeat it with the same idempotency-key"
-    )
+    message = f"{part} did not answer; whether the request took effect is unknown. {repetition(request)}"
     return error(request, HTTPStatus.SERVICE_UNAVAILABLE, message, headers=again)
+
+
+def repetition(request: Request) -> str:
+    """What a caller can do whose request may have taken effect: a call or send is repeated safely with a key only."""
+    if getattr(request.state, "handler", None) is None:
+        return "Repeat it"
+    if "idempotency-key" in request.headers:
+        return "Repeat it with the same idempotency-key"
+    return "It had no idempotency-key, so repeating it may run the handler a second time"
 
 
 async def broken(request: Request, exc: Exception) -> Response:

@@ -44,11 +44,12 @@ class Stopping:
         except asyncio.CancelledError:
             if begun:
                 raise
+            request = Request(scope)
             response = answers.error(
-                Request(scope),
+                request,
                 HTTPStatus.SERVICE_UNAVAILABLE,
-                "the control plane is stopping; whether the request took effect is unknown. Repeat it with the same "
-                "idempotency-key",
+                "the control plane is stopping; whether the request took effect is unknown. "
+                + answers.repetition(request),
                 headers={"retry-after": str(answers.RETRY_AFTER_S)},
             )
             await response(scope, receive, send)

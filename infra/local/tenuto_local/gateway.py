@@ -16,7 +16,6 @@ AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY that clients have to sign with, and 
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import hmac
@@ -30,6 +29,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tenuto_control.arguments import Parser, whole
+from tenuto_control.core.settings import PORT_MAX
 from tenuto_local.aws_api import (
     ACCESS_KEY_VARIABLE,
     ACCOUNT_ID,
@@ -183,8 +184,8 @@ def _handle_sts(request: Request, responder: Responder) -> None:
 
 
 def _parse_arguments(argv: Sequence[str] | None) -> GatewayOptions:
-    parser = argparse.ArgumentParser(prog="python -m tenuto_local.gateway", description="One local AWS endpoint.")
-    parser.add_argument("--port", type=int, required=True, help="loopback port to listen on")
+    parser = Parser(prog="python -m tenuto_local.gateway", description="One local AWS endpoint.")
+    parser.add_argument("--port", type=whole(1, PORT_MAX), required=True, help="loopback port to listen on")
     parser.add_argument("--dynamodb", required=True, metavar="URL", help="endpoint of DynamoDB Local")
     parser.add_argument("--functions", type=Path, metavar="FILE", help="JSON array of functions")
     parser.add_argument("--logs", type=Path, default=Path.cwd(), metavar="DIR", help="where functions log to")

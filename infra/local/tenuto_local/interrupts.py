@@ -26,6 +26,12 @@ def _end(_number: int, _frame: FrameType | None) -> None:
     os._exit(EXIT_INTERRUPTED)
 
 
+def raise_again() -> None:
+    """A command is loaded: from now on an interrupt raises KeyboardInterrupt, as Python has it, and it may clean up."""
+    if signal.getsignal(signal.SIGINT) is _end:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def over() -> None:
     """The command has ended, and its status stands: an interrupt has nothing left to end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -5,15 +5,16 @@ Owns the options and the first lines a person reads, which come before anything 
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 
+from tenuto_control.arguments import Parser, whole
 from tenuto_local.commands import forget_own_services, repository, run_to_end
 from tenuto_local.errors import LocalStackError
 
 EVENTS_DEFAULT = 300
 EVENTS_MIN, EVENTS_MAX = 30, 2_000
+SEED_MAX = 2**32 - 1
 PLAN = """\
 tenuto demo: {events} events through three examples, on a real broker, DynamoDB Local and function processes
   user_updates       three systems kept in step; a user that is not ready sleeps, its neighbours run
@@ -43,19 +44,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return run_to_end("demo", demo(options.events, options.seed, live=options.live and sys.stdout.isatty()))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="python -m tenuto_local.demo", description="The examples on a real stream, checked against the truth."
     )
     parser.add_argument(
-        "--events", type=_event_count, default=EVENTS_DEFAULT, help=f"how many events (default: {EVENTS_DEFAULT})"
+        "--events",
+        type=whole(EVENTS_MIN, EVENTS_MAX),
+        default=EVENTS_DEFAULT,
+        help=f"how many events (default: {EVENTS_DEFAULT})",
     )
-    parser.add_argument("--seed", type=int, default=1, help="which stream (default: 1)")
+    parser.add_argument("--seed", type=whole(0, SEED_MAX), default=1, help="which stream (default: 1)")
     parser.add_argument("--no-live", dest="live", action="store_false", help="plain lines, also on a terminal")
     return parser
-
-
-def _event_count(text: str) -> int:
-    if not text.isdigit() or not EVENTS_MIN <= int(text) <= EVENTS_MAX:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from {EVENTS_MIN} to {EVENTS_MAX}")
-    return int(text)

@@ -1,0 +1,26 @@
+"""`tenuto` and `python -m tenuto_cli`: what a Ctrl-C means comes first, then the command line (`program`).
+
+Owns the time until a command runs: an interrupt ends the process with status 130 and prints nothing, whatever is being
+imported. Imports nothing at the top, so that this time begins at once.
+"""
+
+
+def run() -> int:
+    """Run the command line of this process; the exit status."""
+    try:
+        from tenuto_local import interrupts
+
+        interrupts.end_at_once()
+        from tenuto_cli.program import main
+
+        status = main()
+        interrupts.over()
+    except KeyboardInterrupt:  # Before or between the handlers above.
+        return 130
+    return status
+
+
+if __name__ == "__main__":
+    import sys
+
+    sys.exit(run())
