@@ -46,9 +46,9 @@ def handler(*services: Service | VirtualObject) -> Callable[[Any, LambdaContext]
 
         handler = aws.handler(account, mailer)
 
-    Name it as the handler of the Lambda function. The handlers are declared before it. Raises TypeError for anything
-    other than a service or virtual object, and ValueError if there is none, one has no handlers, or two have the same
-    name.
+    Name it as the handler of the Lambda function. Declare all handlers above it, and define all types that their hints
+    name. Raises TypeError for anything other than a service or virtual object and for a hint that cannot be resolved,
+    and ValueError if there is no service, one has no handlers, or two have the same name.
     """
     with declaring():
         served = Services(services)

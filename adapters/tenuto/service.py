@@ -166,8 +166,8 @@ class Service(_Declared):
         `name` is by default the name of the function; `retry_policy` replaces the policy of the service. The input
         parameter may be left out.
 
-        Raises TypeError if the function is not a coroutine function, expects another context or has a type hint that
-        cannot be decoded, and ValueError if the name is invalid or already taken.
+        Raises TypeError if the function is not a coroutine function, expects another context, or if a type hint is
+        missing or cannot be resolved or decoded, and ValueError if the name is invalid or already taken.
         """
         called = self._checked(name)
 
@@ -225,8 +225,9 @@ class VirtualObject(_Declared):
         `name` is by default the name of the function; `retry_policy` replaces the policy of the object. The input
         parameter may be left out.
 
-        Raises TypeError if the function is not a coroutine function, expects another context or has a type hint that
-        cannot be decoded, and ValueError if the name is invalid or already taken, or for an unknown kind.
+        Raises TypeError if the function is not a coroutine function, expects another context, or if a type hint is
+        missing or cannot be resolved or decoded, and ValueError if the name is invalid or already taken, or for an
+        unknown kind.
         """
         called = self._checked(name)
         with declaring():

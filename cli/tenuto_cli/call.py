@@ -43,15 +43,17 @@ def parser() -> argparse.ArgumentParser:
     made = Parser(
         prog="tenuto call",
         usage="tenuto call SERVICE [KEY] HANDLER [BODY] [options]",
-        description="Call a handler and print its result. A virtual object has a KEY, a service none. BODY is JSON; "
-        "text that is no JSON is sent as a string, unless it begins like an object or a list; @FILE and - read it from "
-        "a file and from standard input.",
+        description="Call a handler and print its result. A virtual object needs a KEY, a service has none. BODY is "
+        "JSON; other text is sent as a string, unless it begins like an object or a list. @FILE reads BODY from a "
+        "file, - from standard input.",
     )
-    made.add_argument("words", nargs="+", metavar="SERVICE [KEY] HANDLER [BODY]", help="what to call, and with what")
-    made.add_argument("--send", action="store_true", help="leave a message, and do not wait for a result")
-    made.add_argument("--delay", metavar="DURATION", help="with --send: run it later, such as 5s, 10m or 2h")
+    made.add_argument("words", nargs="+", metavar="SERVICE [KEY] HANDLER [BODY]", help="the handler, and its input")
+    made.add_argument("--send", action="store_true", help="send a message instead of waiting for a result")
+    made.add_argument(
+        "--delay", metavar="DURATION", help="with --send: deliver it after this time, such as 5s, 10m or 2h"
+    )
     made.add_argument("--text", action="store_true", help="send BODY as a string, even if it looks like JSON")
-    made.add_argument("--idempotency-key", metavar="KEY", help="the same key twice is one invocation")
+    made.add_argument("--idempotency-key", metavar="KEY", help="requests with the same key are one invocation")
     made.add_argument("--header", action="append", default=[], metavar="NAME=VALUE", help="may be repeated")
     made.add_argument("--url", help="address of the control plane; default: that of the running tenuto dev")
     return made
@@ -84,7 +86,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _see_that_they_fit(options: argparse.Namespace) -> None:
     if options.delay and not options.send:
-        raise UsageError("--delay goes with --send: a call with a delay has no result to wait for")
+        raise UsageError("--delay needs --send: a delayed call has no result to wait for")
 
 
 def understood(words: Sequence[str], services: Mapping[str, Mapping[str, Any]]) -> Call:
@@ -173,6 +175,6 @@ def _asked(base: str, call: Call, options: argparse.Namespace, headers: dict[str
     while answer.ok and answer.pending and answer.invocation_id:
         if not told:
             told = True
-            print(f"tenuto call: {answer.invocation_id} still runs; Ctrl-C leaves it running", file=sys.stderr)
+            print(f"tenuto call: {answer.invocation_id} is still running; Ctrl-C leaves it running", file=sys.stderr)
         answer = http.request(base, "GET", http.segments("invocations", answer.invocation_id, "attach"))
     return answer

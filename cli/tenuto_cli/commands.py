@@ -27,29 +27,33 @@ class Command:
 
 
 COMMANDS: Final = (
-    Command("init", "write a small project that runs as it is", f"{OWN}.init"),
-    Command(
-        "dev", "run a project on this machine, and reload its code when it is saved", f"{OWN}.dev", ("control", "local")
-    ),
+    Command("init", "create a small project from a template", f"{OWN}.init"),
+    Command("dev", "run a project on this machine and reload its code on save", f"{OWN}.dev", ("control", "local")),
     Command("send", "send records to a topic", f"{OWN}.send", ("control",)),
-    Command("call", "call a handler, and wait for its result", f"{OWN}.call"),
+    Command("call", "call a handler and wait for its result", f"{OWN}.call"),
     Command("resolve", "resolve or reject an awakeable", f"{OWN}.resolve"),
     Command("tail", "show the records of a topic", f"{OWN}.tail", ("control",)),
-    Command("completion", "print what completes commands in a shell", f"{OWN}.completion"),
+    Command("completion", "print a completion script for a shell", f"{OWN}.completion"),
     Command("run", "run a control plane: consume, dispatch, sweep and serve HTTP", CONTROL, ("control",)),
-    Command("check", "check the configuration, and ask the functions what they serve", CONTROL, ("control",), True),
-    Command("cost", "estimate what a month of events costs", CONTROL),
-    Command("journal", "print the journal of an invocation under way, to replay it", CONTROL, ("control",), True),
+    Command(
+        "check",
+        "check the configuration, and that every function and handler it names exists",
+        CONTROL,
+        ("control",),
+        True,
+    ),
+    Command("cost", "estimate the cost of a month of events", CONTROL),
+    Command("journal", "print the journal of an unfinished invocation, for tenuto replay", CONTROL, ("control",), True),
     Command(
         "set-aside",
-        "list, show, put back or delete items that could not be read",
+        "list, show, restore or delete items that could not be read",
         f"{OWN}.set_aside",
         ("control",),
         True,
     ),
-    Command("replay", "replay a journal against the code as it is now", "tenuto.testing.replay_command"),
-    Command("sam", "write the SAM templates of a project, as tenuto.toml says", "tenuto_cli.sam.command"),
-    Command("rotate-data-key", "make a new data key for the payloads written from now on", CONTROL, ("control", "kms")),
+    Command("replay", "replay a journal against the current code", "tenuto.testing.replay_command"),
+    Command("sam", "generate the SAM templates of a project from tenuto.toml", "tenuto_cli.sam.command"),
+    Command("rotate-data-key", "create a new data key for payloads written from now on", CONTROL, ("control", "kms")),
 )
 
 OPTIONS_WITH_VALUE: Final = ("--log-level", "--log-format")

@@ -41,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
     """The arguments."""
     made = Parser(
         prog="tenuto completion",
-        description='Print what completes tenuto in a shell; in ~/.bashrc: eval "$(tenuto completion bash)"',
+        description='Print the completion script of tenuto for a shell. In ~/.bashrc: eval "$(tenuto completion bash)"',
     )
     made.add_argument("shell", choices=tuple(SCRIPTS), metavar="SHELL", help="bash or zsh")
     return made

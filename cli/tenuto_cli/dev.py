@@ -17,14 +17,18 @@ def parser() -> argparse.ArgumentParser:
     made = Parser(
         prog="tenuto dev",
         description="Run a project on this machine: its functions, a broker, a table and a control plane. Code is "
-        "reloaded when it is saved. Topics, table and logs are kept in .tenuto/ of the project.",
+        "reloaded on save. Topics, table and logs are kept in the project's folder .tenuto/.",
     )
     made.add_argument(
-        "folder", nargs="?", help="the project: a folder with tenuto.toml; default: here, or the nearest folder above"
+        "folder",
+        nargs="?",
+        help="the project: a folder with tenuto.toml; default: the current folder, or the nearest one above it",
     )
-    made.add_argument("--fresh", action="store_true", help="forget topics, table and logs of earlier sessions first")
+    made.add_argument(
+        "--fresh", action="store_true", help="delete the topics, table and logs of earlier sessions first"
+    )
     made.add_argument("--json", action="store_true", help="print the addresses as one line of JSON, for scripts")
-    made.add_argument("--verbose", action="store_true", help="show every line of the control plane's log")
+    made.add_argument("--verbose", action="store_true", help="show the whole log of the control plane")
     made.add_argument(
         "--debug", metavar="FUNCTION", help="run this function in one process, without timeouts, under a debugger"
     )
@@ -41,10 +45,10 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--engines",
         choices=("auto", "native", "reference"),
-        help="what broker and table run on: native engines, the reference ones (Java), or the best that there is; "
+        help="engines of broker and table: native ones, the reference ones (Java), or the best available; "
         "default: engines of [dev], auto",
     )
-    made.add_argument("--kafka", metavar="HOST:PORT", help="use this broker, and start none")
+    made.add_argument("--kafka", metavar="HOST:PORT", help="use this broker instead of starting one")
     return made
 
 

@@ -18,11 +18,11 @@ def parser() -> argparse.ArgumentParser:
     """The arguments."""
     made = Parser(
         prog="tenuto resolve",
-        description="Resolve an awakeable with BODY, JSON or text as for tenuto call, or reject it with a reason.",
+        description="Resolve an awakeable with BODY (as in tenuto call), or reject it with a reason.",
     )
     made.add_argument("awakeable", metavar="AWAKEABLE", help="its id, such as awk_…")
     made.add_argument("body", nargs="?", metavar="BODY", help="the value; default: none")
-    made.add_argument("--reject", metavar="REASON", help="let it fail, with this reason")
+    made.add_argument("--reject", metavar="REASON", help="reject it with this reason")
     made.add_argument("--text", action="store_true", help="send BODY as a string, even if it looks like JSON")
     made.add_argument("--url", help="address of the control plane; default: that of the running tenuto dev")
     return made

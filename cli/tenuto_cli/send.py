@@ -32,14 +32,14 @@ def parser() -> argparse.ArgumentParser:
     """The arguments."""
     made = Parser(
         prog="tenuto send",
-        description="Send a record to a topic. Without KEY and VALUE, --file reads records, a line KEY:VALUE each.",
+        description="Send a record to a topic. --file FILE sends one record for each line KEY:VALUE instead.",
     )
     made.add_argument("topic", metavar="TOPIC", help="a topic that exists")
     made.add_argument("key", nargs="?", metavar="KEY", help="the record's key, as text")
     made.add_argument("value", nargs="?", metavar="VALUE", help="its value, as text")
-    made.add_argument("--file", metavar="FILE", help="records, a line KEY:VALUE each; - is standard input")
+    made.add_argument("--file", metavar="FILE", help="file with one record KEY:VALUE per line; - is standard input")
     made.add_argument(
-        "--separator", default=":", metavar="TEXT", help="between key and value in --file; default: a colon"
+        "--separator", default=":", metavar="TEXT", help="what separates key and value in --file; default: a colon"
     )
     made.add_argument(
         "--count", type=positive, default=1, metavar="N", help="send N records; {n} in KEY and VALUE is 1 to N"
@@ -75,7 +75,7 @@ def wanted(options: argparse.Namespace) -> Iterator[Record]:
     headers = headers_of(options.header)
     if options.file is not None:
         if options.key is not None or options.count != 1:
-            raise UsageError("--file brings keys and values along: leave KEY, VALUE and --count out")
+            raise UsageError("--file contains keys and values: leave out KEY, VALUE and --count")
         if options.file != STANDARD_INPUT:
             # Once to see that each line is a record, so that a mistake in one sends nothing.
             deque(of_lines(_lines(options.file), options.separator, headers), maxlen=0)
@@ -93,7 +93,7 @@ def _doubt(value: str | None) -> None:
     try:
         json.loads(value.replace("{n}", "1"))
     except ValueError as error:
-        print(f"tenuto send: note: VALUE is sent as it is, and is not JSON: {error}", file=sys.stderr)
+        print(f"tenuto send: note: VALUE is not JSON, and is sent unchanged: {error}", file=sys.stderr)
 
 
 def _lines(name: str) -> Iterator[str]:
@@ -149,7 +149,7 @@ async def _send(brokers: str, topic: str, records: Iterator[Record]) -> str:
             await asyncio.gather(*waiting)
             raise UsageError(f"{error}; {_counted(sent)} before it {'was' if sent == 1 else 'were'} sent") from error
         except KafkaError as error:
-            raise UsageError(f"{topic} takes no record: {type(error).__name__}: {error}") from error
+            raise UsageError(f"{topic} accepts no records: {type(error).__name__}: {error}") from error
     if last is None:
         return f"sent nothing to {topic}"
     place = f"partition {last.partition} offset {last.offset}"

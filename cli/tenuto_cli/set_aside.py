@@ -30,8 +30,8 @@ ITEMS_MAX: Final = 10_000
 ACTIONS: Final = ("list", "show", "restore", "delete")
 
 TEXT: Final = (
-    "List, show, put back or delete what was set aside for a key because it could not be read. Putting something back "
-    "writes over nothing, may be repeated, and has a control plane look at the key within seconds."
+    "List, show, restore or delete the items of a key that were set aside because they could not be read. Restoring "
+    "overwrites nothing and can be repeated. A control plane resumes the key within seconds."
 )
 
 
@@ -39,14 +39,14 @@ def parser() -> argparse.ArgumentParser:
     """The arguments."""
     made = Parser(prog="tenuto set-aside", description=TEXT)
     made.add_argument("action", metavar="ACTION", choices=ACTIONS, help=f"one of {', '.join(ACTIONS)}")
-    made.add_argument("key", metavar="SERVICE/KEY", help="the key, as the log line about it names it")
+    made.add_argument("key", metavar="SERVICE/KEY", help="the key, as in the log line about it")
     made.add_argument("name", nargs="?", metavar="NAME", help="the item's name from the list, such as U#m|…")
-    made.add_argument("--all", action="store_true", help="with restore: everything that can be put back, in order")
+    made.add_argument("--all", action="store_true", help="with restore: every item that can be restored, in order")
     made.add_argument(
         "--limit", type=whole(1, ITEMS_MAX), default=ITEMS_DEFAULT, metavar="N", help="with list; default: 50"
     )
     made.add_argument("--after", metavar="NAME", help="with list: continue after this item")
-    made.add_argument("--json", action="store_true", help="one JSON document, for programs")
+    made.add_argument("--json", action="store_true", help="print one JSON document, for programs")
     file = os.environ.get("TENUTO_CONFIG_FILE") or DEFAULT_FILE
     made.add_argument("--config", default=file, help=f"default: TENUTO_CONFIG_FILE, else {DEFAULT_FILE}")
     return made
@@ -68,7 +68,7 @@ def main(given: Sequence[str]) -> int:
         print(f"tenuto set-aside: {shown(str(e))}", file=sys.stderr)
         return EXIT_FAILED
     except (TableUnavailableError, TableRefusedError) as e:
-        print(f"tenuto set-aside: the table does not take it: {shown(str(e))}; it may be repeated", file=sys.stderr)
+        print(f"tenuto set-aside: the table refused the request: {shown(str(e))}; it can be repeated", file=sys.stderr)
         return EXIT_FAILED
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
@@ -77,16 +77,20 @@ def main(given: Sequence[str]) -> int:
 def _lane(options: argparse.Namespace) -> Lane:
     """The key that is meant. Raises ConfigError."""
     if not options.key.isprintable() or "/" not in options.key.strip("/"):
-        raise ConfigError(f'"{options.key}" names no key: write SERVICE/KEY, as the log does')
+        raise ConfigError(f'"{options.key}" is not a key: write SERVICE/KEY, as in the log')
     wants_name = options.action != "list" and not (options.all and options.action == "restore")
     if wants_name and options.name is None:
-        raise ConfigError(f"{options.action} which item? See tenuto set-aside list")
+        raise ConfigError(f"{options.action} needs the NAME of an item; tenuto set-aside list shows them")
     if not wants_name and options.name is not None:
-        raise ConfigError(f"write one: NAME, or {'--all' if options.all else 'list without it'}")
+        raise ConfigError(
+            "NAME and --all exclude each other"
+            if options.all
+            else "list takes no NAME; --after NAME continues after an item"
+        )
     try:
         return Lane.from_pk(options.key)
     except ValueError as e:
-        raise ConfigError(f'"{options.key}" names no key: {e}') from e
+        raise ConfigError(f'"{options.key}" is not a key: {e}') from e
 
 
 async def act(table: Table, lane: Lane, options: argparse.Namespace) -> int:
@@ -124,14 +128,14 @@ async def _list(office: SetAside, options: argparse.Namespace) -> int:
         print(json.dumps({"items": [asdict(one) for one in found], "after": after}, indent=2))
         return 0
     for one in found:
-        state = "can be put back" if one.problem is None else one.problem
+        state = "can be restored" if one.problem is None else one.problem
         print(f"{shown(one.name)}  {one.kind}, {one.size:,} bytes: {shown(one.why or state)}")
         if one.why and one.problem is None:
-            print("    this version can read it: it can be put back")
+            print("    this version can read it: it can be restored")
     if not found:
         print("nothing is set aside for this key")
     if after is not None:
-        print(f"there is more: --after '{shown(after)}'")
+        print(f"more items: --after '{shown(after)}'")
     return 0
 
 

@@ -23,10 +23,10 @@ QUIET_MS: Final = 700
 
 def parser() -> argparse.ArgumentParser:
     """The arguments."""
-    made = Parser(prog="tenuto tail", description="Show the records of a topic, the oldest first, and end.")
+    made = Parser(prog="tenuto tail", description="Show the records of a topic, oldest first, and exit.")
     made.add_argument("topic", metavar="TOPIC", help="a topic that exists")
-    made.add_argument("--follow", "-f", action="store_true", help="wait for more, until Ctrl-C")
-    made.add_argument("--count", type=positive, metavar="N", help="end after N records")
+    made.add_argument("--follow", "-f", action="store_true", help="keep waiting for records until Ctrl-C")
+    made.add_argument("--count", type=positive, metavar="N", help="exit after N records")
     made.add_argument("--json", action="store_true", help="each record as one line of JSON")
     made.add_argument("--kafka", metavar="HOST:PORT", help="the broker; default: that of the running tenuto dev")
     return made
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str]) -> int:
         print(f"tenuto tail: {brokers} does not answer; does `tenuto dev` run?", file=sys.stderr)
         return EXIT_USAGE
     except (KafkaError, OSError) as error:
-        print(f"tenuto tail: {brokers} fails: {type(error).__name__}: {error}", file=sys.stderr)
+        print(f"tenuto tail: {brokers} failed: {type(error).__name__}: {error}", file=sys.stderr)
         return EXIT_FAILED
     return 0
 

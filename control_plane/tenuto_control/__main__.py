@@ -24,13 +24,13 @@ from tenuto_control.drivers import log_lines
 from tenuto_control.memory import memory_problem, task_to_be
 
 CHECK_TEXT = (
-    "read the configuration, ask the functions, and say what is wrong; exit status 1 if a function or handler "
-    "cannot be found"
+    "Check the configuration, and ask each function which handlers it serves. Exit status 1 if a function or a "
+    "handler cannot be found."
 )
 
 JOURNAL_TEXT = (
-    "print the journal of an invocation that has not ended, for `tenuto replay`: it holds the payloads of that "
-    "invocation, and the state of its key"
+    "Print the journal of an unfinished invocation, for `tenuto replay`. It contains the payloads of the invocation "
+    "and the state of its key."
 )
 
 EXIT_UNSEEN = 1
@@ -79,11 +79,11 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--log-format", default=form or "text", help="text, or json: one object a line; default: text")
     commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text in (
-        ("run", "run a control plane: consume, dispatch, sweep and serve HTTP"),
+        ("run", "Run a control plane: consume, dispatch, sweep and serve HTTP."),
         ("check", CHECK_TEXT),
         (
             "rotate-data-key",
-            "make a new data key for the payloads written from now on; those written before stay as they are",
+            "Create a new data key for payloads written from now on. Earlier payloads keep their keys.",
         ),
         ("journal", JOURNAL_TEXT),
     ):
@@ -91,16 +91,20 @@ def parser() -> argparse.ArgumentParser:
         file = os.environ.get(CONFIG_VARIABLE) or DEFAULT_FILE
         command.add_argument("--config", default=file, help=f"default: {CONFIG_VARIABLE}, else {DEFAULT_FILE}")
         if name == "check":
-            command.add_argument("--offline", action="store_true", help="read the file alone, and ask no function")
+            command.add_argument(
+                "--offline", action="store_true", help="check only the file, without asking the functions"
+            )
         if name == "journal":
-            command.add_argument("named", metavar="INVOCATION", help="its id, or SERVICE/KEY for what is at work there")
-    _add_cost(commands.add_parser("cost", help="estimate what a month of events costs", description=_COST_TEXT))
+            command.add_argument(
+                "named", metavar="INVOCATION", help="its id, or SERVICE/KEY for the unfinished invocation of that key"
+            )
+    _add_cost(commands.add_parser("cost", help="estimate the cost of a month of events", description=_COST_TEXT))
     return made
 
 
 _COST_TEXT = (
-    "Estimate what a month of events of one kind costs. Needs no configuration and no account. Prices are AWS's list "
-    "prices in us-east-1; a TOML file replaces those it names."
+    "Estimate the cost of a month of events of one kind. Needs no configuration and no account. Prices are AWS's list "
+    "prices in us-east-1; a TOML file overrides some of them."
 )
 
 
@@ -139,8 +143,8 @@ def _add_cost(command: argparse.ArgumentParser) -> None:
             shown = f"{text} (default: {default:,})".replace(".0)", ")")
             number = _float if isinstance(default, float) else _int
             command.add_argument(name, type=number, default=default, metavar="N", help=shown)
-    command.add_argument("--prices", metavar="FILE.toml", help="prices that differ from the list prices of us-east-1")
-    command.add_argument("--json", action="store_true", help="everything, for programs")
+    command.add_argument("--prices", metavar="FILE.toml", help="overrides of the list prices of us-east-1")
+    command.add_argument("--json", action="store_true", help="print one JSON document, for programs")
 
 
 def _cost(options: argparse.Namespace) -> int:

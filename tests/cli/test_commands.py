@@ -105,12 +105,12 @@ def test_a_value_that_is_nearly_json_is_sent_with_a_note(
 ) -> None:
     (record,) = wanted(parser().parse_args(["t", "k", value]))
     assert record.value == value.replace("{n}", "1")
-    assert ("VALUE is sent as it is, and is not JSON" in capsys.readouterr().err) is doubted
+    assert ("VALUE is not JSON, and is sent unchanged" in capsys.readouterr().err) is doubted
 
 
 def test_a_delay_without_a_message_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["call", "orders", "o-1", "place", "{}", "--delay", "5s"]) == 2
-    assert "--delay goes with --send" in capsys.readouterr().err
+    assert "--delay needs --send" in capsys.readouterr().err
 
 
 def test_an_estimate_takes_numbers_with_commas(capsys: pytest.CaptureFixture[str]) -> None:
@@ -144,7 +144,7 @@ def test_records_from_words(tmp_path: Path) -> None:
         (("t", "k"), "write TOPIC KEY VALUE"),
         (("t", "k", "v", "--null"), "write TOPIC KEY VALUE"),
         (("t", "k", "v", "--header", "x"), "write NAME=VALUE"),
-        (("t", "k", "v", "--file", "f"), "leave KEY, VALUE and --count out"),
+        (("t", "k", "v", "--file", "f"), "leave out KEY, VALUE and --count"),
         (("t", "--file", "nowhere"), "nowhere cannot be read"),
     ],
 )

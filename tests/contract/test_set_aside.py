@@ -355,7 +355,7 @@ def test_the_command_says_what_it_did(capsys: pytest.CaptureFixture[str]) -> Non
     assert len(told.splitlines()) == 4
     assert f"{name}  message" in told
     assert run(table, world.lane, "list", "--limit", "1") == 0
-    assert "there is more: --after" in capsys.readouterr().out
+    assert "more items: --after" in capsys.readouterr().out
     assert run(table, world.lane, "list", "--json") == 0
     listed = json.loads(capsys.readouterr().out)
     assert listed["items"][0]["name"] == entry
@@ -376,12 +376,12 @@ def test_the_command_says_what_it_did(capsys: pytest.CaptureFixture[str]) -> Non
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["restore", "box/k"], "restore which item? See tenuto set-aside list"),
-        (["delete", "box/k", "--all"], "delete which item?"),
-        (["list", "box"], "names no key: write SERVICE/KEY"),
-        (["list", "box/k\x1b"], "names no key"),
-        (["list", "box/k", "U#1"], "write one"),
-        (["restore", "box/k", "U#1", "--all"], "write one"),
+        (["restore", "box/k"], "restore needs the NAME of an item"),
+        (["delete", "box/k", "--all"], "delete needs the NAME of an item"),
+        (["list", "box"], "is not a key: write SERVICE/KEY"),
+        (["list", "box/k\x1b"], "is not a key"),
+        (["list", "box/k", "U#1"], "list takes no NAME"),
+        (["restore", "box/k", "U#1", "--all"], "NAME and --all exclude each other"),
     ],
 )
 def test_a_mistake_is_one_line(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""`tenuto replay`: a journal against the code as it is now, in one process and without time limits, for a debugger.
+"""`tenuto replay`: a journal against the current code, in one process and without time limits, for a debugger.
 
 Owns the command's arguments and its words. Does not own the replay (`replays`).
 """
@@ -27,8 +27,8 @@ from tenuto_control.config import DEFAULT_FILE, ConfigError, load
 EXIT_DIVERGED: Final = 1
 
 TEXT: Final = (
-    "Replay a journal that `tenuto journal` printed against the code as it is now. No step runs, and nothing is "
-    "written. Exit status 1 when the handler takes another way, or fails."
+    "Replay a journal that `tenuto journal` printed against the current code. No step runs, and nothing is "
+    "written. Exit status 1 if the handler takes another path, or fails."
 )
 
 
@@ -50,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command with what stands behind `tenuto replay`. Returns the exit status."""
+    """Run the command with the arguments of `tenuto replay`. Returns the exit status."""
     options = parser().parse_args(arguments)
     try:
         services = _services(options.functions or _configured(options.config))

@@ -27,10 +27,10 @@ DIFF_LINES_MAX: Final = 60
 """So many lines of one file's difference are shown; a lock that changed has thousands."""
 
 ABOUT: Final = (
-    "Write the SAM templates of a project into a folder: its functions with their roles, the control plane, and an "
-    "event source mapping for each subscription, as tenuto.toml says. The project's own template.yaml, which has them "
-    "as a nested application, is written once and then left alone. Run it again whenever tenuto.toml changes; "
-    "`sam build` and `sam deploy` do the rest."
+    "Generate the SAM templates of a project from its tenuto.toml: functions with their roles, the control plane, and "
+    "an event source mapping for each subscription. The project's own template.yaml, which nests them, is created once "
+    "and not changed afterwards. Run the command again whenever tenuto.toml changes; `sam build` and `sam deploy` do "
+    "the rest."
 )
 
 
@@ -47,20 +47,20 @@ def parser() -> Parser:
     """The command's options."""
     made = Parser(prog="tenuto sam", description=ABOUT)
     made.add_argument(
-        "project", nargs="?", default=".", type=Path, help="the folder with tenuto.toml; default: this one"
+        "project", nargs="?", default=".", type=Path, help="the folder with tenuto.toml; default: the current folder"
     )
     made.add_argument(
-        "--out", default=FOLDER, metavar="FOLDER", help=f"what is written, in the project; default: {FOLDER}"
+        "--out", default=FOLDER, metavar="FOLDER", help=f"folder for the templates, in the project; default: {FOLDER}"
     )
-    made.add_argument("--check", action="store_true", help="write nothing; exit status 1 if something would change")
-    made.add_argument("--quiet", action="store_true", help="name the files alone, without their differences")
+    made.add_argument("--check", action="store_true", help="write nothing; exit status 1 if a file would change")
+    made.add_argument("--quiet", action="store_true", help="print the names of changed files only, without differences")
     return made
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command with what stands behind `tenuto sam`.
+    """Run the command with the arguments of `tenuto sam`.
 
-    The exit status: 1 when --check finds a difference, 2 for a mistake, which is said.
+    Returns the exit status: 1 if --check finds a difference, 2 for a mistake, which is printed.
     """
     options = parser().parse_args(arguments)
     project: Path = options.project
