@@ -70,7 +70,7 @@ def of_session(command: str, arguments: Sequence[str]) -> tuple[dict[str, str], 
     variables = running.aws_environment(session) if session is not None else {}
     if session is None or not variables:
         return {}, ""
-    told = f"tenuto {command}: asks the `tenuto dev` of {session.project} (process {session.pid})"
+    told = f"tenuto {command}: using the `tenuto dev` of {session.project} (process {session.pid})"
     return {**variables, **_as_the_session_sees_it(command, session, variables)}, told
 
 

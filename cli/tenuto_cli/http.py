@@ -60,7 +60,7 @@ def request(
         return Answer(answer.status, answer.read(), answer.getheader("x-tenuto-invocation-id"))
     except (http.client.InvalidURL, ValueError) as error:
         # The standard library refuses a header or a path that no request can hold.
-        raise UsageError(f"this cannot be sent: {error}") from error
+        raise UsageError(f"the request cannot be sent: {error}") from error
     except (OSError, http.client.HTTPException) as error:
         raise UsageError(
             f"{base} does not answer: {str(error) or type(error).__name__}; does `tenuto dev` run?"

@@ -238,7 +238,7 @@ def test_commands_of_the_control_plane_ask_the_running_session(session: Path, mo
     )
     assert found[addresses.CONFIG_VARIABLE] == str(session / "tenuto.toml")
     assert found["TENUTO_FUNCTION_A_B"] == "a-b"
-    assert told == f"tenuto journal: asks the `tenuto dev` of {session.parent} (process 1)"
+    assert told == f"tenuto journal: using the `tenuto dev` of {session.parent} (process 1)"
     found, _ = addresses.of_session("check", ["check"])
     assert found[addresses.CONFIG_VARIABLE] == str(session.parent / "tenuto.toml"), "from a folder below the project"
     for arguments in (["check", "--offline"], ["check", "--config", "x"], ["check", "--config=x"], ["check", "--help"]):

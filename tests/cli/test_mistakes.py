@@ -186,7 +186,7 @@ def test_without_a_session_and_without_aws(
         (".env", b"\xff", ["dev"], ".env cannot be read"),
         (".env", b"a b", ["dev"], ".env:1: expected NAME=value"),
         (".tenuto", b"", ["dev"], ".tenuto cannot be used"),
-        ("nothing", b"", ["dev", "--debug", "nobody"], "--debug nobody: there is no such function; there is shop"),
+        ("nothing", b"", ["dev", "--debug", "nobody"], "--debug nobody: there is no such function; known: shop"),
         ("nothing", b"", ["dev", "--kafka", "host:port"], '"host:port" is not a broker address'),
     ],
 )

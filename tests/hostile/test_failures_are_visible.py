@@ -462,7 +462,7 @@ def test_a_topic_that_is_created_in_time_gets_its_records_in_order(caplog: pytes
     about = [line for line in caplog.messages if '"soon"' in line]
     assert len(about) == 2
     assert about[0].startswith('topic "soon" does not exist; create it; records for it wait for up to 60 s, then they')
-    assert about[1] == 'topic "soon" takes records now'
+    assert about[1] == 'topic "soon" accepts records now'
 
 
 def test_a_topic_that_nobody_creates_holds_its_keys_for_a_bounded_time(caplog: pytest.LogCaptureFixture) -> None:

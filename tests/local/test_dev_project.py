@@ -476,7 +476,7 @@ def test_a_program_that_was_not_examined_is_not_run(tmp_path: Path, monkeypatch:
     program.write_text("#!/bin/sh\n", "utf-8")
     monkeypatch.setenv("TENUTO_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(tansu, "_packaged", lambda: program)
-    with pytest.raises(FetchFailed, match="not the tansu that was examined"):
+    with pytest.raises(FetchFailed, match="not the pinned tansu"):
         tansu.find_program()
 
 

@@ -263,5 +263,5 @@ def everything_survives_a_restart(dev: Dev) -> None:
     assert len(dev.ok("tail", "greetings").splitlines()) == 3
     second = dev.tenuto("dev", *ANY_PORTS)
     assert second.returncode == 2
-    assert "runs already: process" in second.stderr
+    assert "is already running: process" in second.stderr
     assert dev.stop() == 130

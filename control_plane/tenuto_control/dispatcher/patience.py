@@ -58,4 +58,4 @@ class TopicPatience:
     def succeeded(self, topic: str) -> None:
         """A record was produced to this topic."""
         if self._topics and self._topics.pop(topic, None) is not None:
-            log.info('topic "%s" takes records now', topic)
+            log.info('topic "%s" accepts records now', topic)

@@ -108,7 +108,7 @@ def _verify(jar_set: JarSet, home: Path, way_out: str) -> None:
     text = jar_set.hashes.read_text()
     wrong = jar_hashes.difference(jar_hashes.read(text), jar_hashes.hashes_of(home / "lib"))
     if wrong is not None:
-        raise FetchFailed(f"{jar_set.title} is not what {jar_set.hashes.name} lists: {wrong}; {way_out}")
+        raise FetchFailed(f"{jar_set.title} does not match {jar_set.hashes.name}: {wrong}; {way_out}")
     (home / VERIFIED).write_text(text)
 
 

@@ -88,9 +88,7 @@ async def _packed(program: NpmProgram, folder: Path) -> Path:
     await run_to_end(npm, NPM_TIMEOUT_S, f"{program.title} could not be fetched; check the network")
     archives = list(folder.glob("*.tgz"))
     if len(archives) != 1:
-        raise FetchFailed(
-            f"npm brought {len(archives)} archives of {program.package}@{program.version}, one is expected"
-        )
+        raise FetchFailed(f"npm downloaded {len(archives)} archives of {program.package}@{program.version}, not one")
     return archives[0]
 
 
@@ -99,8 +97,8 @@ def _verify(program: NpmProgram, archive: Path) -> None:
         found = "sha512-" + base64.b64encode(hashlib.file_digest(file, "sha512").digest()).decode()
     if found != program.integrity:
         raise FetchFailed(
-            f"{program.package}@{program.version} is not what is pinned: npm brought {found}, expected "
-            f"{program.integrity}; nothing of it was run; ask where npm on this machine fetches from"
+            f"{program.package}@{program.version} does not match the pinned hash: npm downloaded {found}, expected "
+            f"{program.integrity}. It was not run; check which registry npm uses on this machine"
         )
 
 

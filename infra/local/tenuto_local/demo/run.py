@@ -89,7 +89,7 @@ async def demo(events: int, seed: int, *, live: bool) -> int:
             for name, address in addresses(system).items():
                 print(f"  {name:<14} {address}", flush=True)
             status = await _stream(system, work, console, live=live)
-        print(f"everything has ended, {time.monotonic() - started:.0f} s after the start")
+        print(f"all processes have stopped, {time.monotonic() - started:.0f} s after the start")
         _next_steps(root)
         return status
     finally:

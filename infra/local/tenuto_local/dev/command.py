@@ -148,7 +148,7 @@ def _debugged(options: argparse.Namespace, project: Project) -> Debugged | None:
         return None
     names = [function.name for function in project.functions]
     if options.debug not in names:
-        raise ConfigurationError(f"--debug {options.debug}: there is no such function; there is {', '.join(names)}")
+        raise ConfigurationError(f"--debug {options.debug}: there is no such function; known: {', '.join(names)}")
     debugger = options.debugger or ("debugpy" if _installed("debugpy") else "pdb")
     if debugger == "pdb":
         return Debugged(options.debug, terminal=_terminal())
@@ -190,7 +190,7 @@ def _alone(project: Project) -> None:
     other = running.read(project.state)
     if other is not None:
         raise ConfigurationError(
-            f"{project.root} runs already: process {other.pid}, at {other.ingress}; stop that one first (Ctrl-C there)"
+            f"{project.root} is already running: process {other.pid}, at {other.ingress}; stop it first (Ctrl-C there)"
         )
 
 
@@ -259,8 +259,8 @@ def _introduce(session: Session) -> None:
             print(f"  {example}")
         print()
     print(
-        "Its log follows. Save a change, and it is reloaded; Ctrl-C ends it, and the next start continues with the "
-        "same data.\n",
+        "Its log follows. Saved changes are reloaded. Ctrl-C stops it, and the next start continues with the same "
+        "data.\n",
         flush=True,
     )
 

@@ -154,7 +154,7 @@ class LambdaService:
                 return
             error = outcome.payload.decode(errors="replace") if outcome else "throttled for too long"
             if pause_s is None:
-                log.warning("event %s of %s given up: %s", request_id, function.spec.name, error)
+                log.warning("event %s of %s failed for good: %s", request_id, function.spec.name, error)
             else:
                 await asyncio.sleep(pause_s)
 
