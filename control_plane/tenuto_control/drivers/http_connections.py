@@ -19,6 +19,9 @@ FILES_KEPT: Final = 512
 REFUSED_MAX: Final = FILES_KEPT // 2
 """Connections beyond the bound that are told so before they end. Others only end."""
 
+AHEAD_BYTES_MAX: Final = 4 * 1024 * 1024
+"""What all connections together may hold of requests behind those that are in progress, which nothing else counts."""
+
 SILENT_S_MIN: Final = 2.0
 """How long a connection must have been silent to be given up: what it sent may not have been read yet."""
 
@@ -46,6 +49,7 @@ class Connections:
         self._idle: OrderedDict[Silent, float] = OrderedDict()
         self._open = 0
         self._refused = 0
+        self._ahead = 0
 
     def opened(self, connection: Silent) -> bool:
         """A connection was opened. False when there is no place for it, and none that can be made."""
@@ -64,6 +68,11 @@ class Connections:
         """One more or one less (-1) of those without a place is about to be told so. False when there are too many."""
         self._refused += change
         return self._refused <= REFUSED_MAX
+
+    def ahead(self, change: int) -> bool:
+        """So many bytes more, or less, wait behind requests that are in progress. False when there are too many."""
+        self._ahead += change
+        return self._ahead <= AHEAD_BYTES_MAX
 
     def begins(self, connection: Silent) -> None:
         """A request begins to arrive."""
