@@ -19,6 +19,9 @@ ANSWER_BYTES_MAX = 6 * MIB
 REQUEST_COPIES = 3
 """How often a request is held while its function is called: encoded, in the body of its HTTP request, and sent."""
 
+HTTP_AHEAD_BYTES_MAX = 4 * MIB
+"""What all connections together may hold of requests behind those that are in progress, which nothing else counts."""
+
 SWEEP_CURSOR_RECOVERED_MINUTES = 24 * 60
 """How far back timers are looked for after the sweep's cursor was found ahead of time, as a wrong clock moves it."""
 

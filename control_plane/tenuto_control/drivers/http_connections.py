@@ -12,15 +12,14 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final, Protocol
 
+from tenuto_control.limits import HTTP_AHEAD_BYTES_MAX
+
 FILES_KEPT: Final = 512
 """Files that are no callers': connections to AWS and Kafka, and some to spare."""
 
 
 REFUSED_MAX: Final = FILES_KEPT // 2
 """Connections beyond the bound that are told so before they end. Others only end."""
-
-AHEAD_BYTES_MAX: Final = 4 * 1024 * 1024
-"""What all connections together may hold of requests behind those that are in progress, which nothing else counts."""
 
 SILENT_S_MIN: Final = 2.0
 """How long a connection must have been silent to be given up: what it sent may not have been read yet."""
@@ -72,7 +71,7 @@ class Connections:
     def ahead(self, change: int) -> bool:
         """So many bytes more, or less, wait behind requests that are in progress. False when there are too many."""
         self._ahead += change
-        return self._ahead <= AHEAD_BYTES_MAX
+        return self._ahead <= HTTP_AHEAD_BYTES_MAX
 
     def begins(self, connection: Silent) -> None:
         """A request begins to arrive."""
