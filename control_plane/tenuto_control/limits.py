@@ -16,6 +16,10 @@ MIB = 1024 * 1024
 ANSWER_BYTES_MAX = 6 * MIB
 """Largest answer of a function that is read: a synchronous Lambda invocation answers no more (AWS Lambda quotas)."""
 
+ANSWER_MEMBERS_MAX = 200_000
+"""Commas in an answer of a function, which are about its values: each takes a hundred bytes once it is decoded, and all
+of them the time of the event loop. A head has 12,000 at most, and its run's headers 20,000."""
+
 REQUEST_COPIES = 3
 """How often a request is held while its function is called: encoded, in the body of its HTTP request, and sent."""
 
