@@ -26,7 +26,7 @@ from tenuto_control.core.metrics import Uncounted
 from tenuto_control.dispatcher.outages import watched
 from tenuto_control.drivers.health_server import Pulse, serving_health
 from tenuto_control.drivers.http_connections import Connections, connections_possible
-from tenuto_control.drivers.http_protocol import JsonErrorsProtocol
+from tenuto_control.drivers.http_protocol import json_errors
 from tenuto_control.drivers.kafka import KafkaEventLog
 from tenuto_control.garbage import collected_rarely
 from tenuto_control.loops.consume import Consumer
@@ -202,7 +202,7 @@ def _server(parts: Assembly) -> uvicorn.Server:
         log_config=None,
         access_log=False,
         lifespan="off",
-        http=functools.partial(JsonErrorsProtocol, open_connections=places),  # type: ignore[arg-type]  # as a class
+        http=functools.partial(json_errors, open_connections=places),  # type: ignore[arg-type]  # as a class
         ws="none",
         server_header=False,
         # Beyond it the system drops what comes, and a health check among it waits for a second or more.

@@ -16,8 +16,15 @@ MIB = 1024 * 1024
 ANSWER_BYTES_MAX = 6 * MIB
 """Largest answer of a function that is read: a synchronous Lambda invocation answers no more (AWS Lambda quotas)."""
 
+ANSWER_MEMBERS_MAX = 200_000
+"""Commas in an answer of a function, which are about its values: each takes a hundred bytes once it is decoded, and all
+of them the time of the event loop. A head has 12,000 at most, and its run's headers 20,000."""
+
 REQUEST_COPIES = 3
 """How often a request is held while its function is called: encoded, in the body of its HTTP request, and sent."""
+
+HTTP_AHEAD_BYTES_MAX = 4 * MIB
+"""What all connections together may hold of requests behind those that are in progress, which nothing else counts."""
 
 SWEEP_CURSOR_RECOVERED_MINUTES = 24 * 60
 """How far back timers are looked for after the sweep's cursor was found ahead of time, as a wrong clock moves it."""

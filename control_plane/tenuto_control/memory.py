@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from tenuto.protocol.limits import PAYLOAD_BYTES_MAX
-from tenuto_control.limits import MIB, REQUEST_COPIES, Limits
+from tenuto_control.limits import HTTP_AHEAD_BYTES_MAX, MIB, REQUEST_COPIES, Limits
 
 VARIABLE: Final = "TENUTO_MEMORY_MIB"
 """What the task has, for a container that cannot see it otherwise."""
@@ -68,6 +68,7 @@ def parts(limits: Limits) -> dict[str, int]:
         "calls_bytes_max": limits.calls_bytes_max,
         "calls_max": limits.calls_max * CALL_BYTES,
         "http_connections_max": limits.http_connections_max * CONNECTION_BYTES,
+        "requests ahead of their turn": HTTP_AHEAD_BYTES_MAX,
         "wheel_bytes_max": limits.wheel_bytes_max,
         "results_awaited_max": limits.results_awaited_max * AWAITED_BYTES,
         "deliveries and schedules": BACKGROUND_BYTES,

@@ -17,7 +17,7 @@ from typing import Any
 import uvicorn
 
 from tenuto_control.drivers.http_connections import Connections
-from tenuto_control.drivers.http_protocol import JsonErrorsProtocol
+from tenuto_control.drivers.http_protocol import json_errors
 from tenuto_local.ports import bind_loopback_socket
 
 ANSWER_S_MAX = 10.0
@@ -120,7 +120,7 @@ def post(path: str, body: bytes = b"", *headers: str) -> bytes:
 @asynccontextmanager
 async def serving(app: Any, *, connections: Connections | None = None, keep_alive_s: int = 65) -> AsyncIterator[Server]:
     """Serve an application as the control plane does."""
-    protocol: Any = functools.partial(JsonErrorsProtocol, open_connections=connections)
+    protocol: Any = functools.partial(json_errors, open_connections=connections)
     config = uvicorn.Config(
         app,
         http=protocol,

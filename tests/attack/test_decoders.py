@@ -21,7 +21,7 @@ from tenuto.lane.timers import GuardTimer, SendTimer, parse_timer, timer_put
 from tenuto.lane.transitions import check_inbox_events, inbox_put
 from tenuto.lane.writes import Foreign, Item, Put, Value
 from tenuto.protocol.ids import InvocationId, Lane
-from tenuto.protocol.messages import Discover, Fenced, Head, decode_outcome, decode_request, encode
+from tenuto.protocol.messages import Discover, Fenced, Head, Speculated, decode_outcome, decode_request, encode
 from tenuto.protocol.records import (
     Bundle,
     CallSource,
@@ -106,6 +106,48 @@ def test_bytes_of_any_kind_are_refused_in_one_way(number: int, data: st.DataObje
     _refuses(decode, valid[:at] + junk)
     _refuses(decode, valid[:at] + junk + valid[at:])
     _refuses(decode, valid[:at] + junk + valid[at + len(junk) :])
+
+
+def _twice(encoded: bytes) -> list[bytes]:
+    """A record with each of its fields said twice, first otherwise and then as it is."""
+    json = encoded[:1] == b"{"
+    codec: Any = msgspec.json if json else msgspec.msgpack
+    record = codec.decode(encoded)
+    if not isinstance(record, dict):
+        return []
+    made = []
+    for name in record:
+        others: tuple[Any, ...] = ("another", 7, None, b"x", ["a"], {})
+        for other in others:
+            field, value = codec.encode(name), codec.encode(other)
+            if json:
+                made.append(b"{" + field + b":" + value + b"," + encoded[1:])
+            else:
+                made.append(bytes([encoded[0] + 1]) + field + value + encoded[1:])
+    return made
+
+
+@pytest.mark.parametrize("number", range(len(DECODERS)), ids=lambda n: f"{n}-{DECODERS[n][0].__name__}")
+def test_a_field_that_is_there_twice_counts_as_it_was_said_last_or_is_bad_data(number: int) -> None:
+    decode, valid = DECODERS[number]
+    for data in _twice(valid):
+        try:
+            found = decode(data)
+        except (msgspec.DecodeError, ProtocolError):
+            continue
+        assert found == decode(valid)
+
+
+def test_so_does_a_field_within_an_answer() -> None:
+    answer = (
+        b'{"type":"speculated","results":[],"results":[{"event_id":"a","event_id":"b","result":{"type":"ok"}}],'
+        b'"state":{"n":"MQ==","n":"Mg=="},"state":{"n":"Mw==","n":"NA=="}}'
+    )
+    found = decode_outcome(answer)
+    assert isinstance(found, Speculated)
+    assert [result.event_id for result in found.results] == ["b"]
+    assert found.state == {"n": b"4"}
+    assert decode_outcome(encode(found)) == found
 
 
 def _items() -> list[tuple[Callable[[Item], object], Item]]:

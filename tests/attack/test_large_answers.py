@@ -7,7 +7,7 @@ answer says (`test_outcomes`).
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -24,7 +24,7 @@ from tenuto_control.dispatcher.lane_places import WORKING_BYTES
 from tenuto_control.drivers.invoke_client import BotocoreLambda
 from tenuto_control.drivers.lambda_invoke import LambdaInvoker
 from tenuto_control.limits import ANSWER_BYTES_MAX, MIB, Limits
-from tenuto_control.ports import AnswerHolder, FunctionFailedError
+from tenuto_control.ports import AnswerHolder, FunctionFailedError, Target
 from tests.attack.examples import examples
 from tests.attack.test_memory import virtually
 from tests.costs.meter import Meter
@@ -174,6 +174,46 @@ async def test_large_results_are_committed_a_few_at_a_time_and_nothing_stays_hel
     answers = await asyncio.gather(*(meter.dispatcher.call(call, 20_000) for call in calls))
     assert all(isinstance(answer, Success) and len(answer.value or b"") > 2_000_000 for answer in answers)
     assert 8_000_000 < meter.peak <= Limits().answers_bytes_max
+    assert meter.dispatcher._parts.capacity._answers.held == 0
+
+
+SERVICES = [VirtualObject(f"s{n}") for n in range(5)]
+
+
+async def _six_megabytes(_ctx: ObjectContext) -> str:
+    """As much as a result may have. It travels as base64: four characters for three bytes."""
+    return "x" * 3_990_000
+
+
+LARGE = [service.handler(name="large")(_six_megabytes) for service in SERVICES]
+
+
+@SERVICES[0].handler()
+async def small(_ctx: ObjectContext) -> int:
+    return 1
+
+
+@dataclass(slots=True)
+class Apart(Weighed):
+    """Each service has a function of its own."""
+
+    def find(self, service: str) -> Target | None:
+        found = Meter.find(self, service)
+        return None if found is None else replace(found, function=service)
+
+
+@virtually
+async def test_several_functions_that_all_answer_as_much_as_they_can_leave_a_small_key_alone() -> None:
+    meter = Apart(Services(SERVICES))
+    calls = [meter.event_of_call(LARGE[n % 5], f"k{n}", f"c{n}") for n in range(15)]
+    large = [asyncio.create_task(meter.dispatcher.call(call, 20_000)) for call in calls]
+    await asyncio.sleep(0)
+    for n in range(20):
+        answer = await meter.dispatcher.call(meter.event_of_call(small, f"small{n}", f"s{n}"), 1_000)
+        assert answer == Success(b"1")
+    answers = await asyncio.gather(*large)
+    assert all(isinstance(answer, Success) and len(answer.value or b"") > 3_990_000 for answer in answers)
+    assert meter.peak <= Limits().answers_bytes_max
     assert meter.dispatcher._parts.capacity._answers.held == 0
 
 

@@ -38,6 +38,7 @@ from tenuto.protocol.messages import (
     Speculated,
     Stopped,
     Suspended,
+    decode_outcome,
     decode_request,
     encode,
 )
@@ -60,6 +61,7 @@ from tenuto.protocol.records import (
 from tenuto.service import Services
 from tenuto_control.config import FunctionConfig
 from tenuto_control.core.log_fields import SHOWN_CHARACTERS_MAX
+from tenuto_control.dispatcher import activations
 from tenuto_control.drivers.invoke_client import BotocoreLambda
 from tenuto_control.drivers.lambda_invoke import LambdaInvoker
 from tenuto_control.limits import ANSWER_BYTES_MAX
@@ -544,6 +546,43 @@ def test_whatever_is_changed_in_an_answer_the_others_go_on(
         assert len(town.asked) <= WHILE_S + 10
 
     play(scenario, caplog)
+
+
+MANY: Final = {
+    "names of state": b'{"type":"speculated","results":[],"state":{"s":null%s}}'
+    % b"".join(b',"%x":null' % n for n in range(210_000)),
+    "ends": b'{"type":"committed","results":[],"head":{"took":[1%s]}}' % (b",1" * 210_000),
+    "headers": b'{"type":"speculated","results":[],"out":[{"type":"publish","topic":"t","value":null,"headers":[%s]}]}'
+    % b",".join([b'["",""]'] * 110_000),
+    "what has no place": b'{"type":"fenced","reason":"r","x":[%s0]}' % (b"[]," * 210_000),
+}
+"""Answers that are no larger than others, and would take twelve times their size once decoded."""
+
+
+@pytest.mark.parametrize("name", MANY)
+def test_an_answer_of_hundreds_of_thousands_of_values_is_not_decoded(
+    name: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[int] = []
+
+    def decode(answer: bytes) -> Outcome:
+        decoded.append(len(answer))
+        return decode_outcome(answer)
+
+    monkeypatch.setattr(activations, "decode_outcome", decode)
+
+    async def scenario() -> None:
+        town = Town(hostile=lambda _: MANY[name])
+        town.record("bad", "k")
+        await asyncio.sleep(WHILE_S)
+        await neighbours_go_on(town, 0)
+        assert town.asked == ["speculate"] * 3
+        assert len(town.world.kafka.records(DEAD)) == 1
+        assert decoded
+        assert max(decoded) < 10_000
+
+    play(scenario, caplog)
+    assert "answered more than 200,000 values" in caplog.text
 
 
 @settings(max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -20,7 +20,8 @@ from tenuto.protocol.records import CallSource, Event, KafkaSource
 from tenuto.runtime.activation import activate
 from tenuto.runtime.environment import Environment, InlineWriteLoop
 from tenuto.service import Service, Services, VirtualObject
-from tenuto.store.memory import MemoryTable, item_bytes
+from tenuto.store.memory import MemoryTable
+from tenuto.store.sizes import item_bytes
 from tenuto.testing.processes import name_of
 from tenuto_control.core.clocks import TableClock, UncheckedClock
 from tenuto_control.core.metrics import Metrics, Uncounted

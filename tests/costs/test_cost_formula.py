@@ -18,7 +18,7 @@ from tenuto import ObjectContext, VirtualObject
 from tenuto.lane.writes import Answer, Write
 from tenuto.protocol.records import Success
 from tenuto.service import Services
-from tenuto.store.memory import item_bytes
+from tenuto.store.sizes import item_bytes
 from tenuto_control.core import costs
 from tenuto_control.core.costs import Workload, count, write_units_of_event
 from tenuto_control.limits import Limits

@@ -39,6 +39,8 @@ def test_every_write_is_on_the_page() -> None:
         name
         for module in (items, transitions, timers, dead_letters, continuations, tries, lives, naps, joins)
         for name, function in inspect.getmembers(module, inspect.isfunction)
-        if inspect.signature(function).return_annotation in WRITES and not name.startswith("_")
+        if function.__module__ == module.__name__
+        and inspect.signature(function).return_annotation in WRITES
+        and not name.startswith("_")
     }
     assert {row.function.__name__ for row in tool().ROWS} == builders

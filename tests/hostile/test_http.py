@@ -12,7 +12,7 @@ import json
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import httpx
 import pytest
@@ -31,7 +31,7 @@ from tenuto.protocol.records import Event, Result, Success
 from tenuto.service import Services
 from tenuto_control.config import ConfigError, parse
 from tenuto_control.drivers import http_protocol
-from tenuto_control.drivers.http_protocol import HEAD_BYTES_MAX, JsonErrorsProtocol
+from tenuto_control.drivers.http_protocol import HEAD_BYTES_MAX, json_errors
 from tenuto_control.ingress import create_app
 from tenuto_control.ingress.gate import ADDRESS_BYTES_MAX
 from tenuto_control.ports import Answer, Pending, Resolution, Unknown
@@ -636,13 +636,13 @@ async def over_a_socket(*pieces: bytes | None, pause_s: float = 0.0) -> bytes:
     meter = Meter(Services([box]))
     app = create_app(meter.dispatcher, meter, ready=_ready)
     config = uvicorn.Config(
-        app, http=JsonErrorsProtocol, ws="none", lifespan="off", server_header=False, log_config=None
+        app, http=cast("Any", json_errors), ws="none", lifespan="off", server_header=False, log_config=None
     )
     config.load()
     server = uvicorn.Server(config)
     loop = asyncio.get_running_loop()
     listener = await loop.create_server(
-        lambda: JsonErrorsProtocol(config=config, server_state=server.server_state, app_state={}), "127.0.0.1", 0
+        lambda: json_errors(config=config, server_state=server.server_state, app_state={}), "127.0.0.1", 0
     )
     port = listener.sockets[0].getsockname()[1]
     reader, writer = await asyncio.open_connection("127.0.0.1", port)

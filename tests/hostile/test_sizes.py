@@ -33,7 +33,8 @@ from tenuto.protocol.records import (
     pack,
 )
 from tenuto.service import Services
-from tenuto.store.memory import ITEM_BYTES_MAX, MemoryTable, item_bytes
+from tenuto.store.memory import ITEM_BYTES_MAX, MemoryTable
+from tenuto.store.sizes import item_bytes
 from tenuto_control.core.routing import BytesKey, JsonKey, KeyRule, Quarantine, Subscription, TextKey, route
 from tenuto_control.core.verdicts import COMMITS_REFUSED_MAX
 from tenuto_control.dispatcher.delivery import fits

@@ -29,6 +29,12 @@ async def note(ctx: ObjectContext) -> int:
 
 
 @tally.handler()
+async def weigh(ctx: ObjectContext, load: str) -> int:
+    await count(ctx)
+    return len(load)
+
+
+@tally.handler()
 async def heavy(ctx: ObjectContext) -> int:
     ctx.set("load", os.urandom(HEAVY_BYTES // 2).hex())
     return await count(ctx)

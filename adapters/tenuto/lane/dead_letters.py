@@ -17,10 +17,11 @@ from typing import Final, assert_never
 import msgspec
 from msgspec.structs import replace
 
+from tenuto.lane.tombstones import is_tombstone, tombstone_at
 from tenuto.lane.writes import Absent, Equals, Key, Put, Update, Value
 from tenuto.protocol.decoding import bounded
 from tenuto.protocol.ids import digest
-from tenuto.protocol.limits import INLINE_BYTES_MAX, TOMBSTONE_TTL_S, VALUE_BYTES_MAX
+from tenuto.protocol.limits import INLINE_BYTES_MAX, VALUE_BYTES_MAX
 from tenuto.protocol.records import (
     BuriedOut,
     CallSource,
@@ -228,12 +229,12 @@ def letter_redriving(letter: str, now_ms: int) -> Update:
 
 def letter_done(letter: str, now_ms: int) -> Put:
     """What stays of a letter that was redriven or discarded, so that a late duplicate is refused."""
-    return Put(letter_key(letter), {"done": 1, "ttl": now_ms // 1000 + TOMBSTONE_TTL_S})
+    return tombstone_at(letter_key(letter), now_ms)
 
 
 def parse_letter(item: Mapping[str, Value]) -> Letter | None:
     """The letter in an item; None when it has been dealt with. Raises ValueError when it is none."""
-    if "done" in item:
+    if is_tombstone(item):
         return None
     packed, since = item.get("letter"), item.get("since")
     if not isinstance(packed, bytes):

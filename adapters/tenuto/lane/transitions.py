@@ -30,6 +30,7 @@ from tenuto.lane.head import (
     pack_took,
     slot_attribute,
 )
+from tenuto.lane.tombstones import DONE, TTL, is_tombstone, tombstone_at
 from tenuto.lane.writes import Absent, AbsentOrAtMost, AbsentOrEquals, Clause, Equals, Item, Key, Put, Update, Value
 from tenuto.protocol.ids import Lane, digest, offset_position, out_sequence
 from tenuto.protocol.limits import (
@@ -38,7 +39,6 @@ from tenuto.protocol.limits import (
     NONCE_BYTES_MAX,
     PARTS_MAX,
     RESULT_TTL_S,
-    TOMBSTONE_TTL_S,
     VALUE_BYTES_MAX,
 )
 from tenuto.protocol.messages import ClaimedRun, Head, Trim
@@ -424,16 +424,12 @@ def part_key(lane: Lane, event: Event, number: int) -> Key:
 def inbox_again(lane: Lane, event: Event, ttl: int) -> Update:
     """9, in the place of a tombstone that has outlived the result of its invocation; `ttl` is the tombstone's."""
     sets: dict[str, Value] = {"ev": pack(event)}
-    return Update(inbox_key(lane, event), sets, ("done", "ttl"), (Equals("inbox.over", "ttl", ttl),))
+    return Update(inbox_key(lane, event), sets, (DONE, TTL), (Equals("inbox.over", TTL, ttl),))
 
 
 def tombstone(lane: Lane, event: Event, now_ms: int) -> Put:
     """14. What stays of a drained message, so that a late duplicate is refused."""
-    return _tombstone_at(inbox_key(lane, event), now_ms)
-
-
-def _tombstone_at(place: Key, now_ms: int) -> Put:
-    return Put(place, {"done": 1, "ttl": now_ms // 1000 + TOMBSTONE_TTL_S})
+    return tombstone_at(inbox_key(lane, event), now_ms)
 
 
 def inbox_key(lane: Lane, event: Event) -> Key:
@@ -460,7 +456,7 @@ def inbox_aside(item: Item) -> Put:
 
 def inbox_gone(item: Item, now_ms: int) -> Put:
     """After `inbox_aside`: what stays in its place, so that a late duplicate is refused."""
-    return _tombstone_at(Key(str(item["pk"]), str(item["sk"])), now_ms)
+    return tombstone_at(Key(str(item["pk"]), str(item["sk"])), now_ms)
 
 
 def check_inbox_events(lane: Lane, item: Item) -> tuple[Event, ...]:
@@ -469,7 +465,7 @@ def check_inbox_events(lane: Lane, item: Item) -> tuple[Event, ...]:
     An event elsewhere than at its place would get its tombstone at its place, and run repeatedly. Of many events,
     only the first is checked by itself: the others are when they are taken up (`check_waiting`).
     """
-    if "done" in item:
+    if is_tombstone(item):
         return ()
     events = inbox_events(item)
     if not events:

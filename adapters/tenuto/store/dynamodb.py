@@ -28,9 +28,10 @@ from tenuto.store.expressions import (
     render_write,
     unmarshal_item,
 )
-from tenuto.store.memory import BATCH_READS_MAX, BATCH_WRITES_MAX, item_bytes
+from tenuto.store.memory import BATCH_READS_MAX, BATCH_WRITES_MAX
 from tenuto.store.port import Page, TableUnavailableError
 from tenuto.store.senders import Sender, open_sender
+from tenuto.store.sizes import item_bytes
 from tenuto.wire.errors import ServiceError
 
 BATCH_ATTEMPTS_MAX: Final = 6

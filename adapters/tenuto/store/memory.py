@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from tenuto.lane.writes import Answer, Applied, Delete, Item, Key, Put, Update, Write, apply, check_unconditional
 from tenuto.store.port import Page, UnstorableError
+from tenuto.store.sizes import item_bytes
 
 ITEM_BYTES_MAX = 409_600
 """DynamoDB's item limit (400 KB)."""
@@ -89,24 +90,3 @@ class MemoryTable:
 
     def _count(self, kind: str) -> None:
         self.requests[kind] = self.requests.get(kind, 0) + 1
-
-
-def item_bytes(item: Item) -> int:
-    """Size of an item as DynamoDB counts it, to within a few bytes."""
-    return sum(len(name.encode()) + _value_bytes(value) for name, value in item.items())
-
-
-def _value_bytes(value: object) -> int:
-    match value:
-        case str():
-            return len(value.encode())
-        case bytes():
-            return len(value)
-        case int():
-            return len(str(value)) // 2 + 2
-        case list():
-            return 3 + sum(1 + _value_bytes(v) for v in value)
-        case dict():
-            return 3 + sum(1 + len(str(k).encode()) + _value_bytes(v) for k, v in value.items())
-        case _:
-            return 1

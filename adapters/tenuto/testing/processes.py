@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, TypeAlias
 
+from tenuto.lane.tombstones import is_tombstone
 from tenuto.lane.writes import Answer, Delete, Item, Key, Put, Update, Write
 from tenuto.protocol.ids import InvocationId
 from tenuto.protocol.messages import Activation, decode_request, encode
@@ -167,7 +168,7 @@ def name_of(write: Write) -> str:
             label = conditions[0].label if conditions else ",".join([*sets, *(f"-{r}" for r in removes)])
             return f"head {label}" if key.sk == "H" else f"update {key.sk}"
         case Put(key, attributes):
-            if "done" in attributes:
+            if is_tombstone(attributes):
                 return "put tombstone"
             return f"put timer {attributes['kind']!r}" if "due" in attributes else f"put {key.sk.partition('#')[0]}"
         case Delete(key):

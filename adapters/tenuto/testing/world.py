@@ -18,6 +18,7 @@ from typing import Any, Final, TypeVar
 
 from tenuto.lane.head import HEAD_SK, head_key, parse_head
 from tenuto.lane.timers import SendTimer, Timer, parse_timer
+from tenuto.lane.tombstones import is_tombstone
 from tenuto.protocol.ids import InvocationId, Lane
 from tenuto.protocol.messages import Head, ServiceManifest
 from tenuto.protocol.records import Event, Result
@@ -356,7 +357,7 @@ class World:
         if any(event.invocation.lane not in busy for event in self._held.values()):
             return True
         for (pk, sk), item in list(self.table.items.items()):
-            if sk.startswith("I#") and "done" not in item and Lane.from_pk(pk) not in busy:
+            if sk.startswith("I#") and not is_tombstone(item) and Lane.from_pk(pk) not in busy:
                 return True
         return any(isinstance(timer, SendTimer) and timer.due_ms <= self.now_ms() for _, timer in self._timers())
 

@@ -18,12 +18,14 @@ from typing import Final, assert_never
 from tenuto.lane.head import OUT, head_key
 from tenuto.lane.items import SET_ASIDE, payload_in, unbundled_apart
 from tenuto.lane.timers import GuardTimer, timer_put
+from tenuto.lane.tombstones import is_tombstone, ttl_of
 from tenuto.lane.transitions import check_inbox_events, check_waiting, mark_pend
 from tenuto.lane.writes import Absent, Applied, Clause, Delete, Equals, Foreign, Item, Key, Put, Update, Value
 from tenuto.protocol.ids import Lane, digest
 from tenuto.protocol.limits import TOMBSTONE_TTL_S
 from tenuto.protocol.records import unpack_out
 from tenuto.store.port import Table
+from tenuto.store.sizes import item_bytes
 from tenuto_control.core.outcomes import kept_entry_problem
 from tenuto_control.ports import Clock
 
@@ -142,7 +144,7 @@ class SetAside:
         except SetAsideError as e:
             problem = str(e)
         name = str(item["sk"])
-        return Listed(name, _kind(name, item), _size(item), why if isinstance(why, str) else None, problem)
+        return Listed(name, _kind(name, item), item_bytes(item), why if isinstance(why, str) else None, problem)
 
     async def _put_beside(self, item: Item, way: Beside) -> str:
         there = await self.table.get(way.key)
@@ -250,10 +252,9 @@ def _check_beside(name: str, back: Item) -> None:
 
 def _tombstone(item: Item | None) -> int | None:
     """The time to live of a tombstone; None when an item is none."""
-    if item is None or "done" not in item or "ev" in item:
+    if item is None or not is_tombstone(item) or "ev" in item:
         return None
-    ttl = item.get("ttl")
-    return ttl if isinstance(ttl, int) else None
+    return ttl_of(item)
 
 
 def _same(there: Item, attributes: Mapping[str, Value]) -> bool:
@@ -265,8 +266,3 @@ def _kind(name: str, item: Item) -> str:
         return "outgoing entry" if "out" in item else "bundle"
     kinds = {"U#c#": "call", "U#m|": "message", "U#k|": "records", "U#V#": "payload"}
     return kinds.get(name[:4], "unknown")
-
-
-def _size(item: Item) -> int:
-    """What an item holds, in bytes, roughly."""
-    return sum(len(value) for value in item.values() if isinstance(value, bytes | str))

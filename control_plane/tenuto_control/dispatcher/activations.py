@@ -72,7 +72,7 @@ from tenuto_control.dispatcher.ends import Ends
 from tenuto_control.dispatcher.heads import head_bytes
 from tenuto_control.dispatcher.parts import Parts
 from tenuto_control.dispatcher.work import Attempted, CallWork, Work
-from tenuto_control.limits import ANSWER_BYTES_MAX, NAP_TIMEOUT_MS_MAX, REQUEST_COPIES
+from tenuto_control.limits import ANSWER_BYTES_MAX, ANSWER_MEMBERS_MAX, NAP_TIMEOUT_MS_MAX, REQUEST_COPIES
 from tenuto_control.ports import (
     AnswerHolder,
     FunctionBrokenError,
@@ -275,6 +275,9 @@ class Activations:
         await room.hold(len(answer))
         if len(answer) > ANSWER_BYTES_MAX:
             text = f"{target.function} answered {len(answer):,} bytes; at most {ANSWER_BYTES_MAX:,} are possible"
+            return FunctionFailedError(text)
+        if answer.count(b",") > ANSWER_MEMBERS_MAX:
+            text = f"{target.function} answered more than {ANSWER_MEMBERS_MAX:,} values; no outcome has so many"
             return FunctionFailedError(text)
         try:
             outcome = decode_outcome(answer)

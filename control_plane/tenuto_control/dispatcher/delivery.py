@@ -19,6 +19,7 @@ from msgspec.structs import replace
 from tenuto.lane.dead_letters import REASON_HEADERS, dead_letter
 from tenuto.lane.items import UnreadableItemError, payload_in
 from tenuto.lane.timers import HTTP_SENDER, GuardTimer, SendTimer, parse_timer, timer_put, timer_put_again
+from tenuto.lane.tombstones import is_tombstone, ttl_of
 from tenuto.lane.transitions import inbox_put, last_offset, mark_pend, part_puts, result_put
 from tenuto.lane.writes import Delete, Item, Key, Refused
 from tenuto.protocol.ids import AwakeableId, InvocationId, Lane, digest
@@ -161,9 +162,8 @@ class Delivery:
         for at in range(0, len(waiting), INBOX_ITEM_EVENTS_MAX):
             for event, put in await self._put(lane, waiting[at : at + INBOX_ITEM_EVENTS_MAX]):
                 answer = put.answer
-                if isinstance(answer, Refused) and answer.item is not None and "done" in answer.item:
-                    ttl = answer.item.get("ttl")
-                    buried[event.nonce] = ttl if isinstance(ttl, int) else 0
+                if isinstance(answer, Refused) and answer.item is not None and is_tombstone(answer.item):
+                    buried[event.nonce] = ttl_of(answer.item) or 0
                     continue
                 last = event
         if last is None:

@@ -33,7 +33,8 @@ SWITCH_S: Final = 0.001
 times, with Python's own 5 ms for up to 40 ms."""
 
 CONNECTIONS_MAX: Final = 64
-"""Open connections; further ones are closed. A balancer has one or two, each for one request."""
+"""Open connections; beyond it the oldest are closed. A balancer has one or two, each for one request that it sends at
+once, so those that are old have none."""
 
 REQUEST_BYTES_MAX: Final = 8_192
 REQUEST_S_MAX: Final = 5.0
@@ -109,23 +110,26 @@ async def _serve(listener: socket.socket, pulse: Pulse, begun: Future[Callable[[
 
 
 class _Door:
-    """Answers each connection once, some of them at a time."""
+    """Answers each connection once, the youngest of them."""
 
     def __init__(self, pulse: Pulse) -> None:
         self._pulse = pulse
-        self._open = 0
+        self._open: dict[asyncio.StreamWriter, None] = {}
 
     async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One request, one answer."""
-        self._open += 1
+        if len(self._open) >= CONNECTIONS_MAX:
+            oldest = next(iter(self._open))
+            del self._open[oldest]
+            oldest.transport.abort()
+        self._open[writer] = None
         try:
-            if self._open <= CONNECTIONS_MAX:
-                with suppress(OSError, ValueError, EOFError, TimeoutError, asyncio.LimitOverrunError):
-                    async with asyncio.timeout(REQUEST_S_MAX):
-                        writer.write(self._answer(await reader.readuntil(b"\r\n\r\n")))
-                        await writer.drain()
+            with suppress(OSError, ValueError, EOFError, TimeoutError, asyncio.LimitOverrunError):
+                async with asyncio.timeout(REQUEST_S_MAX):
+                    writer.write(self._answer(await reader.readuntil(b"\r\n\r\n")))
+                    await writer.drain()
         finally:
-            self._open -= 1
+            self._open.pop(writer, None)
             writer.close()
 
     def _answer(self, head: bytes) -> bytes:

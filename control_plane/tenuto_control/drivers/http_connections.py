@@ -12,6 +12,8 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final, Protocol
 
+from tenuto_control.limits import HTTP_AHEAD_BYTES_MAX
+
 FILES_KEPT: Final = 512
 """Files that are no callers': connections to AWS and Kafka, and some to spare."""
 
@@ -46,6 +48,7 @@ class Connections:
         self._idle: OrderedDict[Silent, float] = OrderedDict()
         self._open = 0
         self._refused = 0
+        self._ahead = 0
 
     def opened(self, connection: Silent) -> bool:
         """A connection was opened. False when there is no place for it, and none that can be made."""
@@ -64,6 +67,11 @@ class Connections:
         """One more or one less (-1) of those without a place is about to be told so. False when there are too many."""
         self._refused += change
         return self._refused <= REFUSED_MAX
+
+    def ahead(self, change: int) -> bool:
+        """So many bytes more, or less, wait behind requests that are in progress. False when there are too many."""
+        self._ahead += change
+        return self._ahead <= HTTP_AHEAD_BYTES_MAX
 
     def begins(self, connection: Silent) -> None:
         """A request begins to arrive."""

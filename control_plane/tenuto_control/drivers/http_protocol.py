@@ -1,11 +1,15 @@
 """uvicorn's HTTP protocol with bounds, and with errors in the ingress' own shape.
 
 Owns what is answered before there is a request to route: lines that are no HTTP, heads that are too large or do not
-come, connections beyond the bound; and the end of connections whose peers neither read nor write. Does not own the
-application's answers (`ingress`), nor which connections are given up first (`http_connections`).
+come, connections beyond the bound; and the end of connections whose peers neither read nor write, or send far ahead.
+Does not own the application's answers (`ingress`), nor which connections are given up first (`http_connections`).
 
 The parser itself has no bound for anything, so all that arrives is counted: what is not the content of a body may not
 exceed `HEAD_BYTES_MAX`, be it a request line, headers, blank lines, trailers or what frames chunks.
+
+What has been read of a body before the application asks for it is counted by nobody. So a connection is read in small
+pieces, and after the first one of a body no further until the application asks: thousands of callers that send at once
+would otherwise fill the memory while the first of them are looked at.
 """
 
 from __future__ import annotations
@@ -41,14 +45,67 @@ REST_MS_MAX: Final = 5_000
 UNREAD_MS_MAX: Final = 20_000
 """How long a peer may leave a full buffer of an answer unread."""
 
+ANSWER_MS_MAX: Final = 60_000
+"""How long an answer may take that its peer reads slowly. Until then it holds room, with up to 6 MB."""
+
 PIECE_BYTES: Final = 65_536
 """How much of an answer is handed to a connection at once. A peer that does not read holds no more in buffers."""
+
+READ_BYTES: Final = 16 * 1024
+"""How much is read from a connection at once. uvloop would read 256 KB."""
 
 RETRY_AFTER_S: Final = 5
 """When to come back after a 503."""
 
 LINGER_S: Final = 1.0
 """How long a connection that was refused in the middle of a head is read on: closed at once, it loses the answer."""
+
+
+_read: Final = bytearray(READ_BYTES)
+"""Where every connection is read into: what is there is dealt with before another one is read."""
+
+
+class SmallReads(asyncio.BufferedProtocol):
+    """Reads a connection for another protocol, a small piece at a time.
+
+    It is no part of that one: uvloop hands a buffer of its own size to whatever is an `asyncio.Protocol`.
+    """
+
+    def __init__(self, protocol: asyncio.Protocol) -> None:
+        self._protocol = protocol
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+        """See `asyncio.BaseProtocol`."""
+        self._protocol.connection_made(transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See `asyncio.BaseProtocol`."""
+        self._protocol.connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """See `asyncio.BaseProtocol`."""
+        self._protocol.pause_writing()
+
+    def resume_writing(self) -> None:
+        """See `asyncio.BaseProtocol`."""
+        self._protocol.resume_writing()
+
+    def eof_received(self) -> bool | None:
+        """See `asyncio.BufferedProtocol`."""
+        return self._protocol.eof_received()
+
+    def get_buffer(self, sizehint: int) -> bytearray:  # noqa: ARG002 - the event loop says it
+        """See `asyncio.BufferedProtocol`."""
+        return _read
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """See `asyncio.BufferedProtocol`."""
+        self._protocol.data_received(bytes(memoryview(_read)[:nbytes]))
+
+
+def json_errors(*arguments: Any, **named: Any) -> asyncio.BufferedProtocol:
+    """A connection for uvicorn, with the arguments of `JsonErrorsProtocol`."""
+    return SmallReads(JsonErrorsProtocol(*arguments, **named))
 
 
 class JsonErrorsProtocol(HttpToolsProtocol):
@@ -64,10 +121,15 @@ class JsonErrorsProtocol(HttpToolsProtocol):
         self._ends = False
         self._uncounted = 0
         self._body_bytes = 0
+        self._body_began = False
         self._refused = False
         self._fault: tuple[HTTPStatus, str] | None = None
+        self._active: RequestResponseCycle | None = None
+        self._ahead_bytes = 0
+        self._deaf = False
         self._late: asyncio.TimerHandle | None = None
         self._unread: asyncio.TimerHandle | None = None
+        self._slow: asyncio.TimerHandle | None = None
 
     # --- the connection -----------------------------------------------------------------------------------------------
 
@@ -93,7 +155,9 @@ class JsonErrorsProtocol(HttpToolsProtocol):
         elif self._turned_away and self._places is not None:
             self._places.refused(-1)
         self._come()
+        self._catch_up()
         self.resume_writing()
+        self._answered()
         super().connection_lost(exc)
         # It is unset there for an orderly end alone.
         self._unset_keepalive_if_required()
@@ -107,6 +171,8 @@ class JsonErrorsProtocol(HttpToolsProtocol):
         super().pause_writing()
         if self._unread is None:
             self._unread = self.loop.call_later(UNREAD_MS_MAX / 1_000, self.transport.abort)
+        if self._slow is None:
+            self._slow = self.loop.call_later(ANSWER_MS_MAX / 1_000, self.transport.abort)
 
     def resume_writing(self) -> None:
         """See `asyncio.Protocol`."""
@@ -123,7 +189,7 @@ class JsonErrorsProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """See `asyncio.Protocol`."""
-        if self._refused:
+        if self._refused or self._deaf:
             return
         try:
             self.parser.feed_data(data)
@@ -142,6 +208,12 @@ class JsonErrorsProtocol(HttpToolsProtocol):
         if self._uncounted > HEAD_BYTES_MAX and not self.transport.is_closing():
             status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
             self._refuse(status, f"request line and headers are larger than {HEAD_BYTES_MAX:,} bytes")
+        elif self.pipeline:
+            self._run_ahead(len(data))
+        elif self._body_began:
+            # The application asks for more once it has looked at the head.
+            self._body_began = False
+            self.flow.pause_reading()
 
     def on_message_begin(self) -> None:
         """See `httptools`."""
@@ -170,6 +242,7 @@ class JsonErrorsProtocol(HttpToolsProtocol):
         self._in_head = False
         self._uncounted = 0
         self._come()
+        self._body_began = True
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -180,6 +253,7 @@ class JsonErrorsProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """See `httptools`."""
         self._whole = True
+        self._body_began = False
         self._uncounted = 0
         super().on_message_complete()
         if self._ends:
@@ -197,23 +271,26 @@ class JsonErrorsProtocol(HttpToolsProtocol):
         async def guarded(scope: Any, receive: Any, send: Any) -> None:
             async def sent(message: Any) -> None:
                 self._note_end(cycle)
+                if cycle.waiting_for_100_continue and not cycle.response_started:
+                    # Whether a body will follow, only the peer knows: what comes next may be its next request.
+                    cycle.keep_alive = False
                 body = message.get("body", b"")
-                if len(body) <= PIECE_BYTES:
-                    await send(message)
-                    if not self._whole and not cycle.keep_alive and not cycle.response_complete:
-                        # Closed while more arrives, the connection would lose the answer.
-                        self._ends = cycle.keep_alive = True
-                    return
-                last = len(body) - 1 - (len(body) - 1) % PIECE_BYTES
+                last = max(0, len(body) - 1 - (len(body) - 1) % PIECE_BYTES)
                 for start in range(0, last, PIECE_BYTES):
                     piece = body[start : start + PIECE_BYTES]
                     await send({"type": message["type"], "body": piece, "more_body": True})
                     self._note_end(cycle)
-                await send({**message, "body": body[last:]})
+                if cycle.response_started and not self._whole and not cycle.keep_alive:
+                    # Closed while more arrives, the connection would lose the answer.
+                    self._ends = cycle.keep_alive = True
+                await send({**message, "body": body[last:]} if last else message)
 
             await app(scope, receive, sent)
 
+        self._active = cycle
         super()._start_asgi_task(cycle, guarded)
+        if not self.pipeline:
+            self._catch_up()
 
     def _note_end(self, cycle: RequestResponseCycle) -> None:
         """Between the end of a connection and the word of it, writing is an error; so it is after a refusal."""
@@ -221,6 +298,7 @@ class JsonErrorsProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """See `HttpToolsProtocol`."""
+        self._answered()
         super().on_response_complete()
         if self._ends and self._whole:
             self._end()
@@ -243,6 +321,29 @@ class JsonErrorsProtocol(HttpToolsProtocol):
         """Stop the parser in the middle of what it was given."""
         self._fault = status, message
         raise ValueError(message)
+
+    # --- requests ahead of their turn ---------------------------------------------------------------------------------
+
+    def _run_ahead(self, size: int) -> None:
+        """Hold what has come behind a request that is in progress, or drop it and close after that one's answer."""
+        if self._places is None:
+            return
+        self._ahead_bytes += size
+        if self._places.ahead(size) or self._active is None:
+            return
+        # They were not begun, so their peer may send them again, elsewhere.
+        self.pipeline.clear()
+        self.cycle = self._active
+        self.cycle.keep_alive = False
+        self._deaf, self._whole, self._in_head = True, False, False
+        self._come()
+        self._catch_up()
+
+    def _catch_up(self) -> None:
+        """Nothing waits for its turn here any more."""
+        if self._ahead_bytes and self._places is not None:
+            self._places.ahead(-self._ahead_bytes)
+        self._ahead_bytes = 0
 
     # --- silence ------------------------------------------------------------------------------------------------------
 
@@ -270,10 +371,19 @@ class JsonErrorsProtocol(HttpToolsProtocol):
 
     def _is_late(self) -> None:
         self._late = None
-        if self._in_head:
+        if self.pipeline:
+            # Nothing is read here until those have had their turn.
+            self._await(HEAD_MS_MAX)
+        elif self._in_head:
             self._refuse(HTTPStatus.REQUEST_TIMEOUT, f"the request's head did not arrive in {HEAD_MS_MAX} ms")
         else:
             self._end()
+
+    def _answered(self) -> None:
+        """An answer has been written, or is not awaited any more."""
+        if self._slow is not None:
+            self._slow.cancel()
+            self._slow = None
 
     def _end(self) -> None:
         """Close, and do not wait for a peer that does not read what it was told."""

@@ -4,7 +4,8 @@ Owns which requests count, from when on, and the answer to those that find no ro
 (`dispatcher.room`), nor what a call holds after its caller has gone (`dispatcher.calls`).
 
 A request counts as waiting once its body is here, so that slow senders take no place from others. Its body counts byte
-by byte as it arrives, and its result until it is sent. What tells about the process itself is answered whatever waits.
+by byte as it arrives, and its result until it is sent. A large one is refused before it is sent, or else has room for
+all of it as long as it comes swiftly. What tells about the process itself is answered whatever waits.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from tenuto_control.ingress import answers
 from tenuto_control.ingress.listing import Catalogue
 from tenuto_control.ingress.paths import decode_segment, raw_path
 from tenuto_control.ingress.problems import RefusedError
-from tenuto_control.ingress.requests import told_bytes
+from tenuto_control.ingress.requests import BODY_BYTES_MAX, told_bytes
 from tenuto_control.pace import Pace
 from tenuto_control.ports import OverloadedError
 
@@ -33,6 +34,9 @@ LOOKED_AT_PER_TURN: Final = 64
 BEGUN_PER_TURN: Final = 8
 """How many of those let in begin to wait in one turn, which takes ten times as long. What tells about the process is
 answered in between."""
+
+PROMISED_BYTES_MIN: Final = 64 * 1024
+"""From what size on a body is promised room before it comes. Smaller ones arrive at once."""
 
 BODILESS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 
@@ -72,7 +76,11 @@ class Admission:
                 held.enter()
             else:
                 # Refused by what it announces, it need not be read.
-                held.check(told_bytes(request))
+                told = told_bytes(request)
+                if PROMISED_BYTES_MIN <= told <= BODY_BYTES_MAX:
+                    held.promise(told)
+                elif told < PROMISED_BYTES_MIN:
+                    held.check(told)
         except OverloadedError as e:
             await (await answers.unavailable(request, e))(scope, receive, send)
             return

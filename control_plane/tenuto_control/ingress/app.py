@@ -264,7 +264,10 @@ class _Ingress:
         # An invocation of an unkeyed service is its own lane.
         lane = Lane(service.name, nonce if target.key is None else target.key)
         headers = requests.event_headers(request)
-        body = await requests.read_body(request, limit, what)
+        too_large = None
+        if not handler.takes_input:
+            limit, too_large = min(limit, requests.NOTHING_BYTES_MAX), listing.no_input(service, handler)
+        body = await requests.read_body(request, limit, what, too_large)
         listing.check_input(service, handler, body)
         source = CallSource(keep_result=idempotency_key is not None)
         event = Event.of(InvocationId(lane, nonce), handler.name, source, body, headers)

@@ -77,11 +77,16 @@ def check_input(service: ServiceManifest, handler: HandlerManifest, body: bytes 
 
     To a handler without input `null` says as much as no body: clients that encode whatever they have send it.
     """
-    name = f"{service.name}/{handler.name}"
     if body is not None and not handler.takes_input and body.strip() != b"null":
-        raise RefusedError(f"{name} takes no input: send no body")
+        raise no_input(service, handler)
     if body is None and handler.takes_input and not handler.nullable:
+        name = f"{service.name}/{handler.name}"
         raise RefusedError(f"{name} takes an input, and its type does not admit null: send it as the body")
+
+
+def no_input(service: ServiceManifest, handler: HandlerManifest) -> RefusedError:
+    """What a caller is told who sends a body where none belongs."""
+    return RefusedError(f"{service.name}/{handler.name} takes no input: send no body")
 
 
 def as_json(services: Iterable[ServiceManifest], base: str) -> dict[str, Any]:

@@ -30,6 +30,9 @@ BODY_BYTES_MAX: Final = PAYLOAD_BYTES_MAX * 3 // 4 - 2 * STATE_BYTES_MAX
 HEADERS_BYTES_MAX: Final = 16_384
 """What the headers passed on to a handler may weigh together: they are stored with the invocation."""
 
+NOTHING_BYTES_MAX: Final = 1_024
+"""Largest body of a call to a handler without input: `null`, with space around it."""
+
 IDEMPOTENCY_KEY_BYTES_MAX: Final = 1_024
 """Longest idempotency key."""
 
@@ -74,32 +77,25 @@ class _Rejection(msgspec.Struct, forbid_unknown_fields=True):
 _rejection: Final = msgspec.json.Decoder(_Rejection | str)
 
 
-async def read_body(request: Request, limit: int = BODY_BYTES_MAX, what: str = "the body of a call") -> bytes | None:
+async def read_body(
+    request: Request,
+    limit: int = BODY_BYTES_MAX,
+    what: str = "the body of a call",
+    too_large: RefusedError | None = None,
+) -> bytes | None:
     """The body untouched, None when it is empty. `what` names in an error what may hold `limit` bytes.
 
-    Raises RefusedError: 413 over the limit, before all of it is read; 415 when it is encoded; 408 when it does not
-    come; 400 when the content type says JSON and the body is none.
+    Raises RefusedError: `too_large`, or else 413, over the limit, before all of it is read; 415 or 501 when it is
+    encoded; 408 when it does not come; 400 when the content type says JSON and the body is none.
     """
     _refuse_encoded(request)
-    too_large = RefusedError(
+    too_large = too_large or RefusedError(
         f"{what} may hold {limit:,} bytes: store more elsewhere and send a reference",
         HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     )
     if told_bytes(request) > limit:
         raise too_large
-    pieces: list[bytes] = []
-    size = 0
-    try:
-        async with asyncio.timeout(BODY_MS_MAX / 1_000):
-            async for piece in request.stream():
-                if piece:
-                    pieces.append(piece)
-                    size += len(piece)
-                if size > limit:
-                    raise too_large
-    except TimeoutError:
-        raise RefusedError(f"the body did not arrive in {BODY_MS_MAX} ms", HTTPStatus.REQUEST_TIMEOUT) from None
-    body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+    body = await _pieces(request, limit, too_large)
     if body and is_json_type(request):
         problem = json_problem(body)
         if problem is not None:
@@ -107,8 +103,31 @@ async def read_body(request: Request, limit: int = BODY_BYTES_MAX, what: str = "
     return body or None
 
 
+async def _pieces(request: Request, limit: int, too_large: RefusedError) -> bytes:
+    whole: bytes | bytearray = b""
+    try:
+        async with asyncio.timeout(BODY_MS_MAX / 1_000):
+            async for piece in request.stream():
+                if len(whole) + len(piece) > limit:
+                    raise too_large
+                if not whole:
+                    whole = piece
+                elif isinstance(whole, bytes):
+                    # In one place: millions of pieces of a byte or two would take thirty times as much.
+                    whole = bytearray(whole) + piece
+                else:
+                    whole += piece
+    except TimeoutError:
+        raise RefusedError(f"the body did not arrive in {BODY_MS_MAX} ms", HTTPStatus.REQUEST_TIMEOUT) from None
+    return bytes(whole)
+
+
 def _refuse_encoded(request: Request) -> None:
-    """Nobody decodes a body here, and a handler would take its bytes for the value. Raises RefusedError (415)."""
+    """Nobody decodes a body here, and a handler would take its bytes for the value. Raises RefusedError (415, 501)."""
+    for line in request.headers.getlist("transfer-encoding"):
+        if line.strip().lower() != "chunked":
+            message = "of transfer-encodings only `chunked` alone is understood: send the body as it is"
+            raise RefusedError(message, HTTPStatus.NOT_IMPLEMENTED)
     for line in request.headers.getlist("content-encoding"):
         for coding in line.split(","):
             if coding.strip().lower() not in ("", "identity"):

@@ -28,6 +28,7 @@ from tenuto.lane.timers import (
     timer_put,
     wide_mark_delete,
 )
+from tenuto.lane.tombstones import is_tombstone
 from tenuto.lane.transitions import INBOX_LOW
 from tenuto.lane.writes import Delete, Item, Key, Put
 from tenuto.protocol.ids import Lane, digest
@@ -418,7 +419,7 @@ class Sweeper:
             page = await self._table.query(lane.pk, BESIDE_LOW, BESIDE_HIGH, limit=BESIDE_ITEMS, after=after)
             for item in page.items:
                 if str(item["sk"]).startswith(INBOX_LOW):
-                    if "done" not in item:
+                    if not is_tombstone(item):
                         return None
                 elif any(is_over(item, head, guard, self._passed_ms()) for guard in guards):
                     over.append(leftover_delete(lane, str(item["sk"])))
