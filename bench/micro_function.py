@@ -25,6 +25,7 @@ import msgspec
 from aiobotocore.session import get_session
 
 from bench.handlers import handler
+from bench.resources import PROC, cpu_s
 from bench.workloads import WORKLOADS
 from tenuto.lane.head import parse_head
 from tenuto.lane.transitions import takeover
@@ -181,10 +182,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _report(table: Table, names: Sequence[str], events: int, processes: int = 1) -> None:
+def _report(table: Table, names: Sequence[str], events: int, processes: int = 1, engine: int | None = None) -> None:
     if processes > 1:
         for name in names:
-            print(measure_beside(name, events, processes), flush=True)
+            before_s = _engine_cpu_s(engine)
+            line = measure_beside(name, events, processes)
+            each_us = 1e6 * (_engine_cpu_s(engine) - before_s) / (processes * (events + WARM_UP))
+            print(f"{line}; the table took {each_us:7.1f} us an event", flush=True)
         return
     # The entry point makes its own client for the table that a request names, unless it has one.
     handler._tables[TABLE, False] = table  # type: ignore[attr-defined]  # noqa: SLF001
@@ -201,9 +205,14 @@ async def _over_engine(engine_name: str, names: Sequence[str], events: int, proc
             async with get_session().create_client("dynamodb", region_name=CREDENTIALS["AWS_REGION"]) as client:
                 await create_table(cast("TableAdminClient", client), TABLE)
             # Its own loop: a function's handlers do not run on anybody else's.
-            await asyncio.to_thread(_report, BlockingDynamoTable(TABLE), names, events, processes)
+            await asyncio.to_thread(_report, BlockingDynamoTable(TABLE), names, events, processes, engine.pid)
         finally:
             await engine.stop()
+
+
+def _engine_cpu_s(pid: int | None) -> float:
+    """CPU time of the table engine so far; 0 where there is no `/proc`."""
+    return 0.0 if pid is None or not PROC.is_dir() else cpu_s(pid)
 
 
 def _at_once(work: Coroutine[Any, Any, T]) -> T:

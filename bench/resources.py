@@ -104,7 +104,7 @@ class ResourceSampler:
                 if role is None:
                     continue
                 self._roles[pid] = role
-                self._cpu_s[pid] = _cpu_s(pid)
+                self._cpu_s[pid] = cpu_s(pid)
                 memory[role] = memory.get(role, 0) + _rss_bytes(pid)
         for role, size in memory.items():
             self._peaks[role] = max(self._peaks.get(role, 0), size)
@@ -142,7 +142,8 @@ def _role(pid: int) -> str | None:
     return next((role for word, role in ROLES if word in command), None)
 
 
-def _cpu_s(pid: int) -> float:
+def cpu_s(pid: int) -> float:
+    """CPU seconds of a process so far, ended threads included. Raises OSError when there is no such process."""
     # The second field is a name in brackets, which may itself hold spaces: count from behind it (proc(5)).
     fields = (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
     user, system = int(fields[11]), int(fields[12])

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, assert_never
 
+from msgspec.structs import replace
+
 from tenuto.lane import continuations, dead_letters, items, joins, lives, naps, timers, transitions, tries
 from tenuto.lane.head import WATERMARK
 from tenuto.lane.writes import Absent, AbsentOrAtMost, AbsentOrEquals, Clause, Delete, Equals, Put, Update
@@ -35,7 +37,8 @@ LANE: Final = Lane("service", "key")
 EVENT: Final = Event(str(InvocationId(LANE, "nonce")), "handler", KafkaSource("epoch", "topic", 0, 7, 0))
 RUN: Final = ClaimedRun(event=EVENT, ver=3, start_ms=0, first_out=0, attempt=1, holder="holder", lease_ms=0)
 IDLE: Final = Head(ver=3, pend="mark", base={"name": None})
-OWNED: Final = Head(ver=4, run=RUN, slots={"0": b""}, base={"name": None})
+FAILED: Final = replace(RUN, failures=1, error="why", wake_ms=0)
+OWNED: Final = Head(ver=4, run=FAILED, slots={"0": b""}, base={"name": None}, segments=("J#1",), took=(0,))
 MESSAGE: Final = Event(str(InvocationId(LANE, "other")), "handler", MessageSource("sender", "1.0"))
 OUT: Final = PublishOut("topic", None)
 EFFECTS: Final = transitions.effects_of([EVENT, MESSAGE], {"name": b"", "gone": None}, {0: OUT}, 0)
@@ -106,7 +109,7 @@ ROWS: Final = (
     Row(
         naps.nap,
         "function",
-        naps.nap(LANE, 4, RUN, PROGRESS, {"name": b""}, {"name": b""}, NAP, "tok", "own"),
+        naps.nap(LANE, 4, FAILED, PROGRESS, {"name": b""}, {"name": b""}, NAP, "tok", "own"),
         "suspended: by an earlier write, which stands. Else stop. No response: as 1",
     ),
     Row(

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace as with_fields
 
-from tenuto.lane.head import parse_head
+from tenuto.lane.head import RUN_ATTRIBUTES, pack_took, parse_head
 from tenuto.lane.items import segment_name, segment_put
+from tenuto.lane.naps import Nap, nap
 from tenuto.lane.timers import GuardTimer
 from tenuto.lane.transitions import (
     Effects,
@@ -333,6 +334,27 @@ def test_a_final_commit_leaves_nothing_of_the_run() -> None:
     assert {"awaits", "fails", "err", "wake", "seg", "holder", "lease", "att", "run", "rid"}.isdisjoint(after)
     assert head(after).watermarks == {MARK: OFFSET + 1}
     assert head(after).out == {"000000000004.000000": OUT}, "positions count from the claim, as in its checkpoints"
+
+
+@pytest.mark.parametrize("left", [{"fails": 0, "wake": 3}, {"awaits": ["1a"]}, {"took": pack_took([1])}, {"err": "e"}])
+def test_a_final_commit_takes_away_what_its_owner_has_seen_of_any_run(left: Item) -> None:
+    before = owned({"ans": "mark", **left}) | {"att": 2}
+    assert set(applied(commits(before), before)).isdisjoint(RUN_ATTRIBUTES)
+
+
+def test_a_final_commit_names_no_more_than_its_run_can_have() -> None:
+    """Every name costs the table time: a run that never waited nor failed never has more."""
+    assert set(commits(owned()).removes) & set(RUN_ATTRIBUTES) == {"rid", "run", "att", "holder", "lease", "own", "ans"}
+
+
+def test_a_nap_after_a_failure_forgets_it() -> None:
+    sleep = Nap(9, "h2", 20_000, {})
+    before = owned(fails=2, err="e")
+    run = head(before).run
+    assert run is not None
+    after = head(applied(nap(LANE, 4, run, Progress(), {}, {}, sleep, "t", OWN), before)).run
+    assert after is not None
+    assert (after.failures, after.error, after.attempt, after.napping) == (0, None, 2, True)
 
 
 def test_what_a_final_commit_did_not_know_of_is_stray_afterwards() -> None:

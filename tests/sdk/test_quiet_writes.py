@@ -3,24 +3,36 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 import pytest
+from msgspec import structs
 
 from tenuto import ObjectContext, VirtualObject
-from tenuto.lane.head import head_key
-from tenuto.lane.writes import Answer, Update, Write
+from tenuto.lane.head import head_key, parse_head
+from tenuto.lane.transitions import Effects
+from tenuto.lane.writes import Answer, Item, Update, Write
 from tenuto.protocol.ids import InvocationId, Lane, kafka_nonce
 from tenuto.protocol.limits import SLOTS_PER_WRITE_MAX
-from tenuto.protocol.messages import Activation, Committed, Head, Outcome
-from tenuto.protocol.records import Event, KafkaSource
+from tenuto.protocol.messages import Activation, Committed, Head, Outcome, Trim
+from tenuto.protocol.records import Event, KafkaSource, SleptSlot
 from tenuto.runtime.activation import activate
 from tenuto.runtime.environment import Environment, InlineWriteLoop
+from tenuto.runtime.lane_news import NewRun
+from tenuto.runtime.lane_writer import LaneWriter
 from tenuto.service import Services
 from tenuto.store.memory import MemoryTable
 
 LANE = Lane("box", "k")
-EVENT = Event(str(InvocationId(LANE, kafka_nonce("0", "t", 0, 0))), "work", KafkaSource("0", "t", 0, 0, 0), b"1")
+EVENT, IDLER = (
+    Event(str(InvocationId(LANE, kafka_nonce("0", "t", 0, at))), "work", KafkaSource("0", "t", 0, at, 0), value)
+    for at, value in ((8, b"1"), (7, b"2"))
+)
+IDLE: Item = {"pk": LANE.pk, "sk": "H", "ver": 4, "tok": "t", "s.n": b"1", "w.0|t|0": 7, "f.old": 1}
+MARKED: Item = IDLE | {"pend": "mark"}
+REQUEST = Activation("box", "k", "speculate", Head(), "h", (EVENT,))
 
 
 class WatchedTable(MemoryTable):
@@ -45,18 +57,21 @@ class TalkativeTable(MemoryTable):
         return self.apply(write)
 
 
-def attempt(table: MemoryTable, box: VirtualObject) -> Outcome:
-    """One activation of the event over a table."""
+def attempt(table: MemoryTable, box: VirtualObject, request: Activation = REQUEST) -> Outcome:
+    """One activation over a table, of the event by default."""
+    return asyncio.run(activate(request, Services([box]), environment(table)))
+
+
+def environment(table: MemoryTable) -> Environment:
+    """What a function has, over a table."""
 
     async def inline(call: Callable[[], object]) -> object:
         return call()
 
-    environment = Environment(table, lambda: 0, 10_000, InlineWriteLoop(), inline, nonce="n")
-    request = Activation("box", "k", "speculate", Head(), "h", (EVENT,))
-    return asyncio.run(activate(request, Services([box]), environment))
+    return Environment(table, lambda: 0, 10_000, InlineWriteLoop(), inline, nonce="n")
 
 
-def test_a_checkpoint_of_steps_alone_is_not_answered_with_the_head() -> None:
+def test_a_claim_and_a_checkpoint_of_steps_alone_are_not_answered_with_the_head() -> None:
     box, table = VirtualObject("box"), WatchedTable()
 
     @box.handler()
@@ -65,13 +80,48 @@ def test_a_checkpoint_of_steps_alone_is_not_answered_with_the_head() -> None:
             ctx.set("last", await ctx.run(name, str))
 
     outcome = attempt(table, box)
-    assert table.writes == [("claim", False), ("checkpoint", True), ("checkpoint", True), ("commit", False)]
+    assert table.writes == [("claim", True), ("checkpoint", True), ("checkpoint", True), ("commit", False)]
     item = asyncio.run(table.get(head_key(LANE)))
     assert item is not None
     assert not [name for name in item if name.startswith("j.")], "the commit removes what it was never answered with"
     assert isinstance(outcome, Committed)
     assert outcome.head.run is None
     assert outcome.head.state == {"last": b'""'}
+
+
+@pytest.mark.parametrize(
+    ("changes", "before", "quiet"),
+    [
+        ({"head": parse_head(IDLE)}, IDLE, True),
+        ({"events": (IDLER, EVENT)}, None, False),
+        ({"head": parse_head(IDLE), "trim": Trim(fin=("old",))}, IDLE, False),
+        ({"head": parse_head(MARKED), "mode": "drain"}, MARKED, False),
+    ],
+    ids=["an idle lane", "an event before it", "something to remove", "a drain"],
+)
+def test_a_claim_asks_for_the_head_where_it_changes_more_of_it(
+    changes: dict[str, Any], before: Item | None, quiet: bool
+) -> None:
+    box, table = VirtualObject("box"), WatchedTable()
+
+    @box.handler()
+    async def work(ctx: ObjectContext, n: int) -> None:
+        if n == 1:
+            await ctx.run("a", str)
+
+    if before is not None:
+        table.items[LANE.pk, "H"] = dict(before)
+    assert isinstance(attempt(table, box, structs.replace(REQUEST, **changes)), Committed)
+    assert table.writes[0] == ("claim", quiet)
+
+
+def test_a_head_that_a_claim_was_not_answered_with_is_what_the_table_holds() -> None:
+    table = WatchedTable()
+    table.items[LANE.pk, "H"] = dict(IDLE)
+    writer = LaneWriter(structs.replace(REQUEST, head=parse_head(IDLE)), environment(table), deque())
+    asyncio.run(writer.claim(NewRun(EVENT, 5, 1, b"secret", deque([("0", SleptSlot())])), Effects()))
+    assert table.writes == [("claim", True)]
+    assert asyncio.run(writer.close()).head == parse_head(table.items[LANE.pk, "H"])
 
 
 def test_a_checkpoint_that_may_find_an_answer_asks_for_the_head() -> None:

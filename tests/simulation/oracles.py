@@ -19,7 +19,7 @@ from typing import Any, assert_never
 import msgspec
 
 from tenuto.lane.dead_letters import letter_key, letter_partitions, message_letter_id, parse_letter
-from tenuto.lane.head import HEAD_SK, parse_head
+from tenuto.lane.head import HEAD_SK, RUN_ATTRIBUTES, parse_head
 from tenuto.lane.items import unbundled
 from tenuto.lane.timers import SWEEP_CURSOR, WIDE_MARK_SK, SendTimer, Timer, parse_timer
 from tenuto.lane.transitions import inbox_events
@@ -190,6 +190,9 @@ class Oracles:
         who = process.name if process is not None else "nobody"
         self.progress += now.watermarks != was.watermarks or bool(now.fin.keys() - was.fin.keys())
         self._together(pk, was, now)
+        left = sorted(after.keys() & set(RUN_ATTRIBUTES)) if now.run is None else []
+        if left:
+            self.report("together", f"{pk}: the run is over, and left {', '.join(left)} for the next one")
         self._outbox(pk, was, now)
         self._one_owner(pk, who, was, now)
         self._clock(process, pk, was, now)

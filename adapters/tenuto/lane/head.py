@@ -19,7 +19,7 @@ Every part of the head is a top-level attribute, so a write names just what it c
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 import msgspec
@@ -55,6 +55,7 @@ TRIED = "tried"
 
 NUMBER_MIN, NUMBER_MAX = -(2**63), 2**63 - 1
 RUN_ATTRIBUTES = ("rid", "run", "att", "holder", "lease", OWN, "fails", "err", "awaits", "wake", "seg", ANS, TOOK)
+"""What only a head with a run has."""
 
 _run_encoder = msgspec.msgpack.Encoder()
 _decode_run = bounded(msgspec.msgpack.Decoder(RunRecord))
@@ -69,6 +70,28 @@ def head_key(lane: Lane) -> Key:
 def slot_attribute(run_ver: int, slot: str) -> str:
     """The attribute of a journal slot; the claim's `ver` tells it from a stray slot of an older run."""
     return f"{JOURNAL}{run_ver}.{slot}"
+
+
+def run_attributes(head: Head) -> Iterator[str]:
+    """Which of RUN_ATTRIBUTES go when the run of a head ends, in the view of the attempt that owns it.
+
+    Each name in a write costs the table time, so what no head of this run can have is left out. Others put results of
+    awakeables and their mark at any time; all else is written by the owner alone, which has seen what it wrote, and by
+    those who begin another attempt. Whether an attribute holds zero failures or is absent, a view does not tell.
+    """
+    run = head.run
+    if run is None:
+        raise ValueError("there is no run")
+    yield from ("rid", "run", "att", "holder", "lease", OWN, ANS)
+    seen = (
+        ("fails", run.failures > 0 or run.attempt > 1),
+        ("err", run.error is not None),
+        ("awaits", run.awaits is not None),
+        ("wake", run.wake_ms is not None),
+        ("seg", bool(head.segments)),
+        (TOOK, bool(head.took)),
+    )
+    yield from (name for name, there in seen if there)
 
 
 def pack_run(run: ClaimedRun) -> bytes:

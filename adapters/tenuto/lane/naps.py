@@ -49,6 +49,10 @@ def nap(
     sets, drop = let_go(run, progress, state, base)
     sets |= {slot_attribute(run.ver, slot): data for slot, data in sleep.slept.items()}
     sets |= {"ver": ver + 1, "tok": tok, "att": run.attempt + 1, "holder": sleep.holder}
-    sets |= {"lease": sleep.lease_ms, "wake": sleep.wake_ms, "fails": 0}
+    sets |= {"lease": sleep.lease_ms, "wake": sleep.wake_ms}
+    if run.failures:
+        sets["fails"] = 0
+    if run.error is not None:
+        drop.append("err")
     clauses = (Equals("nap.ver", "ver", ver), AbsentOrEquals("nap.own", OWN, own), Absent("nap.awake", "awaits"))
-    return Update(head_key(lane), sets, (*drop, OWN, "err"), clauses)
+    return Update(head_key(lane), sets, (*drop, OWN), clauses)

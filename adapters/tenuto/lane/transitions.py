@@ -21,13 +21,13 @@ from tenuto.lane.head import (
     FIN,
     OUT,
     OWN,
-    RUN_ATTRIBUTES,
     STATE,
     TOOK,
     WATERMARK,
     head_key,
     pack_run,
     pack_took,
+    run_attributes,
     slot_attribute,
 )
 from tenuto.lane.tombstones import DONE, TTL, is_tombstone, tombstone_at
@@ -75,6 +75,10 @@ class Effects(Struct, frozen=True):
     finished: tuple[str, ...] = ()
     now_ms: int = 0
     expires: bool = False
+
+    def __bool__(self) -> bool:
+        """Whether any event has finished. One that has, has moved a watermark or is among the finished ids."""
+        return bool(self.watermarks or self.finished)
 
 
 def effects_of(
@@ -138,10 +142,12 @@ def claim(
     drain: bool,
     trim: Trim = NO_TRIM,
     slots: Mapping[str, bytes] = NO_SLOTS,
+    quiet: bool = False,
 ) -> Update:
     """2. Take the lease for `run`, together with the effects of the events before it in its batch.
 
     `slots` are what its journal already holds. A lane that expires at its end does not expire while a run is in it.
+    `quiet` is as in `checkpoint`.
     """
     sets, removes = _effects(structs.replace(before, expires=False), head.ver + 1)
     sets |= {slot_attribute(run.ver, s): data for s, data in slots.items()}
@@ -160,7 +166,7 @@ def claim(
     if isinstance(source, KafkaSource):
         first = {source.watermark: source.offset, **before.first}
         before = Effects(first=first)
-    return Update(head_key(lane), sets, tuple(removes), _from_idle("claim", head, before, drain=drain))
+    return Update(head_key(lane), sets, tuple(removes), _from_idle("claim", head, before, drain=drain), quiet)
 
 
 def _from_idle(name: str, head: Head, effects: Effects, *, drain: bool) -> tuple[Clause, ...]:
@@ -291,7 +297,7 @@ def final_commit(lane: Lane, head: Head, effects: Effects, tok: str, own: str, *
     sets |= {"ver": head.ver + 1, "tok": tok}
     over = [slot_attribute(run.ver, slot) for slot in head.slots]
     bases = [BASE + name for name in head.base]
-    drop = (*removes, *RUN_ATTRIBUTES, *over, *bases, *_trimmed(trim, effects))
+    drop = (*removes, *run_attributes(head), *over, *bases, *_trimmed(trim, effects))
     return Update(head_key(lane), sets, drop, _owned("commit", head.ver, own))
 
 
