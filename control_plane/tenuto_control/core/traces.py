@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
-from typing import Final, Protocol
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Final, Protocol, Self
+
+from msgspec import Struct
 
 from tenuto.protocol.ids import Lane
 from tenuto.protocol.records import Event
@@ -25,8 +26,7 @@ PARENT_FORM: Final = re.compile(r"[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-
 """W3C Trace Context, section 3.2."""
 
 
-@dataclass(frozen=True, slots=True)
-class Activating:
+class Activating(Struct, frozen=True):
     """What a span is about: the activation of a lane, for these events, of which there is at least one."""
 
     lane: Lane
@@ -61,10 +61,16 @@ class Untraced:
 
     parent: None = None
 
-    @contextmanager
-    def activation(self, _activating: Activating) -> Iterator[Untraced]:
+    def activation(self, _activating: Activating) -> Self:
         """See `Tracer.activation`."""
-        yield self
+        return self
+
+    def __enter__(self) -> Self:
+        """There is no span to begin."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """There is no span to end."""
 
     def end(self, outcome: str, *, failed: bool) -> None:
         """See `Traced.end`: nothing is kept."""

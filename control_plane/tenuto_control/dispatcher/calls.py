@@ -7,7 +7,6 @@ calls and messages are held here together. Does not own running a call (`lanes`)
 
 from __future__ import annotations
 
-import asyncio
 from typing import assert_never
 
 from tenuto.lane.head import UnreadableHeadError, head_key, parse_head
@@ -22,6 +21,7 @@ from tenuto_control.dispatcher.results import Results
 from tenuto_control.dispatcher.room import Held, Room
 from tenuto_control.dispatcher.work import CallWork, Elsewhere
 from tenuto_control.ports import Answer, OverloadedError, Pending, TooLargeError, UndecidedError, Unknown
+from tenuto_control.waiting import settled
 
 COMMIT_LOOK_S = 0.02
 """How often a call whose caller stops waiting looks whether a commit in progress has been answered."""
@@ -62,7 +62,7 @@ class Calls:
         while True:
             worker, work = self._queued(event)
             work.wanted_until_ms = max(work.wanted_until_ms, until_ms)
-            await asyncio.wait([work.answer], timeout=max(0, until_ms - clock.now_ms()) / 1000)
+            await settled(work.answer, (until_ms - clock.now_ms()) / 1000)
             if not work.answer.done():
                 # Not cut off when its time is over: half accepted, the call would wait for a chance visit.
                 await background.in_time(self._hand_over(worker, work), limits.hand_over_ms_max)
@@ -138,7 +138,7 @@ class Calls:
         guard_ms = (0 if target is None else target.timeout_ms) + GUARD_MARGIN_MS
         await self._parts.delivery.accept_running(worker.lane, event, guard_ms)
         while work.unkept and not work.answer.done():
-            await asyncio.wait([work.answer], timeout=COMMIT_LOOK_S)
+            await settled(work.answer, COMMIT_LOOK_S)
         return worker.is_running(work) or _has_result(work)
 
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -46,25 +45,17 @@ class Capacity:
         """What holds room for the answer of one invocation, from when it is read to the end of the block."""
         return self._answers.answer(target.function)
 
-    @asynccontextmanager
-    async def room(self, target: Target, size_bytes: int) -> AsyncIterator[None]:
+    def room(self, target: Target, size_bytes: int) -> HeldRoom:
         """Hold room for a request while it is in progress: with a place, and before the request is made."""
-        large = await self._room.take(target.function, size_bytes)
-        try:
-            yield
-        finally:
-            self._room.give(target.function, size_bytes, large=large)
+        return HeldRoom(self._room, target.function, size_bytes)
 
-    @asynccontextmanager
-    async def place(self, target: Target, *, begun: bool = False) -> AsyncIterator[None]:
+    def place(self, target: Target, *, begun: bool = False) -> HeldPlace:
         """Hold a place while an invocation of the target's function runs; `begun`: it continues with a claimed run."""
-        function = self._functions.setdefault(target.function, _Function())
+        function = self._functions.get(target.function)
+        if function is None:
+            function = self._functions[target.function] = _Function()
         function.most = target.concurrency
-        await self._take(function, begun=begun)
-        try:
-            yield
-        finally:
-            self._give(function)
+        return HeldPlace(self, function, begun=begun)
 
     def _may_begin(self, function: _Function) -> bool:
         if function.held >= function.most:
@@ -72,7 +63,8 @@ class Capacity:
         others = (other.held for other in self._functions.values() if other.held and other is not function)
         return may_take(1, function.held, others, self._total, self._count)
 
-    async def _take(self, function: _Function, *, begun: bool) -> None:
+    async def take(self, function: _Function, *, begun: bool) -> None:
+        """Wait for a place of a function, and hold it."""
         if not function.waits and self._may_begin(function):
             function.held += 1
             return
@@ -90,10 +82,11 @@ class Capacity:
                     queue.remove(turn)
             else:
                 # The place came at the moment of giving up.
-                self._give(function)
+                self.give(function)
             raise
 
-    def _give(self, function: _Function) -> None:
+    def give(self, function: _Function) -> None:
+        """Give a place back."""
         function.held -= 1
         passed_by = 0
         while passed_by < len(self._ring):
@@ -111,6 +104,45 @@ class Capacity:
             if not turn.cancelled():
                 first.held += 1
                 turn.set_result(None)
+
+
+class HeldPlace:
+    """A place that is held from the beginning of the block to its end. As a generator it would take twice as long."""
+
+    __slots__ = ("_begun", "_capacity", "_function")
+
+    def __init__(self, capacity: Capacity, function: _Function, *, begun: bool) -> None:
+        self._capacity = capacity
+        self._function = function
+        self._begun = begun
+
+    async def __aenter__(self) -> None:
+        """Wait for the place."""
+        await self._capacity.take(self._function, begun=self._begun)
+
+    async def __aexit__(self, *_: object) -> None:
+        """Give it back."""
+        self._capacity.give(self._function)
+
+
+class HeldRoom:
+    """Room for a request that is held from the beginning of the block to its end."""
+
+    __slots__ = ("_function", "_large", "_room", "_size")
+
+    def __init__(self, room: SharedRoom, function: str, size: int) -> None:
+        self._room = room
+        self._function = function
+        self._size = size
+        self._large = False
+
+    async def __aenter__(self) -> None:
+        """Wait for the room."""
+        self._large = await self._room.take(self._function, self._size)
+
+    async def __aexit__(self, *_: object) -> None:
+        """Give it back."""
+        self._room.give(self._function, self._size, large=self._large)
 
 
 @dataclass(slots=True, eq=False)

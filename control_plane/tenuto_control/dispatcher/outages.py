@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, TypeVar
 
 from tenuto.lane.writes import Answer, Delete, Item, Key, Put, Write
@@ -56,26 +55,29 @@ class Outages:
         self._partial_next_s = 0.0
         self._partial_pause_s = PARTIAL_PAUSE_S
 
-    @contextmanager
-    def asking(self) -> Iterator[None]:
-        """Somebody waits for the table, by one request or by as many as it takes."""
-        loop = asyncio.get_running_loop()
+    def asking(self) -> Asking:
+        """Somebody waits for the table, by one request or by as many as it takes, until the end of the block."""
+        return Asking(self)
+
+    def begin_asking(self) -> None:
+        """One more waits for the table."""
         self._asking += 1
         if self._asking == 1:
+            loop = asyncio.get_running_loop()
             now_s = loop.time()
             if self._since_s is None or (self._lines == 0 and now_s - self._failed_s > STALE_S):
                 self._begin(now_s)
             self._arm(loop, max(now_s + FIRST_LINE_S if self._lines == 0 else now_s, self._next_s))
-        try:
-            yield
-        finally:
-            self._asking -= 1
-            if self._asking == 0:
-                if self._timer is not None:
-                    self._timer.cancel()
-                    self._timer = None
-                if not self._owes and not self._lines:
-                    self._since_s = None
+
+    def end_asking(self) -> None:
+        """One of them waits no more."""
+        self._asking -= 1
+        if self._asking == 0:
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+            if not self._owes and not self._lines:
+                self._since_s = None
 
     def answered(self) -> None:
         """The table gave an answer, a refusal included."""
@@ -136,6 +138,23 @@ class Outages:
         self._say(now_s)
         if self._asking:
             self._arm(loop, max(self._next_s, now_s + FIRST_LINE_S / 10))
+
+
+class Asking:
+    """Somebody who waits for the table, for as long as the block lasts."""
+
+    __slots__ = ("_outages",)
+
+    def __init__(self, outages: Outages) -> None:
+        self._outages = outages
+
+    def __enter__(self) -> None:
+        """The wait begins."""
+        self._outages.begin_asking()
+
+    def __exit__(self, *_: object) -> None:
+        """It is over."""
+        self._outages.end_asking()
 
 
 def watched(table: Table, metrics: Metrics) -> WatchedTable:

@@ -19,7 +19,7 @@ from tenuto.protocol.ids import AwakeableId, InvocationId
 from tenuto_control.dispatcher.room import UNOWNED, Held, Room
 from tenuto_control.ingress import answers
 from tenuto_control.ingress.listing import Catalogue
-from tenuto_control.ingress.paths import decode_segment, raw_path
+from tenuto_control.ingress.paths import below_mount, decode_segment
 from tenuto_control.ingress.problems import RefusedError
 from tenuto_control.ingress.requests import BODY_BYTES_MAX, told_bytes
 from tenuto_control.pace import Pace
@@ -53,14 +53,17 @@ class Admission:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""
-        if scope["type"] != "http" or scope["path"] in ALWAYS_ANSWERED:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        path = below_mount(scope)
+        if path in ALWAYS_ANSWERED:
             await self._app(scope, receive, send)
             return
         await self._looks.turn()
-        held = self._room.held(self._owner(scope))
-        request = Request(scope)
-        request.state.held = held
-        bodiless = request.method in BODILESS
+        held = self._room.held(self._owner(path))
+        scope.setdefault("state", {})["held"] = held
+        bodiless = scope["method"] in BODILESS
 
         async def counting() -> Message:
             message = await receive()
@@ -76,13 +79,13 @@ class Admission:
                 held.enter()
             else:
                 # Refused by what it announces, it need not be read.
-                told = told_bytes(request)
+                told = told_bytes(scope)
                 if PROMISED_BYTES_MIN <= told <= BODY_BYTES_MAX:
                     held.promise(told)
                 elif told < PROMISED_BYTES_MIN:
                     held.check(told)
         except OverloadedError as e:
-            await (await answers.unavailable(request, e))(scope, receive, send)
+            await (await answers.unavailable(Request(scope), e))(scope, receive, send)
             return
         try:
             if bodiless:
@@ -91,10 +94,10 @@ class Admission:
         finally:
             held.release()
 
-    def _owner(self, scope: Scope) -> str:
+    def _owner(self, path: str) -> str:
         """The function that a request is for, as far as its path tells; what is wrong with that is said later on."""
         try:
-            _, kind, name, *_ = raw_path(scope)[1].split("/")
+            _, kind, name, *_ = path.split("/")
             text = decode_segment(name)
             if kind == "invocations":
                 text = InvocationId.parse(text).lane.service

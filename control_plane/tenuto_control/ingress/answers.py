@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
-from typing import Any, Final, assert_never
+from typing import Any, Final, TypeAlias, assert_never
 
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -244,7 +244,9 @@ def _identity(request: Request) -> dict[str, str]:
     return {} if invocation is None else {INVOCATION_HEADER: invocation}
 
 
-HANDLERS: Final = {
+ErrorHandler: TypeAlias = Callable[[Request, Exception], Awaitable[Response]]
+
+HANDLERS: Final[Mapping[type[Exception], ErrorHandler]] = {
     RefusedError: refused,
     HTTPException: no_route,
     TableUnavailableError: unavailable,
@@ -261,3 +263,8 @@ HANDLERS: Final = {
 
 All are coroutines: Starlette would have a thread run each plain function.
 """
+
+
+def handler_of(error: Exception) -> ErrorHandler | None:
+    """What answers for an exception that is foreseen; None for any other."""
+    return next((HANDLERS[kind] for kind in type(error).__mro__ if kind in HANDLERS and kind is not Exception), None)

@@ -30,12 +30,14 @@ from tenuto_control.core.metrics import Metrics
 from tenuto_control.dispatcher.room import Room
 from tenuto_control.ingress import answers, identities, listing, paths, readiness, requests
 from tenuto_control.ingress.admission import Admission, hold_result
+from tenuto_control.ingress.direct import Direct
 from tenuto_control.ingress.gate import Gate
 from tenuto_control.ingress.listing import Catalogue
 from tenuto_control.ingress.problems import RefusedError
 from tenuto_control.ingress.stopping import Stopping
 from tenuto_control.limits import Limits
 from tenuto_control.ports import Answer, Execution, Resolution, StoppedLoop, UndecidedError, Unreadable
+from tenuto_control.waiting import Within
 
 T = TypeVar("T")
 
@@ -114,8 +116,9 @@ def create_app(
         middleware=[
             Middleware(Stopping),
             Middleware(Gate, origins=cors_origins, hosts=hosts),
-            Middleware(Admission, room=room or Room(limits.calls_max, limits.calls_bytes_max), catalogue=catalogue),
             Middleware(paths.RawPath),
+            Middleware(Admission, room=room or Room(limits.calls_max, limits.calls_bytes_max), catalogue=catalogue),
+            Middleware(Direct, call=ingress.call),
         ],
         exception_handlers=answers.HANDLERS,
     )
@@ -219,7 +222,7 @@ class _Ingress:
     async def _call_shared(self, event: Event, wait_ms: int) -> Result:
         """Run a read-only handler. It leaves no record to attach to, so a wait that is over is a failure."""
         try:
-            async with asyncio.timeout(wait_ms / 1_000):
+            with Within(wait_ms / 1_000):
                 return await self.execution.call_shared(event)
         except TimeoutError:
             raise RefusedError(
@@ -302,7 +305,7 @@ class _Wait:
     async def of(self, work: Awaitable[T]) -> T:
         """Wait for something whose own bound may fail it. Raises UndecidedError soon after the time is over."""
         try:
-            async with asyncio.timeout((self.left_ms() + LATE_MS_MAX) / 1_000):
+            with Within((self.left_ms() + LATE_MS_MAX) / 1_000):
                 return await work
         except TimeoutError:
             raise UndecidedError("there was no answer in time; whether the request took effect is unknown") from None

@@ -16,6 +16,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Collection
+from functools import lru_cache
 from http import HTTPStatus
 from typing import Final
 
@@ -33,6 +34,9 @@ PREFLIGHT_AGE_S: Final = 600
 """How long a browser may remember an allowed preflight."""
 
 _HOST: Final = re.compile(r"(?:\[(?P<address>[0-9a-f:.]+)\]|(?P<name>[^\s:@/\[\]]+))(?::[0-9]{0,5})?", re.ASCII)
+
+HOSTS_REMEMBERED: Final = 64
+"""The same few come with every request."""
 
 ANY_ORIGIN: Final = "*"
 METHODS: Final = "GET, POST"
@@ -60,6 +64,10 @@ class Gate:
         scope.setdefault("state", {})
         request = Request(scope)
         origin = request.headers.get("origin")
+        if origin is None and self._refusal(request, None, allowed=False) is None:
+            # No browser asks, which is so of nearly all requests.
+            await self._app(scope, receive, send)
+            return
         allowed = origin is not None and (origin in self._origins or ANY_ORIGIN in self._origins)
         sender = _allowing(send, origin) if allowed and origin is not None else send
         response = self._refusal(request, origin, allowed=allowed)
@@ -87,7 +95,7 @@ class Gate:
         if not lines:
             return True
         host = _host_of(lines[0])
-        return len(lines) == 1 and (is_loopback(host) or host in (self._hosts or ()))
+        return len(lines) == 1 and (host in (self._hosts or ()) or is_loopback(host))
 
     @staticmethod
     def _preflight(request: Request, *, allowed: bool) -> Response | None:
@@ -103,6 +111,7 @@ class Gate:
         return Response(status_code=HTTPStatus.NO_CONTENT, headers=headers)
 
 
+@lru_cache(maxsize=HOSTS_REMEMBERED)
 def is_loopback(host: str) -> bool:
     """Whether a host is this machine, whatever a name server says."""
     try:
@@ -111,6 +120,7 @@ def is_loopback(host: str) -> bool:
         return host.lower() == "localhost"
 
 
+@lru_cache(maxsize=HOSTS_REMEMBERED)
 def _host_of(line: str) -> str:
     """The host in a `host` header, without its port and brackets; empty when it is none."""
     found = _HOST.fullmatch(line.strip().lower())

@@ -57,6 +57,12 @@ class RawPath:
         await self._app(scope, receive, send)
 
 
+def below_mount(scope: Mapping[str, Any]) -> str:
+    """The path of a scope that is raw already, without its mount prefix."""
+    path: str = scope["path"]
+    return path[len(scope["root_path"]) :]
+
+
 def raw_path(scope: Mapping[str, Any]) -> tuple[str, str]:
     """The mount prefix and the path below it, both ASCII and percent-encoded."""
     event = scope.get("aws.event")
@@ -95,6 +101,8 @@ def encode_segment(text: str) -> str:
 
 def decode_segment(segment: str) -> str:
     """The text of a percent-encoded segment. Raises RefusedError (400) instead of guessing."""
+    if "%" not in segment and segment.isascii():
+        return segment
     if _MALFORMED.search(segment):
         raise RefusedError(f"{segment!r} has a '%' without two hex digits; a literal '%' is written %25")
     try:
