@@ -33,6 +33,8 @@ WORKERS: Final = 8
 """Function processes, and hence invocations at a time."""
 
 FUNCTION_TIMEOUT_S: Final = 15.0
+"""Of the same order as the template's default (10 s): far above what any invocation here takes, with room to nap."""
+
 READ_TIMEOUT_S: Final = 30.0
 """Creating a table on a busy machine takes longer than any request of the product may."""
 

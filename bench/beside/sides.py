@@ -22,6 +22,7 @@ from bench.beside.restate import Programs, RestateServer
 from bench.commits import read_heads
 from bench.environment import (
     DYNAMODB_VARIABLE,
+    FUNCTION_TIMEOUT_S,
     PARTITIONS,
     ROOT,
     SERVICE,
@@ -42,7 +43,6 @@ NOWHERE: Final = "http://127.0.0.1:1"
 """Restate keeps no table: no engine is started for it."""
 
 FUNCTION: Final = "compared"
-FUNCTION_TIMEOUT_S: Final = 60.0
 RESTATE_QUEUE: Final = 100_000
 """Restate's server does not limit what it has in flight at a function: the rest waits at the local Lambda, where
 AWS would refuse it."""
