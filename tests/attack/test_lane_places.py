@@ -376,7 +376,7 @@ def test_heads_are_kept_within_their_bytes_and_the_books_balance(steps: list[tup
             heads.take(lane_of(n))
         elif what == "hold" and lane_of(n) not in heads._resting:
             heads.take(lane_of(n))
-            heads.hold(lane_of(n), kept)
+            heads.hold(lane_of(n), weight_of(kept))
         elif what == "release":
             heads.release(lane_of(n))
         assert len(heads) <= 4

@@ -6,6 +6,7 @@ Owns the bounds that the sweeper's walks promise. Does not own what a sweep does
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from dataclasses import replace
 
@@ -15,8 +16,10 @@ from tenuto import VirtualObject
 from tenuto.lane.timers import GuardTimer, SendTimer, Timer, parse_timer, timer_put
 from tenuto.lane.writes import Item, Key
 from tenuto.protocol.ids import Lane
+from tenuto.protocol.limits import TIMER_BUCKET_MS, TIMER_SHARDS
 from tenuto.store.port import Page, TableUnavailableError
 from tenuto_control.limits import Limits, near_lookback_ms
+from tenuto_control.loops.sweep import PAGE_PAUSE_S
 from tests.costs.meter import CountingTable, Meter, meter_of
 from tests.support.virtual_time import run_virtual
 
@@ -142,3 +145,28 @@ def test_a_delayed_message_that_cannot_be_delivered_is_put_off_and_not_told_of_a
     assert line.startswith(
         "the delayed message for box/k cannot be processed and is set aside, others continue: Validation"
     )
+
+
+def test_a_walk_leaves_time_between_its_pages() -> None:
+    """Hundreds of requests in a row would delay whatever else is in progress."""
+
+    async def scenario() -> None:
+        meter = meter_of(VirtualObject("box"))
+        asked_s: list[float] = []
+        query = meter.table.query
+
+        async def noted(pk: str, low: str, high: str, *, limit: int = 100, after: str | None = None) -> Page:
+            asked_s.append(asyncio.get_running_loop().time())
+            return await query(pk, low, high, limit=limit, after=after)
+
+        meter.table.query = noted  # type: ignore[method-assign]
+        sweeping = asyncio.create_task(meter.sweeper.run())
+        await asyncio.sleep(LIMITS.sweep_wide_interval_ms / 1_000 - 1)
+        sweeping.cancel()
+        await asyncio.gather(sweeping, return_exceptions=True)
+        # A wide walk, and near ones after it.
+        assert len(asked_s) > LIMITS.sweep_lookback_ms // TIMER_BUCKET_MS * TIMER_SHARDS
+        apart_s = [later - earlier for earlier, later in itertools.pairwise(asked_s)]
+        assert min(apart_s) >= PAGE_PAUSE_S * 0.99
+
+    run_virtual(scenario())

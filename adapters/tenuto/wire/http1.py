@@ -54,10 +54,14 @@ def is_refusal(answer: Answer) -> bool:
 
 def encode_head(method: str, target: str, headers: Mapping[str, str], length: int) -> bytes:
     """The head of a request. Raises ValueError for what would not be one line each, in ASCII."""
+    return encode_lines(method, target, headers) + b"content-length: %d\r\n\r\n" % length
+
+
+def encode_lines(method: str, target: str, headers: Mapping[str, str]) -> bytes:
+    """The first lines of a head, to be followed by others. Raises ValueError as `encode_head` does."""
     lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
-    head = f"{method} {target} HTTP/1.1\r\n{lines}content-length: {length}\r\n\r\n"
-    # The request line, the headers, the length, and the empty line, which ends in two.
-    expected = len(headers) + 3
+    head = f"{method} {target} HTTP/1.1\r\n{lines}"
+    expected = len(headers) + 1
     if head.count("\n") != expected or head.count("\r") != expected:
         raise ValueError("a header or target that contains a line break")
     return head.encode("ascii")

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import sha256
-from typing import Final
+from typing import Any, Final
 from urllib.parse import quote
 
 from msgspec import Struct
@@ -88,21 +88,37 @@ _INNER_PAD: Final = bytes(byte ^ 0x36 for byte in range(256))
 _OUTER_PAD: Final = bytes(byte ^ 0x5C for byte in range(256))
 
 
-def authorization(
-    request: Request, headers: Mapping[str, str], key: SigningKey, access_key: str, region: str, service: str
-) -> str:
-    """The Authorization header of a request with these headers, `host` and `x-amz-date` among them."""
+class Unsigned(Struct, frozen=True):
+    """What all requests of one second have in common that differ in nothing but their bodies.
+
+    `canonical` is the hash of a request up to its body's, `text` what is signed up to the hash of the request.
+    """
+
+    canonical: Any
+    text: str
+    authorization: str
+
+    def signature(self, body: bytes, key: SigningKey) -> str:
+        """What follows `authorization` in the header, for the request with this body."""
+        canonical = self.canonical.copy()
+        canonical.update(sha256(body).hexdigest().encode())
+        return key.sign(f"{self.text}{canonical.hexdigest()}".encode())
+
+
+def unsigned(request: Request, headers: Mapping[str, str], access_key: str, region: str, service: str) -> Unsigned:
+    """What the signature of a request with these headers begins with, `host` and `x-amz-date` among them."""
     stamp = headers["x-amz-date"]
     signed, names = _signed(tuple(headers))
     lines = "".join([f"{name}:{_canonical_value(headers[name])}\n" for name in signed])
     canonical = (
         f"{request.method}\n{canonical_path(request.path)}\n{canonical_query(request.query)}\n{lines}\n{names}\n"
-        f"{sha256(request.body).hexdigest()}"
     )
     scope = f"{stamp[:8]}/{region}/{service}/{TERMINATOR}"
-    text = f"{ALGORITHM}\n{stamp}\n{scope}\n{sha256(canonical.encode()).hexdigest()}"
-    signature = key.sign(text.encode())
-    return f"{ALGORITHM} Credential={access_key}/{scope}, SignedHeaders={names}, Signature={signature}"
+    return Unsigned(
+        sha256(canonical.encode()),
+        f"{ALGORITHM}\n{stamp}\n{scope}\n",
+        f"{ALGORITHM} Credential={access_key}/{scope}, SignedHeaders={names}, Signature=",
+    )
 
 
 @lru_cache(maxsize=64)

@@ -251,6 +251,10 @@ def _own_problem(text: str, lane: Lane) -> str | None:
         invocation = InvocationId.parse(text)
     except ValueError:
         return _UNREADABLE_ID
+    return _foreign_problem(invocation, lane)
+
+
+def _foreign_problem(invocation: InvocationId, lane: Lane) -> str | None:
     if invocation.lane != lane:
         return "its invocation id names another lane"
     return None if problem_of_name(invocation.nonce, NONCE_BYTES_MAX) is None else _IMPOSSIBLE_ID
@@ -390,7 +394,11 @@ def kept_problem(entry: Out, lane: Lane) -> str | None:
 
 
 def _run_problem(head: Head, run: ClaimedRun, lane: Lane) -> str | None:
-    problem = _own_problem(run.event.id, lane)
+    try:
+        # The event keeps it, so that it is parsed once.
+        problem = _foreign_problem(run.event.invocation, lane)
+    except ValueError:
+        problem = _UNREADABLE_ID
     if problem is not None:
         return f"its run: {problem}"
     times = (run.start_ms, run.lease_ms, run.wake_ms or 0)

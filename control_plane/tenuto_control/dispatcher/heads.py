@@ -91,9 +91,8 @@ class Heads:
         self._bytes -= weight
         return decoded_memory(memory) if isinstance(memory, bytes) else memory
 
-    def hold(self, lane: Lane, memory: LaneMemory) -> bool:
+    def hold(self, lane: Lane, weight: int) -> bool:
         """Make room for the head of a lane that rests. False when there is none: then it is to be dropped."""
-        weight = weight_of(memory)
         self._resting[lane] = weight
         self._bytes += weight
         self._shrink()
@@ -160,11 +159,14 @@ def head_bytes(head: Head) -> int:
 
 def _held(value: object, depth: int = DEPTH_MAX) -> int:
     """What a message holds: texts and bytes, in whatever it is made of."""
+    # By the type itself first, as it is for nearly all: asking whether one is a mapping takes long.
+    kind = type(value)
+    if kind is bytes or kind is str:
+        return sys.getsizeof(value)
+    if kind is int or value is None or depth == 0 or isinstance(value, _NUMBERS):
+        return 0
     if isinstance(value, _TEXTS):
         return sys.getsizeof(value)
-    # Numbers are most of what is left, and asking whether one is a mapping takes long.
-    if depth == 0 or isinstance(value, _NUMBERS):
-        return 0
     held = ENTRY_BYTES
     if isinstance(value, Struct):
         for name in value.__struct_fields__:

@@ -101,7 +101,9 @@ class LaneTask:
             return False
         if self._begun_ms is None:
             self._begun_ms = self._clock.now_ms()
-        self.task = asyncio.get_running_loop().create_task(self._work(), name=f"lane {self.lane.pk}")
+        self.task = asyncio.get_running_loop().create_task(
+            self._work(), name=f"lane {self.lane.service}/{self.lane.key}"
+        )
         return True
 
     def halt(self) -> asyncio.Task[None] | None:

@@ -17,7 +17,7 @@ from tenuto.protocol.messages import Head
 from tenuto.protocol.records import Event
 from tenuto_control.core.lane_memory import UNREAD, Known, LaneMemory
 from tenuto_control.core.lane_policy import Bounds, left_alone
-from tenuto_control.dispatcher.heads import Heads, head_bytes, weight_of
+from tenuto_control.dispatcher.heads import Heads, weight_of
 from tenuto_control.dispatcher.lane_places import Kind, LanePlaces
 from tenuto_control.dispatcher.lane_rests import Rests
 from tenuto_control.dispatcher.lane_worker import LaneWorker
@@ -182,8 +182,9 @@ class Lanes:
         if self._workers.get(worker.lane) is not worker:
             worker.halt()
             return
-        self._leave(worker, None if worker.head is None else head_bytes(worker.head))
-        if not self._known.hold(worker.lane, worker.memory):
+        weight = weight_of(worker.memory)
+        self._leave(worker, None if worker.head is None else weight)
+        if not self._known.hold(worker.lane, weight):
             worker.forget_head()
         if not worker.waiting and not worker.queue.holds and not worker.naps:
             self._spare[worker.lane] = worker

@@ -6,13 +6,21 @@ Owns the operations that are used, and what of their answers is shown to watcher
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 from tenuto.wire import services
 from tenuto.wire.aio import AsyncClient
 from tenuto.wire.http1 import Answer
-from tenuto_control.drivers.invoke_client import ASYNCHRONOUS, SYNCHRONOUS, InvokeClient, Invoked, own_segment
+from tenuto_control.drivers.invoke_client import (
+    ASYNCHRONOUS,
+    LAMBDA_NAME,
+    SYNCHRONOUS,
+    InvokeClient,
+    Invoked,
+    own_segment,
+)
 from tenuto_control.ports import AnswerHolder
 
 USER_AGENT: Final = "tenuto-control"
@@ -81,6 +89,8 @@ class WireLambda(InvokeClient):
 
     def __init__(self, http: AsyncClient) -> None:
         self._http = http
+        # Whether this process is a function does not change, and the environment is slow to ask.
+        self._in_lambda = LAMBDA_NAME in os.environ
         self._segment: Callable[[], str | None] = lambda: None
 
     def name_segments(self, segment: Callable[[], str | None]) -> None:
@@ -102,7 +112,7 @@ class WireLambda(InvokeClient):
         self, function: str, qualifier: str | None, payload: bytes, kind: str, room: AnswerHolder | None = None
     ) -> Answer:
         request = services.invoke_request(self._http.base_path, function, qualifier, payload, kind, USER_AGENT)
-        segment = own_segment() or self._segment()
+        segment = (own_segment() if self._in_lambda else None) or self._segment()
         if segment is not None:
             request = services.with_header(request, services.TRACE, segment)
         return await self._http.send(request, room)

@@ -52,6 +52,10 @@ ROOM_LOOK_S = 0.1
 ROOM_LOOKS_MAX = 20
 """How often, and how many times, to look whether there is room for more lanes at work, before a page of timers."""
 
+PAGE_PAUSE_S = 0.005
+"""Between two pages of timers. A walk asks for hundreds, and as fast as they come, whatever else is in progress would be
+late for a tenth of a second at a time."""
+
 ASKED_AT_ONCE = 16
 """Timers whose lanes are read at the same time."""
 
@@ -108,7 +112,7 @@ class Sweeper:
         while True:
             try:
                 if self._clock.now_ms() >= wide_ms:
-                    await self.sweep()
+                    await self.sweep(_unhurried)
                     wide_ms = self._walked_ms + self._limits.sweep_wide_interval_ms
                 else:
                     await self.sweep_near()
@@ -475,6 +479,12 @@ class _Found:
 
 
 async def _always() -> bool:
+    return True
+
+
+async def _unhurried() -> bool:
+    """As `_always`, a moment later."""
+    await asyncio.sleep(PAGE_PAUSE_S)
     return True
 
 

@@ -12,6 +12,7 @@ the page's own server was pointed at this machine, by a `Host` that is not this 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Final
 
 LOOPBACK_NAMES: Final = ("127.0.0.1", "localhost")
@@ -23,9 +24,14 @@ def foreign(headers: Mapping[str, str], port: int) -> str | None:
 
     Header names are lower case. `port` is the server's own.
     """
-    found = next((name for name in BROWSER_HEADERS if name in headers), None)
-    if found is not None:
-        return f"a request with {found} comes from a web page, and this server answers none of those"
-    if headers.get("host", "").lower() not in [f"{name}:{port}" for name in LOOPBACK_NAMES]:
+    for name in BROWSER_HEADERS:
+        if name in headers:
+            return f"a request with {name} comes from a web page, and this server answers none of those"
+    if headers.get("host", "").lower() not in _own_hosts(port):
         return f"the Host header has to be {LOOPBACK_NAMES[0]}:{port}"
     return None
+
+
+@lru_cache(maxsize=64)
+def _own_hosts(port: int) -> tuple[str, ...]:
+    return tuple(f"{name}:{port}" for name in LOOPBACK_NAMES)

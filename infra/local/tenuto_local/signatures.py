@@ -63,8 +63,8 @@ def _signature(request: Request, claim: Claim, secret_key: str) -> str | None:
     canonical = "\n".join(
         (
             request.method,
-            quote(request.path or "/", safe="/~"),
-            "&".join(sorted(request.query.split("&"), key=lambda pair: pair.partition("=")[::2])),
+            _quoted(request.path or "/"),
+            _in_order(request.query) if "&" in request.query else request.query,
             *(f"{name}:{' '.join(headers[name].split())}" for name in claim.names),
             "",
             ";".join(claim.names),
@@ -75,7 +75,17 @@ def _signature(request: Request, claim: Claim, secret_key: str) -> str | None:
     digest = hashlib.sha256(canonical.encode("latin-1", "replace")).hexdigest()
     text = "\n".join((ALGORITHM, headers["x-amz-date"], scope, digest))
     key = _signing_key(secret_key, claim.date, claim.region, claim.service)
-    return hmac.new(key, text.encode("latin-1", "replace"), hashlib.sha256).hexdigest()
+    return hmac.digest(key, text.encode("latin-1", "replace"), "sha256").hex()
+
+
+@lru_cache(maxsize=SCOPES_MAX)
+def _quoted(path: str) -> str:
+    # The same few are invoked again and again.
+    return quote(path, safe="/~")
+
+
+def _in_order(query: str) -> str:
+    return "&".join(sorted(query.split("&"), key=lambda pair: pair.partition("=")[::2]))
 
 
 @lru_cache(maxsize=SCOPES_MAX)

@@ -239,9 +239,9 @@ class Worker:
             self._end(response_too_large())
             responder.send_json(413, {"errorType": "RequestEntityTooLarge", "errorMessage": "Exceeded maximum size"})
         else:
-            # The runtime first: it can already ask for more work while the caller reads the answer.
-            responder.send(202)
+            # The caller first: it waits for this, and the runtime only for its next work.
             self._end(Succeeded(body) if kind == "response" else Failed(body))
+            responder.send(202)
 
     def _end(self, outcome: Outcome) -> None:
         invocation, self.current = self.current, None
