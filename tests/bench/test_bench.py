@@ -69,6 +69,19 @@ def test_the_micro_benchmark_counts_the_writes_of_a_function() -> None:
     assert writes == {"w1": "0.00", "w2": "4.00", "w4": "6.00"}
 
 
+def test_the_micro_benchmark_of_the_control_plane_answers_its_calls() -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "bench.micro_plane", "--calls", "200"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=RUN_SECONDS_MAX,
+        check=False,
+    )
+    assert (run.returncode, run.stderr) == (0, "")
+    assert float(run.stdout.split()[-4]) > 0
+
+
 @pytest.mark.stack
 @pytest.mark.slow
 def test_a_small_run_writes_its_json(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ ROOM_LOOKS_MAX = 20
 """How often, and how many times, to look whether there is room for more lanes at work, before a page of timers."""
 
 PAGE_PAUSE_S = 0.005
-"""Between two pages of timers. A walk asks for hundreds, and as fast as they come, whatever else is in progress would be
+"""Between two pages of timers. A walk asks for hundreds: as fast as they come, all else that is in progress would be
 late for a tenth of a second at a time."""
 
 ASKED_AT_ONCE = 16
