@@ -92,7 +92,7 @@ def require_hints(function: Callable[..., Any], given: type, target: str) -> Non
     signature = shape_of(function)
     first, *others = signature.parameters.values()
     hint = f"{first.name}: {given.__name__}"
-    form = f"async def {target.rpartition('/')[2]}({hint}{', event: T' if others else ''})"
+    form = f"async def {target.rpartition('/')[2]}({hint}{f', {others[0].name}: T' if others else ''})"
     if first.annotation is inspect.Parameter.empty:
         raise TypeError(f"{target}: its context {first.name!r} has no type hint: write {hint}, as in {form}")
     wrong = _wrong_context(first, given, function)

@@ -1018,7 +1018,7 @@ def test_a_handlers_result_is_held_to_the_type_it_declares(annotated: bool) -> N
         return Dog()
 
     if not annotated:
-        del act.__annotations__["return"]
+        act.__annotations__["return"] = Any
     handler = stage.handler()(act)
     if annotated:
         with pytest.raises(Exception, match="Dog would come back as Animal"):

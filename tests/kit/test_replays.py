@@ -123,7 +123,7 @@ def test_an_invocation_that_has_ended_has_no_journal() -> None:
     with Environment(version("pack", "load", "carry")) as env:
         invocation = env.send("parcel/travel", "p-1").result()
         env.advance(days=2).result()
-        with pytest.raises(HarnessError, match="an invocation's journal ends with it"):
+        with pytest.raises(HarnessError, match="a journal ends with its invocation"):
             env.export_journal(invocation).result()
 
 

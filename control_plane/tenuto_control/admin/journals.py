@@ -52,7 +52,9 @@ async def read(table: Table, named: str, now_ms: int) -> Journal:
     item = await table.get(at)
     run = parse_head(item).run
     if item is None or run is None:
-        raise NoJournalError(f"nothing is running for this key of {lane.service}: an invocation's journal ends with it")
+        raise NoJournalError(
+            f"no invocation of this key of {lane.service} is unfinished, and a journal ends with its invocation"
+        )
     if wanted is not None and run.event.id != wanted:
         raise NoJournalError(f"this invocation is not running; the one that runs for its key is {run.event.id}")
     items, after = [item], None

@@ -104,7 +104,7 @@ class Session:
         if trouble is None:
             return
         then = (
-            "the previous code keeps running; save a fix, and it takes its place"
+            "the previous code keeps running until you save a fix"
             if running_already
             else "the function waits, and so does its work; save a fix, and it starts"
         )

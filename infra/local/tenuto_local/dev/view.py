@@ -25,24 +25,22 @@ LOUD: Final = ("WARNING", "ERROR", "CRITICAL")
 
 _DIVERGED: Final = (
     "the code has changed before a step that is done: undo that change, or add new steps after the existing ones. It "
-    "is tried again each minute, and resumes by itself; `tenuto dev --fresh` forgets it"
+    "is retried each minute, and then resumes by itself; `tenuto dev --fresh` deletes it"
 )
-_RETRIED: Final = (
-    "tried again after a pause, while later events of this key wait; save a fix, and the next attempt runs it"
-)
+_RETRIED: Final = "retried after a pause, while later events of this key wait; save a fix, and the next attempt runs it"
 _KEPT: Final = (
-    "nothing tries it again; its message is kept in the table, and the guide Operate says how to read it, under Dead "
-    "letters of the table"
+    "not retried; its message is kept in the table, and the guide Operate says how to read it, under Dead letters of "
+    "the table"
 )
 _TERMINAL: Final = (
-    "a terminal error is the handler's own decision: the caller has it, a record counts as handled, and nothing is "
-    "tried again"
+    "a terminal error is the handler's own decision: the caller gets it, a record counts as handled, and nothing is "
+    "retried"
 )
 _REFUSED: Final = (
-    "no attempt would help, so there is no other: a caller has the error, a record is in TOPIC.dead-letter, and a "
+    "not retried, because no attempt can succeed: a caller gets the error, a record is in TOPIC.dead-letter, and a "
     "message is kept in the table"
 )
-_GIVEN_UP: Final = "no further attempt is made; the caller has the error"
+_GIVEN_UP: Final = "not retried any more; the caller gets the error"
 _MOVED: Final = "`tenuto tail TOPIC.dead-letter` shows it, with the reason in its headers"
 _UNSERVED: Final = "declare that service in a function of tenuto.toml, and pass it to aws.handler(...)"
 _NO_TOPIC: Final = "add [topics.NAME] to tenuto.toml, with the topic's name, and save: dev creates it"
