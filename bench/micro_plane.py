@@ -29,7 +29,7 @@ from tenuto.protocol.messages import (
     decode_request,
     encode,
 )
-from tenuto.protocol.records import Success
+from tenuto.protocol.records import PublishOut, Success
 from tenuto.store.memory import MemoryTable
 from tenuto_control.arguments import whole
 from tenuto_control.core.metrics import Tally
@@ -41,7 +41,7 @@ from tenuto_control.drivers.system import SystemClock
 from tenuto_control.garbage import collected_rarely
 from tenuto_control.ingress import create_app
 from tenuto_control.limits import Limits
-from tenuto_control.ports import AnswerHolder, PublishOut, Target
+from tenuto_control.ports import AnswerHolder, Target
 
 CONNECTIONS: Final = 64
 KEYS: Final = 1_000

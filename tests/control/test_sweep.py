@@ -159,7 +159,7 @@ def test_a_walk_leaves_time_between_its_pages() -> None:
             asked_s.append(asyncio.get_running_loop().time())
             return await query(pk, low, high, limit=limit, after=after)
 
-        meter.table.query = noted  # type: ignore[method-assign]
+        meter.table.query = noted  # type: ignore[method-assign]  # only the times of its reads are of interest
         sweeping = asyncio.create_task(meter.sweeper.run())
         await asyncio.sleep(LIMITS.sweep_wide_interval_ms / 1_000 - 1)
         sweeping.cancel()
