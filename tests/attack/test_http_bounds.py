@@ -198,7 +198,7 @@ UNREAD_BYTES = 64 * MEBIBYTE
 
 
 def test_results_count_until_they_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_protocol, "UNREAD_MS_MAX", 300)
+    monkeypatch.setattr(http_protocol, "UNREAD_MS_MAX", 1_500)
 
     async def scenario() -> None:
         held = Held(Room(100, 2 * UNREAD_BYTES + MEBIBYTE), result=b"1" * UNREAD_BYTES)

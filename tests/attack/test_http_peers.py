@@ -90,6 +90,26 @@ def test_large_calls_that_come_all_at_once_are_all_answered_and_none_is_refused_
     real(scenario())
 
 
+@pytest.mark.parametrize(("result", "status"), [(1, 200), (8_192, 200), (800_000, 200), (MEBIBYTE, 503)])
+def test_a_result_has_the_room_of_its_body(result: int, status: int) -> None:
+    """What a call has done must not be lost to its caller because others have filled the room meanwhile."""
+    body = b'"' + b"a" * 800_000 + b'"'
+
+    async def scenario() -> None:
+        held = Held(Room(100, MEBIBYTE), result=b"1" * result)
+        async with serving(held.app) as server:
+            peer = await server.connect(post(PATH, body), limit=2 * MEBIBYTE)
+            await held.until(lambda: held.begun == 1)
+            small = await server.connect(post("/call/box/x/wait", b'"' + b"a" * (MEBIBYTE - len(body) - 3) + b'"')[:-1])
+            await held.until(lambda: held.room.size >= MEBIBYTE - 2)
+            held.go_on.set()
+            assert (await peer.reply()).status == status
+            small.abort()
+            await held.until(lambda: (held.room.items, held.room.size) == (0, 0))
+
+    real(scenario())
+
+
 def test_of_two_that_would_not_fit_together_one_is_refused_at_once_and_the_other_has_room() -> None:
     async def scenario() -> None:
         held = Held(Room(100, MEBIBYTE))
@@ -326,6 +346,27 @@ def test_chunks_without_end_end_at_the_size_of_a_body(chunk: int, monkeypatch: p
             assert (await answer).status == 413
             await assert_served(server)
             assert held.begun == 1
+
+    real(scenario())
+
+
+@pytest.mark.parametrize("behind", [True, False])
+def test_a_chunked_body_may_come_byte_by_byte(behind: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(requests, "BODY_MS_MAX", 3_000)
+
+    async def scenario() -> None:
+        held = Held()
+        async with serving(held.app, connections=Connections(10)) as server:
+            peer = await server.connect(post(PATH, b"1") * behind + head(None))
+            await held.until(lambda: held.begun == behind)
+            held.go_on.set()
+            if behind:
+                assert (await peer.reply()).status == 200
+            for byte in b"0003\r\n123\r\n3;x=y\r\n456\r\n0\r\n\r\n":
+                peer.send(bytes([byte]))
+                await asyncio.sleep(0.005)
+            assert (await peer.reply()).status == 200
+            assert held.execution.events[-1].input == b"123456"
 
     real(scenario())
 

@@ -176,6 +176,12 @@ class Held:
         self._size += size
         self._came(min(size, self.to_come))
 
+    def exchange(self, size: int) -> None:
+        """Hold so many bytes in the place of those held. Raises OverloadedError, and holds none, if they do not fit."""
+        self._room.leave(0, self._size, self.owner)
+        self._size = 0
+        self.add(size)
+
     def is_behind(self, after_s: float) -> bool:
         """Whether too little has come in so many seconds, of what was promised."""
         return after_s > PROMISED_S and self._size <= (after_s - PROMISED_S) * PROMISED_BYTES_PER_S

@@ -205,14 +205,14 @@ class JsonErrorsProtocol(HttpToolsProtocol):
         # The first piece of a head may have the end of a body in front of it, which counts as well.
         self._uncounted = max(0, self._uncounted + len(data) - self._body_bytes * (1 + FRAMING_PER_BODY_BYTE))
         self._body_bytes = 0
+        body_began, self._body_began = self._body_began, False
         if self._uncounted > HEAD_BYTES_MAX and not self.transport.is_closing():
             status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
             self._refuse(status, f"request line and headers are larger than {HEAD_BYTES_MAX:,} bytes")
         elif self.pipeline:
             self._run_ahead(len(data))
-        elif self._body_began:
-            # The application asks for more once it has looked at the head.
-            self._body_began = False
+        elif body_began:
+            # The application asks for more once it has looked at the head. It cannot have done so yet.
             self.flow.pause_reading()
 
     def on_message_begin(self) -> None:

@@ -38,6 +38,9 @@ answered in between."""
 PROMISED_BYTES_MIN: Final = 64 * 1024
 """From what size on a body is promised room before it comes. Smaller ones arrive at once."""
 
+RESULT_FREE_BYTES: Final = 8 * 1024
+"""A smaller result takes no room: what a waiting request holds by itself includes it (`memory.CALL_BYTES`)."""
+
 BODILESS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
@@ -115,7 +118,8 @@ def hold_result(request: Request, value: bytes | None) -> None:
     if held is None or not value:
         return
     try:
-        held.add(len(value))
+        # The body has been dealt with. A result that is no larger must not fail for want of room.
+        held.exchange(0 if len(value) <= RESULT_FREE_BYTES else len(value))
     except OverloadedError:
         kept = getattr(request.state, "handler", None) is None or "idempotency-key" in request.headers
         raise RefusedError(
