@@ -116,7 +116,9 @@ class Targets:
         by_topic = {subscription.topic: subscription for subscription in subscriptions}
         if topic not in by_topic:
             way = 'Environment(..., topics={"orders": place}) or Environment(..., config="tenuto.toml")'
-            raise NoSuchHandlerError(_none("topic", topic, by_topic, "handlers subscribe to") + f"; {way} leads there")
+            raise NoSuchHandlerError(
+                _none("topic", topic, by_topic, "handlers subscribe to") + f"; subscribe one with {way}"
+            )
         return by_topic[topic]
 
     def _configured(self, config: str | PathLike[str]) -> list[Subscription]:
