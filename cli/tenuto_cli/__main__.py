@@ -1,4 +1,4 @@
-"""`tenuto` and `python -m tenuto_cli`: what a Ctrl-C means comes first, then the command line (`program`).
+"""Entry point of `tenuto` and `python -m tenuto_cli`: sets the handler of Ctrl-C, then runs the command (`program`).
 
 Owns the time until a command runs: an interrupt ends the process with status 130 and prints nothing, whatever is being
 imported. Imports nothing at the top, so that this time begins at once.
@@ -6,7 +6,7 @@ imported. Imports nothing at the top, so that this time begins at once.
 
 
 def run() -> int:
-    """Run the command line of this process; the exit status."""
+    """Run the command line of this process and return the exit status."""
     try:
         from tenuto_local import interrupts
 

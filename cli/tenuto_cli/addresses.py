@@ -1,6 +1,6 @@
-"""Where a command finds the system it talks to: an option, a variable, or the running `tenuto dev` of the project.
+"""The system that a command talks to: named by an option, a variable, or the running `tenuto dev` of the project.
 
-Owns the order in which these are looked at, and the line that says that there is none.
+Owns their order of precedence, and the error if none is there.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ AWS_VARIABLES: Final = (
     "AWS_DEFAULT_REGION",
     "AWS_PROFILE",
 )
-"""Whoever has set one of these means what it names, and no session on this machine."""
+"""A user who has set one of these means what it names, not a session on this machine."""
 
 OF_TABLE: Final = frozenset({"journal", "set-aside"})
 """Commands that read the table of a session."""
 
 
 def ingress(option: str | None) -> str:
-    """The address of a control plane, without a slash at its end. Raises UsageError."""
+    """Return the address of the control plane, without a trailing slash. Raises UsageError."""
     session = running.find(Path.cwd())
     found = option or os.environ.get(URL_VARIABLE) or (session and session.ingress)
     if not found:
@@ -43,7 +43,7 @@ def ingress(option: str | None) -> str:
 
 
 def brokers(option: str | None) -> str:
-    """The address of Kafka. Raises UsageError."""
+    """Return the bootstrap address of Kafka. Raises UsageError."""
     session = running.find(Path.cwd())
     found = option or os.environ.get(BROKERS_VARIABLE) or (session and session.bootstrap_servers)
     if not found:
@@ -57,9 +57,9 @@ def brokers(option: str | None) -> str:
 
 
 def of_session(command: str, arguments: Sequence[str]) -> tuple[dict[str, str], str]:
-    """What has a command of the control plane ask the running `tenuto dev`: variables, and a line that says so.
+    """Return the variables that point a command of the control plane at the running `tenuto dev`, and a line about it.
 
-    Both are empty when none runs for this folder, and when the user names a configuration or says where AWS is.
+    Both are empty if none runs for this folder, or if the user named a configuration or set AWS's variables.
     """
     named = any(word == "--config" or word.startswith("--config=") for word in arguments)
     if named or {"--offline", "-h", "--help"} & set(arguments):

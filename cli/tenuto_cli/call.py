@@ -1,6 +1,6 @@
 """`tenuto call SERVICE [KEY] HANDLER [BODY]`: calls a handler of the running project and waits for its result.
 
-Owns how words become a call: which of them is the key follows from the service, which the control plane is asked about.
+Owns parsing words into a call. Which of them is the key depends on the service, so the control plane is asked first.
 Does not own the API.
 """
 
@@ -25,7 +25,7 @@ REPEATABLE: Final = "; a call with --idempotency-key KEY can be repeated safely"
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What is to be called; `key` is None for a service without keys, `body` for a handler without input."""
+    """A call. `key` is None for a service, `body` for a handler without input."""
 
     service: str
     key: str | None
@@ -39,7 +39,7 @@ class Call:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The arguments."""
+    """Return the parser of the arguments."""
     made = Parser(
         prog="tenuto call",
         usage="tenuto call SERVICE [KEY] HANDLER [BODY] [options]",
@@ -60,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command; its exit status: 1 when the handler fails, 2 for a mistake."""
+    """Run the command and return its exit status: 1 when the handler fails, 2 for a mistake."""
     options = parser().parse_args(arguments)
     try:
         _see_that_they_fit(options)
@@ -90,7 +90,7 @@ def _see_that_they_fit(options: argparse.Namespace) -> None:
 
 
 def understood(words: Sequence[str], services: Mapping[str, Mapping[str, Any]]) -> Call:
-    """What the words of a command line call. Raises UsageError that names what there is."""
+    """Parse the words of a command line into a call. Raises UsageError, which lists the existing names."""
     service, *rest = words
     if service not in services:
         raise UsageError(f"there is no service {service!r}; {did_you_mean(service, services)}")
@@ -111,7 +111,7 @@ def understood(words: Sequence[str], services: Mapping[str, Mapping[str, Any]]) 
 
 
 def body_of(text: str | None, *, as_text: bool) -> bytes | None:
-    """The bytes of a BODY: JSON as it is, any other text as a JSON string. Raises UsageError."""
+    """Encode a BODY: JSON unchanged, any other text as a JSON string. Raises UsageError."""
     if text is None:
         return None
     if text == "-":
@@ -133,7 +133,7 @@ def body_of(text: str | None, *, as_text: bool) -> bytes | None:
 
 
 def encoded(text: str) -> bytes:
-    """UTF-8. Raises UsageError for what a terminal handed over that is no text."""
+    """Encode text as UTF-8. Raises UsageError for arguments that are not UTF-8."""
     try:
         return text.encode()
     except UnicodeEncodeError as error:
@@ -141,7 +141,7 @@ def encoded(text: str) -> bytes:
 
 
 def standard_input() -> str:
-    """All of it. Raises UsageError when it is closed, or no text."""
+    """Read all of standard input. Raises UsageError if it is closed or not text."""
     if sys.stdin is None:
         raise UsageError("standard input is closed: write BODY, or @FILE")
     try:
@@ -151,7 +151,7 @@ def standard_input() -> str:
 
 
 def headers_of(pairs: Sequence[str]) -> dict[str, str]:
-    """Headers of the form NAME=VALUE. Raises UsageError."""
+    """Parse headers of the form NAME=VALUE. Raises UsageError."""
     headers: dict[str, str] = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")

@@ -1,4 +1,4 @@
-"""`tenuto completion SHELL`: what makes bash and zsh complete commands, options, topics, services and handlers.
+"""`tenuto completion SHELL`: completion of commands, options, topics, services and handlers in bash and zsh.
 
 Owns the scripts, and the words that may come next. The scripts ask this module each time, so that topics and services
 are those of the project at hand.
@@ -38,7 +38,7 @@ SCRIPTS: Final = {"bash": BASH, "zsh": ZSH}
 
 
 def parser() -> argparse.ArgumentParser:
-    """The arguments."""
+    """Return the parser of the arguments."""
     made = Parser(
         prog="tenuto completion",
         description='Print the completion script of tenuto for a shell. In ~/.bashrc: eval "$(tenuto completion bash)"',
@@ -48,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command; its exit status."""
+    """Run the command and return its exit status."""
     if list(arguments[:2]) == [WORDS, "--"]:
         # A line of words may hold anything, so no parser sees it.
         print("\n".join(next_words(arguments[2:])))
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def next_words(line: Sequence[str]) -> list[str]:
-    """The words that may come next; the last of `line` is the one that is being written."""
+    """Return the words that may come next. The last word of `line` is being typed."""
     *before, current = line or [""]
     if not before:
         return _beginning(current, (command.name for command in COMMANDS))

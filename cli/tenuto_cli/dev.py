@@ -13,7 +13,7 @@ DEBUG_PORT: Final = 5678
 
 
 def parser() -> argparse.ArgumentParser:
-    """The arguments."""
+    """Return the parser of the arguments."""
     made = Parser(
         prog="tenuto dev",
         description="Run a project on this machine: its functions, a broker, a table and a control plane. Code is "
@@ -67,7 +67,7 @@ def port(text: str) -> int:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command; its exit status."""
+    """Run the command and return its exit status."""
     # An interrupt first: what follows takes a while, in which a Ctrl-C may come.
     from tenuto_local import interrupts
 

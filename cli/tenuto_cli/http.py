@@ -37,11 +37,11 @@ class Answer:
 
     @property
     def pending(self) -> bool:
-        """Whether the invocation still runs."""
+        """Whether the invocation is still running."""
         return self.status == ACCEPTED
 
     def problem(self) -> str:
-        """What an error says."""
+        """Return the message of an error."""
         try:
             told = json.loads(self.body)["error"]
             return str(told["message"] if isinstance(told, dict) else told)
@@ -52,7 +52,7 @@ class Answer:
 def request(
     base: str, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
 ) -> Answer:
-    """Send one request. Raises UsageError when nobody answers."""
+    """Send one request. Raises UsageError if the control plane does not answer."""
     connection, prefix = _connection(base)
     try:
         connection.request(method, prefix + path, body, dict(headers or {}))
@@ -84,7 +84,7 @@ def _connection(base: str) -> tuple[http.client.HTTPConnection, str]:
 
 
 def listing(base: str) -> dict[str, dict[str, Any]]:
-    """The services of a control plane by name, each with `kind` and `handlers`. Raises UsageError."""
+    """Return the services of a control plane by name, each with `kind` and `handlers`. Raises UsageError."""
     answer = request(base, "GET", "/", headers={"accept": "application/json"})
     try:
         return {service["name"]: service for service in json.loads(answer.body)["services"]}
@@ -93,7 +93,7 @@ def listing(base: str) -> dict[str, dict[str, Any]]:
 
 
 def segments(*parts: str) -> str:
-    """A path of these segments, each percent-encoded. Raises UsageError for what is no text."""
+    """Return a path of percent-encoded segments. Raises UsageError for a segment that is not text."""
     try:
         return "".join("/" + quote(part, safe="") for part in parts)
     except UnicodeEncodeError as error:

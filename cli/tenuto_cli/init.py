@@ -1,4 +1,4 @@
-"""`tenuto init NAME`: writes a small project that runs as it is.
+"""`tenuto init NAME`: creates a small project that runs without changes.
 
 Owns the templates and where their files go. What follows from `tenuto.toml` for AWS is written by `tenuto sam`.
 """
@@ -36,7 +36,7 @@ _TAKEN: Final = frozenset({"tenuto", "tenuto_cli", "tenuto_control", "tenuto_loc
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """A template: what it is about, and what to type once it runs."""
+    """A template: its description, and the commands to try once it runs."""
 
     about: str
     commands: tuple[str, ...]
@@ -72,7 +72,7 @@ TEMPLATES: Final = {
 
 
 def parser() -> argparse.ArgumentParser:
-    """The arguments."""
+    """Return the parser of the arguments."""
     made = Parser(prog="tenuto init", description="Write a small project that runs as it is, into a folder NAME.")
     made.add_argument("name", metavar="NAME", help="its name, such as my-shop; the package is my_shop")
     about = "; ".join(f"{name}: {template.about.partition(':')[0]}" for name, template in TEMPLATES.items())
@@ -81,7 +81,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command; its exit status."""
+    """Run the command and return its exit status."""
     options = parser().parse_args(arguments)
     try:
         folder = Path.cwd() / (options.name or "''")
@@ -152,7 +152,7 @@ def _write_all(folder: Path, package: str, template: str) -> int:
 
 
 def package_of(name: str) -> str:
-    """The package of a project. Raises UsageError for a name that makes none."""
+    """Return the package name of a project. Raises UsageError for an invalid name."""
     package = name.lower().replace("-", "_")
     if not _NAME.fullmatch(name) or len(name) > NAME_CHARACTERS_MAX:
         raise UsageError(

@@ -1,4 +1,4 @@
-"""How every command of `tenuto` reads its arguments, and the one line that answers a mistake.
+"""How every command of `tenuto` parses its arguments, and reports a mistake in one line.
 
 Owns the parser and the error. Does not own any command.
 """
@@ -22,21 +22,21 @@ positive: Final = arguments.whole(1, COUNT_MAX)
 
 
 class UsageError(Exception):
-    """A mistake of the person at the keyboard. The message is one line that names the way out."""
+    """A mistake on the command line. The message is one line that names the way out."""
 
 
 class Parser(arguments.Parser):
-    """A parser whose complaint is one line. Options may stand between the words."""
+    """A parser that reports a mistake in one line and accepts options between positional arguments."""
 
     def parse_args(  # type: ignore[override] # the base has one overload for each kind of namespace
         self, args: Sequence[str] | None = None, namespace: Any = None
     ) -> Any:
-        """The arguments, with those words together that options stand between."""
+        """Parse arguments, with options anywhere between the positional ones."""
         return self.parse_intermixed_args(args, namespace)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The end of a complaint about an unknown word: the nearest known one, or all of them."""
+    """Return the end of a message about an unknown word: the closest known one, or all of them."""
     names = sorted(known)
     near = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
     if near:

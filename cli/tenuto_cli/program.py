@@ -1,7 +1,7 @@
 """The command line of `tenuto`: finds the command that is asked for, imports its module, and runs it.
 
-Owns the help, the version, the line about an extra that is not installed, and a quiet end where the output is read no
-further. Does not own any command.
+Owns the help, the version, the line about an extra that is not installed, and a quiet exit when nothing reads the
+output any more. Does not own any command.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tenuto_local import interrupts
 HELP_COLUMN = 18
 EXIT_USAGE = 2
 EXIT_UNREAD = 141
-"""As a shell says it of a program whose output nobody reads any more."""
+"""What a shell reports for a program that was ended by SIGPIPE."""
 
 HELP = frozenset({"-h", "--help"})
 
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _discard_output() -> None:
-    """What is still to be flushed at the end of the process would complain again."""
+    """Discard buffered output, which would fail again when the process flushes it at exit."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)
@@ -66,7 +66,7 @@ def _commanded(given: list[str]) -> int:
 
 
 def run(command: Command, arguments: Sequence[str]) -> int:
-    """Run one command; an extra that is missing is one line with the way to install it."""
+    """Run one command. A missing extra is reported in one line, with the way to install it."""
     try:
         if command.asks_session:
             _ask_session(command, arguments)
@@ -91,7 +91,7 @@ def run(command: Command, arguments: Sequence[str]) -> int:
 
 
 def _ask_session(command: Command, arguments: Sequence[str]) -> None:
-    """Have a command ask the `tenuto dev` that runs for this folder, if one does."""
+    """Point a command at the `tenuto dev` that runs for this folder, if there is one."""
     from tenuto_cli.addresses import of_session
 
     variables, told = of_session(command.name, arguments)
@@ -101,7 +101,7 @@ def _ask_session(command: Command, arguments: Sequence[str]) -> None:
 
 
 def command_word(arguments: Sequence[str]) -> str | None:
-    """The first word that is no option nor the value of one."""
+    """Return the first word that is neither an option nor the value of one."""
     words = iter(arguments)
     for word in words:
         if word in OPTIONS_WITH_VALUE:

@@ -1,4 +1,4 @@
-"""Records from words: the keys, values and headers that `tenuto send` sends.
+"""Parses the keys, values and headers of records for `tenuto send`.
 
 Owns the forms in which records are written on a command line and in a file. Pure. Does not own Kafka.
 """
@@ -25,7 +25,7 @@ class Record:
 
 
 def repeated(record: Record, count: int) -> Iterator[Record]:
-    """A record so many times, each with its number in the place of `{n}`."""
+    """Repeat a record, with its number in place of `{n}`."""
     for number in range(1, count + 1):
         text = str(number)
         value = None if record.value is None else record.value.replace(NUMBER, text)
@@ -45,7 +45,7 @@ def of_lines(lines: Iterable[str], separator: str, headers: tuple[tuple[str, byt
 
 
 def headers_of(pairs: Sequence[str]) -> tuple[tuple[str, bytes], ...]:
-    """Headers of the form NAME=VALUE, in their order. Raises UsageError."""
+    """Parse headers of the form NAME=VALUE, in order. Raises UsageError."""
     headers = []
     for pair in pairs:
         name, equals, value = pair.partition("=")

@@ -1,4 +1,4 @@
-"""`tenuto resolve AWAKEABLE [BODY]`: gives an awakeable its value, or lets it fail.
+"""`tenuto resolve AWAKEABLE [BODY]`: resolves or rejects an awakeable.
 
 Owns the command line. Does not own the API.
 """
@@ -15,7 +15,7 @@ from tenuto_cli.parsing import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, Parser
 
 
 def parser() -> argparse.ArgumentParser:
-    """The arguments."""
+    """Return the parser of the arguments."""
     made = Parser(
         prog="tenuto resolve",
         description="Resolve an awakeable with BODY (as in tenuto call), or reject it with a reason.",
@@ -29,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command; its exit status."""
+    """Run the command and return its exit status."""
     options = parser().parse_args(arguments)
     try:
         base = addresses.ingress(options.url)

@@ -29,7 +29,7 @@ JSON_BEGINS: Final = frozenset('{["')
 
 
 def parser() -> argparse.ArgumentParser:
-    """The arguments."""
+    """Return the parser of the arguments."""
     made = Parser(
         prog="tenuto send",
         description="Send a record to a topic. --file FILE sends one record for each line KEY:VALUE instead.",
@@ -51,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command; its exit status: 1 when the broker refuses, 2 for a mistake."""
+    """Run the command and return its exit status: 1 when the broker refuses, 2 for a mistake."""
     options = parser().parse_args(arguments)
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     try:
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def wanted(options: argparse.Namespace) -> Iterator[Record]:
-    """The records that a command line asks for. Raises UsageError."""
+    """Return the records that a command line describes. Raises UsageError."""
     headers = headers_of(options.header)
     if options.file is not None:
         if options.key is not None or options.count != 1:
@@ -87,7 +87,7 @@ def wanted(options: argparse.Namespace) -> Iterator[Record]:
 
 
 def _doubt(value: str | None) -> None:
-    """Say that a value which begins like JSON is none: it is sent all the same, since a record may be any text."""
+    """Warn about a value that begins like JSON but is not. It is sent nevertheless, since a record may be any text."""
     if value is None or value.lstrip()[:1] not in JSON_BEGINS:
         return
     try:
@@ -161,7 +161,7 @@ def _counted(records: int) -> str:
 
 
 async def check_topic(brokers: str, topic: str) -> None:
-    """See that a topic exists. Raises UsageError that names the nearest one."""
+    """Require that a topic exists. Raises UsageError, which names the closest one."""
     from aiokafka.admin import AIOKafkaAdminClient
 
     admin = AIOKafkaAdminClient(bootstrap_servers=brokers, request_timeout_ms=REQUEST_TIMEOUT_MS)

@@ -36,7 +36,7 @@ TEXT: Final = (
 
 
 def parser() -> argparse.ArgumentParser:
-    """The arguments."""
+    """Return the parser of the arguments."""
     made = Parser(prog="tenuto set-aside", description=TEXT)
     made.add_argument("action", metavar="ACTION", choices=ACTIONS, help=f"one of {', '.join(ACTIONS)}")
     made.add_argument("key", metavar="SERVICE/KEY", help="the key, as in the log line about it")
@@ -53,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(given: Sequence[str]) -> int:
-    """Run the command; its exit status."""
+    """Run the command and return its exit status."""
     options = parser().parse_args(given)
     try:
         lane = _lane(options)
@@ -94,7 +94,7 @@ def _lane(options: argparse.Namespace) -> Lane:
 
 
 async def act(table: Table, lane: Lane, options: argparse.Namespace) -> int:
-    """Do what is asked for, and say so; the exit status. Raises SetAsideError."""
+    """Perform the action, print its result and return the exit status. Raises SetAsideError."""
     office = SetAside(table, SystemClock(), lane, lambda: f"set-aside-{secrets.token_hex(8)}")
     match options.action:
         case "list":

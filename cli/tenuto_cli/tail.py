@@ -22,7 +22,7 @@ QUIET_MS: Final = 700
 
 
 def parser() -> argparse.ArgumentParser:
-    """The arguments."""
+    """Return the parser of the arguments."""
     made = Parser(prog="tenuto tail", description="Show the records of a topic, oldest first, and exit.")
     made.add_argument("topic", metavar="TOPIC", help="a topic that exists")
     made.add_argument("--follow", "-f", action="store_true", help="keep waiting for records until Ctrl-C")
@@ -33,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command; its exit status."""
+    """Run the command and return its exit status."""
     options = parser().parse_args(arguments)
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     from aiokafka.errors import KafkaConnectionError, KafkaError
@@ -82,7 +82,7 @@ async def _tail(brokers: str, options: argparse.Namespace) -> None:
 
 
 def line_of(record: Any, *, as_json: bool) -> str:
-    """A record as one line: its place, key, value and headers."""
+    """Format a record as one line: its place, key, value and headers."""
     key, value = _text(record.key), _text(record.value)
     headers = {name: _text(data) for name, data in record.headers}
     if as_json:

@@ -213,4 +213,4 @@ def test_a_proxy_behind_tls_is_left_to_aiobotocore(
     asyncio.run(scenario())
     said = [record.getMessage() for record in caplog.records if record.name == "tenuto.aws"]
     assert [line.split()[2] for line in said] == ["dynamodb", "lambda"]
-    assert all("the proxy is not spoken to in plain HTTP" in line for line in said)
+    assert all("the proxy is used over plain HTTP only" in line for line in said)

@@ -466,7 +466,7 @@ REFUSED: list[tuple[Body, str]] = [
     (a_name_lookup, r"no I/O of its own.*ctx\.run"),
     (a_server, r"no I/O of its own.*ctx\.run"),
     (a_signal, r"no I/O of its own.*ctx\.run"),
-    (a_loop_of_its_own, "runs already: await"),
+    (a_loop_of_its_own, "is already running: await"),
     (a_call_from_a_thread, "through an awakeable"),
     (asyncio_wait_on_a_command, r"use ctx\.select or ctx\.gather"),
     (a_task_of_a_command, r"Await it, use ctx\.gather.*asyncio\.ensure_future"),

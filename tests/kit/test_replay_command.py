@@ -97,7 +97,7 @@ def test_a_journal_is_read_by_the_id_of_its_invocation_and_by_its_key() -> None:
             assert found == await journals.read(table, "parcel/p-1", now_ms)
             assert journals.parse(journals.write(found)) == found
             for wrong, words in (
-                ("parcel/p-2", "nothing is running"),
+                ("parcel/p-2", "of parcel is unfinished"),
                 ("inv_x", "not an invocation id"),
                 ("parcel", "does not name a journal"),
             ):

@@ -292,15 +292,15 @@ class HandlerLoop(asyncio.AbstractEventLoop):
 
     def run_forever(self) -> Never:
         """Refuse to be run."""
-        raise TenutoError("a handler's event loop runs already: await what you want to wait for")
+        raise TenutoError("a handler's event loop is already running: await what you want to wait for")
 
     def run_until_complete(self, _future: Any) -> Never:
         """Refuse to be run."""
-        raise TenutoError("a handler's event loop runs already: await what you want to wait for")
+        raise TenutoError("a handler's event loop is already running: await what you want to wait for")
 
     def stop(self) -> Never:
         """Refuse to be stopped."""
-        raise TenutoError("a handler's event loop is not to be stopped: return, or raise TerminalError")
+        raise TenutoError("a handler cannot stop its event loop: return, or raise TerminalError")
 
     close = stop
 

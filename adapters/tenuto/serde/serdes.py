@@ -216,8 +216,8 @@ def _advice_without_hint(found: Difference, value: Any) -> str:
     if not found.retyped:
         return ""
     return (
-        f"; give the type, such as {form_of(value)}: annotate the step that returns it or the handler that takes it, "
-        "or pass `type_hint`"
+        f"; give the type, such as {form_of(value)}: annotate the step that returns it or the handler that takes "
+        "it, with a name that exists at run time, or pass `type_hint`"
     )
 
 

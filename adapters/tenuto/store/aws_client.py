@@ -169,7 +169,7 @@ def _proxy_for(url: str) -> Proxy | None:
         return None
     parts = urlsplit(proxy_url)
     if parts.scheme != "http" or not parts.hostname:
-        raise UnsupportedDestinationError(f"the proxy is not spoken to in plain HTTP, but in {parts.scheme}")
+        raise UnsupportedDestinationError(f"the proxy is used over plain HTTP only, not over {parts.scheme}")
     authorization = proxies.proxy_headers_for(proxy_url).get("Proxy-Authorization")
     return Proxy(parts.hostname, parts.port or PROXY_PORT, authorization)
 

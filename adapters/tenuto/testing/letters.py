@@ -19,7 +19,7 @@ from tenuto_control.ports import Clock, RecordSink
 async def dead_letters(
     table: Table, sink: RecordSink, clock: Clock, topics: Iterable[Sequence[Record]]
 ) -> list[DeadLetter]:
-    """All of them: first those of topics, in the order of their coming, then those of the table, oldest first."""
+    """All dead letters: those of topics in the order of arrival, then those of the table, oldest first."""
     found = [_of_record(record) for records in topics for record in records]
     numbers = itertools.count(1)
     office = DeadLetterOffice(table, sink, clock, Limits(), lambda: f"tests.{next(numbers)}")

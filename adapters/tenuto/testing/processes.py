@@ -54,7 +54,7 @@ class Written:
 
 @dataclass(slots=True)
 class Process:
-    """One process. `die` is what its end leads to outside of it; `at` tells where its handler is."""
+    """One process. `die` is called when it ends; `at` returns the place of its handler."""
 
     role: Role
     name: str
@@ -63,7 +63,7 @@ class Process:
     alive: bool = True
 
     def kill(self) -> None:
-        """End it: from now on it has no effect."""
+        """End the process: it has no effect any more."""
         if self.alive:
             self.alive = False
             self.die()

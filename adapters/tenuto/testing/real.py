@@ -322,7 +322,7 @@ class _Running:
         return parse_head(await self.table.get(head_key(lane))).state
 
     async def published(self, topic: str) -> list[Record]:
-        """See `Behind.published`: everything from the oldest record to the end as it is now."""
+        """See `Behind.published`: everything from the oldest record to the current end."""
         return await self.topics.published(topic)
 
     async def dead_letters(self) -> list[DeadLetter]:

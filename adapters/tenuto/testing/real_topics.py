@@ -49,7 +49,7 @@ class RealTopics:
         self.sent.add((topic, taken.partition, taken.offset))
 
     async def published(self, topic: str) -> list[Record]:
-        """The records of a topic, from the oldest to the end as it is now, in the order of their timestamps.
+        """The records of a topic, from the oldest to the current end, in the order of their timestamps.
 
         Raises NoSuchHandlerError for a topic that the broker does not have, and HarnessError for more than
         `RECORDS_MAX` records or `BYTES_MAX` bytes.

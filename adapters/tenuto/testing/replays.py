@@ -1,4 +1,4 @@
-"""Journals of invocations in progress, replayed against the handlers as they are now.
+"""Journals of invocations in progress, replayed against the current handlers.
 
 Owns the replay: a copy of the invocation's items, a function that writes to that alone, and steps that end it rather
 than run. Does not own the form of the file (`tenuto_control.admin.journals`).
@@ -92,7 +92,7 @@ async def exported(world: World, invocation: str) -> bytes:
 
 
 async def replayed(journal: str | PathLike[str] | bytes, services: Services) -> Replayed:
-    """Replay a journal. Raises JournalMismatchError, HarnessError for no journal, and what the handler fails with."""
+    """Replay a journal. Raises JournalMismatchError, HarnessError for an invalid journal, and the handler's error."""
     return await _replay(journal_in(journal), services)
 
 

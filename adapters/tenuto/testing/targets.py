@@ -1,4 +1,4 @@
-"""Names of handlers, services and topics in a test, and what to say of one that stands for nothing.
+"""Names of handlers, services and topics in a test, and the errors for unknown ones.
 
 Owns looking them up, the arguments that each kind of handler takes, and subscriptions. Does not own calling anything.
 """
@@ -22,7 +22,7 @@ from tenuto_control.core.routing import Ordering, Subscription
 
 
 class Targets:
-    """What one environment serves. Raises TypeError for what is no service, ValueError for two of one name."""
+    """What one environment serves. Raises TypeError for anything but services, ValueError for two of one name."""
 
     def __init__(self, services: Sequence[Service | VirtualObject]) -> None:
         self.services = Services(services)
@@ -34,7 +34,7 @@ class Targets:
         }
 
     def handler(self, named: object) -> Handler[Any, Any]:
-        """The handler that is meant, itself or by its name ("orders/place"). Raises NoSuchHandlerError."""
+        """Return a handler, given itself or its name ("orders/place"). Raises NoSuchHandlerError."""
         name = named.target if isinstance(named, Handler) else named
         if not isinstance(name, str):
             form = 'env.call(place, ...) or env.call("orders/place", ...)'
@@ -57,7 +57,7 @@ class Targets:
         return name
 
     def require_sendable(self, target: Handler[Any, Any]) -> None:
-        """Refuse what takes no message. Raises HarnessError."""
+        """Refuse a handler that takes no messages. Raises HarnessError."""
         if target.kind == "shared":
             raise HarnessError(f"{target.target} is a shared handler, which only reads: env.call it")
 
@@ -116,11 +116,13 @@ class Targets:
         by_topic = {subscription.topic: subscription for subscription in subscriptions}
         if topic not in by_topic:
             way = 'Environment(..., topics={"orders": place}) or Environment(..., config="tenuto.toml")'
-            raise NoSuchHandlerError(_none("topic", topic, by_topic, "handlers subscribe to") + f"; {way} leads there")
+            raise NoSuchHandlerError(
+                _none("topic", topic, by_topic, "handlers subscribe to") + f"; subscribe one with {way}"
+            )
         return by_topic[topic]
 
     def _configured(self, config: str | PathLike[str]) -> list[Subscription]:
-        """Those of a tenuto.toml that lead to services of this environment."""
+        """The subscriptions of a tenuto.toml whose target is a service of this environment."""
         try:
             subscriptions = load(os.fspath(config)).subscriptions
         except ConfigError as e:

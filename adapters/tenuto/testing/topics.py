@@ -1,6 +1,6 @@
 """The topics of an environment: what handlers have published, and dead letters.
 
-Owns records by topic (`tenuto_control.ports.RecordSink`). Does not own what a record leads to.
+Owns records by topic (`tenuto_control.ports.RecordSink`). Does not own what happens with a record.
 """
 
 from __future__ import annotations

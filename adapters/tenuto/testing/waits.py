@@ -1,6 +1,6 @@
-"""What everything in a world waits for, in words.
+"""Describes what everything in a world waits for.
 
-Owns these sentences. Does not own deciding that a wait is one too long.
+Owns the wording. Does not own deciding that a wait cannot end.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`tenuto sam`: reads the project, and makes the folder of its deployment what it should be.
+"""`tenuto sam`: reads the project, and updates the folder of its deployment.
 
 Owns the command line, the comparison with what is there, and writing. Does not own what is written (`rendering`).
 """
@@ -24,7 +24,7 @@ from tenuto_cli.sam.starting import starting_files
 FOLDER: Final = "deploy"
 PYPROJECT: Final = "pyproject.toml"
 DIFF_LINES_MAX: Final = 60
-"""So many lines of one file's difference are shown; a lock that changed has thousands."""
+"""Lines of one file's difference that are shown; a changed lock file has thousands."""
 
 ABOUT: Final = (
     "Generate the SAM templates of a project from its tenuto.toml: functions with their roles, the control plane, and "
@@ -36,7 +36,7 @@ ABOUT: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A file that is not what it should be. `before` is None when it is not there, `after` when it should not be."""
+    """A file that differs. `before` is None if the file does not exist, `after` if it should not."""
 
     path: Path
     before: str | None

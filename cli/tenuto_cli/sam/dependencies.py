@@ -1,4 +1,4 @@
-"""What a project depends on and its deployed functions would not have.
+"""Dependencies of a project that its deployed functions would lack.
 
 Owns the comparison of `pyproject.toml` with `requirements.txt`, which is what `sam build` installs. Pure.
 """
@@ -19,7 +19,7 @@ _ELSEWHERE: Final = re.compile(r"\s*(-|\.|/|\S+://)")
 
 
 def left_out(pyproject: str, requirements: str) -> list[str]:
-    """The names that `[project] dependencies` has and `requirements.txt` has not; none where that cannot be told."""
+    """Return the packages of `[project] dependencies` that `requirements.txt` lacks; none if either cannot be read."""
     lines = [
         line for line in requirements.splitlines() if line.strip() and not line.lstrip().startswith(("#", "--hash"))
     ]

@@ -104,12 +104,12 @@ class Project:
 
 
 def camel(name: str) -> str:
-    """A name as a logical id, which takes letters and digits alone."""
+    """Convert a name to a logical id, which consists of letters and digits."""
     return "".join(word[:1].upper() + word[1:] for word in re.split(r"[^A-Za-z0-9]+", name))
 
 
 def problems(project: Project, taken: frozenset[str]) -> Iterator[str]:
-    """What keeps a project from being deployed; `taken` are the parameters that the templates have already."""
+    """Return what prevents a project from being deployed. `taken` are the parameters of the templates."""
     seen: dict[str, str] = {}
     for function in project.functions:
         where = f"[functions.{function.name}]"

@@ -1,4 +1,4 @@
-"""The two files of a deployment that belong to the project: written when they are not there, and never again.
+"""The two files of a deployment that belong to the project: created if they do not exist, and never changed.
 
 Owns their text. Pure.
 """
