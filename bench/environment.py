@@ -48,7 +48,7 @@ def settings(engine: str | None = None, *, on_disk: bool = False) -> dict[str, o
         "control_planes": 1,
         "function_workers": WORKERS,
         "partitions": PARTITIONS,
-        "table": f"{chosen_engine(engine).title}, {'on disk' if on_disk else 'in memory'}",
+        "table": f"{chosen_engine(engine).title()}, {'on disk' if on_disk else 'in memory'}",
     }
 
 

@@ -312,6 +312,9 @@ OTHER_VARIABLES: Final[Mapping[str, Meanings]] = {
     "`tenuto dev` and the embedded stack": {
         "TENUTO_BROKER_ENGINE": "`kafka` or `tansu`; by default, the [best available](../guides/develop.md#engines)",
         "TENUTO_TABLE_ENGINE": "`dynamodb-local` or `dynoxide`; by default, the best available",
+        "TENUTO_DYNOXIDE": (
+            "a dynoxide of your own, used instead of the [pinned one](../internals/engines.md#a-faster-dynoxide)"
+        ),
         "TENUTO_CACHE": "folder for downloaded engines; by default `~/.cache/tenuto`",
         "AWS_ENDPOINT_URL_DYNAMODB": "an existing DynamoDB endpoint, used instead of a table engine",
     },

@@ -84,7 +84,7 @@ async def compare(options: argparse.Namespace, say: Say) -> Comparison:
     programs = await install(say) if RESTATE in options.sides else None
     engine = options.engine or await _engine(say)
     calls = CallGenerator()
-    say(f"table engine {ENGINES[engine].title}, calls by {calls.name}")
+    say(f"table engine {ENGINES[engine].title()}, calls by {calls.name}")
     facts = machine.facts()
     opening = Opening(engine, programs, on_disk=options.table_on_disk)
     sides = [side for side in options.sides if side != NAIVE]

@@ -170,6 +170,21 @@ def test_what_cannot_be_had_is_one_line_with_the_way_out(offered: Path, monkeypa
     assert line.endswith("take the engine dynamodb-local")
 
 
+def test_a_program_that_is_named_goes_before_the_pinned_one(offered: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = offered.parent / "own"
+    monkeypatch.setenv(dynoxide.PROGRAM_VARIABLE, str(own))
+    for call in (lambda: bounded.run(dynoxide.find_program()), NATIVE.title):
+        with pytest.raises(ConfigurationError, match=r"TENUTO_DYNOXIDE names .*/own, which is not a program"):
+            call()
+    own.write_text("#!/bin/sh\necho dynoxide 9.9\n")
+    own.chmod(0o755)
+    assert bounded.run(dynoxide.find_program()) == own
+    assert NATIVE.title() == f"dynoxide 9.9, TENUTO_DYNOXIDE={own}"
+    own.write_text("#!/bin/sh\nexit 3\n")
+    with pytest.raises(ConfigurationError, match="--version fails"):
+        NATIVE.title()
+
+
 def test_a_program_on_the_path_takes_the_place_of_one_that_cannot_be_fetched(
     offered: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

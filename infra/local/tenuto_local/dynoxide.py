@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from random import SystemRandom
 from typing import Final
 
 from tenuto_local.cache import Progress, silent
-from tenuto_local.errors import LocalStackError, PrerequisiteMissing, ProcessFailed
+from tenuto_local.errors import ConfigurationError, LocalStackError, PrerequisiteMissing, ProcessFailed
 from tenuto_local.npm import NpmProgram, fetch_program
 from tenuto_local.ports import LOOPBACK, start_at_free_port
 from tenuto_local.processes import ManagedProcess
@@ -31,6 +32,10 @@ PROGRAM: Final = NpmProgram(
     member="package/dynoxide",
     size_mb=8,
 )
+PROGRAM_VARIABLE: Final = "TENUTO_DYNOXIDE"
+"""Names a program of one's own, which goes before the pinned one."""
+
+VERSION_TIMEOUT_S: Final = 5.0
 READY_TIMEOUT_S: Final = 20.0
 READY_MARKER: Final = "Dynoxide listening on"
 PORT_TAKEN: Final = "already in use"
@@ -99,7 +104,14 @@ def _environment() -> dict[str, str]:
 
 
 async def find_program(progress: Progress = silent) -> Path:
-    """The pinned program, else one on the PATH. Raises `PrerequisiteMissing` in one line when there is neither."""
+    """The program that TENUTO_DYNOXIDE names, else the pinned one, else one on the PATH.
+
+    Raises `ConfigurationError` when what is named is no program, and `PrerequisiteMissing` in one line when there is
+    none.
+    """
+    own = own_program()
+    if own is not None:
+        return own
     try:
         return await fetch_program(PROGRAM, progress)
     except LocalStackError as error:
@@ -111,6 +123,29 @@ async def find_program(progress: Progress = silent) -> Path:
             ) from error
         progress(f"the dynoxide on the PATH is used: {error}")
         return Path(installed)
+
+
+def own_program() -> Path | None:
+    """The program that TENUTO_DYNOXIDE names, if it is set. Raises `ConfigurationError` when there is none."""
+    named = os.environ.get(PROGRAM_VARIABLE)
+    if not named:
+        return None
+    path = Path(named).expanduser().resolve()
+    if not path.is_file() or not os.access(path, os.X_OK):
+        raise ConfigurationError(f"{PROGRAM_VARIABLE} names {path}, which is not a program that can be run")
+    return path
+
+
+def title() -> str:
+    """The engine and its version, as reports name it; of a program of one's own, as that says it."""
+    own = own_program()
+    if own is None:
+        return f"{PROGRAM.title}-{PROGRAM.version}"
+    try:
+        said = subprocess.run([own, "--version"], capture_output=True, text=True, timeout=VERSION_TIMEOUT_S, check=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise ConfigurationError(f"{PROGRAM_VARIABLE}: {own} --version fails: {error}") from error
+    return f"{said.stdout.strip()}, {PROGRAM_VARIABLE}={own}"
 
 
 def loopback_host() -> str:

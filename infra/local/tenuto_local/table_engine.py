@@ -11,13 +11,14 @@ DynamoDB's protocol; what the engines do differently is in docs/internals/engine
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
 from tenuto_local.cache import Progress, silent
 from tenuto_local.dynamodb_local import DynamoDBLocal
-from tenuto_local.dynoxide import PROGRAM, Dynoxide
+from tenuto_local.dynoxide import Dynoxide, title
 from tenuto_local.engine_choice import chosen
 from tenuto_local.jars import DYNAMODB_LOCAL, JarSet
 
@@ -56,16 +57,16 @@ class Making(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class EngineKind:
-    """One engine by its name in the setting; `title` has its version. `jars` are what it needs Java for."""
+    """One engine by its name in the setting; `title` tells its version. `jars` are what it needs Java for."""
 
     name: str
-    title: str
+    title: Callable[[], str]
     make: Making
     jars: tuple[JarSet, ...] = ()
 
 
-REFERENCE: Final = EngineKind("dynamodb-local", DYNAMODB_LOCAL.directory, DynamoDBLocal, (DYNAMODB_LOCAL,))
-NATIVE: Final = EngineKind("dynoxide", f"dynoxide-{PROGRAM.version}", Dynoxide)
+REFERENCE: Final = EngineKind("dynamodb-local", lambda: DYNAMODB_LOCAL.directory, DynamoDBLocal, (DYNAMODB_LOCAL,))
+NATIVE: Final = EngineKind("dynoxide", title, Dynoxide)
 ENGINES: Final = {kind.name: kind for kind in (REFERENCE, NATIVE)}
 
 

@@ -96,8 +96,8 @@ def _table(option: str | None, configured: str) -> str | None:
 
 
 def native_table_available() -> bool:
-    """Whether dynoxide is there, or can be fetched."""
-    if shutil.which(dynoxide.PROGRAM.name) is not None:
+    """Whether dynoxide is there, or can be fetched. Raises ConfigurationError when the one that is named is not."""
+    if dynoxide.own_program() is not None or shutil.which(dynoxide.PROGRAM.name) is not None:
         return True
     return npm.runs_here() and (dynoxide.PROGRAM.path.is_file() or shutil.which("npm") is not None)
 
