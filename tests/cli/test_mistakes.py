@@ -160,7 +160,7 @@ def test_in_an_empty_folder(folder: Path, capsys: pytest.CaptureFixture[str], ar
     assert words in told(arguments, capsys)
 
 
-NO_REGION = "no AWS region is set: set AWS_REGION, or region under [aws]; for a project on this machine start"
+NO_REGION = "no AWS region is set: set AWS_REGION, or region under [aws]; for a project on this machine, start"
 
 
 @pytest.mark.parametrize(

@@ -341,7 +341,7 @@ class MemoryEventLog:
             if not known and self._coordination is not None:
                 # Refused as unknown, a member joins again as a new one.
                 self._kafka._join(self)
-            raise LogUnavailableError(f"the partition belongs to another member of group {self.group!r} by now")
+            raise LogUnavailableError(f"the partition belongs to another member of group {self.group!r} now")
         group.committed.update(offsets)
         group.lives.update((tp, self._lives[tp]) for tp in offsets)
         await self._hook("commit", "after")

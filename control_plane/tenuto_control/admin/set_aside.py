@@ -124,7 +124,7 @@ class SetAside:
         since_ms = item.get("back_ms")
         if isinstance(since_ms, int) and self.clock.now_ms() - since_ms > REPEAT_MS_MAX:
             raise SetAsideError(
-                "putting this back began long ago and did not end, so it may have run since; see whether it has, then "
+                "a restore of it began long ago and did not end, so it may have run; find out whether it has, then "
                 "delete it or send it again"
             )
         match way:
@@ -190,7 +190,7 @@ class SetAside:
         here = Equals("restore.here", "pk", self.lane.pk), Absent("restore.first", "back_ms")
         write = Update(Key(self.lane.pk, str(item["sk"])), notes, conditions=here)
         if not isinstance(await self.table.write(write), Applied):
-            raise SetAsideError("somebody else is putting it back, or has deleted it; see what is left with list")
+            raise SetAsideError("another process is restoring it or has deleted it; list shows what is left")
 
     async def _look(self, waits: str | None) -> None:
         """Have a control plane look into the inbox. What is no item of the inbox waits for its entry."""
@@ -222,7 +222,7 @@ def way_back(lane: Lane, item: Item) -> Way:
         for event in (events := check_inbox_events(lane, back)):
             check_waiting(lane, event)
         if not events:
-            raise SetAsideError("nothing is in it that could run")
+            raise SetAsideError("it contains nothing that could run")
         return Beside(key, attributes, events[0].nonce)
     except ValueError as e:
         raise SetAsideError(f"this version cannot read it either: {e}") from e
@@ -247,7 +247,7 @@ def _check_beside(name: str, back: Item) -> None:
     elif name.startswith("V#"):
         payload_in(back)
     else:
-        raise SetAsideError("it is of no kind that this version puts back; a newer one may have set it aside")
+        raise SetAsideError("this version cannot restore items of this kind; a newer one may have set it aside")
 
 
 def _tombstone(item: Item | None) -> int | None:

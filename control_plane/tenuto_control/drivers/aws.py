@@ -76,8 +76,8 @@ async def open_clients(config: Config) -> AsyncIterator[AwsClients]:
             )
         except NoRegionError as e:
             raise ConfigError(
-                "no AWS region is set: set AWS_REGION, or region under [aws]; for a project on this machine start "
-                "`tenuto dev` in its folder, which `tenuto check` and `tenuto journal` then ask"
+                "no AWS region is set: set AWS_REGION, or region under [aws]; for a project on this machine, start "
+                "`tenuto dev` in its folder, which `tenuto check` and `tenuto journal` then use"
             ) from e
         except (BotoCoreError, ValueError) as e:
             raise ConfigError(

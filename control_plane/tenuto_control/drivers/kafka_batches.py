@@ -318,7 +318,7 @@ def _patient(body: bytes, head: _Head) -> Iterator[Fetched]:
         yield _record(body[at:end], head, index)
         at = end
     if at != len(body):
-        raise _BrokenError(f"{len(body) - at} bytes are left behind its {head.count} records")
+        raise _BrokenError(f"{len(body) - at} bytes are left over after its {head.count} records")
 
 
 class _BrokenError(Exception):

@@ -105,7 +105,7 @@ def describe(error: BaseException, kafka: KafkaConfig) -> str:
         case UnknownTopicOrPartitionError():
             return f"the topic does not exist ({error}); create it"
         case CommitFailedError() | IllegalStateError():
-            return f"the partition belongs to another member of group {kafka.group_id!r} by now"
+            return f"the partition belongs to another member of group {kafka.group_id!r} now"
         case KafkaConnectionError() | OSError() | TimeoutError():
             detail = str(error) or "no answer in time"
             way_out = "check kafka.bootstrap_servers"
