@@ -23,6 +23,7 @@ from tenuto.protocol.messages import HandlerManifest, Manifest, RetryPolicy, Ser
 from tenuto.runtime.commands import Commands
 from tenuto.runtime.handlers import HandlerSpec, Kind, admits_nothing, input_form
 from tenuto.serde import MISSING, hints_of, output_serde_for, serde_for
+from tenuto.serde.hints import unresolved
 
 if TYPE_CHECKING:
     from tenuto.declares import DeclaresObject, DeclaresService, DeclaresShared
@@ -356,16 +357,18 @@ def _spec_of(
     """What the runtime knows of a handler, by its hints. Raises TypeError that names handler, file and line."""
     target = f"{service}/{name}"
     with declaring(function, target):
-        require_hints(function, CONTEXTS[kind], target)
         try:
+            require_hints(function, CONTEXTS[kind], target)
             hint, output = hints_of(function)
             takes, gives = serde_for(None if hint is MISSING else hint), output_serde_for(output)
-        except TypeError:
+            nullable = hint is MISSING or admits_nothing(takes)
+            require_no_default(function, target, nullable=nullable)
+        except (TypeError, ValueError):
             raise
+        except NameError as e:  # Of an alias, which is evaluated when it is looked at.
+            raise unresolved(None, e) from e
         except Exception as e:  # What is no type may raise anything when it is looked at.
             raise TypeError(describe(e)) from e
-        nullable = hint is MISSING or admits_nothing(takes)
-        require_no_default(function, target, nullable=nullable)
     return HandlerSpec(
         service=service,
         name=name,

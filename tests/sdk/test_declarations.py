@@ -163,6 +163,22 @@ def test_a_context_input_or_result_without_a_hint_is_refused_with_the_way_out(ki
             decorator(kind)(function)
 
 
+class Alias:
+    """As the `type` statement of Python 3.12 makes them: evaluated when it is looked at."""
+
+    @property
+    def __value__(self) -> type:
+        raise NameError("name 'Nowhere' is not defined", name="Nowhere")
+
+
+@pytest.mark.parametrize("of", ["ctx", "order", "return"])
+def test_an_alias_of_nothing_is_refused(of: str) -> None:
+    function = handler_of(Context)
+    function.__annotations__[of] = Alias()
+    with pytest.raises(TypeError, match=rf"^orders/place: a type hint cannot be resolved: .*Nowhere.*{HERE}:\d+\)$"):
+        Service("orders").handler()(function)
+
+
 class Mixed(Enum):
     """Neither text nor numbers."""
 

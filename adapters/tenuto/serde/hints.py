@@ -169,8 +169,9 @@ def _is_hashable(node: Any) -> bool:
 
 
 def unresolved(hint: Any, error: Exception) -> TypeError:
-    """The error for a hint with a name that stands for nothing."""
-    return TypeError(f"the type hint {name_of(hint)} cannot be resolved: {_first_line(error)}; {AT_RUN_TIME}")
+    """The error for a hint, or for any of them, with a name that stands for nothing."""
+    named = "a type hint" if hint is None else f"the type hint {name_of(hint)}"
+    return TypeError(f"{named} cannot be resolved: {_first_line(error)}; {AT_RUN_TIME}")
 
 
 def _first_line(error: Exception) -> str:
