@@ -103,7 +103,7 @@ class _Declared:
         with declaring(name):
             if callable(name):
                 raise TypeError(f"the decorator of {self.name} takes parentheses: @{self.name}.handler()")
-            return None if name is None else checks.target_name(name, "handler name")
+            return None if name is None else checks.target_name(name, f"handler name of {self.name}")
 
     def _called(self, function: object) -> str:
         """The name of a handler that is given none: its function's."""

@@ -28,6 +28,7 @@ from typing import (
 )
 
 import pytest
+from pydantic import BaseModel, BeforeValidator
 
 import tenuto
 from tenuto import (
@@ -209,6 +210,44 @@ def test_what_cannot_be_read_or_written_is_refused(hint: str, of: str) -> None:
     line = function.__code__.co_firstlineno
     with pytest.raises(TypeError, match=rf"^orders/place: the type hint .*{HERE}:{line}\)$"):
         Service("orders").handler()(function)
+
+
+class Odd:
+    """A class that has no form of its own."""
+
+
+class HoldsOdd(BaseModel, arbitrary_types_allowed=True):
+    """Pydantic takes it from Python alone."""
+
+    odd: list[Odd]
+
+
+class HoldsCallable(BaseModel):
+    """As well."""
+
+    call: Callable[[], int]
+
+
+class MakesOdd(BaseModel, arbitrary_types_allowed=True):
+    """What JSON can hold or leave out."""
+
+    odd: Annotated[Odd, BeforeValidator(lambda _text: Odd())]
+    more: Odd = Odd()
+    none: Odd | None
+
+
+@pytest.mark.parametrize("hint", [HoldsOdd, HoldsCallable, list[HoldsOdd]], ids=range(3))
+def test_a_model_that_no_json_can_become_is_refused(hint: Any) -> None:
+    function = handler_of(Context)
+    function.__annotations__["order"] = hint
+    with pytest.raises(TypeError, match=rf"^orders/place: .* (Odd|a callable) has no JSON form; .*{HERE}:\d+\)$"):
+        Service("orders").handler()(function)
+
+
+def test_a_model_that_makes_its_values_of_json_is_taken() -> None:
+    function = handler_of(Context)
+    function.__annotations__["order"] = MakesOdd
+    assert Service("orders").handler()(function).name == "place"
 
 
 @pytest.mark.parametrize("hint", [NoReturn, Never])

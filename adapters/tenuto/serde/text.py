@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import re
 import sys
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
@@ -223,7 +224,36 @@ def adapter_of(hint: Any) -> TypeAdapter[Any]:
         raise unresolved(hint, error) from error
     except (RuntimeError, TypeError, AttributeError) as error:  # pydantic's own derive from these
         raise unsupported(hint, str(error).partition("\n")[0].rstrip(".")) from error
+    unreadable = _unreadable_in(adapter.core_schema)
+    if unreadable is not None:
+        raise unsupported(hint, f"{unreadable} has no JSON form; a BeforeValidator can make one of JSON")
     return adapter
+
+
+def _unreadable_in(schema: Any) -> str | None:
+    """What a pydantic schema requires that no JSON can hold: an instance of an arbitrary class, a callable, a class.
+
+    A field with a default may be left out, and a validator may make such a value: neither is looked into.
+    """
+    inner: Iterable[Any] = ()
+    match schema:
+        case {"type": "is-instance" | "is-subclass", "cls": cls}:
+            return name_of(cls)
+        case {"type": "callable"}:
+            return "a callable"
+        case {"type": "model-fields" | "typed-dict", "fields": fields}:
+            inner = fields.values()
+        case {"type": "dataclass-args", "fields": fields}:
+            inner = fields
+        case {"type": "list" | "set" | "frozenset", "items_schema": item}:
+            inner = (item,)
+        case {"type": "dict", "values_schema": value}:
+            inner = (value,)
+        case {"type": "model" | "dataclass" | "definitions" | "model-field" | "dataclass-field" | "typed-dict-field"}:
+            inner = (schema["schema"],)
+        case _:
+            pass
+    return next((found for found in map(_unreadable_in, inner) if found is not None), None)
 
 
 def pydantic_text(adapter: TypeAdapter[Any], value: Any, *, nulls_checked: bool = True) -> bytes:
