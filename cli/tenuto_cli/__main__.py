@@ -5,15 +5,15 @@ imported. Imports nothing at the top, so that this time begins at once.
 """
 
 
-def run() -> int:
+def main() -> int:
     """Run the command line of this process and return the exit status."""
     try:
         from tenuto_local import interrupts
 
         interrupts.end_at_once()
-        from tenuto_cli.program import main
+        from tenuto_cli import program
 
-        status = main()
+        status = program.main()
         interrupts.over()
     except KeyboardInterrupt:  # Before or between the handlers above.
         return 130
@@ -23,4 +23,4 @@ def run() -> int:
 if __name__ == "__main__":
     import sys
 
-    sys.exit(run())
+    sys.exit(main())

@@ -324,7 +324,7 @@ def test_an_interrupt_ends_a_command_quietly(folder: Path) -> None:
 
 IMPORTS = """
 import os, signal, sys
-from tenuto_cli.__main__ import run
+from tenuto_cli.__main__ import main
 
 class Interrupting:
     \"""Sends the process a Ctrl-C when the module that is counted down to is imported.\"""
@@ -344,7 +344,7 @@ for moment in moments:
         Interrupting.left = int(moment)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         sys.meta_path.insert(0, Interrupting())
-        sys.exit(run())
+        sys.exit(main())
     print(moment, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 MOMENTS = (1, 2, 3, 4, 6, 10, 20, 60, 200)
