@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from tenuto.wire import signer as signing
 from tenuto.wire.destination import Destination, Proxy, destination
-from tenuto.wire.signer import Signer
+from tenuto.wire.signer import HEADS_BEGUN_MAX, Signer
 from tenuto.wire.sigv4 import UNSIGNED, Credentials, Request, SigningKey, signing_key
 
 NOW = datetime(2026, 11, 29, 21, 40, 1, tzinfo=UTC)
@@ -82,6 +82,36 @@ def test_signatures_are_botocores(request: Request, credentials: Credentials, ur
     signed = Signer(to).signed_head(request, credentials, NOW.timestamp())
     base = url.removesuffix("/some")
     assert headers_of(signed)["authorization"] == botocores(to, request, credentials, base)
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.builds(
+                Request,
+                st.sampled_from(["/", "/a"]),
+                st.sampled_from([{}, {"x-amz-target": "A"}, {"x-amz-target": "B", "user-agent": "u"}]),
+                st.binary(max_size=4),
+                query=st.sampled_from(["", "q=1"]),
+                method=st.sampled_from(["POST", "GET"]),
+            ),
+            st.sampled_from([Credentials("a", "s"), Credentials("a", "s", "t"), Credentials("a", "s2")]),
+            st.sampled_from([0, 1, 86_400]),
+        ),
+        max_size=12,
+    ),
+    st.sampled_from([1, 2, HEADS_BEGUN_MAX]),
+)
+def test_what_is_remembered_between_requests_changes_no_head(
+    asked: list[tuple[Request, Credentials, int]], most: int
+) -> None:
+    to = destination("https://h", service="dynamodb", region="eu-central-1")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(signing, "HEADS_BEGUN_MAX", most)
+        kept = Signer(to)
+        for request, credentials, later_s in asked:
+            at_s = NOW.timestamp() + later_s
+            assert kept.signed_head(request, credentials, at_s) == Signer(to).signed_head(request, credentials, at_s)
 
 
 @given(st.binary(min_size=32, max_size=32), st.lists(st.binary(max_size=200), max_size=3))
