@@ -44,7 +44,7 @@ DATABASE: Final = "table.sqlite"
 THREADS_VARIABLE: Final = "TOKIO_WORKER_THREADS"
 CORES_PER_THREAD: Final = 2
 """It would start a thread for each core. One request at a time is in its database anyway, and memory that one thread
-gives back interrupts all others: on two cores, a single thread takes an eighth less of the CPU for the same writes."""
+gives back interrupts all others: on two cores, a single thread takes less of the CPU for the same writes."""
 
 
 class Dynoxide:
