@@ -167,7 +167,8 @@ def decide(memory: LaneMemory, turn: Turn, bounds: Bounds) -> Action:
         return _pause(memory, turn, bounds) or ReadHead()
     if head.run is not None and not head.run.suspended:
         return _running(memory, turn, bounds, head, head.run)
-    if turn.handed and not memory.look and not memory.read_since(_owner_until_ms(memory, bounds)):
+    theirs = not named_by(bounds.process, head.tok)
+    if turn.handed and theirs and not memory.look and not memory.read_since(_owner_until_ms(memory, bounds)):
         # Another process has used it when it was seen last, and continues with what was handed over.
         return _left_to_owner(memory, turn, bounds)
     if to_ship(memory, turn, bounds, head):
