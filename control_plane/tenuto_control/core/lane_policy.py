@@ -201,6 +201,9 @@ def _free(memory: LaneMemory, turn: Turn, bounds: Bounds, head: Head) -> Action:
     if theirs and first is not None and not named_by(bounds.process, head.tok) and _used_lately(memory, turn, bounds):
         return HandOver()
     if head.pend is not None or memory.look:
+        if first is None and not memory.look and not named_by(bounds.process, head.tok) and not memory.read_since(_owner_until_ms(memory, bounds)):
+            # What waits there is another process's to run, should that still be at work.
+            return _left_to_owner(memory, turn, bounds)
         return DrainInbox()
     if first is not None:
         return _sharing(memory, turn, first) or Invoke()
