@@ -122,7 +122,8 @@ class Turn(Struct, frozen=True):
     """A decision is due at `now_ms`, with `queued` works in the queue, the first of which is about `first`.
 
     That one came at `first_ms`. `calls` and `records` say which kinds of work are in the queue. `handed` counts calls
-    that were handed over and whose callers wait here; `behind` counts works that were, and have not begun.
+    that were handed over and whose callers wait here; `behind` counts works that were, and have not begun. `begun`: the
+    lane's run is one of those, or the first in the queue.
     `clock_differs`: `now_ms` is known to be wrong by more than the margin of leases. `holds`: offsets of finished
     events are held.
     """
@@ -137,6 +138,7 @@ class Turn(Struct, frozen=True):
     clock_differs: bool = False
     holds: bool = False
     behind: int = 0
+    begun: bool = False
 
 
 class Nudged(Struct, frozen=True):

@@ -476,11 +476,12 @@ class LaneWorker(LaneTask):
             return Rest(self._services.clock.now_ms() + self._bounds.call_look_ms)
         self._on(LookBegun())
         self._on(ReadBegun())
-        head = await self._services.acceptance.take_in(self.lane, [work.to_keep() for work in works])
-        self.queue.hand_over(works, self._services.clock.now_ms())
+        item = await self._services.acceptance.take_in(self.lane, [work.to_keep() for work in works])
+        head = None if item is None else parse_head(item)
+        self.queue.hand_over(works, self._services.clock.now_ms(), head)
         # Whoever uses the lane sees the mark. Had it finished just before, the lane is taken up from here.
         if head is not None:
-            self._learn(parse_head(head))
+            self._learn(head)
         return CONTINUE
 
     async def _drain(self) -> None:
