@@ -29,24 +29,18 @@ from tenuto.protocol.records import (
     Success,
     pack,
 )
+from tenuto_control.core.lane_facts import Delivered, HeadDropped, HeadSeen, LookBegun, ReadBegun, SpillBegun, Turn
 from tenuto_control.core.lane_memory import (
     STALE,
     UNREAD,
-    Delivered,
     Failing,
     HandlerPause,
-    HeadDropped,
-    HeadSeen,
     Known,
     LaneMemory,
-    LookBegun,
     OutboxPause,
-    ReadBegun,
     Seen,
-    SpillBegun,
     TablePause,
     Trouble,
-    Turn,
 )
 from tenuto_control.core.lane_policy import (
     BEHIND_LOOKS,

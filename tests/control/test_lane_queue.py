@@ -13,7 +13,7 @@ from tenuto.protocol.ids import InvocationId, Lane
 from tenuto.protocol.limits import VALUE_BYTES_MAX
 from tenuto.protocol.messages import ClaimedRun, Head
 from tenuto.protocol.records import CallSource, Event, KafkaSource, PublishOut, ResultOut, Success
-from tenuto_control.core.lane_memory import Turn
+from tenuto_control.core.lane_facts import Turn
 from tenuto_control.dispatcher.lane_queue import RESULT_LOOK_MS, LaneQueue
 from tenuto_control.dispatcher.work import CallWork, Elsewhere, KafkaWork
 from tenuto_control.ports import TopicPartition

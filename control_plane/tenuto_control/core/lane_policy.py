@@ -19,7 +19,8 @@ from tenuto.lane.transitions import ANY_ANSWER
 from tenuto.protocol.limits import FINISHED_CALL_MS
 from tenuto.protocol.messages import ClaimedRun, Head
 from tenuto.protocol.records import CallSource, DueSlot, Event, KafkaSource, ResultOut, unpack_slot
-from tenuto_control.core.lane_memory import Holder, LaneMemory, Turn, is_speculation, named_by
+from tenuto_control.core.lane_facts import Turn
+from tenuto_control.core.lane_memory import Holder, LaneMemory, is_speculation, named_by
 from tenuto_control.core.sightings import Sighting
 
 

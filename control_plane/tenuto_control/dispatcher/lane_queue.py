@@ -13,7 +13,7 @@ from typing import Final
 from tenuto.lane.transitions import outgoing_results
 from tenuto.protocol.messages import Head
 from tenuto.protocol.records import Event, KafkaSource, Result
-from tenuto_control.core.lane_memory import EMPTY, Turn
+from tenuto_control.core.lane_facts import EMPTY, Turn
 from tenuto_control.core.lane_policy import finished, passed
 from tenuto_control.dispatcher.delivery import fits
 from tenuto_control.dispatcher.work import CallWork, Elsewhere, KafkaWork, Work

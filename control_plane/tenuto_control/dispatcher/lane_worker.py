@@ -27,7 +27,7 @@ from tenuto_control import cancellation
 from tenuto_control.core import log_fields
 from tenuto_control.core.clocks import differs, lease_from_ms
 from tenuto_control.core.flights import NO_LESSONS
-from tenuto_control.core.lane_memory import (
+from tenuto_control.core.lane_facts import (
     EMPTY,
     ActivationEnded,
     Buried,
@@ -38,7 +38,6 @@ from tenuto_control.core.lane_memory import (
     HeadSeen,
     Hurried,
     InboxSeen,
-    LaneMemory,
     LookBegun,
     LookWanted,
     NapOver,
@@ -52,8 +51,8 @@ from tenuto_control.core.lane_memory import (
     TakeoverBegun,
     Troubled,
     Unserved,
-    named_by,
 )
+from tenuto_control.core.lane_memory import LaneMemory, named_by
 from tenuto_control.core.lane_policy import (
     Action,
     Bounds,
