@@ -43,13 +43,13 @@ COST = 2.0
 """What several planes cost at most, in requests of one."""
 
 SLOW_CALLS_COST_OF_FOUR = {50: 2.5, 100: 2.9, 200: 2.5, 1_000: 2.5}
-"""The same for four planes, and calls of handlers without steps that take so many milliseconds each, where more come than
-a key can run. In one plane such a call is a read, a commit and a stored result. `docs/internals` says what it takes
-that is handed over."""
+"""The same for four planes, and calls of handlers without steps that take so many milliseconds each, where more come
+than a key can run. In one plane such a call is a read, a commit and a stored result. `docs/internals` says what one
+takes that is handed over."""
 
 SLOW_EVENTS_REQUESTS = 2.5
-"""Requests for an event from Kafka of a handler without steps that takes 50 ms or longer, where two planes have events
-for the same key. In one plane they go in batches, and take as little as one request for nine."""
+"""Requests for an event from Kafka of a handler without steps that takes 50 ms or longer, where two planes have some
+events for the same key. In one plane they go in batches, and take as little as one request for nine."""
 
 
 def reached(
