@@ -18,41 +18,43 @@ from tenuto.protocol.ids import InvocationId, Lane
 from tenuto.protocol.limits import FINISHED_TTL_MS
 from tenuto.protocol.messages import ClaimedRun, Head, Trim
 from tenuto.protocol.records import Event, KafkaSource, Out, PublishOut
-from tenuto_control.core.lane_memory import (
-    DRAIN_EVENTS_MAX,
+from tenuto_control.core.lane_facts import (
     EMPTY,
-    STALE,
-    TRIMMED_MAX,
-    UNREAD,
-    VAIN_PAUSE_MS_MAX,
     ActivationEnded,
     Buried,
     Delivered,
     Fact,
     FailedAttempt,
-    HandlerPause,
     HeadDropped,
     HeadSeen,
-    Holder,
     InboxSeen,
-    Known,
-    LaneMemory,
     LookBegun,
     LookWanted,
     Nudged,
-    OutboxPause,
     Pressed,
     ProducedInVain,
     ReadBegun,
     SpillBegun,
     Succeeded,
     TableAway,
-    TablePause,
     TakeoverBegun,
-    Trouble,
     Troubled,
     Turn,
     Unserved,
+)
+from tenuto_control.core.lane_memory import (
+    DRAIN_EVENTS_MAX,
+    STALE,
+    TRIMMED_MAX,
+    UNREAD,
+    VAIN_PAUSE_MS_MAX,
+    HandlerPause,
+    Holder,
+    Known,
+    LaneMemory,
+    OutboxPause,
+    TablePause,
+    Trouble,
     named_by,
 )
 from tenuto_control.core.lane_policy import DrainInbox, ReadHead, Ship, Spill, Wait, decide
@@ -471,11 +473,15 @@ def seen(*heads: tuple[int, Head]) -> Sighting:
     return after(*(HeadSeen(head, NOW + at_ms) for at_ms, head in heads)).sighting
 
 
-def test_runs_are_thought_to_last_as_long_as_those_before_and_longer_ones_by_and_by() -> None:
-    looks = [(n * 1_000 + 10, Head(ver=1 + 2 * n, run=run_from(NOW + n * 1_000, 1 + 2 * n))) for n in range(5)]
-    assert [seen(*looks[: n + 1]).lasts_ms for n in range(5)] == [0, 250, 750, 1_000, 1_000]
-    soon = Head(ver=11, run=run_from(NOW + 4_100, 11))
-    assert seen(*looks, (4_200, soon)).lasts_ms == 100
+def test_runs_are_thought_to_last_as_long_as_the_first_and_longer_ones_by_and_by_or_twice_in_a_row() -> None:
+    looks = [(n * 1_000 + 10, Head(ver=1 + 2 * n, run=run_from(NOW + n * 1_000, 1 + 2 * n))) for n in range(4)]
+    assert [seen(*looks[: n + 1]).lasts_ms for n in range(4)] == [0, 1_000, 1_000, 1_000]
+    short = (3_200, Head(ver=9, run=run_from(NOW + 3_100, 9)))
+    assert seen(*looks, short).lasts_ms == 100
+    long = (8_200, Head(ver=11, run=run_from(NOW + 8_100, 11)))
+    assert seen(*looks, short, long).lasts_ms == 450
+    longer = (13_200, Head(ver=13, run=run_from(NOW + 13_100, 13)))
+    assert seen(*looks, short, long, longer).lasts_ms == 5_000
 
 
 def test_a_run_has_begun_when_it_says_but_not_before_the_look_that_did_not_see_it() -> None:

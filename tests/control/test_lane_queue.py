@@ -13,7 +13,7 @@ from tenuto.protocol.ids import InvocationId, Lane
 from tenuto.protocol.limits import VALUE_BYTES_MAX
 from tenuto.protocol.messages import ClaimedRun, Head
 from tenuto.protocol.records import CallSource, Event, KafkaSource, PublishOut, ResultOut, Success
-from tenuto_control.core.lane_memory import Turn
+from tenuto_control.core.lane_facts import Turn
 from tenuto_control.dispatcher.lane_queue import RESULT_LOOK_MS, LaneQueue
 from tenuto_control.dispatcher.work import CallWork, Elsewhere, KafkaWork
 from tenuto_control.ports import TopicPartition
@@ -175,13 +175,18 @@ def test_calls_leave_with_their_callers() -> None:
 # --- handed over ------------------------------------------------------------------------------------------------------
 
 
+def run_of(work: CallWork) -> ClaimedRun:
+    """The run of a call, in another process."""
+    return ClaimedRun(work.event, ver=1, start_ms=0, first_out=0, attempt=1, holder="there.1", lease_ms=NOW)
+
+
 def handed(*nonces: str, wanted_until_ms: int = NOW + 25_000) -> tuple[LaneQueue, list[CallWork]]:
     """A queue whose calls have been handed over; needs a running loop."""
     calls = [call(nonce) for nonce in nonces]
     for work in calls:
         work.wanted_until_ms = wanted_until_ms
     queue = queue_of(*calls)
-    queue.hand_over(queue.movable(), NOW)
+    queue.hand_over(queue.movable(), NOW, None)
     return queue, calls
 
 
@@ -190,7 +195,7 @@ def test_what_is_handed_over_releases_its_offset_and_keeps_its_caller() -> None:
         offsets = Offsets()
         record, asked = offsets.work(1), call("c1")
         queue = queue_of(record, asked)
-        queue.hand_over(queue.movable(), NOW)
+        queue.hand_over(queue.movable(), NOW, None)
         assert offsets.released == [1]
         assert not asked.answer.done()
         assert (len(queue), queue.waiting) == (0, 1)
@@ -205,9 +210,9 @@ def test_what_was_handed_over_is_behind_until_it_has_begun() -> None:
         offsets = Offsets()
         records, asked = [offsets.work(1), offsets.work(2)], call("c1")
         queue = queue_of(*records, asked)
-        queue.hand_over(queue.movable(), NOW)
+        queue.hand_over(queue.movable(), NOW, None)
         assert queue.turn(NOW, Head()).behind == 3
-        run = ClaimedRun(asked.event, ver=1, start_ms=0, first_out=0, attempt=1, holder="there.1", lease_ms=NOW)
+        run = run_of(asked)
         assert queue.turn(NOW, Head(ver=1, run=run)).behind == 2
         source = records[0].event.source
         assert isinstance(source, KafkaSource)
@@ -242,6 +247,24 @@ def test_a_result_is_looked_for_when_the_head_names_the_call_or_has_moved_on_for
     asyncio.run(scenario())
 
 
+def test_a_result_is_not_looked_for_while_the_head_shows_that_the_call_has_not_run() -> None:
+    async def scenario() -> None:
+        work, later = call("c1"), NOW + RESULT_LOOK_MS
+        work.wanted_until_ms = NOW + 25_000
+        queue = queue_of(work)
+        own, other = run_of(work), run_of(call("c9"))
+        queue.hand_over(queue.movable(), NOW, Head(ver=7, pend="p", run=other))
+        assert queue.to_look_for(Head(ver=8, pend="p"), later) == []
+        assert queue.to_look_for(Head(ver=9, pend="p", run=other), later) == []
+        assert queue.to_look_for(Head(ver=10, pend="p", run=own), later) == []
+        assert queue.to_look_for(Head(ver=9, pend="p"), later) == [work]
+        assert queue.to_look_for(Head(ver=10, pend="p", run=other), later) == [work]
+        assert queue.turn(NOW, Head(run=own)).begun
+        assert not queue.turn(NOW, Head(run=other)).begun
+
+    asyncio.run(scenario())
+
+
 def test_results_that_the_head_has_forgotten_are_found_in_the_order_of_the_calls() -> None:
     """A process that drains an inbox trims what it has finished with its next write, maybe before anybody looks."""
 
@@ -265,7 +288,7 @@ def test_a_queued_call_that_was_tried_here_may_have_been_ended_elsewhere() -> No
         tried, new = call("c1"), call("c2")
         tried.attempted = True
         queue = queue_of(tried, new)
-        run = ClaimedRun(tried.event, ver=1, start_ms=0, first_out=0, attempt=1, holder="there.1", lease_ms=NOW)
+        run = run_of(tried)
         assert queue.to_look_for(Head(ver=1, run=run), NOW) == []
         moved = Head(ver=3, run=replace(run, event=call("c9").event))
         assert queue.to_look_for(moved, NOW) == [tried]

@@ -96,7 +96,7 @@ class ControlPlane:
         self.member = world.kafka.member()
         sink = world.kafka.sink()
         wiring = wiring_of(world, process, rng, sink)
-        self.dispatcher = Dispatcher(wiring)
+        self.dispatcher = process.within(lambda: Dispatcher(wiring))
         self._consumer = Consumer(self.member, sink, self.dispatcher, world.subscriptions, world.limits, process)
         self._sweeper = Sweeper(wiring, self.dispatcher)
 

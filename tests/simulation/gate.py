@@ -50,6 +50,12 @@ class Process:
         context.run(current.set, self)
         return self.loop.create_task(work, name=f"{self.name}: {name}", context=context)
 
+    def within(self, make: Callable[[], T]) -> T:
+        """Make something of this process. What keeps the context in which it was made then belongs to the process."""
+        context = copy_context()
+        context.run(current.set, self)
+        return context.run(make)
+
     def ended(self, task: asyncio.Task[Any]) -> None:
         """A task of this process is done."""
         self.tasks.discard(task)

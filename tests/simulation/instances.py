@@ -101,7 +101,7 @@ class Instance:
         self._partial = world.scenario.scale_to_zero is not None and world.scenario.scale_to_zero.partial_batches
         sink = world.kafka.sink()
         wiring = wiring_of(world, process, rng, sink)
-        self.dispatcher = Dispatcher(wiring)
+        self.dispatcher = process.within(lambda: Dispatcher(wiring))
         self.serverless = Serverless(
             self.dispatcher,
             Sweeper(wiring, self.dispatcher),

@@ -68,6 +68,9 @@ SUSPENDS_OF = 3
 """In one of so many seeds short sleeps suspend, as where functions may run for long or too many nap."""
 
 CROWD = OUT_PER_WRITE_MAX + 5
+CROWD_NAP_MS_MAX = 20_000
+"""The longest sleep of a message that is one of a crowd."""
+
 SHAPES = ("always on", "scaled to zero")
 
 
@@ -119,9 +122,28 @@ def _with_crowd(scenario: Scenario) -> Scenario:
     delivery = Delivery(rng.uniform(0, 2), "events", "k1", len(scenario.programs))
     return replace(
         scenario,
-        programs=(*scenario.programs, (*before, Repeat(CROWD, (send,)), *after)),
+        programs=(
+            _without_long_sleeps(scenario.programs[0]),
+            *scenario.programs[1:],
+            (*before, Repeat(CROWD, (send,)), *after),
+        ),
         deliveries=(*scenario.deliveries, delivery),
     )
+
+
+def _without_long_sleeps(program: programs.Program) -> programs.Program:
+    """The same for each message of a crowd: they run one after the other, and would sleep for hours together."""
+
+    def shorter(op: Op) -> Op:
+        match op:
+            case Nap(ms):
+                return Nap(min(ms, CROWD_NAP_MS_MAX))
+            case Repeat(times, body):
+                return Repeat(times, tuple(shorter(one) for one in body))
+            case _:
+                return op
+
+    return tuple(shorter(op) for op in program)
 
 
 def _scaled_to_zero(scenario: Scenario) -> Scenario:

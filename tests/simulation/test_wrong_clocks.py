@@ -14,8 +14,9 @@ from tenuto_control.dispatcher import lane_worker
 from tests.simulation import scenarios
 from tests.simulation.runner import Verdict, judge
 
-WITHOUT = [(12, "always on"), (4, "scaled to zero"), (10, "scaled to zero")]
-"""Seeds and shapes in which somebody takes over what it must not, without the rule."""
+SEEDS_WITHOUT = 25
+"""Without the rule, somebody takes over what it must not in every fourth or fifth seed: in which, each change of the
+product shifts."""
 
 
 def verdict(seed: int, shape: str) -> Verdict:
@@ -30,14 +31,11 @@ def test_every_law_holds_with_wrong_clocks(seed: int, shape: str) -> None:
         pytest.fail(found.text(), pytrace=False)
 
 
-@pytest.mark.parametrize(("seed", "shape"), WITHOUT)
-def test_without_the_rule_a_run_is_taken_over_by_a_wrong_clock(
-    seed: int, shape: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("shape", ["always on", "scaled to zero"])
+def test_without_the_rule_a_run_is_taken_over_by_a_wrong_clock(shape: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lane_worker, "differs", lambda _check, _margin_ms: False)
-    found = verdict(seed, shape)
-    assert found.problem is not None
-    assert found.problem.startswith("clock at ")
+    found = (verdict(seed, shape).problem for seed in range(1, SEEDS_WITHOUT + 1))
+    assert any(problem is not None and problem.startswith("clock at ") for problem in found)
 
 
 def test_seeds_with_wrong_clocks_are_drawn() -> None:

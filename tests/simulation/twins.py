@@ -131,6 +131,8 @@ class GatedTable:
         await self._cross("delete batch", lambda: self._world.delete_all(deletes), write=True)
 
     async def _cross(self, operation: str, act: Callable[[], Awaitable[T]], *, write: bool = False) -> T:
+        # What belongs to no process meets no fault, no crash and only half of the network's delay.
+        assert current.get() is not None, f"{operation}: a request of no process"
         return await self._gate.cross(operation, act, TableUnavailableError, write=write)
 
 

@@ -24,6 +24,31 @@ from tenuto.protocol.limits import FINISHED_TTL_MS
 from tenuto.protocol.messages import ClaimedRun, Head, Trim
 from tenuto.protocol.records import Event
 from tenuto_control.core.frugal_heads import frugal
+from tenuto_control.core.lane_facts import (
+    EMPTY,
+    ActivationEnded,
+    Buried,
+    Delivered,
+    Fact,
+    HeadDropped,
+    HeadSeen,
+    Hurried,
+    InboxSeen,
+    LookBegun,
+    LookWanted,
+    NapOver,
+    Nudged,
+    Pressed,
+    ProducedInVain,
+    ReadBegun,
+    SpillBegun,
+    Succeeded,
+    TableAway,
+    TakeoverBegun,
+    Troubled,
+    Turn,
+    Unserved,
+)
 from tenuto_control.core.sightings import Sighting
 
 DRAIN_EVENTS_MAX: Final = 50
@@ -41,8 +66,6 @@ VAIN_PAUSE_MS: Final = 100
 VAIN_PAUSE_MS_MAX: Final = 5_000
 VAIN_DOUBLINGS_MAX: Final = 6
 TROUBLE_DOUBLINGS_MAX: Final = 10
-
-EMPTY: Final[frozenset[str]] = frozenset()
 
 
 # --- what is remembered ----------------------------------------------------------------------------------------------
@@ -113,199 +136,6 @@ class Holder(Enum):
     """An invocation's of this process that may still run."""
     FOREIGN = auto()
     """Another process's."""
-
-
-# --- what happens ----------------------------------------------------------------------------------------------------
-
-
-class Turn(Struct, frozen=True):
-    """A decision is due at `now_ms`, with `queued` works in the queue, the first of which is about `first`.
-
-    That one came at `first_ms`. `calls` and `records` say which kinds of work are in the queue. `handed` counts calls
-    that were handed over and whose callers wait here; `behind` counts works that were, and have not begun.
-    `clock_differs`: `now_ms` is known to be wrong by more than the margin of leases. `holds`: offsets of finished
-    events are held.
-    """
-
-    now_ms: int
-    first: Event | None = None
-    queued: int = 0
-    first_ms: int = 0
-    calls: bool = False
-    records: bool = False
-    handed: int = 0
-    clock_differs: bool = False
-    holds: bool = False
-    behind: int = 0
-
-
-class Nudged(Struct, frozen=True):
-    """Something may have changed; with `look`, the head certainly, or the inbox."""
-
-    look: bool = False
-
-
-class Pressed(Struct, frozen=True):
-    """Events have waited here for long, while their partition can take no more."""
-
-
-class Hurried(Struct, frozen=True):
-    """What the last attempt failed for seems to be over: the next one need not wait out its pause."""
-
-
-class ReadBegun(Struct, frozen=True):
-    """The head is asked for: the answer knows of everything until now."""
-
-
-class HeadSeen(Struct, frozen=True):
-    """The head was read, or a write answered with it. `answered` are nonces of calls whose results it held."""
-
-    head: Head
-    now_ms: int
-    answered: frozenset[str] = EMPTY
-
-
-class HeadDropped(Struct, frozen=True):
-    """What this process did changes the head in a way that it has not seen."""
-
-
-class FailedAttempt(Struct, frozen=True):
-    """The attempt at an event, by its id, that failed; the next is due at `until_ms`. `harmless`: it does not count.
-
-    `attempt` is its number, those of other processes included.
-    """
-
-    event: str
-    until_ms: int
-    harmless: bool = False
-    attempt: int = 1
-
-
-class ActivationEnded(Struct, frozen=True):
-    """An activation's end: the head it left (None: not known), and which nonces it finished.
-
-    `ended` are holders that certainly run no more. `answered` is as in `HeadSeen`. `outrun` counts how often in a row
-    another process was quicker. `nap` is the holder of a nap that it has begun. `overtaken`: what it would have written
-    was refused, as another process wrote before.
-    """
-
-    head: Head | None
-    now_ms: int
-    finished: frozenset[str] = EMPTY
-    ended: frozenset[str] = EMPTY
-    failed: FailedAttempt | None = None
-    answered: frozenset[str] = EMPTY
-    outrun: int = 0
-    nap: str | None = None
-    overtaken: bool = False
-
-
-class NapOver(Struct, frozen=True):
-    """The nap of this holder is over: its attempt begins, or (`missed`) is too late for its lease."""
-
-    holder: str
-    missed: bool = False
-
-
-class Unserved(Struct, frozen=True):
-    """No function serves the lane; that is looked at again at `until_ms`."""
-
-    until_ms: int
-
-
-class TakeoverBegun(Struct, frozen=True):
-    """The run is about to be taken over, its failures counted."""
-
-
-class Delivered(Struct, frozen=True):
-    """These outbox entries have left for good; `whole`: and everything else that was to leave."""
-
-    entries: frozenset[str]
-    whole: bool
-
-
-class ProducedInVain(Struct, frozen=True):
-    """A record could not be produced."""
-
-    now_ms: int
-
-
-class SpillBegun(Struct, frozen=True):
-    """Queued events move to the inbox, so their partition has room."""
-
-
-class LookBegun(Struct, frozen=True):
-    """The inbox is queried: what comes from now on asks for another look."""
-
-
-class LookWanted(Struct, frozen=True):
-    """The inbox holds something, whether or not the head is marked."""
-
-
-class InboxSeen(Struct, frozen=True):
-    """All of the inbox was seen, after `head` was read: it holds live items for these nonces and no others."""
-
-    head: Head
-    live: frozenset[str]
-    now_ms: int
-
-
-class Buried(Struct, frozen=True):
-    """Of `asked` events from the inbox that were to run, `ran` have. Those of `nonces` have tombstones now.
-
-    If they were calls, it took `calls_ms`.
-    """
-
-    nonces: frozenset[str]
-    ran: int
-    asked: int
-    calls_ms: int = 0
-
-
-class Troubled(Struct, frozen=True):
-    """An action of a kind met what it will only meet again. The pause after it doubles each time, up to its maximum."""
-
-    during: type[object]
-    now_ms: int
-    pause_ms: int
-    pause_ms_max: int
-
-
-class TableAway(Struct, frozen=True):
-    """The table did not answer in time. It is tried again at `until_ms`."""
-
-    until_ms: int
-
-
-class Succeeded(Struct, frozen=True):
-    """An action of this kind was carried out."""
-
-    kind: type[object]
-
-
-Fact: TypeAlias = (
-    Turn
-    | Nudged
-    | Pressed
-    | Hurried
-    | ReadBegun
-    | HeadSeen
-    | HeadDropped
-    | ActivationEnded
-    | NapOver
-    | Unserved
-    | TakeoverBegun
-    | Delivered
-    | ProducedInVain
-    | SpillBegun
-    | LookBegun
-    | LookWanted
-    | InboxSeen
-    | Buried
-    | Troubled
-    | TableAway
-    | Succeeded
-)
 
 
 # --- the memory ------------------------------------------------------------------------------------------------------

@@ -19,7 +19,8 @@ from tenuto.lane.transitions import ANY_ANSWER
 from tenuto.protocol.limits import FINISHED_CALL_MS
 from tenuto.protocol.messages import ClaimedRun, Head
 from tenuto.protocol.records import CallSource, DueSlot, Event, KafkaSource, ResultOut, unpack_slot
-from tenuto_control.core.lane_memory import Holder, LaneMemory, Turn, is_speculation, named_by
+from tenuto_control.core.lane_facts import Turn
+from tenuto_control.core.lane_memory import Holder, LaneMemory, is_speculation, named_by
 from tenuto_control.core.sightings import Sighting
 
 
@@ -149,6 +150,9 @@ CALL_LOOK_MS_MAX = 250
 """While a call waits for a run that has lasted for longer than those before, the head is read again after a fourth of
 that time, and at the latest after so long: a lane stands still for no longer."""
 
+BEHIND_LOOKS = 2
+"""So many times as long a look may be away while what waits here is behind the run that is at work."""
+
 OUTRUN_MAX = 3
 """So often in a row another process is quicker until work goes to where that process finds it."""
 
@@ -167,7 +171,8 @@ def decide(memory: LaneMemory, turn: Turn, bounds: Bounds) -> Action:
         return _pause(memory, turn, bounds) or ReadHead()
     if head.run is not None and not head.run.suspended:
         return _running(memory, turn, bounds, head, head.run)
-    if turn.handed and not memory.look and not memory.read_since(_owner_until_ms(memory, bounds)):
+    theirs = not named_by(bounds.process, head.tok)
+    if turn.handed and theirs and not memory.look and not memory.read_since(_owner_until_ms(memory, bounds)):
         # Another process has used it when it was seen last, and continues with what was handed over.
         return _left_to_owner(memory, turn, bounds)
     if to_ship(memory, turn, bounds, head):
@@ -195,12 +200,15 @@ def _free(memory: LaneMemory, turn: Turn, bounds: Bounds, head: Head) -> Action:
     if memory.pressed and first is not None and isinstance(first.source, KafkaSource):
         # The lane is slow, not stuck. Its backlog continues from the inbox, and other keys get their turn.
         return Spill()
+    ours, owner_until_ms = named_by(bounds.process, head.tok), _owner_until_ms(memory, bounds)
     # Another process drains the inbox, or is quicker again and again.
-    theirs = head.pend is not None or memory.outrun >= OUTRUN_MAX
-    if theirs and first is not None and not named_by(bounds.process, head.tok) and _used_lately(memory, turn, bounds):
-        return HandOver()
+    theirs = not ours and (head.pend is not None or memory.outrun >= OUTRUN_MAX)
+    if theirs and first is not None and owner_until_ms > turn.now_ms:
+        return HandOver() if _enough(turn) else _watch(memory, turn, bounds, owner_until_ms)
     if head.pend is not None or memory.look:
-        return DrainInbox()
+        # What nobody waits for here is another process's to run, should that still be at work.
+        left = first is None and not (ours or memory.look or memory.read_since(owner_until_ms))
+        return _left_to_owner(memory, turn, bounds) if left else DrainInbox()
     if first is not None:
         return _sharing(memory, turn, first) or Invoke()
     if turn.handed:
@@ -208,7 +216,7 @@ def _free(memory: LaneMemory, turn: Turn, bounds: Bounds, head: Head) -> Action:
     if trimmable(memory, head):
         return TrimHead()
     # Whoever has committed results may have ended before it delivered them, and no other process need come by.
-    return Wait(_owner_until_ms(memory, bounds)) if unshipped(memory, head) else Idle()
+    return Wait(owner_until_ms) if unshipped(memory, head) else Idle()
 
 
 def _sharing(memory: LaneMemory, turn: Turn, first: Event) -> Action | None:
@@ -240,16 +248,31 @@ def _watch(memory: LaneMemory, turn: Turn, bounds: Bounds, until_ms: int) -> Act
     """Wait. While somebody waits here for what other processes may change, the head is believed for so long only."""
     if turn.first is None and not turn.handed:
         return Wait(until_ms)
-    look_ms = memory.sighting.read_ms + bounds.event_look_ms
+    seen = memory.sighting
+    look_ms = seen.read_ms + bounds.event_look_ms
     if turn.calls or turn.handed or turn.behind:
-        look_ms = min(look_ms, _next_look_ms(memory.sighting, bounds))
+        if seen.began_ms is not None and not turn.begun:
+            look_ms = _next_but_one_ms(seen, seen.began_ms, bounds)
+        else:
+            look_ms = min(look_ms, _next_look_ms(seen, bounds, more=turn.handed > 1))
     return ReadHead() if look_ms <= turn.now_ms else Wait(min(until_ms, look_ms))
 
 
-def _next_look_ms(seen: Sighting, bounds: Bounds) -> int:
-    """When what a call waits for may have happened: not before runs have ended so far, then less and less often."""
+def _next_but_one_ms(seen: Sighting, began_ms: int, bounds: Bounds) -> int:
+    """When what waits behind a run may have ended: not before that has, and as much time again has gone."""
+    pause_ms = max(seen.read_ms - began_ms, bounds.call_look_ms)
+    look_ms = max(seen.read_ms + pause_ms, began_ms + seen.lasts_ms + RUNS_DIFFER_MS)
+    return min(look_ms, seen.read_ms + BEHIND_LOOKS * bounds.event_look_ms)
+
+
+def _next_look_ms(seen: Sighting, bounds: Bounds, *, more: bool) -> int:
+    """When what a call waits for may have happened: not before runs have ended so far, then less and less often.
+
+    `more`: several calls wait, so the lane is busy, and not all of them are next.
+    """
     since_ms = seen.changed_ms if seen.began_ms is None else seen.began_ms + seen.lasts_ms
-    pause_ms = min(max((seen.read_ms - since_ms) // LOOKS_GROW, bounds.call_look_ms), CALL_LOOK_MS_MAX)
+    least_ms = CALL_LOOK_MS_MAX if more and seen.began_ms is None else bounds.call_look_ms
+    pause_ms = min(max((seen.read_ms - since_ms) // LOOKS_GROW, least_ms), CALL_LOOK_MS_MAX)
     return max(seen.read_ms + pause_ms, since_ms + RUNS_DIFFER_MS)
 
 
@@ -382,7 +405,8 @@ def _running(memory: LaneMemory, turn: Turn, bounds: Bounds, head: Head, run: Cl
     first, foreign = turn.first, holder is Holder.FOREIGN
     if over_ms <= turn.now_ms:
         if not (foreign and turn.clock_differs):
-            return TakeOver()
+            # Another process's has ended meanwhile, as a rule.
+            return ReadHead() if foreign and not memory.read_since(over_ms) else TakeOver()
         # Whether the lease is over is not known here. It is once the run continues, or the clock has been corrected.
         over_ms = memory.sighting.read_ms + DIFFERING_LOOK_MS
         if over_ms <= turn.now_ms:
@@ -423,7 +447,11 @@ def _suspended(memory: LaneMemory, turn: Turn, bounds: Bounds, head: Head, run: 
         return TrimHead()
     if first is None:
         look_ms = turn.now_ms + bounds.event_look_ms
-        return _watch(memory, turn, bounds, run.wake_ms or look_ms) if turn.handed else Idle(run.wake_ms)
+        if not turn.handed:
+            return Idle(run.wake_ms)
+        if run.wake_ms is not None and run.awaits and not _awaits_answers(head, run):
+            return Wait(run.wake_ms)
+        return _watch(memory, turn, bounds, run.wake_ms or look_ms)
     until_ms = _spill_ms(memory, turn, bounds) if turn.records else turn.now_ms + bounds.spill_after_ms
     until_ms = until_ms if run.wake_ms is None else min(until_ms, run.wake_ms)
     # A sleep ends in every process at the same time; an answer, in the one that was asked to give it.

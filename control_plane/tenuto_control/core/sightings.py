@@ -20,7 +20,8 @@ TOLD_MAX: Final = 64
 looks less often. Each write of a head is paid by its size."""
 
 LASTS_FIRST_MS: Final = 250
-"""So long, at the most, the second run is thought to last, and each further one twice as long as the one before."""
+"""So long, at the most, a run after short ones is thought to last, and each further one twice as long as the one
+before: unless two in a row show that they last longer."""
 
 ENDED_AND_BEGUN: Final = 2
 """What the end of one run and the claim of the next add to `ver`."""
@@ -40,6 +41,7 @@ class Sighting(Struct, frozen=True):
     began_ms: int | None = None
     lasts_ms: int = 0
     marked_ms: int = -TOLD_MS
+    lasted_ms: int | None = None
 
     def again(self, head: Head, now_ms: int) -> Sighting:
         """The head was seen once more."""
@@ -50,9 +52,15 @@ class Sighting(Struct, frozen=True):
         working = run is not None and not run.suspended
         if self.mark is not None and self.mark[0] == head.ver and working:
             # It is the same run, which has got on.
-            return Sighting(now_ms, now_ms, mark, self.began_ms, self.lasts_ms, marked_ms)
+            return replace(self, read_ms=now_ms, changed_ms=now_ms, mark=mark, marked_ms=marked_ms)
         began_ms = None if run is None or not working else max(self.read_ms, min(run.start_ms, now_ms))
-        return Sighting(now_ms, now_ms, mark, began_ms, self._lasts(head, began_ms or now_ms), marked_ms)
+        lasts_ms, lasted_ms = self.lasts_ms, self._lasted(head, began_ms or now_ms)
+        if lasted_ms is None:
+            lasted_ms = self.lasted_ms
+        else:
+            by_and_by_ms = lasted_ms if self.lasted_ms is None else max(self.lasted_ms, 2 * lasts_ms + LASTS_FIRST_MS)
+            lasts_ms = min(lasted_ms, by_and_by_ms)
+        return Sighting(now_ms, now_ms, mark, began_ms, lasts_ms, marked_ms, lasted_ms)
 
     def told(self, head: Head) -> frozenset[str]:
         """The ids of what has finished that processes whose callers wait may look into this head for."""
@@ -62,9 +70,9 @@ class Sighting(Struct, frozen=True):
         lately = [nonce for nonce, at in head.fin.items() if at > since_ms]
         return frozenset(sorted(lately, key=head.fin.__getitem__)[-TOLD_MAX:])
 
-    def _lasts(self, head: Head, ended_ms: int) -> int:
-        """How long runs last, now that some have ended by this time, when the next one began or the lane was read."""
+    def _lasted(self, head: Head, ended_ms: int) -> int | None:
+        """How long runs have lasted that had ended by this time, when the next one began or the lane was read."""
         if self.began_ms is None or self.mark is None:
-            return self.lasts_ms
+            return None
         runs = max(1, (head.ver - self.mark[0]) // ENDED_AND_BEGUN)
-        return max(0, min((ended_ms - self.began_ms) // runs, 2 * self.lasts_ms + LASTS_FIRST_MS))
+        return max(0, (ended_ms - self.began_ms) // runs)

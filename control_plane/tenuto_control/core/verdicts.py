@@ -49,7 +49,7 @@ that its function has no more time for has used much more of it by then, and doe
 SLOW_MS = 50
 """From here on an activation is slow: two processes would rather claim than run the same beside each other."""
 
-SLOW_HANDED_MS = 150
+SLOW_HANDED_MS = 300
 """The same while others hand over: below `owner_ms`, for which they leave alone a lane that does not change."""
 
 TOO_LARGE = 413

@@ -19,7 +19,8 @@ from msgspec import Struct
 
 from tenuto.protocol.ids import Lane
 from tenuto.protocol.messages import Head
-from tenuto_control.core.lane_memory import EMPTY, Known, LaneMemory
+from tenuto_control.core.lane_facts import EMPTY
+from tenuto_control.core.lane_memory import Known, LaneMemory
 from tenuto_control.core.sightings import Sighting
 
 REST_BYTES: Final = 1_200

@@ -13,7 +13,7 @@ from typing import Final
 from tenuto.lane.transitions import outgoing_results
 from tenuto.protocol.messages import Head
 from tenuto.protocol.records import Event, KafkaSource, Result
-from tenuto_control.core.lane_memory import EMPTY, Turn
+from tenuto_control.core.lane_facts import EMPTY, Turn
 from tenuto_control.core.lane_policy import finished, passed
 from tenuto_control.dispatcher.delivery import fits
 from tenuto_control.dispatcher.work import CallWork, Elsewhere, KafkaWork, Work
@@ -21,6 +21,9 @@ from tenuto_control.ports import TopicPartition
 
 RESULT_LOOK_MS = 2_000
 """How often a result is looked for that the head says nothing of."""
+
+RUN_BETWEEN = 2
+"""`ver` rises by so much, at least, while a run ends that is at work, and after it a call that was handed over."""
 
 MOVED_MAX = 20
 """Of the events that were handed over at once, so many of the last are remembered."""
@@ -87,20 +90,21 @@ class LaneQueue:
     def turn(self, now_ms: int, head: Head | None = None, *, clock_differs: bool = False) -> Turn:
         """What the lane's memory learns of the queue beside this head. `clock_differs` is as in `Turn`."""
         works, handed, off, holds = self._works, len(self._handed), clock_differs, bool(self._held)
-        behind = self._behind(head) if handed or self._moved else 0
+        run = None if head is None or head.run is None else head.run.event.id
+        behind, begun = self._behind(head, run) if handed or self._moved else (0, False)
         if not works:
-            return Turn(now_ms, handed=handed, clock_differs=off, holds=holds, behind=behind)
+            return Turn(now_ms, handed=handed, clock_differs=off, holds=holds, behind=behind, begun=begun)
         calls, records = self._calls > 0, self._calls < len(works)
         first = works[0]
-        return Turn(now_ms, first.event, len(works), first.since_ms, calls, records, handed, off, holds, behind)
+        begun = begun or first.event.id == run
+        return Turn(now_ms, first.event, len(works), first.since_ms, calls, records, handed, off, holds, behind, begun)
 
-    def _behind(self, head: Head | None) -> int:
-        """How many works were handed over that have not begun, as far as this head tells."""
-        if head is None:
-            return len(self._handed) + len(self._moved)
-        self._moved = {i: event for i, event in self._moved.items() if not passed(head, event)}
-        run = None if head.run is None else head.run.event.id
-        return len(self._handed) + len(self._moved) - (run in self._handed or run in self._moved)
+    def _behind(self, head: Head | None, run: str | None) -> tuple[int, bool]:
+        """How many works were handed over that have not begun, as far as this head tells; whether this run is one."""
+        if head is not None:
+            self._moved = {i: event for i, event in self._moved.items() if not passed(head, event)}
+        begun = run is not None and (run in self._handed or run in self._moved)
+        return len(self._handed) + len(self._moved) - begun, begun
 
     # --- coming and going ---------------------------------------------------------------------------------------------
 
@@ -170,8 +174,8 @@ class LaneQueue:
         for work in works:
             work.release()
 
-    def hand_over(self, works: Collection[Work], now_ms: int) -> None:
-        """These works are in the inbox. Offsets go; callers wait on."""
+    def hand_over(self, works: Collection[Work], now_ms: int, head: Head | None) -> None:
+        """These works are in the inbox, which has left this head. Offsets go; callers wait on."""
         records = [work for work in works if isinstance(work, KafkaWork)]
         self.let_go_of(records)
         self._moved |= {work.event.id: work.event for work in records[-MOVED_MAX:]}
@@ -179,6 +183,7 @@ class LaneQueue:
             if isinstance(work, CallWork):
                 self._leave(work)
                 work.looked_ms = now_ms
+                work.behind_ver = _behind_ver(work, head)
                 self._handed[work.event.id] = work
 
     def let_go(self, work: CallWork) -> bool:
@@ -206,13 +211,17 @@ class LaneQueue:
         # A head forgets what it has finished, soon when much is done. Calls leave an inbox in the order in which they
         # came there: who is first in line is looked for, then twice as many as had their results before.
         first = [w for w in islice(self._handed.values(), self._ahead) if w.looked_ver != head.ver]
+        # One that was behind a run has ended after that, at the earliest; and now another run may have begun.
+        least = RUN_BETWEEN + (run is not None)
+        first = [w for w in first if w.behind_ver is None or head.ver - w.behind_ver >= least]
+        first = [w for w in first if w.event.id != run]
         return [w for w in (*tried, *first) if w.looked_ms <= now_ms - RESULT_LOOK_MS]
 
     def looked_for(self, works: Sequence[CallWork], results: Sequence[Result | None], head: Head, now_ms: int) -> None:
         """Results, or None, were found for these calls after this head had been read."""
         self._ahead = 1 if None in results else min(2 * self._ahead, RESULTS_AT_ONCE)
         for work, result in zip(works, results, strict=True):
-            work.looked_ms, work.looked_ver = now_ms, head.ver
+            work.looked_ms, work.looked_ver, work.behind_ver = now_ms, head.ver, _behind_ver(work, head)
             if result is not None:
                 work.finish(result)
                 self._leave(work)
@@ -311,6 +320,12 @@ class _NoWork(LaneQueue):
 
 NO_WORK: Final = _NoWork()
 """Most lanes that rest have no work, and a queue of their own would be 260 bytes."""
+
+
+def _behind_ver(call: CallWork, head: Head | None) -> int | None:
+    """The `ver` of a head in which the run of another is at work, for a call behind it; None when there is none."""
+    behind = head is not None and head.run is not None and head.run.event.id != call.event.id
+    return head.ver if head is not None and behind else None
 
 
 def is_idle(head: Head) -> bool:

@@ -27,7 +27,7 @@ from tenuto_control import cancellation
 from tenuto_control.core import log_fields
 from tenuto_control.core.clocks import differs, lease_from_ms
 from tenuto_control.core.flights import NO_LESSONS
-from tenuto_control.core.lane_memory import (
+from tenuto_control.core.lane_facts import (
     EMPTY,
     ActivationEnded,
     Buried,
@@ -38,7 +38,6 @@ from tenuto_control.core.lane_memory import (
     HeadSeen,
     Hurried,
     InboxSeen,
-    LaneMemory,
     LookBegun,
     LookWanted,
     NapOver,
@@ -52,8 +51,8 @@ from tenuto_control.core.lane_memory import (
     TakeoverBegun,
     Troubled,
     Unserved,
-    named_by,
 )
+from tenuto_control.core.lane_memory import LaneMemory, named_by
 from tenuto_control.core.lane_policy import (
     Action,
     Bounds,
@@ -476,11 +475,12 @@ class LaneWorker(LaneTask):
             return Rest(self._services.clock.now_ms() + self._bounds.call_look_ms)
         self._on(LookBegun())
         self._on(ReadBegun())
-        head = await self._services.acceptance.take_in(self.lane, [work.to_keep() for work in works])
-        self.queue.hand_over(works, self._services.clock.now_ms())
+        item = await self._services.acceptance.take_in(self.lane, [work.to_keep() for work in works])
+        head = None if item is None else parse_head(item)
+        self.queue.hand_over(works, self._services.clock.now_ms(), head)
         # Whoever uses the lane sees the mark. Had it finished just before, the lane is taken up from here.
         if head is not None:
-            self._learn(parse_head(head))
+            self._learn(head)
         return CONTINUE
 
     async def _drain(self) -> None:
