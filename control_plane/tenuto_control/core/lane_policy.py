@@ -405,8 +405,7 @@ def _running(memory: LaneMemory, turn: Turn, bounds: Bounds, head: Head, run: Cl
     first, foreign = turn.first, holder is Holder.FOREIGN
     if over_ms <= turn.now_ms:
         if not (foreign and turn.clock_differs):
-            # Another process's has ended meanwhile, as a rule.
-            return ReadHead() if foreign and not memory.read_since(over_ms) else TakeOver()
+            return TakeOver()
         # Whether the lease is over is not known here. It is once the run continues, or the clock has been corrected.
         over_ms = memory.sighting.read_ms + DIFFERING_LOOK_MS
         if over_ms <= turn.now_ms:
