@@ -7,7 +7,6 @@ own the resolution of type hints (`tenuto.serde.hints`), or the context of each 
 from __future__ import annotations
 
 import inspect
-import os
 import sys
 import types
 import typing
@@ -16,6 +15,7 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 from tenuto.checks import shown
+from tenuto.runtime.lines import line_of, place
 from tenuto.serde.hints import resolved, shape_of
 
 HELD_BY: Final = {
@@ -53,35 +53,14 @@ def declaring(function: object = None, target: str = "") -> Iterator[None]:
         raise type(e)(f"{named}{e}{_PLACE}{line})") from e.__cause__
 
 
-def line_of(function: object) -> str | None:
-    """Where a function is, as file and line; None for what has no code of its own."""
-    plain = inspect.unwrap(function) if callable(function) else function
-    while hasattr(plain, "func"):
-        plain = plain.func
-    if not hasattr(plain, "__code__") and callable(plain):
-        plain = type(plain).__call__
-    code = getattr(plain, "__code__", None)
-    if code is None:
-        return None
-    return _place(code.co_filename, code.co_firstlineno)
-
-
 def _caller() -> str | None:
     """The line outside tenuto that is being executed, as file and line."""
     frame: types.FrameType | None = sys._getframe()  # noqa: SLF001 - as the standard library's own warnings do
     while frame is not None:
         if str(frame.f_globals.get("__name__")).partition(".")[0] not in _OURS:
-            return _place(frame.f_code.co_filename, frame.f_lineno)
+            return place(frame.f_code.co_filename, frame.f_lineno)
         frame = frame.f_back
     return None
-
-
-def _place(file: str, line: int) -> str:
-    try:
-        relative = os.path.relpath(file)
-    except ValueError:
-        relative = file  # On another drive.
-    return f"{file if relative.startswith('..') else relative}:{line}"
 
 
 def require_hints(function: Callable[..., Any], given: type, target: str) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from tenuto import checks
 from tenuto.context import Context, ObjectContext, ObjectSharedContext
-from tenuto.declarations import declaring, line_of, require_hints, require_no_default
+from tenuto.declarations import declaring, require_hints, require_no_default
 from tenuto.handler import HANDLERS, Handler
 from tenuto.late_names import may_come_later
 from tenuto.protocol.durations import Duration, milliseconds
@@ -22,6 +22,7 @@ from tenuto.protocol.failures import describe
 from tenuto.protocol.messages import HandlerManifest, Manifest, RetryPolicy, ServiceManifest
 from tenuto.runtime.commands import Commands
 from tenuto.runtime.handlers import HandlerSpec, Kind, admits_nothing, input_form
+from tenuto.runtime.lines import line_of
 from tenuto.serde import MISSING, hints_of, output_serde_for, serde_for
 from tenuto.serde.hints import unresolved
 

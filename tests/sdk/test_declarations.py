@@ -464,6 +464,43 @@ def test_a_mistake_of_a_call_is_refused_with_handler_and_line(mistake: str) -> N
         assert "caller/make" in str(raised.value)
 
 
+def _ends(error: BaseException) -> None:
+    raise error
+
+
+async def _work() -> int:
+    return 1
+
+
+REFUSED_RESULTS: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "a sleep": (lambda ctx: ctx.sleep(3), r'a durable future that was not awaited: write "return await ctx\.sleep'),
+    "a step": (lambda ctx: ctx.run("work", _work), r'a durable future .*write "return await ctx\.run'),
+    "a step in a list": (lambda ctx: [ctx.run("work", _work)], "holds a durable future that was not awaited"),
+    "a coroutine": (lambda _ctx: _work(), "is a coroutine that was not awaited"),
+    "a coroutine in a dict": (lambda _ctx: {"a": [_work()]}, "holds a coroutine that was not awaited"),
+    "the end of the process": (lambda _ctx: _ends(SystemExit(3)), "SystemExit: 3"),
+    "a cancellation of its own": (lambda _ctx: _ends(asyncio.CancelledError()), "CancelledError"),
+}
+
+
+@pytest.mark.parametrize("mistake", REFUSED_RESULTS)
+def test_what_ends_an_attempt_after_the_handler_counts_among_its_failures(mistake: str) -> None:
+    make, words = REFUSED_RESULTS[mistake]
+    caller = Service("caller")
+
+    @caller.handler()
+    async def give(ctx: Context) -> Any:
+        return make(ctx)
+
+    async def main() -> None:
+        async with Environment(caller, attempts_max=3) as env:
+            await env.call(give)
+
+    with pytest.raises(KeepsFailingError, match=rf"caller/give has failed [3-6] times in a row.*{words}") as raised:
+        asyncio.run(main())
+    assert HERE in str(raised.value)
+
+
 @pytest.mark.parametrize(
     ("act", "words"),
     [

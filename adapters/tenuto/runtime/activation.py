@@ -67,7 +67,7 @@ from tenuto.protocol.records import (
     pack,
 )
 from tenuto.protocol.texts import shown
-from tenuto.runtime import steps
+from tenuto.runtime import results, steps
 from tenuto.runtime.attempt import Attempt
 from tenuto.runtime.ending import OutOfTimeError, Unwind
 from tenuto.runtime.environment import Environment
@@ -75,7 +75,6 @@ from tenuto.runtime.handlers import HandlerSpec, Registry, read_nothing
 from tenuto.runtime.lane_news import Left
 from tenuto.runtime.lease import Lease
 from tenuto.runtime.state import StateView
-from tenuto.runtime.unawaited import refuse_unawaited
 
 log = logging.getLogger("tenuto.handler")
 
@@ -428,14 +427,7 @@ class _Invocation:
         handler = functools.partial(spec.call, context, *arguments)
         # A shared handler only reads and is never replayed, so it runs on the function's own loop, free to do I/O.
         value = await (handler() if spec.kind == "shared" else attempt.drive(handler))
-        if value is None:
-            return None
-        try:
-            return spec.output.serialize(value)
-        except UnserialisableError as e:
-            what = f"the result of {spec.target}"
-            refuse_unawaited(value, what, "return ")
-            raise e.naming(what) from None
+        return results.encoded(spec, value)
 
     async def _failed(self, attempt: Attempt, error: BaseException, failures: int) -> End | None:
         """What a failed attempt leads to; None: the next attempt, in this function."""

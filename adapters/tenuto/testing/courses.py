@@ -16,8 +16,9 @@ from typing import Any
 from tenuto.errors import FencedError, JournalMismatchError, TerminalError
 from tenuto.machine.journal import Command, describe
 from tenuto.protocol.records import Slot
+from tenuto.runtime import results, steps
 from tenuto.runtime.commands import Commands
-from tenuto.runtime.ending import OutOfTimeError
+from tenuto.runtime.ending import OutOfTimeError, Unwind
 from tenuto.runtime.handlers import HandlerSpec
 from tenuto.runtime.steps import StepWaitsError
 from tenuto.service import Services
@@ -106,6 +107,8 @@ class WatchedServices:
         course.work = work = spec.call(ctx, *arguments)
         try:
             value = await work
+            # The runtime refuses a result after this. Refused at each attempt, it counts like any other failure.
+            results.encoded(spec, value)
         except BaseException as e:
             self._ended(course, e, commands)
             raise
@@ -119,15 +122,14 @@ class WatchedServices:
         course.at = places.of_traceback(raised.__traceback__) or course.at
         # What ends an attempt from outside the handler, such as a step that failed, unwinds it.
         ending = commands._ending  # noqa: SLF001 - one object, beside the runtime
-        error = raised if isinstance(raised, Exception) else ending.error
-        match error:
-            case JournalMismatchError():
+        match ending.error if isinstance(raised, Unwind) else _checked(raised):
+            case JournalMismatchError() as error:
                 course.diverged = error
-            case StepWaitsError():
+            case StepWaitsError() as error:
                 course.error = error.__cause__ if isinstance(error.__cause__, Exception) else error
             case TerminalError() | FencedError() | OutOfTimeError():
                 pass
-            case Exception():
+            case Exception() as error:
                 course.failed(error)
             case _:
                 pass
@@ -162,3 +164,11 @@ class WatchedServices:
             return counted(value) if inspect.isawaitable(value) else value
 
         return stepping_now
+
+
+def _checked(raised: BaseException) -> Exception | None:
+    """What user code raised, as the failure that the runtime makes of it; None if it is meant for somebody else."""
+    try:
+        return steps.checked(raised)
+    except BaseException:  # noqa: BLE001 - the end of the process, or a cancellation that the runtime asked for
+        return None

@@ -10,6 +10,7 @@ import itertools
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeAlias, assert_never
 
 from tenuto.lane.head import head_key, parse_head
@@ -226,10 +227,10 @@ class Sweeper:
         for item in items:
             found = self._read(item)
             if isinstance(found, Key):
-                others.append(self._alone(found, self._set_aside(item, found)))
+                others.append(self._alone(found, partial(self._set_aside, item, found)))
                 continue
             if found.timer.due_ms > self._clock.now_ms():
-                others.append(self._alone(found, self._arm(found)))
+                others.append(self._alone(found, partial(self._arm, found)))
                 continue
             match found.timer:
                 case SendTimer():
@@ -269,10 +270,10 @@ class Sweeper:
             self._unreadable.met(f"the item {key.pk} {key.sk}, which is among the timers and is none,", e)
         return key
 
-    async def _alone(self, what: _Found | Key, work: Coroutine[Any, Any, None]) -> None:
+    async def _alone(self, what: _Found | Key, work: Callable[[], Awaitable[None]]) -> None:
         """Do something about one item. Whatever goes wrong with it concerns no other one."""
         try:
-            await work
+            await work()
         except TableUnavailableError:
             raise
         except Exception as e:  # noqa: BLE001 - as in `_read`
@@ -301,7 +302,8 @@ class Sweeper:
             verdict = unneeded[_question(found.timer)]
             if verdict is None:
                 # It moves on at once: its lane is looked at again, and would not be read any sooner.
-                kept.append(self._alone(found, self._move(found, 1 << self._limits.timer_postpone_ms.bit_length())))
+                postponed = partial(self._move, found, 1 << self._limits.timer_postpone_ms.bit_length())
+                kept.append(self._alone(found, postponed))
                 continue
             if verdict:
                 over.append(found)
@@ -311,7 +313,7 @@ class Sweeper:
             if found.timer.lane not in looked:
                 looked.add(found.timer.lane)
                 self._waking.look(found.timer.lane)
-            kept.append(self._alone(found, self._keep(found)))
+            kept.append(self._alone(found, partial(self._keep, found)))
         await self._several(kept)
         if over:
             await self._writer.patiently(lambda: self._table.delete_all([Delete(one.key) for one in over]))
@@ -366,7 +368,7 @@ class Sweeper:
         except Exception as e:  # noqa: BLE001 - it must not keep the sweep from the timers behind it
             # It stays, visible. Soon it would fail alike.
             self._unreadable.met(f"the delayed message for {found.timer.lane.pk}", e)
-            await self._alone(found, self._move(found, POSTPONE_MS_MAX))
+            await self._alone(found, partial(self._move, found, POSTPONE_MS_MAX))
 
     async def _unneeded(self, lane: Lane, timers: Mapping[Question, LaneTimer]) -> dict[Question, bool]:
         """Whether nothing is left for each of a lane's timers to drive.
