@@ -108,11 +108,7 @@ class _Declared:
 
     def _called(self, function: object) -> str:
         """The name of a handler that is given none: its function's."""
-        if isinstance(function, Handler):
-            raise TypeError(
-                f"{function.target} is a handler already, and cannot be one of {self.name} too: declare a "
-                "function for each"
-            )
+        _refuse_declared(function, self.name)
         if not callable(function):
             raise TypeError(
                 f"a handler of {self.name} is declared on a {type(function).__name__}, not on a function: "
@@ -327,8 +323,17 @@ def _require_policy(policy: object, of: str) -> None:
         )
 
 
+def _refuse_declared(function: object, service: str) -> None:
+    """Raises TypeError for what is a handler already, of this service or of another one."""
+    if isinstance(function, Handler):
+        raise TypeError(
+            f"{function.target} is a handler already, and cannot be one of {service} too: declare a function for each"
+        )
+
+
 def _require_function(function: Any, target: str) -> None:
     """Refuse anything but an async function, a bound method or an object with an async `__call__`. Raises TypeError."""
+    _refuse_declared(function, target.rpartition("/")[0])
     form = f"async def {target.rpartition('/')[2]}(ctx, event)"
     if not callable(function):
         raise TypeError(f"{target} is declared on a {type(function).__name__}, not on a function: {form}")

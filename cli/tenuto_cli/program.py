@@ -60,6 +60,7 @@ def _commanded(given: list[str]) -> int:
         from tenuto_cli.parsing import did_you_mean
 
         hint = did_you_mean(name, (known.name for known in COMMANDS))
+        hint = hint if hint.endswith("?") else f"{hint}."
         print(f"tenuto: there is no command {name!r}; {hint} See tenuto --help", file=sys.stderr)
         return EXIT_USAGE
     return run(command, given)

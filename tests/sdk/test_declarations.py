@@ -322,6 +322,13 @@ def test_a_handler_is_not_declared_as_another_one_too() -> None:
         Service("mail").handler()(place)
 
 
+def test_a_handler_has_one_name() -> None:
+    orders = Service("orders")
+    place = orders.handler("place")(handler_of(Context))
+    with pytest.raises(TypeError, match="orders/place is a handler already, and .* of orders too"):
+        orders.handler("put")(place)
+
+
 @pytest.mark.parametrize(("hint", "default"), [(Order, None), (Order, Order("tea")), (Order | None, Order("tea"))])
 def test_a_default_that_is_never_used_is_refused(hint: Any, default: Any) -> None:
     place = handler_of(Context)
