@@ -325,7 +325,7 @@ def test_a_handler_is_not_declared_as_another_one_too() -> None:
 def test_a_handler_has_one_name() -> None:
     orders = Service("orders")
     place = orders.handler("place")(handler_of(Context))
-    with pytest.raises(TypeError, match="orders/place is a handler already, and .* of orders too"):
+    with pytest.raises(TypeError, match=r"orders/place is a handler already, and .* of orders too"):
         orders.handler("put")(place)
 
 
