@@ -442,6 +442,10 @@ MISTAKES: dict[str, tuple[Callable[[Any], Any], str]] = {
     "select": (lambda ctx: ctx.select(a=5), "ctx.select takes the futures that context methods return, not int"),
     "tenuto.gather": (lambda _ctx: tenuto.gather(*FIVE), "gather takes the futures"),
     "a step": (lambda ctx: ctx.run("pay", 5), "takes a callable and its arguments, not int"),
+    "an argument of another type": (
+        lambda ctx: ctx.object_send(keep, "k", 3),
+        "the message to keeper/keep of type int",
+    ),
     "a future in a message": (
         lambda ctx: ctx.object_send(keep, "k", ctx.sleep(1)),
         r'the message to keeper/keep is a durable future that was not awaited: write "await ctx\.sleep',
@@ -469,6 +473,9 @@ def test_a_mistake_of_a_call_is_refused_with_handler_and_line(mistake: str) -> N
     if isinstance(raised.value, KeepsFailingError):
         assert HERE in str(raised.value)
         assert "caller/make" in str(raised.value)
+    else:
+        (note,) = raised.value.__notes__
+        assert HERE in note
 
 
 def _ends(error: BaseException) -> None:

@@ -19,11 +19,17 @@ from tenuto.testing.views import Invocation, JournalEntry
 from tenuto.testing.world import World
 
 
-def output_of(handler: Handler[Any, Any] | None, result: Result) -> Any:
-    """What a handler returned, as its type hint reads it. Raises TerminalError, as a caller sees it."""
+def output_of(handler: Handler[Any, Any] | None, result: Result, place: str | None = None) -> Any:
+    """What a handler returned, as its type hint reads it.
+
+    Raises TerminalError, as a caller sees it. A test also sees the `place` in the handler, as a note of the error.
+    """
     if isinstance(result, Failed):
         failure = result.failure
-        raise TerminalError(failure.message, failure.status_code, failure.metadata)
+        error = TerminalError(failure.message, failure.status_code, failure.metadata)
+        if place is not None:
+            error.add_note(f"raised at {place}")
+        raise error
     if result.value is None:
         return None
     return plain(result.value) if handler is None else handler.spec.output.deserialize(result.value)

@@ -71,6 +71,10 @@ class Behind(Protocol):
         """Return when what can happen at this moment has happened, as far as that is known."""
         ...
 
+    def place(self, invocation: str) -> str | None:
+        """The user's line at which the last attempt of an invocation failed, as far as that is known."""
+        ...
+
     def idempotency_key(self) -> str:
         """A key that no call before had."""
         ...
@@ -173,7 +177,7 @@ class Face:
         async def work() -> Any:
             result = await behind.call(event, named, shared=target.kind == "shared")
             await behind.settled()
-            return answers.output_of(target, result)
+            return answers.output_of(target, result, behind.place(event.id))
 
         return self._begin(work, what)
 
@@ -287,7 +291,7 @@ class Face:
         async def work() -> Any:
             found = await behind.result(name, "" if target is None else target.name)
             await behind.settled()
-            return answers.output_of(target, found)
+            return answers.output_of(target, found, behind.place(name))
 
         return self._begin(work, f"env.result({name!r})")
 

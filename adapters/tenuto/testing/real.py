@@ -335,6 +335,10 @@ class _Running:
     async def settled(self) -> None:
         """See `Behind.settled`: nobody knows, so this returns at once."""
 
+    def place(self, _invocation: str) -> str | None:
+        """See `Behind.place`: the log of the function knows."""
+        return None
+
     def idempotency_key(self) -> str:
         """See `Behind.idempotency_key`."""
         return f"{self._own}-{next(self._numbers)}"

@@ -166,6 +166,11 @@ class World:
         self._note(invocation, handler, result)
         return result
 
+    def place(self, invocation: str) -> str | None:
+        """The user's line at which the last attempt of an invocation failed."""
+        course = self.watched.courses.get(invocation)
+        return None if course is None else course.at
+
     async def resolve(self, awakeable: str, result: Result) -> None:
         """Give an awakeable its result. Raises NothingWaitsError."""
         match await self.ask(lambda dispatcher: dispatcher.resolve(awakeable, result)):
