@@ -442,7 +442,7 @@ MISTAKES: dict[str, tuple[Callable[[Any], Any], str]] = {
     "select": (lambda ctx: ctx.select(a=5), "ctx.select takes the futures that context methods return, not int"),
     "tenuto.gather": (lambda _ctx: tenuto.gather(*FIVE), "gather takes the futures"),
     "a step": (lambda ctx: ctx.run("pay", 5), "takes a callable and its arguments, not int"),
-    "an argument of another type": (
+    "an argument that its target does not take": (
         lambda ctx: ctx.object_send(keep, "k", 3),
         "the message to keeper/keep of type int",
     ),
