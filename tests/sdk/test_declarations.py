@@ -492,6 +492,7 @@ REFUSED_RESULTS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "a step in a list": (lambda ctx: [ctx.run("work", _work)], "holds a durable future that was not awaited"),
     "a coroutine": (lambda _ctx: _work(), "is a coroutine that was not awaited"),
     "a coroutine in a dict": (lambda _ctx: {"a": [_work()]}, "holds a coroutine that was not awaited"),
+    "a group of errors": (lambda _ctx: _ends(ExceptionGroup("both", [ValueError("the inner one")])), "the inner one"),
     "the end of the process": (lambda _ctx: _ends(SystemExit(3)), "SystemExit: 3"),
     "a cancellation of its own": (lambda _ctx: _ends(asyncio.CancelledError()), "CancelledError"),
 }

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 
 from tenuto.machine.journal import due_name
+from tenuto.protocol.failures import describe
 from tenuto.protocol.ids import AwakeableId, InvocationId, Lane, awakeable_token, command_of_awakeable
 from tenuto.protocol.messages import ClaimedRun, Head
 from tenuto.protocol.records import DueSlot, unpack_slot
@@ -30,7 +31,7 @@ def waits_of(
             lanes[lane] = head.run.event.id
     for invocation, course in courses.items():
         if invocation not in lines and course.error is not None:
-            lines[invocation] = f"{_named(course.target, invocation)}: the next attempt, after {_error(course)}"
+            lines[invocation] = f"{_named(course.target, invocation)}: the next attempt, after {error_of(course)}"
     if first is not None and first not in lines:
         ahead = lanes.get(InvocationId.parse(first).lane)
         if ahead is not None:
@@ -93,8 +94,9 @@ def _named(target: str, invocation: str) -> str:
     return f"{target} of key {key!r} (invocation {invocation})"
 
 
-def _error(course: Course) -> str:
-    return f"{type(course.error).__name__}: {course.error}" + (f" ({course.at})" if course.at else "")
+def error_of(course: Course) -> str:
+    """The error of an invocation's last attempt, and its line."""
+    return ("" if course.error is None else describe(course.error)) + (f" ({course.at})" if course.at else "")
 
 
 def _time(time_ms: int) -> str:

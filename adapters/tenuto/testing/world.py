@@ -31,7 +31,7 @@ from tenuto.testing.processes import FUNCTION_TIMEOUT_MS, Crash, Functions, Gate
 from tenuto.testing.topics import Topics
 from tenuto.testing.views import DeadLetter, Record
 from tenuto.testing.virtual_loop import LoopThread
-from tenuto.testing.waits import waiting_awakeables, waits_of
+from tenuto.testing.waits import error_of, waiting_awakeables, waits_of
 from tenuto_control.core.metrics import Uncounted
 from tenuto_control.core.routing import Quarantine, Subscription, dead_letter_forms, route
 from tenuto_control.dispatcher import Dispatcher, Wiring
@@ -296,7 +296,7 @@ class World:
                 failures, course.failures = course.failures, 0
                 raise KeepsFailingError(
                     f"{course.target} has failed {failures} times in a row, and is retried without end: "
-                    f"{type(course.error).__name__}: {course.error}{f' ({course.at})' if course.at else ''}"
+                    f"{error_of(course)}"
                 ) from course.error
 
     def heads(self) -> Iterator[tuple[Lane, Head]]:
