@@ -54,7 +54,10 @@ TOOK = "took"
 TRIED = "tried"
 
 NUMBER_MIN, NUMBER_MAX = -(2**63), 2**63 - 1
-RUN_ATTRIBUTES = ("rid", "run", "att", "holder", "lease", OWN, "fails", "err", "awaits", "wake", "seg", ANS, TOOK)
+EVERY_RUN = ("rid", "run", "att", "holder", "lease", OWN, ANS)
+"""What a head with a run has, or may be given by others at any time."""
+
+RUN_ATTRIBUTES = (*EVERY_RUN, "fails", "err", "awaits", "wake", "seg", TOOK)
 """What only a head with a run has."""
 
 _run_encoder = msgspec.msgpack.Encoder()
@@ -82,7 +85,7 @@ def run_attributes(head: Head) -> Iterator[str]:
     run = head.run
     if run is None:
         raise ValueError("there is no run")
-    yield from ("rid", "run", "att", "holder", "lease", OWN, ANS)
+    yield from EVERY_RUN
     seen = (
         ("fails", run.failures > 0 or run.attempt > 1),
         ("err", run.error is not None),

@@ -121,10 +121,13 @@ def hold_result(request: Request, value: bytes | None) -> None:
         # The body has been dealt with. A result that is no larger must not fail for want of room.
         held.exchange(0 if len(value) <= RESULT_FREE_BYTES else len(value))
     except OverloadedError:
-        kept = getattr(request.state, "handler", None) is None or "idempotency-key" in request.headers
         raise RefusedError(
             "the invocation has ended, but the results that are being sent take up all the room of this control plane. "
-            + ("Repeat the request" if kept else "The request had no idempotency-key, so its result is not kept"),
+            + (
+                "Repeat the request"
+                if answers.is_repeatable(request)
+                else "The request had no idempotency-key, so its result is not kept"
+            ),
             503,
             {"retry-after": str(answers.RETRY_AFTER_S)},
         ) from None

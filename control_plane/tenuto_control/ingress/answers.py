@@ -196,13 +196,18 @@ async def unavailable(request: Request, exc: Exception) -> Response:
     return error(request, HTTPStatus.SERVICE_UNAVAILABLE, message, headers=again)
 
 
+def is_repeatable(request: Request) -> bool:
+    """Whether a request may be repeated once it has taken effect: a call or send may with an idempotency key only."""
+    return getattr(request.state, "handler", None) is None or "idempotency-key" in request.headers
+
+
 def repetition(request: Request) -> str:
-    """What a caller can do whose request may have taken effect: a call or send is repeated safely with a key only."""
+    """What a caller can do whose request may have taken effect."""
+    if not is_repeatable(request):
+        return "It had no idempotency-key, so repeating it may run the handler a second time"
     if getattr(request.state, "handler", None) is None:
         return "Repeat it"
-    if "idempotency-key" in request.headers:
-        return "Repeat it with the same idempotency-key"
-    return "It had no idempotency-key, so repeating it may run the handler a second time"
+    return "Repeat it with the same idempotency-key"
 
 
 async def broken(request: Request, exc: Exception) -> Response:

@@ -14,6 +14,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tenuto_control.ingress import answers
+from tenuto_control.ingress.paths import below_mount
 
 CALLS: Final = "/call/"
 """What the paths of calls begin with, below a mount prefix."""
@@ -33,12 +34,11 @@ class Direct:
         if scope["type"] != "http" or scope["method"] != "POST":
             await self._app(scope, receive, send)
             return
-        path: str = scope["path"]
-        below = len(scope.get("root_path", ""))
-        if not path.startswith(CALLS, below):
+        path = below_mount(scope)
+        if not path.startswith(CALLS):
             await self._app(scope, receive, send)
             return
-        scope["path_params"] = {"target": path[below + len(CALLS) :]}
+        scope["path_params"] = {"target": path.removeprefix(CALLS)}
         request = Request(scope, receive, send)
         try:
             response = await self._call(request)
