@@ -21,6 +21,7 @@ from typing import Any
 from tenuto import logs
 from tenuto_local.dev import breakpoints
 from tenuto_local.dev.lines import TEXT_CHARACTERS_MAX, Line, encoded, trouble_of
+from tenuto_local.dev.saves import import_what_was_saved
 
 HANDLER_VARIABLE = "TENUTO_DEV_HANDLER"
 ROOTS_VARIABLE = "TENUTO_DEV_ROOTS"
@@ -119,6 +120,7 @@ def listen(port: int) -> None:
 
 def load() -> Any:
     """The user's handler. Raises whatever its module raises."""
+    import_what_was_saved()
     module, _, name = os.environ[HANDLER_VARIABLE].partition(":")
     return getattr(importlib.import_module(module), name)
 

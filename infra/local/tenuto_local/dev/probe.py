@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from tenuto_local.dev.lines import Frame, Trouble, is_own, trouble_of
+from tenuto_local.dev.saves import import_what_was_saved
 
 DISCOVER = {"type": "discover", "version": 1}
 MANIFEST = "manifest"
@@ -74,6 +75,7 @@ def main() -> None:
     answer = os.dup(1)
     os.dup2(2, 1)
     handler, *roots = sys.argv[1:]
+    import_what_was_saved()
     with os.fdopen(answer, "wb") as out:
         out.write(msgspec.json.encode(look(handler, roots)))
     # Not by returning: a thread that the module has started would be waited for.
