@@ -55,7 +55,6 @@ DEFENCES: Final = {
     "spec.watermark",
     "claim.idle",
     "claim.watermark",
-    "join.own",
     "join.pend",
     "nap.awake",
     "slot.free",

@@ -33,6 +33,7 @@ from tenuto_control.core.sightings import Sighting
 from tenuto_control.dispatcher.heads import REST_BYTES, Heads, head_bytes, weight_of
 from tenuto_control.dispatcher.lane_places import (
     BEGUN_IN_A_ROW_MAX,
+    CONTINUING_SHARE,
     FUNCTION_LANES_MIN,
     HEAD_COPIES,
     LANES_PER_INVOCATION,
@@ -96,6 +97,7 @@ def test_a_function_has_so_many_lanes_at_work_and_another_one_begins_at_once(con
     order: list[str] = []
     places = LanePlaces(Limits(lanes_at_work_bytes_max=1 << 40), Catalogue(concurrency))
     slow = entered(places, order, "slow", 2_000)
+    most -= most // CONTINUING_SHARE
     assert places.at_work == most
     assert places.backlog == 2_000 - most
     entered(places, order, "quick", 3)
@@ -103,6 +105,33 @@ def test_a_function_has_so_many_lanes_at_work_and_another_one_begins_at_once(con
     for lane in slow[:10]:
         places.leave(lane, 100)
     assert places.at_work == most + 3
+
+
+def test_lanes_that_begin_leave_places_to_those_that_continue() -> None:
+    order: list[str] = []
+    places = LanePlaces(Limits(lanes_at_work_bytes_max=1 << 40), Catalogue(concurrency=1))
+    beginning = entered(places, order, "s", 200)
+    kept = FUNCTION_LANES_MIN // CONTINUING_SHARE
+    assert places.at_work == FUNCTION_LANES_MIN - kept
+    order.clear()
+    woken = entered(places, order, "s", 2 * kept, Kind.BEGUN)
+    assert order == [lane.name for lane in woken[:kept]]
+    # One that has ended its run may begin something only in a place for that, and is to leave this one otherwise.
+    assert places.may_begin(beginning[0])
+    assert not places.may_begin(woken[0])
+    places.leave(beginning[0], 100)
+    assert order[-1] == woken[kept].name, "the place went to one that continues"
+    assert places.may_begin(woken[0])
+    assert not places.may_begin(woken[1])
+    places.leave(woken[1], 100)
+    places.enter(woken[1], Kind.RECORD)
+    for _ in range(1_000):
+        if not places.at_work:
+            break
+        places.leave(cast("Any", next(iter(places._held))), 100)
+    assert Counter(order)[woken[1].name] == 2, "it was started once more"
+    assert len(order) == 200 - (FUNCTION_LANES_MIN - kept) + 2 * kept + 1
+    assert (places.bytes, places.backlog, places.at_work) == (0, 0, 0)
 
 
 def test_functions_take_turns_when_the_process_is_full() -> None:
@@ -177,7 +206,8 @@ def test_large_heads_make_room_for_fewer_lanes() -> None:
         for _ in range(1_000):
             places.leave(next(lanes), size)
         cost = WORKING_BYTES + HEAD_COPIES * size
-        room = min(Limits().lanes_at_work_bytes_max * 3 // 4 // cost, LANES_PER_INVOCATION * 100)
+        share = LANES_PER_INVOCATION * 100
+        room = min(Limits().lanes_at_work_bytes_max * 3 // 4 // cost, share - share // CONTINUING_SHARE)
         assert abs(places.at_work - room) <= room // 4 + 1
     # Before anything is known, they may be large.
     places = LanePlaces(Limits(), Catalogue())

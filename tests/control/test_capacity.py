@@ -54,6 +54,25 @@ def test_what_has_begun_comes_first_and_otherwise_who_came_first() -> None:
     run_virtual(scenario())
 
 
+def test_it_is_told_when_as_many_wait_that_have_begun_as_there_are_places() -> None:
+    async def scenario() -> None:
+        yard = Yard(Capacity(9, 1_000))
+        assert not yard.capacity.begun_wait(TARGET)
+        tasks = [asyncio.create_task(yard.work(f"held {n}")) for n in range(2)]
+        tasks += [asyncio.create_task(yard.work(f"new {n}")) for n in range(5)]
+        tasks.append(asyncio.create_task(yard.work("begun 0", begun=True)))
+        await asyncio.sleep(0.5)
+        assert not yard.capacity.begun_wait(TARGET)
+        tasks.append(asyncio.create_task(yard.work("begun 1", begun=True)))
+        await asyncio.sleep(0)
+        assert yard.capacity.begun_wait(TARGET)
+        assert not yard.capacity.begun_wait(OTHER)
+        await asyncio.gather(*tasks)
+        assert not yard.capacity.begun_wait(TARGET)
+
+    run_virtual(scenario())
+
+
 def test_what_wakes_for_ever_does_not_keep_new_work_out() -> None:
     async def scenario() -> None:
         yard = Yard(Capacity(9, 1_000))

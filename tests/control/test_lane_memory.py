@@ -274,6 +274,18 @@ def test_a_lane_that_is_not_held_up_makes_nothing_wait() -> None:
     assert after(WAITS).blocked_since_ms is None
 
 
+def test_a_lane_that_goes_from_one_run_to_the_next_is_not_held_up_since_the_first() -> None:
+    waiting = Turn(NOW, record(7), 1, NOW)
+    later = Turn(NOW + 900, record(7), 1, NOW)
+    held_up = after(HeadSeen(RUNNING, NOW), waiting)
+    assert held_up.blocked_since_ms == NOW
+    again = after(ActivationEnded(RUNNING, NOW + 900), later, memory=held_up)
+    assert again.blocked_since_ms == NOW, "the same run, at its next attempt"
+    followed = Head(ver=3, run=with_fields(RUN, event=record(6)))
+    moved = after(ActivationEnded(followed, NOW + 900), later, memory=held_up)
+    assert moved.blocked_since_ms == NOW + 900
+
+
 def test_pressure_lasts_until_a_spill_begins() -> None:
     assert after(Pressed(), HeadSeen(Head(), NOW), WAITS).pressed
     assert not after(Pressed(), SpillBegun()).pressed

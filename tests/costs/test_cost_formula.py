@@ -232,7 +232,9 @@ def test_the_formula_counts_what_is_requested(workload: Workload) -> None:
     counts = count(workload)
     # No step follows a held sleep here: that it has ended needs no write of its own.
     # What is sent before a nap is cleared by the commit after it.
-    saved = events * workload.held + (1 if workload.sends and workload.napped else 0)
+    # It has left by then, so that the commit claims the next event of the batch. The formula does not count on it.
+    joined = events - 1 if workload.sends and (workload.napped or workload.suspended) else 0
+    saved = events * workload.held + joined + (1 if workload.sends and workload.napped else 0)
     assert measured.writes == pytest.approx(events * counts.writes - saved), measured.story
     assert measured.timers == measured.deletions == pytest.approx(events * counts.timers), measured.story
     assert measured.turns == events * counts.turns, measured.story
@@ -246,7 +248,7 @@ def test_the_formula_counts_what_is_requested(workload: Workload) -> None:
         # A function's time may end in the middle of a batch of held sleeps.
         assert measured.invocations <= events * counts.invocations
     else:
-        assert measured.invocations == pytest.approx(events * counts.invocations), measured.story
+        assert measured.invocations == pytest.approx(events * counts.invocations - joined), measured.story
 
 
 @pytest.mark.parametrize("workload", EXACT, ids=name_of)

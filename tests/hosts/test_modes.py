@@ -73,6 +73,7 @@ SENT: Final[dict[str, tuple[Mode, str]]] = {
     "drain": (Drain((event(1),), 2), message("drain", wired(1), attempt=2)),
     "resume": (Resume(RUN), message("resume")),
     "resume, late": (Resume(RUN, late=True), message("resume", late="true")),
+    "resume, events behind it": (Resume(RUN, behind=(event(1), event(2))), message("resume", f"{wired(1)},{wired(2)}")),
     "shared": (Shared(event(1)), message("shared", wired(1))),
 }
 

@@ -105,8 +105,8 @@ def started(
     return with_attempts(world, world.attempts, advance(model, attempt))
 
 
-def resumed(model: Model, world: World, run: Run, ver: int) -> World:
-    """The world with the function that a takeover has started for `run`."""
+def resumed(model: Model, world: World, run: Run, ver: int, behind: tuple[str, ...] = ()) -> World:
+    """The world with the function that a takeover has started for `run`, and for events behind it."""
     first = world.head.state if run.base is None else run.base
     problem = world.problem
     if run.nap is not None and not world.due:
@@ -119,7 +119,7 @@ def resumed(model: Model, world: World, run: Run, ver: int) -> World:
         run.holder,
         "",
         "resume",
-        (run.event,),
+        (run.event, *behind),
         ver,
         ver=ver,
         attempt=run.attempt,
@@ -532,7 +532,7 @@ def _trespass(world: World, attempt: Attempt) -> str | None:
 
 def _joins(model: Model, attempt: Attempt) -> bool:
     """Whether the next event of its batch is claimed with the commit of this one."""
-    more = attempt.mode == "spec" and attempt.place + 1 < len(attempt.events)
+    more = attempt.mode in ("spec", "resume") and attempt.place + 1 < len(attempt.events)
     return (
         more and not attempt.post and model.programs[attempt.event] == model.programs[attempt.events[attempt.place + 1]]
     )

@@ -210,9 +210,18 @@ def _nap_over(model: Model, world: World, n: int, me: Dispatcher, head: Head, ru
     if taken and not model.scenario.faults.zombie:
         problem = problem or f"one-owner: an attempt at {run.event} begins, and another has the lane"
     woken = with_nap(world, n, None) if "nap.once" in model.rules else world
-    begun = resumed(model, woken._replace(problem=problem), run, head.ver)
+    begun = resumed(model, woken._replace(problem=problem), run, head.ver, _behind(model, me, head, run))
     waits = Dispatcher("waits", me.pos, dirty=True, holder=run.holder)
     return Move(f"{name}ends the nap of {run.event}: f{run.holder}", with_dispatcher(begun, n, waits))
+
+
+def _behind(model: Model, me: Dispatcher, head: Head, run: Run) -> tuple[str, ...]:
+    """The events that go to the function with the run that it resumes: those that wait here, with none before them."""
+    if not model.scenario.joins or head.pend is not None:
+        return ()
+    first = max(me.pos, head.watermark)
+    events = (f"k{at}" for at in range(first, model.scenario.records))
+    return tuple(event for event in events if event != run.event)
 
 
 def _asleep(model: Model, world: World, n: int, me: Dispatcher, head: Head, run: Run, name: str) -> Iterator[Move]:
@@ -296,7 +305,7 @@ def _started(model: Model, world: World, n: int, me: Dispatcher, label: str) -> 
     if "journal.new" not in model.rules and me.head is not None and me.head.run is not None:
         read = me.head.run.slots
         given = run._replace(slots=with_slots(read, [(k, v) for k, v in run.slots if k.startswith("sl")]))
-    begun = resumed(model, world, given, world.head.ver)
+    begun = resumed(model, world, given, world.head.ver, _behind(model, me, world.head, run))
     return Move(label, with_dispatcher(begun, n, Dispatcher("waits", me.pos, dirty=True, holder=run.holder)))
 
 

@@ -126,6 +126,7 @@ _STEP: Program = (Step("a"), Change("1"))
 _STEPS: Program = (Step("a"), Change("1"), Step("b"), Change("2"))
 _NAP: Program = (Change("1"), Wait(("sl",)), Change("2"))
 _STEPS_AND_NAP: Program = (Step("a"), Change("1"), Wait(("sl",)), Step("b"), Change("2"))
+_NAP_AND_STEP: Program = (Wait(("sl",)), Step("b"), Change("2"))
 _ASK: Program = (Change("1"), Wait(("aw",)), Step("b"), Change("2"))
 _ASK_OR_NAP: Program = (Step("a"), Change("1"), Wait(("aw", "sl")), Change("2"))
 _SEND: Program = (Change("1"), Send())
@@ -155,6 +156,23 @@ SCENARIOS: dict[str, Scenario] = {
     ),
     "steps, joined, with an old head": Scenario(
         records=3, programs={"k0": _STEP, "k1": _STEP, "k2": _STEP}, joins=True, cached=True, pressed=True
+    ),
+    "nap, joined": Scenario(records=2, programs={"k0": _NAP, "k1": _NAP}, joins=True),
+    "kept nap, joined": Scenario(records=2, programs={"k0": _NAP, "k1": _NAP}, joins=True, naps=True),
+    "nap, joined, message": Scenario(
+        records=2,
+        messages=("m0",),
+        programs={"k0": _NAP, "k1": _NAP, "m0": _QUICK},
+        joins=True,
+        faults=Faults(shippers=0),
+    ),
+    "nap and step, joined, twins": Scenario(
+        records=2,
+        programs={"k0": _NAP_AND_STEP, "k1": _NAP_AND_STEP},
+        joins=True,
+        naps=True,
+        faults=Faults(twin=1, lost=0),
+        attempts_max=3,
     ),
     "steps, late": Scenario(records=1, programs={"k0": _STEPS}, faults=Faults(late=1, zombie=1)),
     "nap, event": Scenario(records=2, programs={"k0": _NAP, "k1": _QUICK}),

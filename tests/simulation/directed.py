@@ -518,15 +518,7 @@ def joined_late(without: frozenset[str]) -> None:
         async def slow(ctx: ObjectContext) -> None:
             await ctx.run("step", asyncio.sleep, 0.5)
 
-        events = tuple(
-            Event(
-                str(InvocationId(LANE, kafka_nonce("0", "t", 0, offset))),
-                "slow",
-                KafkaSource("0", "t", 0, offset, 0),
-                b"",
-            )
-            for offset in range(2)
-        )
+        events = _record("slow", 0), _record("slow", 1)
         env = Environment(table, clock.now_ms, clock.now_ms() + 10_000, InlineWriteLoop(), _inline, nonce="late")
         attempt = asyncio.create_task(
             activate(Activation("chain", "k", "speculate", Head(), "h1", events), Services([box]), env)
@@ -561,8 +553,11 @@ class Twin:
         return self.answer
 
 
-def twins(handler_name: str, first: Twin, second: Twin) -> Callable[[frozenset[str]], None]:
-    """The invocation that resumes a run is delivered twice: both hold it, by the same fencing token."""
+def twins(handler_name: str, first: Twin, second: Twin, *, joined: bool = False) -> Callable[[frozenset[str]], None]:
+    """The invocation that resumes a run is delivered twice: both hold it, by the same fencing token.
+
+    `joined`: an event comes with it that is to follow the run.
+    """
 
     async def attempt(table: Table, clock: VirtualClock, head: Head, twin: Twin) -> None:
         box = VirtualObject("chain")
@@ -589,18 +584,15 @@ def twins(handler_name: str, first: Twin, second: Twin) -> Callable[[frozenset[s
         nonce = f"twin {twin.answer}"
         env = Environment(table, clock.now_ms, clock.now_ms() + 10_000, InlineWriteLoop(), _inline, nonce=nonce)
         leave = NapLeave(5_000, 15_000, "h3") if handler_name == "naps" else None
-        await activate(Activation("chain", "k", "resume", head, "h2", nap=leave), Services([box]), env)
+        behind = (_record(handler_name, 1),) if joined else ()
+        await activate(Activation("chain", "k", "resume", head, "h2", behind, nap=leave), Services([box]), env)
 
     def schedule(without: frozenset[str]) -> None:
         async def scenario() -> None:
             table = Table(without)
             clock = VirtualClock()
-            event = Event(
-                str(InvocationId(LANE, kafka_nonce("0", "t", 0, 0))), handler_name, KafkaSource("0", "t", 0, 0, 0), b"1"
-            )
-            claimed = table.apply(
-                claim(LANE, Head(), Effects(), ClaimedRun(event, 1, 0, 0, 1, "h", 0), "t", drain=False)
-            )
+            run = ClaimedRun(_record(handler_name, 0), 1, 0, 0, 1, "h", 0)
+            claimed = table.apply(claim(LANE, Head(), Effects(), run, "t", drain=False))
             assert isinstance(claimed, Applied)
             answer = table.apply(takeover(LANE, parse_head(claimed.item), "h2", clock.now_ms() + 10_000, {}, "t"))
             assert isinstance(answer, Applied)
@@ -620,6 +612,11 @@ def twins(handler_name: str, first: Twin, second: Twin) -> Callable[[frozenset[s
     return schedule
 
 
+def _record(handler: str, offset: int) -> Event:
+    nonce = kafka_nonce("0", "t", 0, offset)
+    return Event(str(InvocationId(LANE, nonce)), handler, KafkaSource("0", "t", 0, offset, 0), b"1")
+
+
 async def _inline(call: Callable[[], object]) -> object:
     return call()
 
@@ -637,6 +634,7 @@ DIRECTED: dict[str, Callable[[frozenset[str]], None]] = {
     "spec.clear": mark_lost_at_commit,
     "takeover.ver": woken_from_a_nap,
     "join.ver": joined_late,
+    "join.own": twins("commits", Twin(1, after_s=1), Twin(2, step_s=0.5), joined=True),
     "nap.ver": napping_late,
     "takeover.awake": woken_for_nothing,
     "suspend.awake": suspended_twice,

@@ -20,7 +20,6 @@ EQUIVALENT: dict[str, str] = {
     "slot.free": "an answer that fills a slot leaves a mark, which the head that was read with the slot free lacks",
     "slot.run": "a slot's attribute carries the `ver` of its run's claim, so no other run can take it for its own",
     "clear.idle": "a run begins only in a write that raises `ver`, which is compared as well",
-    "join.own": "who joins has claimed in the same activation: no twin of it has got the same token",
     "join.pend": "no event in the inbox comes before the next one of a batch, whose watermark says so",
     "nap.awake": "a nap over a suspension leaves it one, with its timer",
     "inbox.over": "an item that is put back once more is found to be done, since its result is stored by then",

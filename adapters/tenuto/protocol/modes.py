@@ -44,13 +44,14 @@ class Drain(Struct, frozen=True):
 
 
 class Resume(Struct, frozen=True):
-    """Run the head's own run, which is taken over already, or has napped.
+    """Run the head's own run, which is taken over already, or has napped, and then the events `behind` it.
 
     `late`: it was handed back once, its lease being over.
     """
 
     run: ClaimedRun
     late: bool = False
+    behind: tuple[Event, ...] = ()
 
 
 class Shared(Struct, frozen=True):
@@ -82,8 +83,8 @@ def activation_of(
             own = "speculate", events, attempt, claim_first, None, False
         case Drain(events, attempt, claim_first):
             own = "drain", events, attempt, claim_first, None, False
-        case Resume(run, late):
-            own = "resume", (), 1, False, run, late
+        case Resume(run, late, behind):
+            own = "resume", behind, 1, False, run, late
         case Shared(event):
             own = "shared", (event,), 1, False, None, False
         case _:
@@ -118,7 +119,7 @@ def mode_of(request: Activation) -> Mode:
         case "resume":
             if request.head.run is None:
                 raise ProtocolError("an activation is to resume a run, and its head has none")
-            return Resume(request.head.run, request.late)
+            return Resume(request.head.run, request.late, request.events)
         case "shared":
             if len(request.events) != 1:
                 raise ProtocolError(f"a shared handler is for one event, not {len(request.events)}")

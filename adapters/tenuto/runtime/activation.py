@@ -11,9 +11,10 @@ import functools
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias, assert_never
+from itertools import takewhile
+from typing import Any, assert_never
 
-from msgspec import Struct, structs
+from msgspec import structs
 
 from tenuto import logs, tracing
 from tenuto.errors import (
@@ -27,7 +28,7 @@ from tenuto.errors import (
 )
 from tenuto.lane.dead_letters import dead_letter, ends_unseen, is_dead_letter
 from tenuto.lane.joins import may_continue
-from tenuto.lane.transitions import Effects, effects_of
+from tenuto.lane.transitions import effects_of
 from tenuto.machine.journal import Journal
 from tenuto.protocol.backoff import pause_ms
 from tenuto.protocol.failures import describe, failure_of, printable
@@ -37,7 +38,6 @@ from tenuto.protocol.limits import (
     OUT_PER_WRITE_MAX,
     OWN_POSITIONS,
     VALUE_BYTES_MAX,
-    WRITE_ATTRIBUTES_MAX,
 )
 from tenuto.protocol.messages import (
     Activation,
@@ -71,6 +71,7 @@ from tenuto.runtime import results, steps
 from tenuto.runtime.attempt import Attempt
 from tenuto.runtime.ending import OutOfTimeError, Unwind
 from tenuto.runtime.environment import Environment
+from tenuto.runtime.event_ends import Batch, Done, End, Failing, Lost, RunSuspended, as_answered
 from tenuto.runtime.handlers import HandlerSpec, Registry, read_nothing
 from tenuto.runtime.lane_news import Left
 from tenuto.runtime.lease import Lease
@@ -91,78 +92,14 @@ REFUSED_INPUTS = (BadInputError, InvalidArgumentError, StateTooLargeError, Unser
 """Failures that the handler did not raise itself: the event goes to the dead-letter topic, its changes are dropped."""
 
 
-class Done(Struct, frozen=True):
-    """The handler ended. `left` is what its commit left of the lane, None while its changes are not written yet."""
-
-    result: Result
-    state: Mapping[str, bytes | None]
-    out: Mapping[int, Out]
-    left: Left | None = None
-
-
-class Failing(Struct, frozen=True):
-    """The attempt failed while nothing was owned: the control plane tries again."""
-
-    failure: Failure
-    retry_after_ms: int
-
-
-class RunSuspended(Struct, frozen=True):
-    """The invocation is suspended."""
-
-
-class Lost(Struct, frozen=True):
-    """Another attempt owns the lane."""
-
-    reason: str
-
-
-End: TypeAlias = Done | Failing | RunSuspended | Lost
-
-
-@dataclass(slots=True)
-class Batch:
-    """What the finished events of an activation have changed so far."""
-
-    state: dict[str, bytes]
-    changed: dict[str, bytes | None] = field(default_factory=dict)
-    out: dict[int, Out] = field(default_factory=dict)
-    events: list[Event] = field(default_factory=list)
-    results: list[EventResult] = field(default_factory=list)
-    size: int = 0
-
-    def add(self, event: Event, done: Done) -> None:
-        """Lay a finished event over the ones before it."""
-        self.events.append(event)
-        self.results.append(EventResult(event.id, _answered(event, done.result)))
-        self.changed.update(done.state)
-        for name, value in done.state.items():
-            if value is None:
-                self.state.pop(name, None)
-            else:
-                self.state[name] = value
-        if done.out:
-            self.out.update(done.out)
-            self.size += sum(len(pack(entry)) for entry in done.out.values())
-
-    def effects(self, env: Environment, *, expires: bool) -> Effects:
-        """What a write commits of the finished events, or a claim along with itself."""
-        return effects_of(self.events, self.changed, self.out, env.now_ms(), expires=expires)
-
-    def full(self) -> bool:
-        """Whether another event might not fit into the same commit."""
-        attributes = len(self.changed) + len(self.out) + len(self.events)
-        return self.size > OUT_BYTES_MAX // 2 or attributes > WRITE_ATTRIBUTES_MAX // 3
-
-
 async def activate(request: Activation, registry: Registry, env: Environment) -> Outcome:
     """Run the events of an activation. Raises what fails it as a whole, such as storage that does not answer.
 
     Raises ProtocolError for a request that lacks what its mode is about.
     """
-    for event in request.events:
-        if registry.find(request.service, event.handler) is None:
-            return Rejected(Failure(f"no handler {request.service}/{event.handler} in this function", 404))
+    missing = next((e for e in request.events if registry.find(request.service, e.handler) is None), None)
+    if missing is not None and request.mode != "resume":
+        return Rejected(Failure(f"no handler {request.service}/{missing.handler} in this function", 404))
     asked = request.hold_ms, request.spread, request.nap
     if asked != (env.hold_ms, env.spread, env.nap):
         env = replace(env, hold_ms=request.hold_ms, spread=request.spread, nap=request.nap)
@@ -179,7 +116,7 @@ async def activate(request: Activation, registry: Registry, env: Environment) ->
             case Speculate() | Drain():
                 return await _speculate(mode, request, registry, lease, env)
             case Resume():
-                return await _resume(request, registry, lease, env)
+                return await _resume(mode, request, registry, lease, env)
             case Shared(event):
                 return await _shared(event, request, registry, lease, env)
             case _:
@@ -208,48 +145,75 @@ def _within_lease(env: Environment, lease_ms: int) -> Environment:
 async def _speculate(
     mode: Speculate | Drain, request: Activation, registry: Registry, lease: Lease, env: Environment
 ) -> Outcome:
-    keyed = registry.keyed(request.service)
-    batch = Batch(dict(request.head.state))
-    committed: list[EventResult] = []
-    stopped: Stopped | None = None
-    for number, event in enumerate(mode.events):
-        if number and not lease.ahead and (batch.full() or env.remaining_ms() <= 2 * DEADLINE_MARGIN_MS):
-            break
-        # Not the number of entries: an event that went to the dead letters left gaps where its messages would have
-        # been.
-        first_out = max(batch.out, default=-1) + 1
-        # The effects are handed on as a call: only a claim needs them, and few events claim.
-        before = functools.partial(batch.effects, env, expires=not keyed)
-        lease.begin(event, Journal(first_out=first_out, next_out=first_out), before)
-        following = mode.events[number + 1] if number + 1 < len(mode.events) else None
-        invocation = _Invocation(event, lease, batch.state, registry, env, expires=not keyed, following=following)
-        failures = 0 if number else mode.attempt - 1
-        match await invocation.until_end(failures, claim_first=mode.claim_first and not number):
-            case Done() as done:
-                batch.add(event, done)
-                if done.left is not None:
-                    committed += batch.results
-                    batch = Batch(dict(done.left.head.state))
-                    if not may_continue(done.left.head, drains=isinstance(mode, Drain)):
-                        break
-            case Failing(failure, retry_after_ms):
-                stopped = Stopped(event.id, failure, retry_after_ms)
+    course = _Course(request, registry, lease, env, Batch(dict(request.head.state)))
+    return await course.run(mode.events, mode.attempt - 1, claim_first=mode.claim_first)
+
+
+@dataclass(slots=True)
+class _Course:
+    """Events of a lane, one after the other. `committed` are the results of those whose commit has been made."""
+
+    request: Activation
+    registry: Registry
+    lease: Lease
+    env: Environment
+    batch: Batch
+    committed: list[EventResult] = field(default_factory=list)
+
+    async def run(self, events: tuple[Event, ...], failures: int = 0, *, claim_first: bool = False) -> Outcome:
+        """Run as many of them as fit; the outcome of the activation. `failures` are those of the first one so far."""
+        lease, env = self.lease, self.env
+        keyed, drains = self.registry.keyed(self.request.service), self.request.mode == "drain"
+        stopped: Stopped | None = None
+        for number, event in enumerate(events):
+            if (number or self.committed) and not lease.ahead and not self._has_room():
                 break
-            case RunSuspended():
-                left = await lease.close()
-                return Suspended((*committed, *batch.results), left.head, left.writes)
-            case Lost(reason):
-                # What was committed before stands; the control plane finds out about the rest by its next write.
-                left = await lease.close()
-                return Committed(tuple(committed), left.head, left.writes) if committed else Fenced(reason)
-            case _ as end:
-                assert_never(end)
-    if committed:
-        committed += await _commit_rest(batch, lease, env, keyed=keyed)
-        left = await lease.close()
-        return Committed(tuple(committed), left.head, left.writes)
-    out = tuple(batch.out[i] for i in sorted(batch.out))
-    return Speculated(tuple(batch.results), batch.changed, out, stopped)
+            # Not the number of entries: an event that went to the dead letters left gaps where its messages would have
+            # been.
+            first_out = max(self.batch.out, default=-1) + 1
+            # The effects are handed on as a call: only a claim needs them, and few events claim.
+            before = functools.partial(self.batch.effects, env, expires=not keyed)
+            lease.begin(event, Journal(first_out=first_out, next_out=first_out), before)
+            following = events[number + 1] if number + 1 < len(events) else None
+            invocation = _Invocation(
+                event, lease, self.batch.state, self.registry, env, expires=not keyed, following=following
+            )
+            match await invocation.until_end(0 if number else failures, claim_first=claim_first and not number):
+                case Done() as done:
+                    self.batch.add(event, done)
+                    if done.left is not None:
+                        self.committed += self.batch.results
+                        self.batch = Batch(dict(done.left.head.state))
+                        if not may_continue(done.left.head, drains=drains):
+                            break
+                case Failing(failure, retry_after_ms):
+                    stopped = Stopped(event.id, failure, retry_after_ms)
+                    break
+                case RunSuspended():
+                    left = await lease.close()
+                    return Suspended((*self.committed, *self.batch.results), left.head, left.writes)
+                case Lost(reason):
+                    # What was committed before stands; the control plane finds out about the rest by its next write.
+                    left = await lease.close()
+                    committed = tuple(self.committed)
+                    return Committed(committed, left.head, left.writes) if committed else Fenced(reason)
+                case _ as end:
+                    assert_never(end)
+        return await self._over(stopped, keyed=keyed)
+
+    def _has_room(self) -> bool:
+        """Whether another event may begin, which the lane is not claimed for."""
+        return not self.batch.full() and self.env.remaining_ms() > 2 * DEADLINE_MARGIN_MS
+
+    async def _over(self, stopped: Stopped | None, *, keyed: bool) -> Outcome:
+        """The outcome when no event is begun any more: what is committed here, or is to be by the control plane."""
+        batch = self.batch
+        if self.committed:
+            self.committed += await _commit_rest(batch, self.lease, self.env, keyed=keyed)
+            left = await self.lease.close()
+            return Committed(tuple(self.committed), left.head, left.writes)
+        out = tuple(batch.out[i] for i in sorted(batch.out))
+        return Speculated(tuple(batch.results), batch.changed, out, stopped)
 
 
 async def _commit_rest(batch: Batch, lease: Lease, env: Environment, *, keyed: bool) -> list[EventResult]:
@@ -266,7 +230,7 @@ async def _commit_rest(batch: Batch, lease: Lease, env: Environment, *, keyed: b
     return batch.results
 
 
-async def _resume(request: Activation, registry: Registry, lease: Lease, env: Environment) -> Outcome:
+async def _resume(mode: Resume, request: Activation, registry: Registry, lease: Lease, env: Environment) -> Outcome:
     run = lease.run
     if registry.find(request.service, run.event.handler) is None:
         return Rejected(Failure(f"no handler {request.service}/{run.event.handler} in this function", 404))
@@ -281,19 +245,23 @@ async def _resume(request: Activation, registry: Registry, lease: Lease, env: En
         else:
             initial[name] = value
     keyed = registry.keyed(request.service)
-    invocation = _Invocation(event, lease, initial, registry, env, expires=not keyed)
-    end = await invocation.until_end(run.failures, claim_first=False)
-    left = await lease.close()
-    match end:
-        case Done(result):
-            return Committed((EventResult(event.id, _answered(event, result)),), left.head, left.writes)
+    # What another version of this function is to serve keeps nothing from its end that has begun.
+    known = tuple(takewhile(lambda e: registry.find(request.service, e.handler) is not None, mode.behind))
+    following = known[0] if known else None
+    invocation = _Invocation(event, lease, initial, registry, env, expires=not keyed, following=following, resumed=True)
+    match await invocation.until_end(run.failures, claim_first=False):
+        case Done(result, left=Left(head)):
+            course = _Course(request, registry, lease, env, Batch(dict(head.state)))
+            course.committed.append(EventResult(event.id, as_answered(event, result)))
+            return await course.run(known if may_continue(head, drains=False) else ())
         case RunSuspended():
+            left = await lease.close()
             return Suspended((), left.head, left.writes)
         case Lost(reason):
             return Fenced(reason)
-        case Failing(failure):
-            raise AssertionError(f"an owned attempt never just fails: {failure.message}")
-        case _:
+        case Done() | Failing():
+            raise AssertionError("an owned attempt ends with a write")
+        case _ as end:
             assert_never(end)
 
 
@@ -324,6 +292,7 @@ class _Invocation:
         *,
         expires: bool,
         following: Event | None = None,
+        resumed: bool = False,
     ) -> None:
         spec = registry.find(lease.lane.service, event.handler)
         if spec is None:
@@ -337,6 +306,7 @@ class _Invocation:
         self._env = env
         self._expires = expires
         self._following = following
+        self._resumed = resumed
 
     async def until_end(self, failures: int, *, claim_first: bool) -> End:
         """Attempts until the invocation is done, suspended, lost, or has to be tried again from outside."""
@@ -513,7 +483,8 @@ class _Invocation:
     def _claimed_next(self) -> Event | None:
         """The next event of the batch, if it is likely to take a durable step as well, and there is time for it."""
         event = self._following
-        alike = event is not None and event.handler == self._event.handler and self._lease.journal.finished > 0
+        durable = self._resumed or self._lease.journal.finished > 0
+        alike = event is not None and event.handler == self._event.handler and durable
         return event if alike and self._env.remaining_ms() > RESUMED_MS_MIN else None
 
     @property
@@ -572,10 +543,3 @@ def _heavy(out: Mapping[int, Out]) -> bool:
     """Whether outgoing entries are more than a head takes. A dead letter goes past the outbox."""
     kept = [entry for entry in out.values() if not is_dead_letter(entry)]
     return len(kept) > OUT_PER_WRITE_MAX or sum(len(pack(entry)) for entry in kept) > OUT_BYTES_MAX
-
-
-def _answered(event: Event, result: Result) -> Result:
-    """What goes back to the control plane: only a caller has use for the value."""
-    if isinstance(result, Success) and not isinstance(event.source, CallSource):
-        return Success()
-    return result

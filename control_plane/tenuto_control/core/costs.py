@@ -240,7 +240,7 @@ def count(workload: Workload) -> EventCounts:
     sends, suspended, durable = workload.sends, workload.suspended, workload.durable
     shared = 1 / workload.batch
     own = shared
-    joins = not (sends or suspended or workload.napped or workload.held or workload.calls)
+    joins = not (sends or workload.held or workload.calls)
     if durable:
         # A claim, which the next event of a batch has together with the commit of the one before it. A checkpoint for
         # each step but the last, which rides on the suspension or the commit. After slow code it has been written
@@ -255,9 +255,10 @@ def count(workload: Workload) -> EventCounts:
     # What has been shipped is cleared once the key comes to rest, that is, at each suspension and at the end.
     clears = min(sends, 1 + suspended) + result if suspended else result or (shared if sends else 0)
     first = shared
-    if suspended or workload.napped or workload.held or (workload.steps and sends):
-        # A suspension ends an invocation, and so does a commit with something to ship. Sleeps that are held use
-        # up the function's time, so that a second event in it cannot be counted on.
+    if workload.held or (sends and (workload.steps or suspended or workload.napped)):
+        # A commit with something to ship ends an invocation. Otherwise the events behind follow, also behind one that
+        # was resumed. Sleeps that are held use up the function's time, so that a second event in it cannot be counted
+        # on.
         first = 1
     return EventCounts(
         head_writes=own + clears + sends * SEND_RECEIVER_HEAD_WRITES,

@@ -135,9 +135,9 @@ def departing(
             trim = with_tries(head, events[0], trim)
             first = events[0].id
             tried = Tried(first, tried.first_ms if first == tried.event_id else now_ms, attempt)
-        case Resume(run):
+        case Resume(run, behind=behind):
             # What is known of a batch stays known while the run that one of its events began continues.
-            events, attempt = (run.event,), run.attempt
+            events, attempt = (run.event, *behind), run.attempt
         case Shared(event):
             events, attempt = (event,), 1
         case _:

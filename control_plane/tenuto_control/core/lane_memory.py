@@ -317,6 +317,10 @@ class LaneMemory(Struct, frozen=True):
             seen, sighting = self._seen(fact.head), sighting.again(fact.head, fact.now_ms)
             shipped, finished, ended = self._kept(fact.head, fact.now_ms, finished, ended)
             finished = _with(finished, fact.answered)
+        since = self.blocked_since_ms
+        if fact.head is not None and _run_id(fact.head) != (None if self.head is None else _run_id(self.head)):
+            # It has gone on to another run, which is as good as having been free.
+            since = None
         return replace(
             self,
             seen=seen,
@@ -327,6 +331,7 @@ class LaneMemory(Struct, frozen=True):
             ended=ended,
             crashed=crashed,
             sighting=sighting,
+            blocked_since_ms=since,
             outrun=fact.outrun,
             hurried=False,
             nap=fact.nap,
@@ -425,3 +430,7 @@ def _settled(inbox: InboxSeen) -> frozenset[str]:
     """
     old, fin = inbox.now_ms - FINISHED_TTL_MS, inbox.head.fin
     return frozenset(n for n, at in fin.items() if n not in inbox.live and (not n.startswith("c") or at < old))
+
+
+def _run_id(head: Head) -> str | None:
+    return None if head.run is None else head.run.event.id

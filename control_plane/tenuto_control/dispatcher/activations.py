@@ -66,7 +66,7 @@ from tenuto_control.core.verdicts import (
     judge_commit,
     unserved,
 )
-from tenuto_control.dispatcher.batches import choose
+from tenuto_control.dispatcher.batches import behind, choose
 from tenuto_control.dispatcher.commits import Commits
 from tenuto_control.dispatcher.ends import Ends
 from tenuto_control.dispatcher.heads import head_bytes
@@ -166,17 +166,31 @@ class Activations:
                 outcome = await self._invoke(target, flight, room)
             return await self._judged(flight, outcome)
 
-    async def resume(self, head: Head, holder: str, trim: Trim) -> Attempted:
-        """Run the head's own run, which this process has just taken over as `holder`, within its own place."""
+    async def resume(
+        self, head: Head, queue: Sequence[Work], tries: Tries, trim: Trim, holder: str, *, alone: bool
+    ) -> Attempted:
+        """Run the head's own run, which this process has just taken over as `holder`, within its own place.
+
+        Unless it is to run `alone`, the queued events behind it follow, if nothing is known against that.
+        """
         target = self._target()
         if target is None or head.run is None:
             raise AssertionError("a takeover needs a target and a run")
-        flight = self._flight(target, head, Resume(head.run, self.lessons.late), trim, holder)
-        # About no work that waits here, but at work all the same.
-        self.busy = ()
+        # Its own event waits here too, unless its offset was let go of while it slept.
+        own = tuple(queue[:1]) if queue and queue[0].event.id == head.run.event.id else ()
+        lessons, following = self.lessons, behind(self.services, head, head.run, queue[len(own) :])
+        alone = alone or lessons.one_by_one or lessons.claim_first or any(tries(work.event) > 1 for work in following)
+        # What has begun comes before what is new, and would wait for more than one invocation.
+        if alone or self.services.capacity.begun_wait(target):
+            following = []
+        works = (*own, *following)
+        # Perhaps about no work that waits here, but at work all the same.
+        self.busy = works
         try:
+            mode = Resume(head.run, lessons.late, tuple(work.event for work in following))
+            flight = self._flight(target, head, mode, trim, holder)
             with self.services.capacity.answer(target) as room:
-                return await self._judged(flight, await self._invoke(target, flight, room))
+                return await self._judged(flight, await self._invoke(target, flight, room), works)
         finally:
             self.busy = None
 
@@ -199,6 +213,15 @@ class Activations:
                 raise outcome
             case _:
                 raise FunctionFailedError(f"a shared handler answered {type(outcome).__name__}")
+
+    def spent(self, head: Head, crashes: int | None) -> str | None:
+        """Why a run whose function never answers is given up, if its policy says so."""
+        if head.run is None or crashes is None:
+            return None
+        limit = self.services.policy(self.lane.service, head.run.event.handler).max_attempts
+        if limit is None or crashes < limit:
+            return None
+        return f"{crashes} attempts failed, the last without an answer of its function"
 
     async def bury_run(self, head: Head, reason: str, trim: Trim) -> Attempted:
         """End a run, which this process has just taken over, as failed for good: its function never answers."""
@@ -316,7 +339,7 @@ class Activations:
         if isinstance(answer, Crashed | Unreachable | Fenced):
             await self.services.delivery.guard_leftovers(self.lane)
         limits, now_ms = self.services.limits, self.services.clock.now_ms()
-        if isinstance(flight.mode, Speculate) and (marks := newly_former(flight.head, flight.events, now_ms)):
+        if marks := newly_former(flight.head, _new_events(flight), now_ms):
             await self.services.writer.write(life_over(self.lane, marks))
         verdict, self.lessons = judge(flight, answer, self.lessons, limits, now_ms)
         verdict = self._unhandled(flight, answer) or verdict
@@ -360,6 +383,7 @@ class Activations:
         """What a verdict that asks for no write comes to."""
         metrics = self.services.metrics
         if isinstance(verdict, Durable):
+            metrics.count("Committed", len(verdict.results))
             finished = self._finish(works, verdict.results)
             self._tell_recoveries(flight, verdict.results)
             if verdict.then is None:
@@ -378,7 +402,9 @@ class Activations:
                 if head.run is not None and head.run.suspended and head.run.error is not None:
                     self.services.recoveries.failed((self.lane.service, head.run.event.handler), self.lane)
                 self._ends.tell(flight.tried, flight.events, results, head.out.values())
-                finished = self._finish(works, results)
+                self.services.metrics.count("Committed", len(results))
+                # Of the events of a flight, the first ones may have no work here: a run, or items of the inbox.
+                finished = self._finish(works, results[len(flight.events) - len(works) :])
                 if head.run is None or not pause_ms:
                     return Attempted(head, finished, ended=ended)
                 return Attempted(head, finished, head.run.event, pause_ms, harmless=True, ended=ended)
@@ -420,7 +446,6 @@ class Activations:
 
     def _finish(self, works: Sequence[Work], results: Sequence[EventResult]) -> tuple[Work, ...]:
         """Give callers their results. Returns the work that has ended."""
-        self.services.metrics.count("Committed", len(results))
         finished = tuple(works[: len(results)])
         for work, result in zip(finished, results, strict=False):
             if isinstance(work, CallWork):
@@ -452,6 +477,17 @@ def no_outcome(error: InvokeError) -> NoOutcome:
             return Missing(str(error), told=isinstance(error, FunctionBrokenError))
         case _:
             return Crashed(str(error))
+
+
+def _new_events(flight: Flight) -> Sequence[Event]:
+    """Those that have just come from Kafka, or from a caller."""
+    match flight.mode:
+        case Speculate(events) | Resume(behind=events):
+            return events
+        case Drain() | Shared():
+            return ()
+        case _:
+            assert_never(flight.mode)
 
 
 def _with_nap(attempted: Attempted, flight: Flight) -> Attempted:

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from tenuto.lane.transitions import outgoing_results, result_key, stored_result
-from tenuto.protocol.messages import Head
+from tenuto.protocol.messages import ClaimedRun, Head
 from tenuto.protocol.records import Failed, Failure, KafkaSource, event_bytes
 from tenuto_control.core.lane_policy import finished, passed
 from tenuto_control.dispatcher.parts import Parts
-from tenuto_control.dispatcher.work import CallWork, Elsewhere, Work
+from tenuto_control.dispatcher.work import CallWork, Elsewhere, KafkaWork, Work
 
 LOST_WITH_ITS_PROCESS = "the call took effect, and its result was lost with the process that ran it"
 
@@ -51,6 +51,35 @@ async def choose(services: Parts, head: Head, queue: Iterable[Work], *, one_by_o
     # Callers may have gone away while results were looked up.
     waiting = [w for w in batch if not (isinstance(w, CallWork) and w.over)]
     return tuple(waiting)
+
+
+def behind(services: Parts, head: Head, run: ClaimedRun, queue: Iterable[Work]) -> list[KafkaWork]:
+    """The queued events that may follow a run in the activation that resumes it.
+
+    Of calls none does, for their results would be lost with the function; nor does what comes after the inbox.
+    """
+    limits, receivers, service = services.limits, services.receivers, run.event.invocation.lane.service
+    works: list[KafkaWork] = []
+    source = run.event.source
+    last = {source.watermark: source.offset} if isinstance(source, KafkaSource) else {}
+    size = 0
+    for work in queue if head.pend is None else ():
+        event, source = work.event, work.event.source
+        if not isinstance(work, KafkaWork) or not isinstance(source, KafkaSource):
+            break
+        size += event_bytes(event)
+        if (
+            size > limits.batch_bytes_max
+            or len(works) >= limits.batch_events_max
+            or passed(head, event)
+            # Delivered again, or the run's own.
+            or source.offset <= last.get(source.watermark, -1)
+            or receivers.problem(service, event.handler) is not None
+        ):
+            break
+        last[source.watermark] = source.offset
+        works.append(work)
+    return works
 
 
 async def _answered(services: Parts, work: CallWork, head: Head) -> bool:

@@ -57,6 +57,11 @@ class Capacity:
         function.most = target.concurrency
         return HeldPlace(self, function, begun=begun)
 
+    def begun_wait(self, target: Target) -> bool:
+        """Whether as much waits that has begun, such as sleeps that have ended, as the target's function has places."""
+        function = self._functions.get(target.function)
+        return function is not None and len(function.begun) >= function.most
+
     def _may_begin(self, function: _Function) -> bool:
         if function.held >= function.most:
             return False

@@ -24,6 +24,9 @@ LANES_PER_INVOCATION: Final = 4
 FUNCTION_LANES_MIN: Final = 64
 """So many lanes of a function may work in any case, whatever its concurrency."""
 
+CONTINUING_SHARE: Final = 4
+"""One place in so many is for lanes that continue. Those that begin may all wait for an invocation, for long."""
+
 WORKING_BYTES: Final = 32 * 1024
 """What a lane at work holds besides its head: its task, a request in progress with its answer, and what was parsed."""
 
@@ -66,10 +69,11 @@ class Waiting(Protocol):
 
 @dataclass(slots=True, eq=False)
 class _Function:
-    """The lanes of one function: how many are at work, and which wait."""
+    """The lanes of one function: how many are at work, how many of these have begun something, and which wait."""
 
     share: int
     at_work: int = 0
+    beginning: int = 0
     bytes: int = 0
     head_bytes: int = UNKNOWN_HEAD_BYTES
     listed: bool = False
@@ -95,12 +99,17 @@ class _Function:
 
     @property
     def wants(self) -> bool:
-        """Whether a lane waits that may begin now."""
-        return self.at_work < self.share and bool(self.begun or self.calls or self.records)
+        """Whether a lane waits that may have a place now."""
+        return self.at_work < self.share and bool(self.begun or (self.may_begin and (self.calls or self.records)))
+
+    @property
+    def may_begin(self) -> bool:
+        """Whether one more lane may begin something."""
+        return self.beginning < self.share - self.share // CONTINUING_SHARE
 
     def next(self) -> Waiting:
         """Take out who is next: what continues comes first, and calls and records take turns."""
-        new = self.calls or self.records
+        new = self.may_begin and (self.calls or self.records)
         if self.begun and (not new or self.in_a_row < BEGUN_IN_A_ROW_MAX):
             self.in_a_row = self.in_a_row + 1 if new else 0
             return self.begun.popleft()
@@ -112,8 +121,8 @@ class _Function:
         return self.records.popleft()
 
 
-Place: TypeAlias = tuple[_Function, int]
-"""A place that is held: whose it is, and the bytes set aside for it."""
+Place: TypeAlias = tuple[_Function, int, bool]
+"""A place that is held: whose it is, the bytes set aside for it, and whether its lane has begun something in it."""
 
 
 class LanePlaces:
@@ -171,8 +180,9 @@ class LanePlaces:
         held = self._held.pop(lane, None)
         if held is None:
             return
-        function, reserved = held
+        function, reserved, beginning = held
         function.at_work -= 1
+        function.beginning -= beginning
         function.bytes -= reserved
         self._bytes -= reserved
         if head_bytes is not None:
@@ -181,6 +191,18 @@ class LanePlaces:
             function.head_bytes = max(head_bytes, smaller)
         self._list(function)
         self._go()
+
+    def may_begin(self, lane: Waiting) -> bool:
+        """Whether a lane at work may begin something in its place: one that continued may have to leave it for that."""
+        held = self._held.get(lane)
+        if held is None or held[-1]:
+            return True
+        function, reserved, _ = held
+        if not function.may_begin:
+            return False
+        function.beginning += 1
+        self._held[lane] = function, reserved, True
+        return True
 
     def clear(self) -> None:
         """Nobody waits or works any more."""
@@ -218,6 +240,11 @@ class LanePlaces:
         passed_by = 0
         while passed_by < len(self._ring):
             function = self._ring[0]
+            if not function.wants:
+                # A lane at work has begun something meanwhile.
+                self._ring.popleft()
+                function.listed = False
+                continue
             cost = WORKING_BYTES + HEAD_COPIES * function.head_bytes
             if not self._fits(function, cost):
                 self._ring.rotate(-1)
@@ -226,14 +253,15 @@ class LanePlaces:
             passed_by = 0
             self._ring.popleft()
             function.listed = False
-            records = len(function.records)
+            records, begun = len(function.records), len(function.begun)
             lane = function.next()
-            begins = records - len(function.records)
-            self._backlog -= begins
-            self._hinted -= 1 - begins
+            record, beginning = records - len(function.records), begun == len(function.begun)
+            self._backlog -= record
+            self._hinted -= 1 - record
             if lane.start():
                 function.at_work += 1
+                function.beginning += beginning
                 function.bytes += cost
-                self._held[lane] = function, cost
+                self._held[lane] = function, cost, beginning
                 self._bytes += cost
             self._list(function)

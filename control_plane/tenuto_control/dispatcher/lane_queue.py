@@ -68,6 +68,11 @@ class LaneQueue:
         return len(self._works) + len(self._handed)
 
     @property
+    def begins_with_call(self) -> bool:
+        """Whether a call comes first."""
+        return bool(self._works) and isinstance(self._works[0], CallWork)
+
+    @property
     def forgettable(self) -> bool:
         """Whether it is empty, and knows of nothing in the inbox."""
         return self.empty and not self._moved and self._ahead == 1

@@ -34,7 +34,12 @@ class Sleeps:
     wake_ms: int | None
 
 
-Onward: TypeAlias = Continue | Rest | Sleeps
+@dataclass(frozen=True, slots=True)
+class GiveWay:
+    """New work is next, and the place is for lanes that continue: this one queues for another."""
+
+
+Onward: TypeAlias = Continue | Rest | Sleeps | GiveWay
 """How a lane continues after one action."""
 
 CONTINUE = Continue()
@@ -50,6 +55,18 @@ class Owner(Protocol):
 
     def ready(self, worker: Any) -> None:
         """The worker's rest is over: it is to be started again."""
+        ...
+
+    def starts(self, worker: Any) -> None:
+        """The worker has a place, and begins to work, or continues."""
+        ...
+
+    def may_begin(self, worker: Any) -> bool:
+        """Whether the worker may begin new work in the place that it holds."""
+        ...
+
+    def gives_way(self, worker: Any) -> None:
+        """The worker has new work, and is to be started again in a place for that."""
         ...
 
     def rests(self, worker: Any) -> None:
@@ -101,6 +118,7 @@ class LaneTask:
             return False
         if self._begun_ms is None:
             self._begun_ms = self._clock.now_ms()
+        self._owner.starts(self)
         self.task = asyncio.get_running_loop().create_task(
             self._work(), name=f"lane {self.lane.service}/{self.lane.key}"
         )
@@ -137,6 +155,10 @@ class LaneTask:
                 self._owner.rests(self)
             case Sleeps(wake_ms):
                 self._owner.idle(self, wake_ms)
+            case GiveWay():
+                self._nudged = True
+                self.unburden()
+                self._owner.gives_way(self)
             case _:
                 assert_never(onward)
 

@@ -77,7 +77,7 @@ from tenuto_control.core.log_fields import said_again, shown
 from tenuto_control.dispatcher.activations import Activations
 from tenuto_control.dispatcher.inbox import Inbox, InboxView
 from tenuto_control.dispatcher.lane_queue import NO_WORK, LaneQueue
-from tenuto_control.dispatcher.lane_task import CONTINUE, Continue, LaneTask, Onward, Owner, Rest, Sleeps
+from tenuto_control.dispatcher.lane_task import CONTINUE, Continue, GiveWay, LaneTask, Onward, Owner, Rest, Sleeps
 from tenuto_control.dispatcher.parts import Parts
 from tenuto_control.dispatcher.tries import counted
 from tenuto_control.dispatcher.work import Attempted, CallWork, KafkaWork, Work
@@ -264,6 +264,8 @@ class LaneWorker(LaneTask):
             # Decided again at once, it would go wrong again, and nothing else in this process would get its turn.
             self._troubled("the next action cannot be decided", e)
             return Rest(self._memory.paused_until_ms)
+        if isinstance(action, Invoke) and not self._owner.may_begin(self):
+            return GiveWay()
         try:
             onward = await self._carry_out(action)
             if self._memory.trouble is not None:
@@ -379,7 +381,7 @@ class LaneWorker(LaneTask):
             self._on(NapOver(run.holder, missed=not lasts))
             if lasts:
                 self._services.metrics.sample("WakeLatenessMs", max(0, now_ms - (run.wake_ms or 0)))
-                self._attempted(await self._activations.resume(head, run.holder, self._memory.trim(head)), head)
+                await self._resume(head, run.holder)
 
     async def _take_over(self, over: Sequence[str], *, failed: bool) -> None:
         head = self._seen()
@@ -397,8 +399,7 @@ class LaneWorker(LaneTask):
     async def _take_over_now(self, head: Head, target: Target, over: Sequence[str], *, failed: bool) -> None:
         crashes = None if head.run is None or not failed else self._memory.crashes(head.run)
         self._on(TakeoverBegun())
-        spent = self._spent(head, crashes)
-        holder = self._services.token()
+        spent, holder = self._activations.spent(head, crashes), self._services.token()
         now_ms = self._services.clock.now_ms()
         from_ms = lease_from_ms(self._services.table_clock.check, now_ms, self._bounds.lease_margin_ms)
         lease_ms = from_ms + target.timeout_ms * (LATE_LEASES if self._activations.late else 1)
@@ -420,20 +421,17 @@ class LaneWorker(LaneTask):
             self._services.metrics.sample("WakeLatenessMs", max(0, now_ms - head.run.wake_ms))
         if head.run is not None and head.run.wake_ms is not None and not failed:
             self._services.wheel.forget(SleepTimer(self.lane, head.run.event.nonce, head.run.wake_ms, "over"))
-        trim = self._memory.trim(left)
         if spent is not None:
-            self._attempted(await self._activations.bury_run(left, spent, trim), left)
+            self._attempted(await self._activations.bury_run(left, spent, self._memory.trim(left)), left)
             return
-        self._attempted(await self._activations.resume(left, holder, trim), left)
+        await self._resume(left, holder)
 
-    def _spent(self, head: Head, crashes: int | None) -> str | None:
-        """Why a run whose function never answers is given up, if its policy says so."""
-        if head.run is None or crashes is None:
-            return None
-        limit = self._services.policy(self.lane.service, head.run.event.handler).max_attempts
-        if limit is None or crashes < limit:
-            return None
-        return f"{crashes} attempts failed, the last without an answer of its function"
+    async def _resume(self, head: Head, holder: str) -> None:
+        memory, queue = self._memory, tuple(self.queue)
+        tries, trim = partial(memory.tries, head), memory.trim(head)
+        # Events that are to be moved away are moved between two runs.
+        attempted = await self._activations.resume(head, queue, tries, trim, holder, alone=memory.pressed)
+        self._attempted(attempted, head)
 
     async def _ship(self) -> None:
         shipped, whole = set(self._memory.shipped), False

@@ -174,18 +174,25 @@ class Lanes:
         if self._workers.get(worker.lane) is not worker:
             return
         self._spare.pop(worker.lane, None)
-        self._known.release(worker.lane)
         self._enter(worker, Kind.BEGUN)
+
+    def starts(self, worker: LaneWorker) -> None:
+        """See `Owner.starts`."""
+        self._known.release(worker.lane)
+
+    def may_begin(self, worker: LaneWorker) -> bool:
+        """See `Owner.may_begin`."""
+        return self._places.may_begin(worker)
+
+    def gives_way(self, worker: LaneWorker) -> None:
+        """See `Owner.gives_way`."""
+        if self._let_go(worker):
+            self._enter(worker, Kind.CALL if worker.queue.begins_with_call else Kind.RECORD)
 
     def rests(self, worker: LaneWorker) -> None:
         """See `Owner.rests`."""
-        if self._workers.get(worker.lane) is not worker:
-            worker.halt()
+        if not self._let_go(worker):
             return
-        weight = weight_of(worker.memory)
-        self._leave(worker, None if worker.head is None else weight)
-        if not self._known.hold(worker.lane, weight):
-            worker.forget_head()
         if not worker.waiting and not worker.queue.holds and not worker.naps:
             self._spare[worker.lane] = worker
             if self._crowded:
@@ -216,6 +223,17 @@ class Lanes:
                 self._known.keep(worker.lane, worker.memory.at_rest())
 
     # --- places -------------------------------------------------------------------------------------------------------
+
+    def _let_go(self, worker: LaneWorker) -> bool:
+        """A worker has given its place back, for now. False when it was dropped meanwhile."""
+        if self._workers.get(worker.lane) is not worker:
+            worker.halt()
+            return False
+        weight = weight_of(worker.memory)
+        self._leave(worker, None if worker.head is None else weight)
+        if not self._known.hold(worker.lane, weight):
+            worker.forget_head()
+        return True
 
     def _worker(self, lane: Lane, head: Head | None, kind: Kind) -> LaneWorker:
         worker = self._workers.get(lane)

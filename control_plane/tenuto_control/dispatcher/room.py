@@ -68,7 +68,7 @@ class Room:
 
     def check(self, size: int, owner: str = UNOWNED) -> None:
         """Raises OverloadedError when so many bytes more would not fit."""
-        self._check(size, owner, self._sizes)
+        self._check(size, owner, self._sizes, self.size)
 
     def add(self, size: int, owner: str = UNOWNED) -> None:
         """So many bytes more. Raises OverloadedError."""
@@ -104,10 +104,9 @@ class Room:
         together = dict(self._sizes)
         for other, to_come in self._to_come.items():
             _add(together, other, to_come)
-        self._check(size, owner, together)
+        self._check(size, owner, together, sum(together.values()))
 
-    def _check(self, size: int, owner: str, sizes: dict[str, int]) -> None:
-        held = sum(sizes.values())
+    def _check(self, size: int, owner: str, sizes: dict[str, int], held: int) -> None:
         if held + size > self._bytes_max:
             raise OverloadedError(
                 f"the requests that wait in this control plane hold {held:,} bytes already; try again later"
