@@ -47,6 +47,7 @@ from tenuto_control.core.lane_policy import (
     CALL_LOOK_MS_MAX,
     GATHER_MS,
     OUTRUN_MAX,
+    OWNER_UNAWAITED,
     RUNS_DIFFER_MS,
     SHARED_MS,
     Action,
@@ -154,6 +155,7 @@ SLEPT = {"0d": pack(DueSlot(NOW))}
 ANSWERED = {"0a": pack(AwakeableSlot(Success()))}
 UNSLEPT = {"0d": pack(DueSlot(NOW + 9_000))}
 TAKEN = Head(run=with_fields(RUNNING, holder="there.1"))
+LOST = Head(run=with_fields(EXPIRED, holder="there.1"))
 TAKEN_FOR_LONG = Head(run=with_fields(RUNNING, holder="there.1", lease_ms=NOW + 60_000))
 TAKEN_UNTIL = RUNNING.lease_ms + BOUNDS.lease_margin_ms
 RESULT: dict[str, Out] = {"1.0": ResultOut("i", Success())}
@@ -285,6 +287,21 @@ TABLE: list[tuple[str, Case, Action]] = [
         away(CALL, TAKEN, handed=1, behind=1, changed_ms=LATELY),
         Wait(NOW + BOUNDS.call_look_ms),
     ),
+    (
+        "a run held elsewhere, with events behind it that were handed over before",
+        away(record(7), TAKEN_FOR_LONG, behind=3, sighting=Sighting(NOW, NOW, began_ms=NOW, lasts_ms=500)),
+        Wait(NOW + 3 * 500 + RUNS_DIFFER_MS),
+    ),
+    (
+        "a run held elsewhere, with a call behind it that was handed over before",
+        away(CALL, TAKEN_FOR_LONG, behind=3, sighting=Sighting(NOW, NOW, began_ms=NOW, lasts_ms=500)),
+        Wait(NOW + 500 + RUNS_DIFFER_MS),
+    ),
+    (
+        "a run held elsewhere, with an event too long behind others that were handed over before",
+        away(record(7), TAKEN_FOR_LONG, behind=3, blocked_since_ms=NOW - BLOCKED),
+        HandOver(),
+    ),
     ("a run held elsewhere", away(record(7), TAKEN), HandOver()),
     ("a run held elsewhere, seen as the event came", away(record(7), TAKEN, read_ms=NOW - 1), HandOver()),
     ("a run held elsewhere, of this very event", away(RUNNING.event, TAKEN), Wait(NOW + BOUNDS.event_look_ms)),
@@ -347,6 +364,17 @@ TABLE: list[tuple[str, Case, Action]] = [
         Wait(NOW + BOUNDS.spill_after_ms),
     ),
     ("a run held elsewhere whose lease is over", away(record(7), Head(run=EXPIRED)), TakeOver()),
+    ("a run held elsewhere whose lease is over, with nothing that waits here", away(None, LOST), TakeOver()),
+    (
+        "a run held elsewhere when it was seen last, with nothing that waits here",
+        away(None, LOST, read_ms=EXPIRED.lease_ms),
+        Idle(),
+    ),
+    (
+        "a run held elsewhere when it was seen last, to be looked after",
+        away(None, LOST, read_ms=EXPIRED.lease_ms, look=True),
+        TakeOver(),
+    ),
     ("a pause, a call handed over", away(None, Head(), handed=1, pause=PAUSE), Wait(PAUSED)),
     (
         "a pause, a call handed over, time to look",
@@ -386,7 +414,17 @@ TABLE: list[tuple[str, Case, Action]] = [
     (
         "an inbox that another process works off, with little more to hand over",
         away(record(7), Head(pend="p"), behind=1, changed_ms=LATELY),
+        Wait(LATELY + BOUNDS.owner_ms),
+    ),
+    (
+        "an inbox that another process works off, with one more call to hand over",
+        away(CALL, Head(pend="p"), behind=1, changed_ms=LATELY),
         Wait(NOW + BOUNDS.call_look_ms),
+    ),
+    (
+        "an inbox that another process works off without a claim, with little more to hand over",
+        away(record(7), Head(pend="p", tok="there.1.spec"), behind=1, changed_ms=LATELY),
+        Wait(LATELY + OWNER_UNAWAITED * BOUNDS.owner_ms),
     ),
     (
         "an inbox that another process works off, with nothing that waits here",
@@ -618,7 +656,7 @@ def test_who_has_a_clock_that_differs_takes_over_nothing_of_others_and_does_not_
             # What was read a moment ago is not read again: that would be repeated at once.
             assert not isinstance(action, ReadHead | TakeOver)
         case action, _:
-            assert isinstance(action, HandOver | Release | Ship | Spill)
+            assert isinstance(action, HandOver | Release | Ship | Spill | Idle)
 
 
 @given(cases())

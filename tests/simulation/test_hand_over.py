@@ -27,6 +27,12 @@ GAP_OUTRUN_MS = 1_000
 LATENCY_MS = 1.0
 """Of a message. One in fifty takes twenty times as long, and would hide a wait that is too long."""
 
+TOPICS = ("events", "further", "more", "others")
+"""Of one partition each, so that four planes have one each, and two have every second one."""
+
+JOINED_S = 0.5
+"""When the first event comes: the planes have their partitions by then."""
+
 SWEEP_INTERVAL_MS = 60_000
 """Rare enough that no sweep comes to the rescue within the work of a run."""
 
@@ -68,23 +74,27 @@ def reached(
     seed: int = 1,
     play: Program | None = None,
 ) -> Report:
-    """`count` events and calls for one key, `apart_s` from each other, over several partitions and planes.
+    """`count` events and calls for one key, `apart_s` from each other, over several topics and planes.
 
-    Each plays `play`: if None, one step of `takes_ms`, or only a change of state (None).
+    Each plays `play`: if None, one step of `takes_ms`, or only a change of state (None). The events come to all planes.
     """
     if play is None:
         play = (Remember("x"),) if takes_ms is None else (Step("s", takes_ms=takes_ms),)
     called = [n for n in range(count) if kind == "calls" or (kind == "mixed" and n % 3 == 0)]
     sent = [n for n in called if kind == "mixed" and n % 2 == 0]
     produced = [n for n in range(count) if n not in called]
-    return run(
+    report = run(
         Scenario(
             seed=seed,
             rates=replace(faults.NONE, latency_ms=LATENCY_MS),
             programs=((Remember("told"),), play),
-            topics={"events": 2, "more": 2},
-            deliveries=tuple(Delivery(n * apart_s, "events" if n % 2 else "more", "a", 1) for n in produced),
-            requests=tuple(Request(n * apart_s, "a", f"i{n}", 1, 0 if n in sent else None) for n in called),
+            topics=dict.fromkeys(TOPICS, 1),
+            deliveries=tuple(
+                Delivery(JOINED_S + n * apart_s, TOPICS[at % len(TOPICS)], "a", 1) for at, n in enumerate(produced)
+            ),
+            requests=tuple(
+                Request(JOINED_S + n * apart_s, "a", f"i{n}", 1, 0 if n in sent else None) for n in called
+            ),
             control_planes=planes,
             faults_until_s=1.0,
             sweep_interval_ms=SWEEP_INTERVAL_MS,
@@ -93,6 +103,9 @@ def reached(
             scale_to_zero=at_zero,
         )
     )
+    if at_zero is None:
+        assert len(report.delivered) == min(planes, len(produced)), f"the events came to {dict(report.delivered)}"
+    return report
 
 
 def passed(report: Report) -> None:

@@ -489,7 +489,7 @@ class LaneWorker(LaneTask):
         waiting = await self._inbox.waiting(head, self._services.clock.now_ms(), self._memory.drain_max)
         await self._set_aside(waiting.unreadable)
         await self._inbox.bury(waiting.done, self._services.clock.now_ms())
-        await self._inbox.forget(waiting.passed)
+        await self._inbox.forget(waiting.passed, later=bool(waiting.events))
         if not (waiting.more or waiting.kept):
             live = frozenset(event.nonce for event in waiting.events)
             self._on(InboxSeen(head, live, self._services.clock.now_ms()))
@@ -524,7 +524,8 @@ class LaneWorker(LaneTask):
             ran = len(over) + sum(passed(left, event) for event in waiting.events)
             ours = ran > 0 and left.run is None and named_by(self._bounds.process, left.tok)
             buried = await self._inbox.ran(over, left if ours else None, now_ms)
-            await self._inbox.forget([item for item in waiting.records if item.passed(left)])
+            over_too = [item for item in waiting.records if item.passed(left)]
+            await self._inbox.forget(over_too, later=left.pend is not None)
         calls_ms = took_ms if isinstance(waiting.events[0].source, CallSource) else 0
         self._on(Buried(frozenset(event.nonce for event in buried), ran, len(waiting.events), calls_ms))
         if ran < len(waiting.events) or (waiting.more and (left is None or left.pend is None)):
