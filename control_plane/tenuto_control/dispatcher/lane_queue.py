@@ -205,7 +205,7 @@ class LaneQueue:
         tried = [w for w in self._works if isinstance(w, CallWork) and w.attempted and w.event.id != run]
         tried = [w for w in tried if w.looked_ver != head.ver and not w.over]
         moved = [w for w in self._handed.values() if idle or w.looked_ver != head.ver]
-        ended = [w for w in (*tried, *moved) if idle or w.event.nonce in head.fin]
+        ended = [w for w in (*tried, *moved) if idle or w.named or w.event.nonce in head.fin]
         if ended:
             return ended
         # A head forgets what it has finished, soon when much is done. Calls leave an inbox in the order in which they
@@ -279,6 +279,9 @@ class LaneQueue:
                 self.remove(work)
         for event_id in self._handed.keys() & results.keys():
             self._handed.pop(event_id).finish(results[event_id])
+        for work in self._handed.values():
+            # The next head may not name it any more.
+            work.named = work.named or work.event.nonce in head.fin
         return frozenset(nonces)
 
     def release(self, head: Head) -> None:

@@ -484,9 +484,10 @@ class LaneWorker(LaneTask):
         return CONTINUE
 
     async def _drain(self) -> None:
-        head = self._seen()
+        head, asked = self._seen(), self._memory.look
         self._on(LookBegun())
-        waiting = await self._inbox.waiting(head, self._services.clock.now_ms(), self._memory.drain_max)
+        now_ms, most = self._services.clock.now_ms(), self._memory.drain_max
+        waiting = await self._inbox.waiting(head, now_ms, most, asked=asked)
         await self._set_aside(waiting.unreadable)
         await self._inbox.bury(waiting.done, self._services.clock.now_ms())
         await self._inbox.forget(waiting.passed, later=bool(waiting.events))
