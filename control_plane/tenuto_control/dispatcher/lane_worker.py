@@ -533,14 +533,17 @@ class LaneWorker(LaneTask):
             self._on(LookWanted())
 
     async def _invoke(self) -> None:
-        head = self._seen()
-        tries = partial(self._memory.tries, head)
+        head, first = self._seen(), next(iter(self.queue), None)
+        tries, began_ms = partial(self._memory.tries, head), self._services.clock.now_ms()
         attempted = await self._activations.speculate(head, self.queue, tries, self._memory.trim(head))
+        took_ms = self._services.clock.now_ms() - began_ms
         if any(work.keep for work in self.queue.without_callers()):
             # A call that was handed over while it ran has an item in the inbox: to be run again, or to be buried.
             self._on(LookWanted())
         if attempted is not None:
             await self._end(attempted, head)
+            if isinstance(first, CallWork):
+                self._on(Buried(EMPTY, 1, 1, took_ms))
 
     async def _trim(self) -> None:
         head = self._seen()
