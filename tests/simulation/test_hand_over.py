@@ -87,9 +87,7 @@ def reached(
             deliveries=tuple(
                 Delivery(JOINED_S + n * apart_s, TOPICS[at % len(TOPICS)], "a", 1) for at, n in enumerate(produced)
             ),
-            requests=tuple(
-                Request(JOINED_S + n * apart_s, "a", f"i{n}", 1, 0 if n in sent else None) for n in called
-            ),
+            requests=tuple(Request(JOINED_S + n * apart_s, "a", f"i{n}", 1, 0 if n in sent else None) for n in called),
             control_planes=planes,
             faults_until_s=1.0,
             sweep_interval_ms=SWEEP_INTERVAL_MS,

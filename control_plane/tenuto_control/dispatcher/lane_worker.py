@@ -486,8 +486,7 @@ class LaneWorker(LaneTask):
     async def _drain(self) -> None:
         head, asked = self._seen(), self._memory.look
         self._on(LookBegun())
-        now_ms, most = self._services.clock.now_ms(), self._memory.drain_max
-        waiting = await self._inbox.waiting(head, now_ms, most, asked=asked)
+        waiting = await self._inbox.waiting(head, self._services.clock.now_ms(), self._memory.drain_max, asked=asked)
         await self._set_aside(waiting.unreadable)
         await self._inbox.bury(waiting.done, self._services.clock.now_ms())
         await self._inbox.forget(waiting.passed, later=bool(waiting.events))
@@ -525,8 +524,7 @@ class LaneWorker(LaneTask):
             ran = len(over) + sum(passed(left, event) for event in waiting.events)
             ours = ran > 0 and left.run is None and named_by(self._bounds.process, left.tok)
             buried = await self._inbox.ran(over, left if ours else None, now_ms)
-            over_too = [item for item in waiting.records if item.passed(left)]
-            await self._inbox.forget(over_too, later=left.pend is not None)
+            await self._inbox.forget([one for one in waiting.records if one.passed(left)], later=left.pend is not None)
         calls_ms = took_ms if isinstance(waiting.events[0].source, CallSource) else 0
         self._on(Buried(frozenset(event.nonce for event in buried), ran, len(waiting.events), calls_ms))
         if ran < len(waiting.events) or (waiting.more and (left is None or left.pend is None)):
@@ -536,14 +534,13 @@ class LaneWorker(LaneTask):
         head, first = self._seen(), next(iter(self.queue), None)
         tries, began_ms = partial(self._memory.tries, head), self._services.clock.now_ms()
         attempted = await self._activations.speculate(head, self.queue, tries, self._memory.trim(head))
-        took_ms = self._services.clock.now_ms() - began_ms
         if any(work.keep for work in self.queue.without_callers()):
             # A call that was handed over while it ran has an item in the inbox: to be run again, or to be buried.
             self._on(LookWanted())
         if attempted is not None:
             await self._end(attempted, head)
             if isinstance(first, CallWork):
-                self._on(Buried(EMPTY, 1, 1, took_ms))
+                self._on(Buried(EMPTY, 1, 1, self._services.clock.now_ms() - began_ms))
 
     async def _trim(self) -> None:
         head = self._seen()
