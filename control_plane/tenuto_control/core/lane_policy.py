@@ -142,7 +142,7 @@ GATHER_MS = 100
 FRESH_MS = 20
 """A head that was read within so long is as it was, most probably."""
 
-HANDED_GROWS = 3
+HANDED_GROWS = 4
 """So many times what was handed over, and has not begun, is handed over at once."""
 
 RUNS_DIFFER_MS = 60
