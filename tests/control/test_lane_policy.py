@@ -135,6 +135,12 @@ def away(
     return Case(with_fields(remembered, **memory), turn)
 
 
+def gathered(count: int) -> Case:
+    """A lane that another process uses, and for which so many events have come within a while."""
+    memory = LaneMemory(Known(Head()), sighting=Sighting(NOW - GATHER_MS), overtaken_ms=NOW - GATHER_MS)
+    return Case(memory, Turn(NOW, record(7), count, NOW - GATHER_MS, records=True))
+
+
 def watching(head: Head, sighting: Sighting, *, begun: bool = False) -> Case:
     """A lane for which a call was handed over, as this process has seen it so far."""
     return Case(LaneMemory(Known(head), sighting=sighting), Turn(NOW, handed=1, begun=begun))
@@ -456,6 +462,8 @@ TABLE: list[tuple[str, Case, Action]] = [
         away(record(7), Head(), overtaken_ms=NOW, read_ms=NOW - 2),
         Wait(NOW - 1 + GATHER_MS),
     ),
+    ("events beside another process that have gathered", gathered(2), ReadHead()),
+    ("an event beside another process with which no other has gathered", gathered(1), Invoke()),
     (
         "a call beside another process",
         away(CALL, Head(), overtaken_ms=NOW, read_ms=NOW - 2),

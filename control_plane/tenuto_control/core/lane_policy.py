@@ -233,7 +233,10 @@ def _sharing(memory: LaneMemory, turn: Turn, first: Event) -> Action | None:
     if memory.read_since(max(turn.first_ms, turn.now_ms - FRESH_MS)):
         return None
     gathered_ms = turn.first_ms + GATHER_MS
-    return Wait(gathered_ms) if gathered_ms > turn.now_ms else ReadHead()
+    if gathered_ms > turn.now_ms:
+        return Wait(gathered_ms)
+    # A read for one event would cost what the commit does that may be refused.
+    return ReadHead() if turn.queued > 1 else None
 
 
 def _used_lately(memory: LaneMemory, turn: Turn, bounds: Bounds) -> bool:
