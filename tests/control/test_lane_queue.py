@@ -261,6 +261,17 @@ def test_a_call_that_some_head_has_named_is_looked_for_when_the_next_one_names_i
     asyncio.run(scenario())
 
 
+def test_a_call_whose_result_was_there_when_it_was_handed_over_is_looked_for_at_once() -> None:
+    async def scenario() -> None:
+        asked = call("c1")
+        queue = queue_of(asked)
+        queue.hand_over(queue.movable(), NOW, None, {asked.event.id})
+        asked.wanted_until_ms = NOW + 25_000
+        assert queue.to_look_for(Head(ver=9, pend="p"), NOW) == [asked]
+
+    asyncio.run(scenario())
+
+
 def test_a_result_is_not_looked_for_while_the_head_shows_that_the_call_has_not_run() -> None:
     async def scenario() -> None:
         work, later = call("c1"), NOW + RESULT_LOOK_MS

@@ -154,7 +154,10 @@ CALL_LOOK_MS_MAX = 250
 that time, and at the latest after so long: a lane stands still for no longer."""
 
 BEHIND_LOOKS = 2
-"""So many times as long a look may be away while what waits here is behind the run that is at work."""
+"""So many times as long a look may be away while events that wait here are behind the run that is at work."""
+
+AWAITED_LOOK_MS_MAX = 900
+"""How long a look may be away while a call waits: runs that are shorter than the ones before end unseen."""
 
 OUTRUN_MAX = 3
 """So often in a row another process is quicker until work goes to where that process finds it."""
@@ -259,17 +262,18 @@ def _watch(memory: LaneMemory, turn: Turn, bounds: Bounds, until_ms: int) -> Act
     look_ms = seen.read_ms + bounds.event_look_ms
     awaited = turn.calls or turn.handed > 0
     if seen.began_ms is not None and not (turn.begun and awaited) and (awaited or turn.behind or turn.begun):
-        look_ms = _next_but_one_ms(seen, seen.began_ms, bounds, 1 if awaited else max(1, turn.behind))
+        most_ms = AWAITED_LOOK_MS_MAX if awaited else BEHIND_LOOKS * bounds.event_look_ms
+        runs = 1 if awaited else max(1, turn.behind)
+        look_ms = min(_next_but_one_ms(seen, seen.began_ms, bounds, runs), seen.read_ms + most_ms)
     elif awaited:
-        look_ms = min(look_ms, _next_look_ms(seen, bounds, more=turn.handed > 1))
+        look_ms = min(seen.read_ms + AWAITED_LOOK_MS_MAX, _next_look_ms(seen, bounds, more=turn.handed > 1))
     return ReadHead() if look_ms <= turn.now_ms else Wait(min(until_ms, look_ms))
 
 
 def _next_but_one_ms(seen: Sighting, began_ms: int, bounds: Bounds, runs: int) -> int:
     """When what waits behind a run may have ended: not before so many runs have, and as much time again has gone."""
     pause_ms = max(seen.read_ms - began_ms, bounds.call_look_ms)
-    look_ms = max(seen.read_ms + pause_ms, began_ms + runs * seen.lasts_ms + RUNS_DIFFER_MS)
-    return min(look_ms, seen.read_ms + BEHIND_LOOKS * bounds.event_look_ms)
+    return max(seen.read_ms + pause_ms, began_ms + runs * seen.lasts_ms + RUNS_DIFFER_MS)
 
 
 def _next_look_ms(seen: Sighting, bounds: Bounds, *, more: bool) -> int:

@@ -174,8 +174,8 @@ class LaneQueue:
         for work in works:
             work.release()
 
-    def hand_over(self, works: Collection[Work], now_ms: int, head: Head | None) -> None:
-        """These works are in the inbox, which has left this head. Offsets go; callers wait on."""
+    def hand_over(self, works: Collection[Work], now_ms: int, head: Head | None, over: Collection[str] = ()) -> None:
+        """These works are in the inbox, which has left this head, or `over`. Offsets go; callers wait on."""
         records = [work for work in works if isinstance(work, KafkaWork)]
         self.let_go_of(records)
         self._moved |= {work.event.id: work.event for work in records[-MOVED_MAX:]}
@@ -184,6 +184,7 @@ class LaneQueue:
                 self._leave(work)
                 work.looked_ms = now_ms
                 work.behind_ver = _behind_ver(work, head)
+                work.named = work.event.id in over
                 self._handed[work.event.id] = work
 
     def let_go(self, work: CallWork) -> bool:

@@ -360,6 +360,9 @@ class LaneWorker(LaneTask):
         table = self._services.writer.table
         self._on(ReadBegun())
         head = parse_head(await self._services.writer.patiently(lambda: table.get(head_key(self.lane))))
+        await self._learn_and_look(head)
+
+    async def _learn_and_look(self, head: Head) -> None:
         self._learn(head)
         # Each that was looked for has its result, or is not looked for again beside this head.
         while calls := self.queue.to_look_for(head, self._services.clock.now_ms()):
@@ -398,8 +401,7 @@ class LaneWorker(LaneTask):
         crashes = None if head.run is None or not failed else self._memory.crashes(head.run)
         self._on(TakeoverBegun())
         spent = self._spent(head, crashes)
-        holder = self._services.token()
-        now_ms = self._services.clock.now_ms()
+        holder, now_ms = self._services.token(), self._services.clock.now_ms()
         from_ms = lease_from_ms(self._services.table_clock.check, now_ms, self._bounds.lease_margin_ms)
         lease_ms = from_ms + target.timeout_ms * (LATE_LEASES if self._activations.late else 1)
         slept = {
@@ -475,12 +477,12 @@ class LaneWorker(LaneTask):
             return Rest(self._services.clock.now_ms() + self._bounds.call_look_ms)
         self._on(LookBegun())
         self._on(ReadBegun())
-        item = await self._services.acceptance.take_in(self.lane, [work.to_keep() for work in works])
+        item, over = await self._services.acceptance.take_in(self.lane, [work.to_keep() for work in works])
         head = None if item is None else parse_head(item)
-        self.queue.hand_over(works, self._services.clock.now_ms(), head)
+        self.queue.hand_over(works, self._services.clock.now_ms(), head, over)
         # Whoever uses the lane sees the mark. Had it finished just before, the lane is taken up from here.
         if head is not None:
-            self._learn(head)
+            await self._learn_and_look(head)
         return CONTINUE
 
     async def _drain(self) -> None:
@@ -554,8 +556,7 @@ class LaneWorker(LaneTask):
 
     async def _end(self, attempted: Attempted, head: Head) -> None:
         """Take in what came of an activation that began from this head, once a failure of it is written down."""
-        tries = partial(self._memory.tries, head)
-        shipped = self._memory.trim(head).out
+        tries, shipped = partial(self._memory.tries, head), self._memory.trim(head).out
         self._attempted(await counted(self._services, self.lane, attempted, tries, shipped), head)
 
     def _attempted(self, attempted: Attempted, from_head: Head) -> None:
@@ -595,6 +596,5 @@ class LaneWorker(LaneTask):
 
     def _seen(self) -> Head:
         head = self._memory.head
-        if head is None:
-            raise AssertionError("the policy reads the head before anything else")
+        assert head is not None, "the policy reads the head before anything else"
         return head
