@@ -302,6 +302,7 @@ HEADS = st.builds(
             st.integers(0, 1 << 50),
             st.none() | st.tuples(st.integers(0, 9), st.integers(0, 9)),
         ),
+        overtaken_ms=st.none() | st.integers(0, 1 << 50),
     )
 )
 @settings(max_examples=examples(50), deadline=None)

@@ -8,10 +8,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
+import pytest
+
 from tenuto.lane.transitions import inbox_put, result_put
 from tenuto.protocol.ids import InvocationId, Lane
 from tenuto.protocol.messages import Head
-from tenuto.protocol.records import CallSource, Event, Success
+from tenuto.protocol.records import CallSource, Event, KafkaSource, Success
 from tenuto.store.memory import MemoryTable
 from tenuto_control.core.metrics import Uncounted
 from tenuto_control.dispatcher.inbox import Inbox
@@ -81,5 +83,50 @@ def test_a_call_that_has_its_result_is_done() -> None:
         table.apply(result_put(CALLS[1].id, Success(b"1"), NOW))
         view = await inbox.waiting(left_by(1, 0), NOW, most=50)
         assert (view.events, view.done) == ((CALLS[0], CALLS[2]), (CALLS[1],))
+
+    play(scenario)
+
+
+@pytest.mark.parametrize(("pend", "asked", "looks"), [("p", False, 1), ("another", False, 2), ("p", True, 2)])
+def test_who_has_run_all_that_a_look_found_looks_again_for_what_came_since(pend: str, asked: bool, looks: int) -> None:
+    """What came since has left another mark, or somebody says that there is something without one."""
+
+    async def scenario(table: MemoryTable, inbox: Inbox) -> None:
+        await inbox.waiting(left_by(1, 0), NOW, most=50)
+        await inbox.ran(CALLS, left_by(4, 3), NOW)
+        view = await inbox.waiting(left_by(4, 3, pend), NOW, most=50, asked=asked)
+        assert (view.events, view.more) == ((), False)
+        assert table.requests["query"] == looks
+
+    play(scenario)
+
+
+def test_who_has_not_run_all_that_a_look_found_looks_again() -> None:
+    async def scenario(table: MemoryTable, inbox: Inbox) -> None:
+        await inbox.waiting(left_by(1, 0), NOW, most=50)
+        await inbox.ran(CALLS[:2], None, NOW)
+        view = await inbox.waiting(left_by(3, 2), NOW, most=50, asked=False)
+        assert (view.events, table.requests["query"]) == ((CALLS[2],), 2)
+
+    play(scenario)
+
+
+def test_items_of_finished_events_are_deleted_together_when_nothing_more_is_to_run() -> None:
+    def record(partition: int) -> Event:
+        return Event(str(InvocationId(LANE, f"k{partition}")), "h", KafkaSource("0", "t", partition, 0, 0))
+
+    def passed(count: int) -> Head:
+        return Head(pend="p", watermarks={f"0|t|{partition}": 1 for partition in range(count)})
+
+    async def scenario(table: MemoryTable, inbox: Inbox) -> None:
+        for partition in range(2):
+            table.apply(inbox_put(LANE, record(partition), at_ms=NOW))
+        first = await inbox.waiting(passed(1), NOW, most=50)
+        assert (len(first.records), len(first.passed)) == (1, 1)
+        await inbox.forget(first.passed, later=True)
+        assert "batch_delete" not in table.requests
+        await inbox.forget(first.records)
+        assert table.requests["batch_delete"] == 1
+        assert not [sk for pk, sk in table.items if pk == LANE.pk and sk.startswith("I#k")]
 
     play(scenario)

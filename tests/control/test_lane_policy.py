@@ -35,6 +35,7 @@ from tenuto_control.core.lane_memory import (
     UNREAD,
     Failing,
     HandlerPause,
+    Holder,
     Known,
     LaneMemory,
     OutboxPause,
@@ -43,10 +44,12 @@ from tenuto_control.core.lane_memory import (
     Trouble,
 )
 from tenuto_control.core.lane_policy import (
+    AWAITED_LOOK_MS_MAX,
     BEHIND_LOOKS,
     CALL_LOOK_MS_MAX,
     GATHER_MS,
     OUTRUN_MAX,
+    OWNER_UNAWAITED,
     RUNS_DIFFER_MS,
     SHARED_MS,
     Action,
@@ -134,6 +137,12 @@ def away(
     return Case(with_fields(remembered, **memory), turn)
 
 
+def gathered(count: int) -> Case:
+    """A lane that another process uses, and for which so many events have come within a while."""
+    memory = LaneMemory(Known(Head()), sighting=Sighting(NOW - GATHER_MS), overtaken_ms=NOW - GATHER_MS)
+    return Case(memory, Turn(NOW, record(7), count, NOW - GATHER_MS, records=True))
+
+
 def watching(head: Head, sighting: Sighting, *, begun: bool = False) -> Case:
     """A lane for which a call was handed over, as this process has seen it so far."""
     return Case(LaneMemory(Known(head), sighting=sighting), Turn(NOW, handed=1, begun=begun))
@@ -154,6 +163,7 @@ SLEPT = {"0d": pack(DueSlot(NOW))}
 ANSWERED = {"0a": pack(AwakeableSlot(Success()))}
 UNSLEPT = {"0d": pack(DueSlot(NOW + 9_000))}
 TAKEN = Head(run=with_fields(RUNNING, holder="there.1"))
+LOST = Head(run=with_fields(EXPIRED, holder="there.1"))
 TAKEN_FOR_LONG = Head(run=with_fields(RUNNING, holder="there.1", lease_ms=NOW + 60_000))
 TAKEN_UNTIL = RUNNING.lease_ms + BOUNDS.lease_margin_ms
 RESULT: dict[str, Out] = {"1.0": ResultOut("i", Success())}
@@ -285,6 +295,21 @@ TABLE: list[tuple[str, Case, Action]] = [
         away(CALL, TAKEN, handed=1, behind=1, changed_ms=LATELY),
         Wait(NOW + BOUNDS.call_look_ms),
     ),
+    (
+        "a run held elsewhere, with events behind it that were handed over before",
+        away(record(7), TAKEN_FOR_LONG, behind=3, sighting=Sighting(NOW, NOW, began_ms=NOW, lasts_ms=500)),
+        Wait(NOW + 3 * 500 + RUNS_DIFFER_MS),
+    ),
+    (
+        "a run held elsewhere, with a call behind it that was handed over before",
+        away(CALL, TAKEN_FOR_LONG, behind=3, sighting=Sighting(NOW, NOW, began_ms=NOW, lasts_ms=500)),
+        Wait(NOW + 500 + RUNS_DIFFER_MS),
+    ),
+    (
+        "a run held elsewhere, with an event too long behind others that were handed over before",
+        away(record(7), TAKEN_FOR_LONG, behind=3, blocked_since_ms=NOW - BLOCKED),
+        HandOver(),
+    ),
     ("a run held elsewhere", away(record(7), TAKEN), HandOver()),
     ("a run held elsewhere, seen as the event came", away(record(7), TAKEN, read_ms=NOW - 1), HandOver()),
     ("a run held elsewhere, of this very event", away(RUNNING.event, TAKEN), Wait(NOW + BOUNDS.event_look_ms)),
@@ -303,6 +328,11 @@ TABLE: list[tuple[str, Case, Action]] = [
     (
         "a run held elsewhere that may last for long, a call handed over",
         watching(TAKEN_FOR_LONG, Sighting(NOW, NOW, began_ms=NOW, lasts_ms=30_000)),
+        Wait(NOW + AWAITED_LOOK_MS_MAX),
+    ),
+    (
+        "a run held elsewhere that may last for long, events handed over",
+        away(record(7), TAKEN_FOR_LONG, behind=1, sighting=Sighting(NOW, NOW, began_ms=NOW, lasts_ms=30_000)),
         Wait(NOW + BEHIND_LOOKS * BOUNDS.event_look_ms),
     ),
     (
@@ -313,7 +343,7 @@ TABLE: list[tuple[str, Case, Action]] = [
     (
         "a run held elsewhere that is the call that was handed over, and may last for long",
         watching(TAKEN, Sighting(NOW, NOW, began_ms=NOW, lasts_ms=30_000), begun=True),
-        Wait(NOW + BOUNDS.event_look_ms),
+        Wait(NOW + AWAITED_LOOK_MS_MAX),
     ),
     (
         "a run held elsewhere that is the call that was handed over, and lasts for longer",
@@ -347,6 +377,17 @@ TABLE: list[tuple[str, Case, Action]] = [
         Wait(NOW + BOUNDS.spill_after_ms),
     ),
     ("a run held elsewhere whose lease is over", away(record(7), Head(run=EXPIRED)), TakeOver()),
+    ("a run held elsewhere whose lease is over, with nothing that waits here", away(None, LOST), TakeOver()),
+    (
+        "a run held elsewhere when it was seen last, with nothing that waits here",
+        away(None, LOST, read_ms=EXPIRED.lease_ms),
+        Idle(),
+    ),
+    (
+        "a run held elsewhere when it was seen last, to be looked after",
+        away(None, LOST, read_ms=EXPIRED.lease_ms, look=True),
+        TakeOver(),
+    ),
     ("a pause, a call handed over", away(None, Head(), handed=1, pause=PAUSE), Wait(PAUSED)),
     (
         "a pause, a call handed over, time to look",
@@ -386,7 +427,17 @@ TABLE: list[tuple[str, Case, Action]] = [
     (
         "an inbox that another process works off, with little more to hand over",
         away(record(7), Head(pend="p"), behind=1, changed_ms=LATELY),
+        Wait(LATELY + BOUNDS.owner_ms),
+    ),
+    (
+        "an inbox that another process works off, with one more call to hand over",
+        away(CALL, Head(pend="p"), behind=1, changed_ms=LATELY),
         Wait(NOW + BOUNDS.call_look_ms),
+    ),
+    (
+        "an inbox that another process works off without a claim, with little more to hand over",
+        away(record(7), Head(pend="p", tok="there.1.spec"), behind=1, changed_ms=LATELY),
+        Wait(LATELY + OWNER_UNAWAITED * BOUNDS.owner_ms),
     ),
     (
         "an inbox that another process works off, with nothing that waits here",
@@ -418,6 +469,8 @@ TABLE: list[tuple[str, Case, Action]] = [
         away(record(7), Head(), overtaken_ms=NOW, read_ms=NOW - 2),
         Wait(NOW - 1 + GATHER_MS),
     ),
+    ("events beside another process that have gathered", gathered(2), ReadHead()),
+    ("an event beside another process with which no other has gathered", gathered(1), Invoke()),
     (
         "a call beside another process",
         away(CALL, Head(), overtaken_ms=NOW, read_ms=NOW - 2),
@@ -618,7 +671,7 @@ def test_who_has_a_clock_that_differs_takes_over_nothing_of_others_and_does_not_
             # What was read a moment ago is not read again: that would be repeated at once.
             assert not isinstance(action, ReadHead | TakeOver)
         case action, _:
-            assert isinstance(action, HandOver | Release | Ship | Spill)
+            assert isinstance(action, HandOver | Release | Ship | Spill | Idle)
 
 
 @given(cases())
@@ -664,6 +717,12 @@ def test_a_lane_with_work_is_never_idle(case: Case) -> None:
     head = case.memory.head
     assert head is not None
     assert case.turn.first is None
+    if head.run is not None and not head.run.suspended:
+        # Another process's, when it was seen last. Whoever knows that a function has ended, or is asked, stays.
+        assert case.memory.holder(head.run, BOUNDS.process) is Holder.FOREIGN
+        assert not case.memory.read_since(head.run.lease_ms)
+        assert not any((case.turn.handed, case.turn.holds, case.memory.look))
+        return
     assert head.out == {}
     if head.run is None:
         assert head.pend is None

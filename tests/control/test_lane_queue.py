@@ -247,6 +247,31 @@ def test_a_result_is_looked_for_when_the_head_names_the_call_or_has_moved_on_for
     asyncio.run(scenario())
 
 
+def test_a_call_that_some_head_has_named_is_looked_for_when_the_next_one_names_it_no_more() -> None:
+    """Of a busy lane, a head forgets what has finished within a quarter of a second."""
+
+    async def scenario() -> None:
+        queue, (first, second) = handed("c1", "c2")
+        queue.answer(Head(ver=9, pend="p", fin={second.event.nonce: NOW}), NOW)
+        assert queue.to_look_for(Head(ver=10, pend="p"), NOW) == [second]
+        queue.looked_for([second], [Success(b"1")], Head(ver=10, pend="p"), NOW)
+        assert second.answer.result() == Success(b"1")
+        assert not first.answer.done()
+
+    asyncio.run(scenario())
+
+
+def test_a_call_whose_result_was_there_when_it_was_handed_over_is_looked_for_at_once() -> None:
+    async def scenario() -> None:
+        asked = call("c1")
+        queue = queue_of(asked)
+        queue.hand_over(queue.movable(), NOW, None, {asked.event.id})
+        asked.wanted_until_ms = NOW + 25_000
+        assert queue.to_look_for(Head(ver=9, pend="p"), NOW) == [asked]
+
+    asyncio.run(scenario())
+
+
 def test_a_result_is_not_looked_for_while_the_head_shows_that_the_call_has_not_run() -> None:
     async def scenario() -> None:
         work, later = call("c1"), NOW + RESULT_LOOK_MS

@@ -18,6 +18,7 @@ from tenuto.lane.writes import Item, Key
 from tenuto.protocol.ids import Lane
 from tenuto.protocol.limits import TIMER_BUCKET_MS, TIMER_SHARDS
 from tenuto.store.port import Page, TableUnavailableError
+from tenuto_control.core.clocks import ClockCheck, UncheckedClock
 from tenuto_control.limits import Limits, near_lookback_ms
 from tenuto_control.loops.sweep import PAGE_PAUSE_S
 from tests.costs.meter import CountingTable, Meter, meter_of
@@ -119,6 +120,25 @@ def test_the_guards_of_one_lane_are_judged_by_one_look_at_it() -> None:
         await meter.sweeper.sweep()
         assert not any((guard.key.pk, guard.key.sk) in table.items for guard in guards)
         assert table.looks == len(("head", "inbox", "head again"))
+
+    run_virtual(scenario())
+
+
+@pytest.mark.parametrize(("since", "ahead_ms", "goes"), [(True, 0, True), (True, 60_000, False), (False, 60_000, True)])
+def test_a_shared_guard_stays_until_it_is_due_by_a_right_clock(since: bool, ahead_ms: int, goes: bool) -> None:
+    """More may be handed over under its protection until then. Others were put after what they protect."""
+
+    async def scenario() -> None:
+        meter = meter_of(VirtualObject("box"))
+        now_ms = meter.clock.now_ms()
+        clock = UncheckedClock()
+        clock.check = ClockCheck(ahead_ms, ahead_ms, now_ms)
+        meter = Meter(meter_of(VirtualObject("box")).services, table_clock=clock)
+        since_ms = now_ms - 10_000 if since else None
+        guard = GuardTimer(Lane("box", "k"), "n", now_ms - 1, "guard", since_ms=since_ms)
+        meter.table.apply(timer_put(guard))
+        await meter.sweeper.sweep()
+        assert ((guard.key.pk, guard.key.sk) not in meter.table.items) == goes
 
     run_virtual(scenario())
 

@@ -6,6 +6,7 @@ Owns the memory of one activation. Does not own steps and tasks that outlive the
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import gc
 import weakref
 from collections.abc import Callable, Iterator
@@ -13,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from tenuto import ObjectContext, TenutoError, VirtualObject
+from tenuto import ObjectContext, ObjectSharedContext, TenutoError, VirtualObject
 from tenuto.protocol.ids import InvocationId, Lane, kafka_nonce
 from tenuto.protocol.messages import Activation, Head, Outcome
-from tenuto.protocol.records import Event, KafkaSource
+from tenuto.protocol.records import CallSource, Event, KafkaSource
 from tenuto.runtime import activation
 from tenuto.runtime.activation import activate
 from tenuto.runtime.attempt import Attempt
@@ -86,3 +87,31 @@ def test_the_loop_of_an_attempt_that_is_over_begins_no_timer() -> None:
     assert loop.time() == loop.time()
     with pytest.raises(TenutoError, match="the handler has ended"):
         loop.call_later(1, print)
+
+
+@pytest.mark.parametrize("handler", ["look", "act"])
+def test_an_activation_that_is_closed_from_outside_has_not_failed(
+    handler: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As a coroutine is that nobody waits for any more: in another context than the one that it ran in."""
+    box = VirtualObject("box")
+
+    @box.handler(kind="shared")
+    async def look(_ctx: ObjectSharedContext) -> None:
+        await asyncio.Event().wait()
+
+    @box.handler()
+    async def act(ctx: ObjectContext) -> None:
+        await ctx.run("wait", asyncio.Event().wait)
+
+    event = Event(EVENT.id, handler, CallSource())
+    request = Activation("box", "k", "shared" if handler == "look" else "speculate", Head(), "h", (event,))
+    environment = Environment(MemoryTable(), lambda: 0, 10_000, InlineWriteLoop(), _inline, nonce="n")
+
+    async def main() -> None:
+        work = activate(request, Services([box]), environment)
+        contextvars.copy_context().run(work.send, None)
+        work.close()
+
+    asyncio.run(main())
+    assert caplog.records == []

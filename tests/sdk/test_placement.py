@@ -567,6 +567,26 @@ def test_a_context_of_its_own_holds_for_all_of_a_coroutine(loop: asyncio.Abstrac
     assert loop.run_until_complete(scenario()) == ["its own", "the caller's"]
 
 
+def test_a_coroutine_that_is_closed_from_outside_ends_in_its_own_context(loop: asyncio.AbstractEventLoop) -> None:
+    ended: list[str] = []
+
+    async def work() -> None:
+        token = kept.set("its own")
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append(kept.get())
+            kept.reset(token)
+
+    async def scenario() -> None:
+        waits = within(contextvars.copy_context(), work())
+        waits.send(None)
+        waits.close()
+
+    loop.run_until_complete(scenario())
+    assert ended == ["its own"]
+
+
 class Invocation:
     """Lambda's context object."""
 

@@ -6,6 +6,7 @@ little longer. Does not own what holds under faults (`test_simulation`), nor the
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 from typing import Literal
 
@@ -27,6 +28,15 @@ GAP_OUTRUN_MS = 1_000
 LATENCY_MS = 1.0
 """Of a message. One in fifty takes twenty times as long, and would hide a wait that is too long."""
 
+TOPICS = ("events", "further", "more", "others")
+"""Of one partition each, so that four planes have one each, and two have every second one."""
+
+JOINED_S = 0.5
+"""When the first event comes: the planes have their partitions by then."""
+
+UNLIKE: tuple[Program, ...] = tuple((Step("s", takes_ms=ms),) for ms in (0, 50, 300, 1_000, 3_000))
+"""Steps of 0 to 3 s."""
+
 SWEEP_INTERVAL_MS = 60_000
 """Rare enough that no sweep comes to the rescue within the work of a run."""
 
@@ -39,22 +49,20 @@ waits that is refused for want of concurrency, is not what is looked at here."""
 LEARNED_ANEW = 3
 """Requests by which a plane learns that another one has used a lane since it did: a refused claim, a head, a guard."""
 
-COST, COST_OF_FOUR = 2.0, 2.1
+COST = 2.0
 """What several planes cost at most, in requests of one."""
 
-SLOW_CALLS_COST = 2.2
-SLOW_CALLS_COST_OF_FOUR = {50: 2.6, 100: 3.1, 200: 2.8, 1_000: 2.6}
-"""The same for two and for four planes, and calls of handlers without steps that take so many milliseconds each, where
-more come than a key can run. In one plane such a call is a read, a commit and a stored result. `docs/internals` says
-what one takes that is handed over."""
+COST_OF_A_FEW = 2.2
+"""The same for four planes, and a few calls that take 2 s and longer: three planes look once a second."""
 
-GAP_OVERLOADED_MS = 1_500
-"""How long a committed call's caller waits there at most: a result that the head does not name any more is looked for
-every two seconds."""
+SLOW_CALLS_COST_OF_FOUR = {50: 2.5, 100: 2.7, 200: 2.5, 1_000: 2.2}
+"""The same for four planes, and calls of handlers without steps that take so many milliseconds each, where more come
+than a key can run. In one plane such a call is a read, a commit and a stored result. `docs/internals` says what one
+takes that is handed over."""
 
-SLOW_EVENTS_REQUESTS = 3.0
-"""Requests for an event from Kafka of a handler without steps that takes 50 ms or longer, where two planes have some
-events for the same key. In one plane they go in batches, and take as little as one request for nine."""
+SLOW_EVENTS_REQUESTS = {2: 2.5, 4: 4.0}
+"""Requests for an event from Kafka of a handler without steps that takes 50 ms or longer, where so many planes have
+some events for the same key. In one plane they go in batches, and take as little as one request for nine."""
 
 
 def reached(
@@ -68,23 +76,25 @@ def reached(
     seed: int = 1,
     play: Program | None = None,
 ) -> Report:
-    """`count` events and calls for one key, `apart_s` from each other, over several partitions and planes.
+    """`count` events and calls for one key, `apart_s` from each other, over several topics and planes.
 
-    Each plays `play`: if None, one step of `takes_ms`, or only a change of state (None).
+    Each plays `play`: if None, one step of `takes_ms`, or only a change of state (None). The events come to all planes.
     """
     if play is None:
         play = (Remember("x"),) if takes_ms is None else (Step("s", takes_ms=takes_ms),)
     called = [n for n in range(count) if kind == "calls" or (kind == "mixed" and n % 3 == 0)]
     sent = [n for n in called if kind == "mixed" and n % 2 == 0]
     produced = [n for n in range(count) if n not in called]
-    return run(
+    report = run(
         Scenario(
             seed=seed,
             rates=replace(faults.NONE, latency_ms=LATENCY_MS),
             programs=((Remember("told"),), play),
-            topics={"events": 2, "more": 2},
-            deliveries=tuple(Delivery(n * apart_s, "events" if n % 2 else "more", "a", 1) for n in produced),
-            requests=tuple(Request(n * apart_s, "a", f"i{n}", 1, 0 if n in sent else None) for n in called),
+            topics=dict.fromkeys(TOPICS, 1),
+            deliveries=tuple(
+                Delivery(JOINED_S + n * apart_s, TOPICS[at % len(TOPICS)], "a", 1) for at, n in enumerate(produced)
+            ),
+            requests=tuple(Request(JOINED_S + n * apart_s, "a", f"i{n}", 1, 0 if n in sent else None) for n in called),
             control_planes=planes,
             faults_until_s=1.0,
             sweep_interval_ms=SWEEP_INTERVAL_MS,
@@ -93,6 +103,9 @@ def reached(
             scale_to_zero=at_zero,
         )
     )
+    if at_zero is None:
+        assert len(report.delivered) == min(planes, len(produced)), f"the events came to {dict(report.delivered)}"
+    return report
 
 
 def passed(report: Report) -> None:
@@ -119,7 +132,36 @@ def test_a_key_under_load_never_stands_still(
     passed(reached(kind, planes, count, apart_s, takes_ms, GAP_OUTRUN_MS))
 
 
-@pytest.mark.parametrize("kind", ["calls", "events", "mixed"])
+@pytest.mark.parametrize("seed", [1, 3, 4, 5])
+@pytest.mark.parametrize("planes", [2, 4])
+def test_nobody_waits_for_long_where_runs_are_not_alike(planes: int, seed: int) -> None:
+    """Nothing tells how long the next one takes: a look that goes by the last one may come too late, by a second."""
+    draw = random.Random(seed)
+    at_s, requests = JOINED_S, []
+    for number in range(20):
+        at_s += draw.choice([0.01, 0.1, 0.5, 1.0])
+        requests.append(Request(at_s, "a", f"i{number}", draw.randint(1, len(UNLIKE)), draw.choice([None, None, 0])))
+    passed(
+        run(
+            Scenario(
+                seed=seed,
+                rates=replace(faults.NONE, latency_ms=LATENCY_MS),
+                programs=((Remember("told"),), *UNLIKE),
+                topics=dict.fromkeys(TOPICS, 1),
+                deliveries=(),
+                requests=tuple(requests),
+                control_planes=planes,
+                faults_until_s=1.0,
+                sweep_interval_ms=SWEEP_INTERVAL_MS,
+                gap_ms=GAP_OUTRUN_MS,
+                call_wait_ms=CALL_WAIT_MS,
+            )
+        )
+    )
+
+
+@pytest.mark.parametrize("planes", [2, 4])
+@pytest.mark.parametrize("kind", ["calls", "mixed"])
 @pytest.mark.parametrize(
     ("count", "apart_s", "takes_ms"),
     [
@@ -135,49 +177,34 @@ def test_a_key_under_load_never_stands_still(
         (60, 0.1, None),
     ],
 )
-def test_two_planes_cost_at_most_twice_what_one_costs(
-    kind: Kind, count: int, apart_s: float, takes_ms: int | None
+def test_several_planes_cost_at_most_twice_what_one_costs(
+    kind: Kind, planes: int, count: int, apart_s: float, takes_ms: int | None
 ) -> None:
-    assert cost_of(2, kind, count, apart_s, takes_ms) <= COST
+    few = planes == 4 and takes_ms is not None and takes_ms >= 2_000
+    assert cost_of(planes, kind, count, apart_s, takes_ms) <= (COST_OF_A_FEW if few else COST)
 
 
 @pytest.mark.parametrize(
-    ("kind", "count", "apart_s", "takes_ms"),
+    ("count", "apart_s", "takes_ms", "of_two", "of_four"),
     [
-        *((kind, 30, 0.1, 500) for kind in ("calls", "mixed")),
-        *((kind, 20, 0.1, 1_000) for kind in ("calls", "mixed")),
-        ("mixed", 10, 0.1, 500),
-        ("mixed", 8, 0.5, 2_000),
-        ("mixed", 4, 0.5, 3_000),
-        *((kind, 60, 0.02, 0) for kind in ("calls", "events", "mixed")),
-        *((kind, 40, 0.3, 100) for kind in ("calls", "events", "mixed")),
-        *((kind, 100, 0.02, None) for kind in ("calls", "events", "mixed")),
-        *((kind, 200, 0.005, None) for kind in ("calls", "events", "mixed")),
-        *((kind, 60, 0.1, None) for kind in ("calls", "events", "mixed")),
+        (30, 0.1, 500, COST, 2.4),
+        (20, 0.1, 1_000, COST, 2.4),
+        (10, 0.1, 500, 2.8, 3.5),
+        (8, 0.5, 2_000, 3.1, 3.8),
+        (4, 0.5, 3_000, 3.8, 3.8),
+        (60, 0.02, 0, COST, 2.2),
+        (40, 0.3, 100, COST, COST),
+        (100, 0.02, None, COST, COST),
+        (200, 0.005, None, COST, COST),
+        (60, 0.1, None, COST, COST),
     ],
 )
-def test_four_planes_cost_at_most_twice_what_one_costs(
-    kind: Kind, count: int, apart_s: float, takes_ms: int | None
+def test_events_that_come_to_several_planes_cost_more_where_one_needs_hardly_a_request_each(
+    count: int, apart_s: float, takes_ms: int | None, of_two: float, of_four: float
 ) -> None:
-    assert cost_of(4, kind, count, apart_s, takes_ms) <= COST_OF_FOUR
-
-
-@pytest.mark.parametrize(
-    ("kind", "count", "apart_s", "takes_ms", "most"),
-    [
-        ("calls", 10, 0.1, 500, 2.1),
-        ("calls", 8, 0.5, 2_000, 2.4),
-        ("calls", 4, 0.5, 3_000, 2.9),
-        ("events", 30, 0.1, 500, 2.8),
-        ("events", 20, 0.1, 1_000, 2.7),
-        ("events", 4, 0.5, 3_000, 5.2),
-    ],
-)
-def test_four_planes_cost_more_where_one_needs_few_requests_or_waits_for_long(
-    kind: Kind, count: int, apart_s: float, takes_ms: int | None, most: float
-) -> None:
-    """Three planes look after long steps, and events of one partition go in batches: `docs/internals` does the sums."""
-    assert cost_of(4, kind, count, apart_s, takes_ms) <= most
+    """In one plane they go in batches, for which all others have to hand them over: `docs/internals` does the sums."""
+    assert cost_of(2, "events", count, apart_s, takes_ms) <= of_two
+    assert cost_of(4, "events", count, apart_s, takes_ms) <= of_four
 
 
 def cost_of(planes: int, kind: Kind, count: int, apart_s: float, takes_ms: int | None) -> float:
@@ -201,22 +228,23 @@ def test_a_handler_that_takes_long_without_a_step_is_not_run_beside_itself(
     slow = (Remember("x", takes_ms),)
     requests, invocations = {}, {}
     for planes in (1, 2, 4):
-        report = reached("calls", planes, count, apart_s, None, GAP_OVERLOADED_MS, seed=seed, play=slow)
+        report = reached("calls", planes, count, apart_s, None, GAP_OUTRUN_MS, seed=seed, play=slow)
         passed(report)
         requests[planes], invocations[planes] = report.work_requests, report.invocations
-    assert requests[2] <= SLOW_CALLS_COST * requests[1]
+    assert requests[2] <= COST * requests[1]
     assert requests[4] <= SLOW_CALLS_COST_OF_FOUR[takes_ms] * requests[1]
     assert max(invocations.values()) <= 1.5 * invocations[1]
 
 
+@pytest.mark.parametrize("planes", [2, 4])
 @pytest.mark.parametrize("seed", [1, 2, 3])
 @pytest.mark.parametrize(("count", "apart_s", "takes_ms"), [(60, 0.05, 50), (60, 0.1, 100), (60, 0.1, 200)])
 def test_events_of_a_slow_handler_do_not_go_one_by_one_through_the_inbox(
-    count: int, apart_s: float, takes_ms: int, seed: int
+    count: int, apart_s: float, takes_ms: int, seed: int, planes: int
 ) -> None:
-    report = reached("events", 4, count, apart_s, None, 60_000, seed=seed, play=(Remember("x", takes_ms),))
+    report = reached("events", planes, count, apart_s, None, 60_000, seed=seed, play=(Remember("x", takes_ms),))
     passed(report)
-    assert report.work_requests <= SLOW_EVENTS_REQUESTS * count
+    assert report.work_requests <= SLOW_EVENTS_REQUESTS[planes] * count
 
 
 def test_an_unused_lane_costs_no_more_in_several_planes() -> None:

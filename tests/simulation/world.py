@@ -138,7 +138,10 @@ class Scenario:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """How a run went. `work_requests` are those of the table that are not a sweep's."""
+    """How a run went. `work_requests` are those of the table that are not a sweep's.
+
+    `delivered` is how many records each member of the consumer group was given.
+    """
 
     scenario: Scenario
     violations: list[Violation]
@@ -149,6 +152,7 @@ class Report:
     faults: Counter[str]
     trace: list[str]
     work_requests: int
+    delivered: Counter[str]
 
     @property
     def passed(self) -> bool:
@@ -314,6 +318,7 @@ class Simulation:
             self.plan.counts,
             list(self._trace),
             sum(self.world.requests.values()) - self.world.sweep_requests,
+            +self.kafka.delivered,
         )
 
     def trace(self, text: str) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import zlib
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
@@ -89,6 +90,8 @@ class MemoryKafka:
         self._groups: dict[str, _Group] = {}
         self._members = 0
         self._changed = asyncio.Event()
+        self.delivered: Counter[str] = Counter()
+        """How many records each member has been given, by its name."""
 
     # --- topics ---------------------------------------------------------------------------------------------
 
@@ -313,6 +316,7 @@ class MemoryEventLog:
             return []
         for record in records:
             self._positions[TopicPartition(record.topic, record.partition)] = record.offset + 1
+        self._kafka.delivered[self.name] += len(records)
         return records
 
     def lag(self) -> int:

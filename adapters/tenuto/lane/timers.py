@@ -43,7 +43,8 @@ class GuardTimer:
     """Leads to a lane with unfinished work of an invocation, from `due_ms` on.
 
     One that was put before a write of the head carries the `ver` that write expects, and when it was put: by whichever
-    clock the guard is due, the write may still come while the head is at that `ver`.
+    clock the guard is due, the write may still come while the head is at that `ver`. One without a `ver` that says when
+    it was put is shared: until it is due, it may have to protect what came later.
     """
 
     lane: Lane

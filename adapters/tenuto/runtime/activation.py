@@ -366,10 +366,15 @@ class _Invocation:
             return Success(await self._call(attempt)), None
         except Unwind:
             return None, attempt.ending.error
-        except BaseException as e:  # noqa: BLE001 - whatever a handler raises is a failed attempt
+        except BaseException as e:
+            if logs.current.get() is not attempt:
+                # Closed from outside, in the closer's context: the attempt ends here, and has not failed.
+                raise
+            # Whatever a handler raises is a failed attempt.
             error = steps.checked(e)
         finally:
-            logs.current.reset(told)
+            if logs.current.get() is attempt:
+                logs.current.reset(told)
         terminal = steps.terminal_in(error, timed_out=attempt.commands.timed_out)
         if terminal is None or isinstance(terminal, REFUSED_INPUTS):
             return None, terminal or error

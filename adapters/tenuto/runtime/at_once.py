@@ -48,7 +48,11 @@ def resumed(
         try:
             value = yield waits_for
         except GeneratorExit:
-            work.close()
+            # Whoever closes a coroutine does so in a context of their own.
+            if context is None:
+                work.close()
+            else:
+                context.run(work.close)
             raise
         except BaseException as e:  # noqa: BLE001 - whatever is raised where it waits is raised in it
             resume, value = work.throw, e

@@ -106,3 +106,8 @@ def passed_ms(check: ClockCheck | None, now_ms: int) -> int:
     What others have dated looks older than it is to a clock that is ahead. One that is behind only waits longer.
     """
     return now_ms if check is None else now_ms - max(0, check.high_ms)
+
+
+def certain_ms(check: ClockCheck | None, now_ms: int) -> int:
+    """The time by this clock, without what it is certainly ahead of the table's."""
+    return now_ms if check is None else now_ms - max(0, check.low_ms)

@@ -152,7 +152,7 @@ class InboxSeen(Struct, frozen=True):
 class Buried(Struct, frozen=True):
     """Of `asked` events from the inbox that were to run, `ran` have. Those of `nonces` have tombstones now.
 
-    If they were calls, it took `calls_ms`.
+    If they were calls, it took `calls_ms`. A call that ran from the queue counts as well: others are like it.
     """
 
     nonces: frozenset[str]

@@ -239,7 +239,9 @@ class LaneMemory(Struct, frozen=True):
         """What to keep while the lane is idle: head and what its next write may remove, or that it is left alone."""
         if self.head is None:
             return LaneMemory(pause=self.pause, trouble=self.trouble)
-        return LaneMemory(self.seen, self.shipped, self.finished, sighting=self.sighting)
+        # Whose lane is another process's as well rests between two events, and gathers them all the same.
+        late_ms = self.overtaken_ms
+        return LaneMemory(self.seen, self.shipped, self.finished, sighting=self.sighting, overtaken_ms=late_ms)
 
     def frugal(self) -> LaneMemory:
         """The same in less room, for a lane that rests."""

@@ -130,6 +130,9 @@ Action: TypeAlias = (
 OWNER_UNCLAIMED = 2
 """So much longer a lane is left to who has changed it last without a claim."""
 
+OWNER_UNAWAITED = 4
+"""The same where no caller waits."""
+
 SHARED_MS = 1_000
 """So long after a commit that came too late, a lane is taken to be used by another process as well."""
 
@@ -139,7 +142,7 @@ GATHER_MS = 100
 FRESH_MS = 20
 """A head that was read within so long is as it was, most probably."""
 
-HANDED_GROWS = 3
+HANDED_GROWS = 4
 """So many times what was handed over, and has not begun, is handed over at once."""
 
 RUNS_DIFFER_MS = 60
@@ -151,7 +154,10 @@ CALL_LOOK_MS_MAX = 250
 that time, and at the latest after so long: a lane stands still for no longer."""
 
 BEHIND_LOOKS = 2
-"""So many times as long a look may be away while what waits here is behind the run that is at work."""
+"""So many times as long a look may be away while events that wait here are behind the run that is at work."""
+
+AWAITED_LOOK_MS_MAX = 900
+"""How long a look may be away while a call waits: runs that are shorter than the ones before end unseen."""
 
 OUTRUN_MAX = 3
 """So often in a row another process is quicker until work goes to where that process finds it."""
@@ -172,7 +178,7 @@ def decide(memory: LaneMemory, turn: Turn, bounds: Bounds) -> Action:
     if head.run is not None and not head.run.suspended:
         return _running(memory, turn, bounds, head, head.run)
     theirs = not named_by(bounds.process, head.tok)
-    if turn.handed and theirs and not memory.look and not memory.read_since(_owner_until_ms(memory, bounds)):
+    if turn.handed and theirs and not memory.look and not memory.read_since(_owner_until_ms(memory, turn, bounds)):
         # Another process has used it when it was seen last, and continues with what was handed over.
         return _left_to_owner(memory, turn, bounds)
     if to_ship(memory, turn, bounds, head):
@@ -188,7 +194,7 @@ def decide(memory: LaneMemory, turn: Turn, bounds: Bounds) -> Action:
 
 def _left_to_owner(memory: LaneMemory, turn: Turn, bounds: Bounds) -> Action:
     """Leave a lane to who has changed it, until it has been seen not to change for a while."""
-    owner_until_ms = _owner_until_ms(memory, bounds)
+    owner_until_ms = _owner_until_ms(memory, turn, bounds)
     if owner_until_ms <= turn.now_ms:
         return ReadHead()
     return HandOver() if _enough(turn) else _watch(memory, turn, bounds, owner_until_ms)
@@ -200,7 +206,7 @@ def _free(memory: LaneMemory, turn: Turn, bounds: Bounds, head: Head) -> Action:
     if memory.pressed and first is not None and isinstance(first.source, KafkaSource):
         # The lane is slow, not stuck. Its backlog continues from the inbox, and other keys get their turn.
         return Spill()
-    ours, owner_until_ms = named_by(bounds.process, head.tok), _owner_until_ms(memory, bounds)
+    ours, owner_until_ms = named_by(bounds.process, head.tok), _owner_until_ms(memory, turn, bounds)
     # Another process drains the inbox, or is quicker again and again.
     theirs = not ours and (head.pend is not None or memory.outrun >= OUTRUN_MAX)
     if theirs and first is not None and owner_until_ms > turn.now_ms:
@@ -230,18 +236,22 @@ def _sharing(memory: LaneMemory, turn: Turn, first: Event) -> Action | None:
     if memory.read_since(max(turn.first_ms, turn.now_ms - FRESH_MS)):
         return None
     gathered_ms = turn.first_ms + GATHER_MS
-    return Wait(gathered_ms) if gathered_ms > turn.now_ms else ReadHead()
+    if gathered_ms > turn.now_ms:
+        return Wait(gathered_ms)
+    # A read for one event would cost what the commit does that may be refused.
+    return ReadHead() if turn.queued > 1 else None
 
 
 def _used_lately(memory: LaneMemory, turn: Turn, bounds: Bounds) -> bool:
     """Whether the head has changed so lately that whoever changed it is taken to be at work on the lane."""
-    return _owner_until_ms(memory, bounds) > turn.now_ms
+    return _owner_until_ms(memory, turn, bounds) > turn.now_ms
 
 
-def _owner_until_ms(memory: LaneMemory, bounds: Bounds) -> int:
+def _owner_until_ms(memory: LaneMemory, turn: Turn, bounds: Bounds) -> int:
     """Until when whoever has changed the head is taken to be at work. Nothing tells of a run that does not claim."""
     claims = memory.head is None or not is_speculation(memory.head.tok)
-    return memory.sighting.changed_ms + (bounds.owner_ms if claims else OWNER_UNCLAIMED * bounds.owner_ms)
+    times = 1 if claims else OWNER_UNCLAIMED if turn.calls or turn.handed else OWNER_UNAWAITED
+    return memory.sighting.changed_ms + times * bounds.owner_ms
 
 
 def _watch(memory: LaneMemory, turn: Turn, bounds: Bounds, until_ms: int) -> Action:
@@ -250,19 +260,20 @@ def _watch(memory: LaneMemory, turn: Turn, bounds: Bounds, until_ms: int) -> Act
         return Wait(until_ms)
     seen = memory.sighting
     look_ms = seen.read_ms + bounds.event_look_ms
-    if turn.calls or turn.handed or turn.behind:
-        if seen.began_ms is not None and not turn.begun:
-            look_ms = _next_but_one_ms(seen, seen.began_ms, bounds)
-        else:
-            look_ms = min(look_ms, _next_look_ms(seen, bounds, more=turn.handed > 1))
+    awaited = turn.calls or turn.handed > 0
+    if seen.began_ms is not None and not (turn.begun and awaited) and (awaited or turn.behind or turn.begun):
+        most_ms = AWAITED_LOOK_MS_MAX if awaited else BEHIND_LOOKS * bounds.event_look_ms
+        runs = 1 if awaited else max(1, turn.behind)
+        look_ms = min(_next_but_one_ms(seen, seen.began_ms, bounds, runs), seen.read_ms + most_ms)
+    elif awaited:
+        look_ms = min(seen.read_ms + AWAITED_LOOK_MS_MAX, _next_look_ms(seen, bounds, more=turn.handed > 1))
     return ReadHead() if look_ms <= turn.now_ms else Wait(min(until_ms, look_ms))
 
 
-def _next_but_one_ms(seen: Sighting, began_ms: int, bounds: Bounds) -> int:
-    """When what waits behind a run may have ended: not before that has, and as much time again has gone."""
+def _next_but_one_ms(seen: Sighting, began_ms: int, bounds: Bounds, runs: int) -> int:
+    """When what waits behind a run may have ended: not before so many runs have, and as much time again has gone."""
     pause_ms = max(seen.read_ms - began_ms, bounds.call_look_ms)
-    look_ms = max(seen.read_ms + pause_ms, began_ms + seen.lasts_ms + RUNS_DIFFER_MS)
-    return min(look_ms, seen.read_ms + BEHIND_LOOKS * bounds.event_look_ms)
+    return max(seen.read_ms + pause_ms, began_ms + runs * seen.lasts_ms + RUNS_DIFFER_MS)
 
 
 def _next_look_ms(seen: Sighting, bounds: Bounds, *, more: bool) -> int:
@@ -313,7 +324,7 @@ def trimmable(memory: LaneMemory, head: Head) -> bool:
 
 def _ship(memory: LaneMemory, turn: Turn, bounds: Bounds, head: Head) -> Action:
     """Ship, or wait for a topic that took no records; what queues meanwhile may not fill its partition's window."""
-    if _results_of_others(memory, bounds, head) and not memory.read_since(_owner_until_ms(memory, bounds)):
+    if _results_of_others(memory, bounds, head) and not memory.read_since(_owner_until_ms(memory, turn, bounds)):
         return ReadHead()  # They may have left already.
     if memory.ship_again_ms <= turn.now_ms:
         return Ship()
@@ -404,6 +415,10 @@ def _running(memory: LaneMemory, turn: Turn, bounds: Bounds, head: Head, run: Cl
             assert_never(unforeseen)
     first, foreign = turn.first, holder is Holder.FOREIGN
     if over_ms <= turn.now_ms:
+        needed = first is not None or turn.handed or turn.holds or memory.look or memory.read_since(over_ms)
+        if foreign and not needed:
+            # It was another process's when it was seen last. Should it be that still, a guard leads back to the lane.
+            return Idle()
         if not (foreign and turn.clock_differs):
             return TakeOver()
         # Whether the lease is over is not known here. It is once the run continues, or the clock has been corrected.
@@ -411,8 +426,11 @@ def _running(memory: LaneMemory, turn: Turn, bounds: Bounds, head: Head, run: Cl
         if over_ms <= turn.now_ms:
             return ReadHead()
     ours = first is None or first.id == run.event.id or passed(head, first)
-    if foreign and first is not None and not ours and _enough(turn):
-        return HandOver() if memory.read_since(turn.first_ms - bounds.call_look_ms) else ReadHead()
+    if foreign and first is not None and not ours:
+        if turn.records and _overdue(memory, turn, bounds):
+            return HandOver()
+        if _enough(turn):
+            return HandOver() if memory.read_since(turn.first_ms - bounds.call_look_ms) else ReadHead()
     waits = _watch(memory, turn, bounds, over_ms) if foreign else Wait(over_ms)
     return _blocked(memory, turn, bounds, head) or waits
 

@@ -54,10 +54,11 @@ class Acceptance:
         else:
             await self._join_found(event, found)
 
-    async def take_in(self, lane: Lane, events: Sequence[Event]) -> Item | None:
+    async def take_in(self, lane: Lane, events: Sequence[Event]) -> tuple[Item | None, frozenset[str]]:
         """Make events of one lane durable in its inbox, but for calls whose invocation was accepted before.
 
-        Returns the lane's head as the mark has left it, if there was one. This process is not told to look.
+        Returns the lane's head as the mark has left it, if there was one, and the ids of those whose results are there.
+        This process is not told to look.
         """
         kept = [event for event in events if _kept(event)]
         found = await self.writer.read_all([result_key(event.id) for event in kept])
@@ -66,7 +67,7 @@ class Acceptance:
         for event in events:
             if event.id in known:
                 await self._join_found(event, known[event.id])
-        return head
+        return head, frozenset(event_id for event_id, item in known.items() if "res" in item)
 
     async def _join_found(self, event: Event, result_item: Item) -> None:
         due_ms = result_item.get("begins")

@@ -18,7 +18,7 @@ from msgspec.structs import replace
 
 from tenuto.lane.dead_letters import REASON_HEADERS, dead_letter
 from tenuto.lane.items import UnreadableItemError, payload_in
-from tenuto.lane.timers import HTTP_SENDER, GuardTimer, SendTimer, parse_timer, timer_put, timer_put_again
+from tenuto.lane.timers import HTTP_SENDER, SendTimer, parse_timer, timer_put, timer_put_again
 from tenuto.lane.tombstones import is_tombstone, ttl_of
 from tenuto.lane.transitions import inbox_put, last_offset, mark_pend, part_puts, result_put
 from tenuto.lane.writes import Delete, Item, Key, Refused
@@ -153,7 +153,7 @@ class Delivery:
         """Make events durable in a lane's inbox. When this returns, they will be run, whatever process dies.
 
         One that is there alive may lack its mark, whose writer may have died, so guard and mark are repeated for it.
-        `hint`: have this process look into the inbox.
+        `hint`: have this process look into the inbox. Otherwise it hands them over, perhaps not for the last time.
         """
         last: Event | None = None
         buried: dict[str, int] = {}
@@ -168,8 +168,11 @@ class Delivery:
                 last = event
         if last is None:
             return Accepted(buried)
-        due_ms = self._clock.now_ms() + self._limits.guard_delay_ms
-        await self._writer.write(timer_put(GuardTimer(lane, last.nonce, due_ms, self._token())))
+        delay_ms = self._limits.guard_delay_ms
+        if hint:
+            await self._guards.put(lane, last.nonce, delay_ms)
+        else:
+            await self._guards.put_shared(lane, last.nonce, delay_ms)
         marked = await self._writer.write(mark_pend(lane, self._token()))
         if hint:
             self._hints.look(lane)

@@ -43,6 +43,7 @@ class _Encoded(Struct, frozen=True, array_like=True):
     shipped: frozenset[str]
     finished: frozenset[str]
     sighting: Sighting
+    overtaken_ms: int | None
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -126,7 +127,7 @@ def encoded_memory(memory: LaneMemory) -> bytes | None:
     if head is None or head.out:
         return None
     try:
-        encoded = _encode(_Encoded(head, memory.shipped, memory.finished, memory.sighting))
+        encoded = _encode(_Encoded(head, memory.shipped, memory.finished, memory.sighting, memory.overtaken_ms))
     except (ValueError, OverflowError):
         return None  # Text that is no UTF-8, or a number of more than 64 bits: the table takes both.
     # A copy has the size of what it holds; what the encoder has made has up to half as much more.
@@ -136,7 +137,13 @@ def encoded_memory(memory: LaneMemory) -> bytes | None:
 def decoded_memory(encoded: bytes) -> LaneMemory:
     """The memory that was encoded."""
     kept = _decode(encoded)
-    return LaneMemory(Known(kept.head), kept.shipped or EMPTY, kept.finished or EMPTY, sighting=kept.sighting)
+    return LaneMemory(
+        Known(kept.head),
+        kept.shipped or EMPTY,
+        kept.finished or EMPTY,
+        sighting=kept.sighting,
+        overtaken_ms=kept.overtaken_ms,
+    )
 
 
 def weight_of(memory: LaneMemory) -> int:

@@ -51,6 +51,9 @@ REST_BYTES_MAX = 64 * 1024
 BURIED_AT_ONCE = 25
 """Tombstones that one request puts."""
 
+FORGOTTEN_AT_ONCE = 25
+"""Items that one request deletes."""
+
 CALLS_LOW = "I#c#"
 """What the places of calls begin with."""
 
@@ -180,27 +183,45 @@ class Inbox:
         self._found_pend: str | None = None
         self._rest: _Rest | None = None
         self._unburied: list[Event] = []
+        self._unforgotten: list[Records] = []
+        # The mark that was there when a look found all that waited, and what that was, without what it holds.
+        self._complete: tuple[str | None, tuple[Event, ...]] | None = None
 
     @property
     def holds(self) -> bool:
         """Whether it knows what another look would have to find."""
-        return self._rest is not None or bool(self._unburied)
+        return self._rest is not None or bool(self._unburied) or bool(self._unforgotten)
 
-    async def waiting(self, head: Head, now_ms: int, most: int) -> InboxView:
-        """What is to run next, judged by a head that was read before: `most` events, of this look or an earlier one."""
+    async def waiting(self, head: Head, now_ms: int, most: int, *, asked: bool = True) -> InboxView:
+        """What is to run next, judged by a head that was read before: `most` events, of this look or an earlier one.
+
+        `asked`: there may be something that the mark does not tell of.
+        """
         rest, self._rest = self._rest, None
         if rest is not None and rest.stands(head, now_ms):
             more = rest.more or rest.pend != head.pend
             found = InboxView(rest.events, (), rest.records, (), (), more, kept=True)
             self._found_pend = rest.pend
+        elif not asked and self._worked_off(head, now_ms):
+            self._found = None
+            return InboxView((), (), (), (), (), more=False, kept=True)
         else:
-            # It finds what has no tombstone yet.
+            # It finds what has no tombstone yet, and what has not been deleted.
             self._unburied.clear()
+            self._unforgotten.clear()
             found = await self.live(head, now_ms)
             self._found_pend = head.pend
+            bare = tuple(Event(event.id, event.handler, event.source) for event in found.events)
+            self._complete = None if found.more or found.unreadable else (head.pend, bare)
         self._found = found
         more = found.more or len(found.events) > most
         return replace(found, events=found.events[:most], more=more)
+
+    def _worked_off(self, head: Head, now_ms: int) -> bool:
+        """Whether all that a look has found is over, and nothing has been marked since: what is put is marked then."""
+        pend, events = self._complete or (None, ())
+        over = (passed(head, event) or finished(head, event, now_ms) for event in events)
+        return pend is not None and pend == head.pend and all(over)
 
     async def ran(self, over: Sequence[Event], head: Head | None, now_ms: int) -> Sequence[Event]:
         """Messages and calls that were found are over. Returns those that have tombstones now; others have them later.
@@ -301,8 +322,15 @@ class Inbox:
         """Leave tombstones, which refuse late duplicates."""
         await self._writer.put_all([tombstone(self._lane, event, now_ms) for event in events])
 
-    async def forget(self, items: Sequence[Records]) -> None:
-        """Delete items of events from Kafka that are finished; the watermark refuses their duplicates."""
+    async def forget(self, items: Sequence[Records], *, later: bool = False) -> None:
+        """Delete items of events from Kafka that are finished; the watermark refuses their duplicates.
+
+        `later`: with those of the next look, which follows at once and would find them otherwise.
+        """
+        self._unforgotten += items
+        if later and len(self._unforgotten) < FORGOTTEN_AT_ONCE:
+            return
+        items, self._unforgotten = self._unforgotten, []
         # Parts first: an item whose parts are gone is below the watermark, while parts alone would never be found.
         deletes = [Delete(part_key(self._lane, item.first, n)) for item in items for n in range(item.parts)]
         if deletes:

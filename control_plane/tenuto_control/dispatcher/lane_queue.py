@@ -179,8 +179,8 @@ class LaneQueue:
         for work in works:
             work.release()
 
-    def hand_over(self, works: Collection[Work], now_ms: int, head: Head | None) -> None:
-        """These works are in the inbox, which has left this head. Offsets go; callers wait on."""
+    def hand_over(self, works: Collection[Work], now_ms: int, head: Head | None, over: Collection[str] = ()) -> None:
+        """These works are in the inbox, which has left this head, or `over`. Offsets go; callers wait on."""
         records = [work for work in works if isinstance(work, KafkaWork)]
         self.let_go_of(records)
         self._moved |= {work.event.id: work.event for work in records[-MOVED_MAX:]}
@@ -189,6 +189,7 @@ class LaneQueue:
                 self._leave(work)
                 work.looked_ms = now_ms
                 work.behind_ver = _behind_ver(work, head)
+                work.named = work.event.id in over
                 self._handed[work.event.id] = work
 
     def let_go(self, work: CallWork) -> bool:
@@ -210,7 +211,7 @@ class LaneQueue:
         tried = [w for w in self._works if isinstance(w, CallWork) and w.attempted and w.event.id != run]
         tried = [w for w in tried if w.looked_ver != head.ver and not w.over]
         moved = [w for w in self._handed.values() if idle or w.looked_ver != head.ver]
-        ended = [w for w in (*tried, *moved) if idle or w.event.nonce in head.fin]
+        ended = [w for w in (*tried, *moved) if idle or w.named or w.event.nonce in head.fin]
         if ended:
             return ended
         # A head forgets what it has finished, soon when much is done. Calls leave an inbox in the order in which they
@@ -284,6 +285,9 @@ class LaneQueue:
                 self.remove(work)
         for event_id in self._handed.keys() & results.keys():
             self._handed.pop(event_id).finish(results[event_id])
+        for work in self._handed.values():
+            # The next head may not name it any more.
+            work.named = work.named or work.event.nonce in head.fin
         return frozenset(nonces)
 
     def release(self, head: Head) -> None:

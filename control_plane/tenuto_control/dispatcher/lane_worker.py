@@ -362,6 +362,9 @@ class LaneWorker(LaneTask):
         table = self._services.writer.table
         self._on(ReadBegun())
         head = parse_head(await self._services.writer.patiently(lambda: table.get(head_key(self.lane))))
+        await self._learn_and_look(head)
+
+    async def _learn_and_look(self, head: Head) -> None:
         self._learn(head)
         # Each that was looked for has its result, or is not looked for again beside this head.
         while calls := self.queue.to_look_for(head, self._services.clock.now_ms()):
@@ -399,8 +402,8 @@ class LaneWorker(LaneTask):
     async def _take_over_now(self, head: Head, target: Target, over: Sequence[str], *, failed: bool) -> None:
         crashes = None if head.run is None or not failed else self._memory.crashes(head.run)
         self._on(TakeoverBegun())
-        spent, holder = self._activations.spent(head, crashes), self._services.token()
-        now_ms = self._services.clock.now_ms()
+        spent = self._activations.spent(head, crashes)
+        holder, now_ms = self._services.token(), self._services.clock.now_ms()
         from_ms = lease_from_ms(self._services.table_clock.check, now_ms, self._bounds.lease_margin_ms)
         lease_ms = from_ms + target.timeout_ms * (LATE_LEASES if self._activations.late else 1)
         slept = {
@@ -473,21 +476,21 @@ class LaneWorker(LaneTask):
             return Rest(self._services.clock.now_ms() + self._bounds.call_look_ms)
         self._on(LookBegun())
         self._on(ReadBegun())
-        item = await self._services.acceptance.take_in(self.lane, [work.to_keep() for work in works])
+        item, over = await self._services.acceptance.take_in(self.lane, [work.to_keep() for work in works])
         head = None if item is None else parse_head(item)
-        self.queue.hand_over(works, self._services.clock.now_ms(), head)
+        self.queue.hand_over(works, self._services.clock.now_ms(), head, over)
         # Whoever uses the lane sees the mark. Had it finished just before, the lane is taken up from here.
         if head is not None:
-            self._learn(head)
+            await self._learn_and_look(head)
         return CONTINUE
 
     async def _drain(self) -> None:
-        head = self._seen()
+        head, asked = self._seen(), self._memory.look
         self._on(LookBegun())
-        waiting = await self._inbox.waiting(head, self._services.clock.now_ms(), self._memory.drain_max)
+        waiting = await self._inbox.waiting(head, self._services.clock.now_ms(), self._memory.drain_max, asked=asked)
         await self._set_aside(waiting.unreadable)
         await self._inbox.bury(waiting.done, self._services.clock.now_ms())
-        await self._inbox.forget(waiting.passed)
+        await self._inbox.forget(waiting.passed, later=bool(waiting.events))
         if not (waiting.more or waiting.kept):
             live = frozenset(event.nonce for event in waiting.events)
             self._on(InboxSeen(head, live, self._services.clock.now_ms()))
@@ -522,21 +525,23 @@ class LaneWorker(LaneTask):
             ran = len(over) + sum(passed(left, event) for event in waiting.events)
             ours = ran > 0 and left.run is None and named_by(self._bounds.process, left.tok)
             buried = await self._inbox.ran(over, left if ours else None, now_ms)
-            await self._inbox.forget([item for item in waiting.records if item.passed(left)])
+            await self._inbox.forget([one for one in waiting.records if one.passed(left)], later=left.pend is not None)
         calls_ms = took_ms if isinstance(waiting.events[0].source, CallSource) else 0
         self._on(Buried(frozenset(event.nonce for event in buried), ran, len(waiting.events), calls_ms))
         if ran < len(waiting.events) or (waiting.more and (left is None or left.pend is None)):
             self._on(LookWanted())
 
     async def _invoke(self) -> None:
-        head = self._seen()
-        tries = partial(self._memory.tries, head)
+        head, first = self._seen(), next(iter(self.queue), None)
+        tries, began_ms = partial(self._memory.tries, head), self._services.clock.now_ms()
         attempted = await self._activations.speculate(head, self.queue, tries, self._memory.trim(head))
         if any(work.keep for work in self.queue.without_callers()):
             # A call that was handed over while it ran has an item in the inbox: to be run again, or to be buried.
             self._on(LookWanted())
         if attempted is not None:
             await self._end(attempted, head)
+            if isinstance(first, CallWork):
+                self._on(Buried(EMPTY, 1, 1, self._services.clock.now_ms() - began_ms))
 
     async def _trim(self) -> None:
         head = self._seen()
@@ -550,8 +555,7 @@ class LaneWorker(LaneTask):
 
     async def _end(self, attempted: Attempted, head: Head) -> None:
         """Take in what came of an activation that began from this head, once a failure of it is written down."""
-        tries = partial(self._memory.tries, head)
-        shipped = self._memory.trim(head).out
+        tries, shipped = partial(self._memory.tries, head), self._memory.trim(head).out
         self._attempted(await counted(self._services, self.lane, attempted, tries, shipped), head)
 
     def _attempted(self, attempted: Attempted, from_head: Head) -> None:
@@ -591,6 +595,5 @@ class LaneWorker(LaneTask):
 
     def _seen(self) -> Head:
         head = self._memory.head
-        if head is None:
-            raise AssertionError("the policy reads the head before anything else")
+        assert head is not None, "the policy reads the head before anything else"
         return head

@@ -61,7 +61,8 @@ class CallWork:
     a result whose commit may or may not have taken place. `checked` is the head for which the absence of a stored
     result was made sure; an `attempted` call may have one although none was asked for. No caller waits for longer than
     `wanted_until_ms`. Of a call that was handed over, the result was looked for last at `looked_ms`, beside a head of
-    `looked_ver`; `behind_ver` is that of a head in which it was behind the run of another.
+    `looked_ver`; `behind_ver` is that of a head in which it was behind the run of another. It is `named` as finished by
+    some head, or by its result.
     """
 
     event: Event
@@ -78,6 +79,7 @@ class CallWork:
     looked_ms: int = 0
     looked_ver: int | None = None
     behind_ver: int | None = None
+    named: bool = False
 
     @property
     def over(self) -> bool:

@@ -37,7 +37,7 @@ from tenuto.protocol.limits import GUARDED_WRITE_MS_MAX, TIMER_BUCKET_MS, TIMER_
 from tenuto.protocol.messages import Head
 from tenuto.store.memory import SORT_KEY_BYTES_MAX
 from tenuto.store.port import TableRefusedError, TableUnavailableError, UnstorableError
-from tenuto_control.core.clocks import differs, passed_ms
+from tenuto_control.core.clocks import certain_ms, differs, passed_ms
 from tenuto_control.dispatcher.parts import Wiring
 from tenuto_control.dispatcher.unreadable_items import UnreadableItems
 from tenuto_control.dispatcher.writer import Writer
@@ -396,6 +396,9 @@ class Sweeper:
             case SleepTimer():
                 # It was put after its invocation's claim, so an invocation that is not there any more is over.
                 return True
+            case GuardTimer(ver=None, since_ms=int(), due_ms=due_ms):
+                # More may be put under its protection until it is due by the clock of whoever put it.
+                return certain_ms(self._table_clock.check, self._clock.now_ms()) >= due_ms
             case GuardTimer(ver=ver, since_ms=since_ms):
                 # The write it was put for is late, or this clock is ahead of its writer's: the table's clock decides.
                 return ver != head.ver or self._passed_ms() - (since_ms or 0) >= GUARDED_WRITE_MS_MAX
