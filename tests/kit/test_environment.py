@@ -344,6 +344,30 @@ def test_code_that_does_not_come_back_is_named() -> None:
     bounded.run(main())
 
 
+def test_a_handler_that_waits_in_a_loop_is_named_at_its_first_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the patience of the test is over, which would not say what is wrong."""
+    callbacks_max = 10_000
+    monkeypatch.setattr("tenuto.runtime.handler_loop.CALLBACKS_MAX", callbacks_max)
+    busy = VirtualObject("busy")
+    turns = 0
+
+    @busy.handler()
+    async def spin(ctx: ObjectContext) -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async def main() -> None:
+        async with Environment(busy, patience=None) as env:
+            with pytest.raises(HungError, match=r"waits in a loop.*ctx\.sleep.*test_environment\.py:\d+") as caught:
+                await env.call(spin, "k")
+            assert str(caught.value).startswith("busy/spin does not return: the handler ran 10,000 callbacks ")
+
+    bounded.run(main())
+    assert turns <= 2 * callbacks_max, "an attempt that is over is not run on"
+
+
 def test_without_an_event_loop() -> None:
     with Environment(orders, topics={"amounts": add}) as env:
         assert env.call(add, "k", 2).result() == 2
