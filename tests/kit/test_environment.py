@@ -15,7 +15,7 @@ from typing import Any, assert_type
 
 import pytest
 
-from tenuto import JournalMismatchError, ObjectContext, TerminalError, VirtualObject
+from tenuto import JournalMismatchError, ObjectContext, RunOptions, TerminalError, VirtualObject
 from tenuto.testing import (
     DeadLetter,
     Environment,
@@ -246,6 +246,24 @@ def test_what_waits_is_told_with_its_line() -> None:
         assert re.search(r"^orders/remind of key 'o-1' .* at .*shop\.py:\d+: a sleep until 2030-01-11", line)
 
     run(test)
+
+
+def test_a_refused_option_is_told_with_the_line_that_gives_it() -> None:
+    """Not with one of the `__init__` that the dataclass has generated."""
+    shop = VirtualObject("shop")
+
+    @shop.handler()
+    async def pay(ctx: ObjectContext) -> None:
+        await ctx.run_with(RunOptions(max_attempts=0), "pay", print)
+
+    async def main() -> None:
+        async with Environment(shop, attempts_max=1) as env:
+            line = pay.function.__code__.co_firstlineno + 2
+            words = rf"max_attempts is at least 1 and at most 1,000,000, or None.*test_environment\.py:{line}\)"
+            with pytest.raises(KeepsFailingError, match=words):
+                await env.call(pay, "k")
+
+    bounded.run(main())
 
 
 def test_answers_that_get_nowhere_are_refused() -> None:
