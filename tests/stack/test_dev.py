@@ -114,10 +114,16 @@ class Dev:
     def output(self) -> str:
         return self.program.output
 
-    def start(self, *arguments: str) -> None:
+    def begin(self, *arguments: str) -> None:
         command = [sys.executable, "-m", "tenuto_cli", "dev", *ANY_PORTS, *arguments]
         self._program = Program(command, self._log, cwd=self.folder, env=self._environment)
-        self.until(lambda: "Its log follows" in self.output, START_TIMEOUT_S)
+
+    def start(self, *arguments: str) -> None:
+        self.begin(*arguments)
+        self.until(self.is_up, START_TIMEOUT_S)
+
+    def is_up(self) -> bool:
+        return "Its log follows" in self.output
 
     def stop(self) -> int:
         return self.program.interrupt(EVENTUALLY_S)
@@ -257,9 +263,12 @@ def everything_survives_a_restart(dev: Dev) -> None:
     assert dev.stop() == 130
     assert "Traceback" not in dev.output
     dev.save("words", WORDS.replace("Hello", "Again"))
-    dev.start()
-    # Queued behind the sleeper of the session before, in the lane of the same key.
+    dev.begin()
+    dev.until(lambda: (dev.folder / ".tenuto" / "starting").exists() or dev.is_up(), START_TIMEOUT_S)
+    # A command waits for a session that is starting. The call is queued behind the sleeper of the session before.
     assert dev.ok("call", "greeter", "dora", "greet", "Hi") == '"Again, Dora!"'
+    dev.until(dev.is_up)
+    assert not (dev.folder / ".tenuto" / "starting").exists()
     assert len(dev.ok("tail", "greetings").splitlines()) == 3
     second = dev.tenuto("dev", *ANY_PORTS)
     assert second.returncode == 2
