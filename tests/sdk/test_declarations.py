@@ -317,7 +317,7 @@ def test_what_is_no_async_function_is_refused(mistake: Any) -> None:
 
 
 @pytest.mark.parametrize("bound", [{}, {"rate": 1.5}], ids=["not bound", "bound"])
-def test_what_a_partial_still_takes_is_named(bound: dict[str, float]) -> None:
+def test_what_a_partial_still_takes_is_named(bound: dict[str, Any]) -> None:
     async def place(_ctx: Context, _order: int, *, rate: float) -> None:
         """What is bound by keyword is a parameter still."""
 
