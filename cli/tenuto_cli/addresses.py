@@ -30,7 +30,7 @@ AWS_VARIABLES: Final = (
 """A user who has set one of these means what it names, not a session on this machine."""
 
 START_WAIT_S_MAX: Final = 60.0
-"""How long a command waits for a `tenuto dev` that is starting; a first start, which fetches engines, may take longer."""
+"""How long a command waits for a `tenuto dev` that is starting. A first start fetches engines, and may take longer."""
 
 LOOK_S: Final = 0.1
 
@@ -66,7 +66,7 @@ def brokers(option: str | None) -> str:
 
 
 def _session() -> running.Running | None:
-    """Return the session of this folder; one that is starting, once it is up. Raises UsageError if that takes too long."""
+    """Return the session of this folder; one that is starting, once it is up. Raises UsageError if that takes long."""
     folder = Path.cwd()
     session, project = running.find(folder), running.starting(folder)
     if session is not None or project is None:

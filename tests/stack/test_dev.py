@@ -48,6 +48,7 @@ from tenuto import ObjectContext, TerminalError, VirtualObject, aws
 
 logger = logging.getLogger("shop")
 greeter = VirtualObject("greeter")
+failed: list[str] = []
 
 
 def look_up(name: str) -> str:
@@ -57,6 +58,9 @@ def look_up(name: str) -> str:
 
 @greeter.handler()
 async def greet(ctx: ObjectContext, wish: str) -> str:
+    if wish == "fails" and not failed:
+        failed.append(wish)
+        raise ValueError("no route")
     name = await ctx.run("look up", look_up, ctx.key)
     logger.info("greeting %s", name)
     if wish == "terminal":
@@ -187,9 +191,12 @@ def calls_and_records(dev: Dev) -> None:
     dev.shown(r"greeter/k2 greet #1 ~\w{6}  greeting K2$")
     records = [json.loads(line) for line in dev.ok("tail", "greetings", "--json").splitlines()]
     assert sorted((record["key"], record["value"]) for record in records) == [("k1", '"Hi"'), ("k2", '"Hi"')]
+    dev.ok("call", "greeter", "eve", "greet", "fails")
+    dev.shown(r"greeter/eve greet .*greeting Eve")
+    assert dev.output.count("ValueError: no route") == 1, dev.output
     dev.ok("send", "greetings", "bo", '"terminal"')
     dev.shown(r"greeter/bo greet .*✗ greeter/greet failed for good: TerminalError: no more$")
-    dev.shown(r'^ +src/shop/greeting.py:23 in greet   raise TerminalError\("no more"')
+    dev.shown(r'^ +src/shop/greeting.py:27 in greet   raise TerminalError\("no more"')
     dev.shown(r"greeter/bo greet .*✗ greet ended greetings/\d offset \d by a terminal error \(409\): no more$")
     refused = dev.tenuto("call", "greeter", "ann", "gret")
     assert (refused.returncode, "did you mean 'greet'?" in refused.stderr) == (2, True)
