@@ -100,7 +100,7 @@ class WatchedServices:
             return run(name, self._stepping(course, name, call), *rest)
 
         # What never rests is closed, which leaves no traceback: its line is read while it still has one.
-        fail = commands._ending.fail  # noqa: SLF001 - as above
+        fail = commands._ending.fail  # noqa: SLF001 - one object, beside the runtime
 
         def failing(error: BaseException) -> None:
             if isinstance(error, NeverRestsError):
