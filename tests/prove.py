@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from tests.attack.examples import TIMES
+from tests.attack.examples import EVERY, TIMES
 from tests.model import proof
 from tests.simulation import exhaustive, mutants, scenarios
 from tests.simulation.directed import DIRECTED
@@ -65,6 +65,7 @@ def main() -> int:
     print(f"  {tally.passed + tally.failed - modelled} runs, {time.monotonic() - began:.0f} s", flush=True)
     _mutants(tally)
     _attacks(tally)
+    _combinations(tally)
     simulated = time.monotonic() - began
     _chaos(tally, int(os.environ.get("TENUTO_PROVE_CHAOS_EVENTS", DEFAULT_CHAOS_EVENTS)))
     _hand_over(tally)
@@ -117,13 +118,23 @@ def _hand_over(tally: Tally) -> None:
 def _attacks(tally: Tally) -> None:
     """Foreign bytes into every decoder and loop, many more of them than `make test` generates."""
     print(f"foreign bytes, {ATTACK_TIMES} times as many as in make test", flush=True)
-    command = [sys.executable, "-m", "pytest", "-q", "--numprocesses", "auto", "--dist", "loadfile", "tests/attack"]
+    _tests(tally, "foreign bytes", "tests/attack", TIMES, str(ATTACK_TIMES))
+
+
+def _combinations(tally: Tally) -> None:
+    """Every pair of requests with one idempotency key, where `make test` plays a share."""
+    print("every combination of repeated requests", flush=True)
+    _tests(tally, "repeated requests", "tests/hostile/test_idempotency.py", EVERY, "1")
+
+
+def _tests(tally: Tally, name: str, path: str, variable: str, value: str) -> None:
+    """Tests of `make test`, with the variable by which they do more."""
+    command = [sys.executable, "-m", "pytest", "-q", "--numprocesses", "auto", "--dist", "loadfile", path]
     command += ["--override-ini", f"faulthandler_timeout={ATTACK_TEST_SECONDS_MAX}"]
-    environment = {**os.environ, TIMES: str(ATTACK_TIMES)}
+    environment = {**os.environ, variable: value}
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     problem = "\n".join(ended.stdout.splitlines()[-SHOWN_LINES_MAX:]) if ended.returncode else None
-    replay = f"{TIMES}={ATTACK_TIMES} python -m pytest tests/attack"
-    tally.take(1, [] if problem is None else [Verdict("foreign bytes", replay, problem)])
+    tally.take(1, [] if problem is None else [Verdict(name, f"{variable}={value} python -m pytest {path}", problem)])
 
 
 def _mutants(tally: Tally) -> None:
