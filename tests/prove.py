@@ -1,4 +1,4 @@
-"""The long proof: the model, crashes, mutants, foreign bytes, kills, several control planes on the real stack, seeds.
+"""The long proof: model, crashes, mutants, foreign bytes, kills, control planes on the real stack, requests, seeds.
 
 Owns the order, the budgets (TENUTO_PROVE_SECONDS for the simulation, of which mutants take what they need, and
 TENUTO_PROVE_CHAOS_EVENTS for the real stack, TENUTO_PROVE_MODEL_STATES for each scenario of the model) and the last
@@ -65,10 +65,10 @@ def main() -> int:
     print(f"  {tally.passed + tally.failed - modelled} runs, {time.monotonic() - began:.0f} s", flush=True)
     _mutants(tally)
     _attacks(tally)
-    _combinations(tally)
     simulated = time.monotonic() - began
     _chaos(tally, int(os.environ.get("TENUTO_PROVE_CHAOS_EVENTS", DEFAULT_CHAOS_EVENTS)))
     _hand_over(tally)
+    _combinations(tally)
     left = max(SEEDS_SECONDS_MIN, seconds - simulated)
     print(f"random seeds from {FIRST_SEED} for {left:.0f} s", flush=True)
     said = time.monotonic()
