@@ -1,4 +1,4 @@
-"""The long proof: the model, crashes, mutants, foreign bytes, kills, several control planes on the real stack, seeds.
+"""The long proof: model, crashes, mutants, foreign bytes, kills, control planes on the real stack, requests, seeds.
 
 Owns the order, the budgets (TENUTO_PROVE_SECONDS for the simulation, of which mutants take what they need, and
 TENUTO_PROVE_CHAOS_EVENTS for the real stack, TENUTO_PROVE_MODEL_STATES for each scenario of the model) and the last
@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from tests.attack.examples import TIMES
+from tests.attack.examples import EVERY, TIMES
 from tests.model import proof
 from tests.simulation import exhaustive, mutants, scenarios
 from tests.simulation.directed import DIRECTED
@@ -68,6 +68,7 @@ def main() -> int:
     simulated = time.monotonic() - began
     _chaos(tally, int(os.environ.get("TENUTO_PROVE_CHAOS_EVENTS", DEFAULT_CHAOS_EVENTS)))
     _hand_over(tally)
+    _combinations(tally)
     left = max(SEEDS_SECONDS_MIN, seconds - simulated)
     print(f"random seeds from {FIRST_SEED} for {left:.0f} s", flush=True)
     said = time.monotonic()
@@ -117,13 +118,23 @@ def _hand_over(tally: Tally) -> None:
 def _attacks(tally: Tally) -> None:
     """Foreign bytes into every decoder and loop, many more of them than `make test` generates."""
     print(f"foreign bytes, {ATTACK_TIMES} times as many as in make test", flush=True)
-    command = [sys.executable, "-m", "pytest", "-q", "--numprocesses", "auto", "--dist", "loadfile", "tests/attack"]
+    _tests(tally, "foreign bytes", "tests/attack", TIMES, str(ATTACK_TIMES))
+
+
+def _combinations(tally: Tally) -> None:
+    """Every pair of requests with one idempotency key, where `make test` plays a share."""
+    print("every combination of repeated requests", flush=True)
+    _tests(tally, "repeated requests", "tests/hostile/test_idempotency.py", EVERY, "1")
+
+
+def _tests(tally: Tally, name: str, path: str, variable: str, value: str) -> None:
+    """Tests of `make test`, with the variable by which they do more."""
+    command = [sys.executable, "-m", "pytest", "-q", "--numprocesses", "auto", "--dist", "loadfile", path]
     command += ["--override-ini", f"faulthandler_timeout={ATTACK_TEST_SECONDS_MAX}"]
-    environment = {**os.environ, TIMES: str(ATTACK_TIMES)}
+    environment = {**os.environ, variable: value}
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     problem = "\n".join(ended.stdout.splitlines()[-SHOWN_LINES_MAX:]) if ended.returncode else None
-    replay = f"{TIMES}={ATTACK_TIMES} python -m pytest tests/attack"
-    tally.take(1, [] if problem is None else [Verdict("foreign bytes", replay, problem)])
+    tally.take(1, [] if problem is None else [Verdict(name, f"{variable}={value} python -m pytest {path}", problem)])
 
 
 def _mutants(tally: Tally) -> None:

@@ -35,7 +35,9 @@ KINDS: Final = ("ServiceHandler", "ObjectHandler", "SharedHandler")
 
 INTERNAL: Final[Mapping[str, frozenset[str]]] = {
     "BadInputError": frozenset({"naming"}),
-    "DurableFuture": frozenset({"add_done_callback", "awaited", "complete", "join", "slot_of", "value"}),
+    "DurableFuture": frozenset(
+        {"add_done_callback", "awaited", "awaited_as", "call", "complete", "join", "slot_of", "value"}
+    ),
     "Handler": frozenset({"encode", "function", "spec"}),
     **dict.fromkeys(KINDS, frozenset({"encode", "function", "kind", "name", "service", "spec", "target"})),
     "InvocationRetryPolicy": frozenset({"wire"}),

@@ -6,6 +6,8 @@ Owns their order of precedence, and the error if none is there.
 from __future__ import annotations
 
 import os
+import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -27,14 +29,20 @@ AWS_VARIABLES: Final = (
 )
 """A user who has set one of these means what it names, not a session on this machine."""
 
+START_WAIT_S_MAX: Final = 60.0
+"""How long a command waits for a `tenuto dev` that is starting. A first start fetches engines, and may take longer."""
+
+LOOK_S: Final = 0.1
+
 OF_TABLE: Final = frozenset({"journal", "set-aside"})
 """Commands that read the table of a session."""
 
 
 def ingress(option: str | None) -> str:
     """Return the address of the control plane, without a trailing slash. Raises UsageError."""
-    session = running.find(Path.cwd())
-    found = option or os.environ.get(URL_VARIABLE) or (session and session.ingress)
+    found = option or os.environ.get(URL_VARIABLE)
+    if not found and (session := _session()) is not None:
+        found = session.ingress
     if not found:
         raise UsageError(
             f"no `tenuto dev` runs for this folder; start one, or name a control plane with --url or {URL_VARIABLE}"
@@ -44,8 +52,9 @@ def ingress(option: str | None) -> str:
 
 def brokers(option: str | None) -> str:
     """Return the bootstrap address of Kafka. Raises UsageError."""
-    session = running.find(Path.cwd())
-    found = option or os.environ.get(BROKERS_VARIABLE) or (session and session.bootstrap_servers)
+    found = option or os.environ.get(BROKERS_VARIABLE)
+    if not found and (session := _session()) is not None:
+        found = session.bootstrap_servers
     if not found:
         raise UsageError(
             f"no `tenuto dev` runs for this folder; start one, or name a broker with --kafka or {BROKERS_VARIABLE}"
@@ -54,6 +63,22 @@ def brokers(option: str | None) -> str:
     if problem is not None:
         raise UsageError(f"{'--kafka' if option else BROKERS_VARIABLE}: {problem}")
     return found
+
+
+def _session() -> running.Running | None:
+    """Return the session of this folder; one that is starting, once it is up. Raises UsageError if that takes long."""
+    folder = Path.cwd()
+    session, project = running.find(folder), running.starting(folder)
+    if session is not None or project is None:
+        return session
+    print(f"tenuto: the `tenuto dev` of {project} is starting; waiting for it", file=sys.stderr)
+    deadline_s = time.monotonic() + START_WAIT_S_MAX
+    while running.starting(folder) is not None:
+        if time.monotonic() >= deadline_s:
+            raise UsageError(f"the `tenuto dev` of {project} is still starting after {START_WAIT_S_MAX:g} s; try again")
+        time.sleep(LOOK_S)
+    # It writes its addresses before it says that it has started.
+    return running.find(folder)
 
 
 def of_session(command: str, arguments: Sequence[str]) -> tuple[dict[str, str], str]:

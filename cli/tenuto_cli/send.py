@@ -8,16 +8,15 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import json
 import logging
 import sys
 from collections import deque
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
 from tenuto_cli import addresses
 from tenuto_cli.parsing import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, Parser, UsageError, did_you_mean, positive
-from tenuto_cli.records import Record, headers_of, of_lines, repeated
+from tenuto_cli.records import Record, headers_of, not_json, of_lines, repeated
 
 if TYPE_CHECKING:
     from aiokafka import AIOKafkaProducer
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
 REQUEST_TIMEOUT_MS: Final = 10_000
 IN_FLIGHT_MAX: Final = 1_000
 STANDARD_INPUT: Final = "-"
-JSON_BEGINS: Final = frozenset('{["')
 
 
 def parser() -> argparse.ArgumentParser:
@@ -36,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("topic", metavar="TOPIC", help="a topic that exists")
     made.add_argument("key", nargs="?", metavar="KEY", help="the record's key, as text")
-    made.add_argument("value", nargs="?", metavar="VALUE", help="its value, as text")
+    made.add_argument("value", nargs="?", metavar="VALUE", help="its value: handlers take JSON, such as '\"tea\"'")
     made.add_argument("--file", metavar="FILE", help="file with one record KEY:VALUE per line; - is standard input")
     made.add_argument(
         "--separator", default=":", metavar="TEXT", help="what separates key and value in --file; default: a colon"
@@ -79,21 +77,33 @@ def wanted(options: argparse.Namespace) -> Iterator[Record]:
         if options.file != STANDARD_INPUT:
             # Once to see that each line is a record, so that a mistake in one sends nothing.
             deque(of_lines(_lines(options.file), options.separator, headers), maxlen=0)
-        return of_lines(_lines(options.file), options.separator, headers)
+        return _doubted(of_lines(_lines(options.file), options.separator, headers))
     if options.key is None or (options.value is None) is not options.null:
         raise UsageError("write TOPIC KEY VALUE, TOPIC KEY --null, or TOPIC --file FILE")
-    _doubt(options.value)
-    return repeated(Record(options.key, options.value, headers), options.count)
+    return _doubted_once(Record(options.key, options.value, headers), options.count)
 
 
-def _doubt(value: str | None) -> None:
-    """Warn about a value that begins like JSON but is not. It is sent nevertheless, since a record may be any text."""
-    if value is None or value.lstrip()[:1] not in JSON_BEGINS:
-        return
-    try:
-        json.loads(value.replace("{n}", "1"))
-    except ValueError as error:
-        print(f"tenuto send: note: VALUE is not JSON, and is sent unchanged: {error}", file=sys.stderr)
+def _doubted_once(record: Record, count: int) -> Iterator[Record]:
+    """The records of a command line, after a note about a value that is not JSON: once they are about to be sent."""
+    instead = not_json(record.value, in_shell=True)
+    if instead is not None:
+        _note("VALUE", instead)
+    yield from repeated(record, count)
+
+
+def _doubted(numbered: Iterable[tuple[int, Record]]) -> Iterator[Record]:
+    """The records of a file, with a note about the first value that is not JSON."""
+    noted = False
+    for number, record in numbered:
+        if not noted and (instead := not_json(record.value, in_shell=False)) is not None:
+            noted = True
+            _note(f"line {number}: the value", instead)
+        yield record
+
+
+def _note(what: str, instead: str) -> None:
+    """Say that a value is not JSON. It is sent nevertheless, since a record may be any text."""
+    print(f"tenuto send: note: {what} is not JSON, and is sent unchanged ({instead})", file=sys.stderr)
 
 
 def _lines(name: str) -> Iterator[str]:

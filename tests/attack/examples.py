@@ -11,6 +11,9 @@ from typing import Final
 TIMES: Final = "TENUTO_ATTACK_TIMES"
 """Set in the environment, so many times as many members are tried."""
 
+EVERY: Final = "TENUTO_EVERY_COMBINATION"
+"""Set in the environment, all combinations of requests are played; otherwise a share, another one for each kind."""
+
 
 def examples(quick: int) -> int:
     """The number of generated members, where `make test` tries `quick`."""

@@ -96,7 +96,7 @@ def test_a_result_that_was_not_awaited_is_retried_until_it_is(made: str, held: s
     assert re.search(rf"TypeError: the result of shop/order \(\S+{Path(__file__).name}:\d+\) {is_or_holds} a ", said)
     assert 'that was not awaited: write "return await' in said
     if made == "a step":
-        assert 'a durable future that was not awaited: write "return await ctx.run(...)"' in said
+        assert "a durable future that was not awaited: write \"return await ctx.run('price', ...)\"" in said
 
 
 @pytest.mark.parametrize("made", MADE)
@@ -147,3 +147,49 @@ def test_an_object_with_tasks_of_its_own_is_just_no_value() -> None:
         return type(caught.value).__name__
 
     assert asyncio.run(InProcess(shop).call(order, "k")) == "UnserialisableError"
+
+
+ASKED: dict[str, Callable[[Any], object]] = {
+    "if": lambda future: 1 if future else 2,
+    "not": lambda future: not future,
+    "or": lambda future: future or 3,
+    "all": lambda future: all([future]),
+}
+
+
+@pytest.mark.parametrize(
+    ("made", "command", "way_out"),
+    [
+        ("a step", "ctx.run('price', ...)", "await ctx.run('price', ...)"),
+        ("a sleep", "ctx.sleep(...)", "await ctx.sleep(...)"),
+        ("an awakeable", "ctx.awakeable()", "await future"),
+    ],
+)
+@pytest.mark.parametrize("asked", ASKED)
+def test_a_future_is_no_condition(made: str, command: str, way_out: str, asked: str) -> None:
+    shop = VirtualObject("shop")
+
+    @shop.handler()
+    async def order(ctx: ObjectContext) -> str:
+        with pytest.raises(TypeError) as caught:
+            ASKED[asked](MADE[made](ctx))
+        return str(caught.value)
+
+    said = asyncio.run(InProcess(shop).call(order, "k"))
+    assert said == (
+        f"shop/order: {command} returns a durable future, which is neither true nor false: "
+        f'write "{way_out}" for its value, or "is not None" to see whether there is a future'
+    )
+
+
+def test_a_condition_that_was_not_awaited_is_retried_until_it_is() -> None:
+    shop = VirtualObject("shop", retry_policy=SOON)
+    attempts: list[int] = []
+
+    @shop.handler()
+    async def order(ctx: ObjectContext) -> str:
+        attempts.append(1)
+        paid = ctx.run("paid", bool)
+        return "paid" if (paid if len(attempts) == 1 else await paid) else "open"
+
+    assert asyncio.run(asyncio.wait_for(InProcess(shop).call(order, "k"), 10)) == "open"

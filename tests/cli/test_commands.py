@@ -6,7 +6,9 @@ Owns the pure parts. Does not own a running system (`tests/stack/test_dev.py`).
 from __future__ import annotations
 
 import argparse
+import io
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -98,14 +100,52 @@ def test_options_may_stand_between_the_words(words: list[str]) -> None:
 
 @pytest.mark.parametrize(
     ("value", "doubted"),
-    [("{bad", True), ('["a"', True), ('{"n": {n}}', False), ('"Hi"', False), ("Hi", False), ("", False), ("2x", False)],
+    [
+        ("{bad", "write it in single quotes: '{\"a\": 1}'"),
+        ('["a"', "write it in single quotes"),
+        ("{item: tea}", "write it in single quotes"),
+        ("Hi", "a JSON string is written so: '\"Hi\"'"),
+        ("it's", "a JSON string is written so: '\"it'\"'\"'s\"'"),
+        ("x" * 200, "a JSON string is written so: '\"text\"'"),
+        ("2x", "'\"2x\"'"),
+        ("NaN", "'\"NaN\"'"),
+        ('{"n": {n}}', None),
+        ('"Hi"', None),
+        ("null", None),
+        ("-1.5", None),
+        ("", None),
+    ],
 )
-def test_a_value_that_is_nearly_json_is_sent_with_a_note(
-    value: str, doubted: bool, capsys: pytest.CaptureFixture[str]
+def test_a_value_that_is_not_json_is_sent_with_a_note(
+    value: str, doubted: str | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (record,) = wanted(parser().parse_args(["t", "k", value]))
     assert record.value == value.replace("{n}", "1")
-    assert ("VALUE is not JSON, and is sent unchanged" in capsys.readouterr().err) is doubted
+    said = capsys.readouterr().err
+    if doubted is None:
+        assert said == ""
+    else:
+        assert said.startswith("tenuto send: note: VALUE is not JSON, and is sent unchanged (")
+        assert said.count("\n") == 1
+        assert doubted in said
+
+
+def test_the_first_value_of_a_file_that_is_not_json_is_noted_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = 'a:1\nb:{"x": 1}\n\nc:tea\nd:milk\n'
+    (tmp_path / "records").write_text(text, "utf-8")
+    said = "tenuto send: note: line 4: the value is not JSON, and is sent unchanged ("
+    assert len(asked("t", "--file", str(tmp_path / "records"))) == 4
+    noted = capsys.readouterr().err
+    assert noted.startswith(said)
+    assert noted.count("\n") == 1
+    monkeypatch.setattr("sys.stdin", io.StringIO(text))
+    assert len(asked("t", "--file", "-")) == 4
+    assert capsys.readouterr().err == noted
+    (tmp_path / "records").write_text("a:1\nb:\n", "utf-8")
+    assert len(asked("t", "--file", str(tmp_path / "records"))) == 2
+    assert capsys.readouterr().err == ""
 
 
 def test_a_delay_without_a_message_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
@@ -218,6 +258,45 @@ def test_addresses_are_those_of_the_running_session(session: Path, monkeypatch: 
     running.forget(session)
     with pytest.raises(UsageError):
         addresses.brokers(None)
+
+
+def test_a_session_that_is_starting_is_waited_for(session: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    running.begins(session)
+
+    def comes_up() -> None:
+        running.write(session, running.Running(1, "shop", "http://127.0.0.1:1", "127.0.0.1:2", "d", "a", {}))
+        running.begun(session)
+
+    timer = threading.Timer(3 * addresses.LOOK_S, comes_up)
+    timer.start()
+    assert addresses.brokers(None) == "127.0.0.1:2"
+    timer.join()
+    said = f"tenuto: the `tenuto dev` of {session.parent} is starting; waiting for it\n"
+    assert capsys.readouterr().err == said
+
+
+def test_a_session_whose_start_has_failed_is_not_waited_for(session: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    running.begins(session)
+    timer = threading.Timer(3 * addresses.LOOK_S, running.begun, [session])
+    timer.start()
+    with pytest.raises(UsageError, match="no `tenuto dev` runs for this folder"):
+        addresses.ingress(None)
+    timer.join()
+    assert "is starting" in capsys.readouterr().err
+    (session / running.STARTING).write_text(str(2**22 - 1), "utf-8")
+    with pytest.raises(UsageError, match="no `tenuto dev` runs for this folder"):
+        addresses.ingress(None)
+    assert capsys.readouterr().err == "", "its process has ended"
+
+
+def test_a_session_that_does_not_come_up_is_not_waited_for_indefinitely(
+    session: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(addresses, "START_WAIT_S_MAX", 0.0)
+    running.begins(session)
+    with pytest.raises(UsageError, match="is still starting after 0 s; try again"):
+        addresses.ingress(None)
+    assert addresses.ingress("http://other/") == "http://other"
 
 
 def test_commands_of_the_control_plane_ask_the_running_session(session: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,6 +34,7 @@ from tenuto_control.dispatcher.outages import watched
 from tenuto_control.limits import Limits
 from tenuto_control.loops.sweep import Sweeper
 from tenuto_control.ports import Answer, Pending, UndecidedError, Unknown
+from tests.attack.examples import EVERY
 from tests.costs.meter import CountingTable, Meter
 from tests.support.virtual_time import EPOCH_MS, block, run_virtual
 
@@ -294,10 +295,6 @@ def judge(
     return effects, kept
 
 
-EVERY: Final = "TENUTO_EVERY_COMBINATION"
-"""Set in the environment, it plays them all, which takes a minute; otherwise a share, another one for each kind."""
-
-
 def share(kind: str, combinations: Sequence[T], of: int) -> Sequence[T]:
     """One in so many of the combinations, or all of them."""
     return combinations if EVERY in os.environ else combinations[list(KINDS).index(kind) % of :: of]
@@ -313,7 +310,7 @@ def pairs() -> list[tuple[Op, Op]]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_pair_of_requests_is_one_execution(kind: str) -> None:
-    for first, second in share(kind, pairs(), 3):
+    for first, second in share(kind, pairs(), 7):
         effects, _ = judge(kind, (first, second))
         if second.at_s >= 1 and first.delay_s is not None:
             # It was accepted before the other came: it counts, with its own input and its own time.
@@ -322,7 +319,7 @@ def test_every_pair_of_requests_is_one_execution(kind: str) -> None:
 
 def test_triples_of_requests_are_one_execution() -> None:
     rng = random.Random(11)
-    for _ in range(1_000 if EVERY in os.environ else 60):
+    for _ in range(1_000 if EVERY in os.environ else 30):
         ops = []
         for at_s in sorted(rng.choice((0.0, 0.001, 0.5, 2.0, 4.9, 5.0, 19.0, 20.1, 40.0)) for _ in range(3)):
             delay_s, wait_s = rng.choice(WAYS)
@@ -333,7 +330,7 @@ def test_triples_of_requests_are_one_execution() -> None:
 @pytest.mark.parametrize("repeats", [True, False], ids=["repeats", "gives up"])
 def test_the_end_of_a_process_between_any_two_writes(*, repeats: bool) -> None:
     for kind in KINDS:
-        for first, second, ends_after in share(kind, list(itertools.product(WAYS, WAYS, range(1, 9))), 7):
+        for first, second, ends_after in share(kind, list(itertools.product(WAYS, WAYS, range(1, 9))), 13):
             ops = (Op(0.0, 0, first[0], first[1] or 3.0), Op(10.0, 1, second[0], second[1] or 3.0))
             judge(kind, ops, ends_after=ends_after, repeats=repeats)
 

@@ -15,7 +15,7 @@ from typing import Any, assert_type
 
 import pytest
 
-from tenuto import JournalMismatchError, ObjectContext, TerminalError, VirtualObject
+from tenuto import JournalMismatchError, ObjectContext, RunOptions, TerminalError, VirtualObject
 from tenuto.testing import (
     DeadLetter,
     Environment,
@@ -248,6 +248,24 @@ def test_what_waits_is_told_with_its_line() -> None:
     run(test)
 
 
+def test_a_refused_option_is_told_with_the_line_that_gives_it() -> None:
+    """Not with one of the `__init__` that the dataclass has generated."""
+    shop = VirtualObject("shop")
+
+    @shop.handler()
+    async def pay(ctx: ObjectContext) -> None:
+        await ctx.run_with(RunOptions(max_attempts=0), "pay", print)
+
+    async def main() -> None:
+        async with Environment(shop, attempts_max=1) as env:
+            line = pay.function.__code__.co_firstlineno + 2
+            words = rf"max_attempts is at least 1 and at most 1,000,000, or None.*test_environment\.py:{line}\)"
+            with pytest.raises(KeepsFailingError, match=words):
+                await env.call(pay, "k")
+
+    bounded.run(main())
+
+
 def test_answers_that_get_nowhere_are_refused() -> None:
     async def test(env: Environment) -> None:
         with pytest.raises(NothingWaitsError, match="begins with awk_"):
@@ -342,6 +360,30 @@ def test_code_that_does_not_come_back_is_named() -> None:
                 await env.call(block, "k")
 
     bounded.run(main())
+
+
+def test_a_handler_that_waits_in_a_loop_is_named_at_its_first_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the patience of the test is over, which would not say what is wrong."""
+    callbacks_max = 10_000
+    monkeypatch.setattr("tenuto.runtime.handler_loop.CALLBACKS_MAX", callbacks_max)
+    busy = VirtualObject("busy")
+    turns = 0
+
+    @busy.handler()
+    async def spin(ctx: ObjectContext) -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async def main() -> None:
+        async with Environment(busy, patience=None) as env:
+            with pytest.raises(HungError, match=r"waits in a loop.*ctx\.sleep.*test_environment\.py:\d+") as caught:
+                await env.call(spin, "k")
+            assert str(caught.value).startswith("busy/spin does not return: the handler ran 10,000 callbacks ")
+
+    bounded.run(main())
+    assert turns <= 2 * callbacks_max, "an attempt that is over is not run on"
 
 
 def test_without_an_event_loop() -> None:

@@ -101,6 +101,33 @@ def test_a_failure_shows_the_users_own_line_and_where_to_look(text: str, hint: s
     assert len(again) == 1, "a hint is given once for each invocation"
 
 
+PLANES = [
+    "attempt at place failed: {}",
+    "attempt at place failed, next in 1.0 s: {}",
+    "attempt at place failed: {} (2 times)",
+]
+
+
+@pytest.mark.parametrize("plane", PLANES)
+def test_a_failed_attempt_is_shown_once_as_its_function_tells_of_it(plane: str) -> None:
+    def of_plane(error: str, invocation: str = "inv_abc") -> str:
+        place = {**PLACE, "invocation_id": invocation}
+        return json.dumps(
+            {"level": "WARNING", "message": f"orders/o-1: {plane.format(error)}", "name": "tenuto", **place}
+        )
+
+    error = "ValueError: no (7 left)"
+    line = Line(f"orders/place: attempt failed: {error}", "WARNING", "tenuto", **PLACE)
+    view = View(ROOT)
+    assert len(list(view.of_function("shop", encoded(line), 0.0))) == 2
+    assert list(view.of_control_plane(of_plane(error), 0.0)) == []
+    assert list(view.of_control_plane(of_plane("the function ended"), 0.0)) != [], "its function cannot tell of that"
+    assert list(view.of_control_plane(of_plane(error, "inv_other"), 0.0)) != []
+    whole = View(ROOT, verbose=True)
+    assert len(list(whole.of_function("shop", encoded(line), 0.0))) == 2
+    assert list(whole.of_control_plane(of_plane(error), 0.0)) != [], "all of its log was asked for"
+
+
 def test_a_step_that_fails_for_good_is_the_handlers_to_catch() -> None:
     line = Line("step 'charge' failed for good", "WARNING", "tenuto", **PLACE)
     assert len(list(View(ROOT).of_function("shop", encoded(line), 0.0))) == 1

@@ -316,6 +316,16 @@ def test_what_is_no_async_function_is_refused(mistake: Any) -> None:
         Service("orders").handler("place")(mistake)
 
 
+@pytest.mark.parametrize("bound", [{}, {"rate": 1.5}], ids=["not bound", "bound"])
+def test_what_a_partial_still_takes_is_named(bound: dict[str, Any]) -> None:
+    async def place(_ctx: Context, _order: int, *, rate: float) -> None:
+        """What is bound by keyword is a parameter still."""
+
+    words = rf"orders/place: .*at most one input; leave out 'rate': async def.*{HERE}:\d+\)"
+    with pytest.raises(TypeError, match=words):
+        Service("orders").handler("place")(functools.partial(place, **bound))
+
+
 def test_a_handler_is_not_declared_as_another_one_too() -> None:
     place = Service("orders").handler()(handler_of(Context))
     with pytest.raises(TypeError, match=rf"orders/place is a handler already, and .* of mail too.*{HERE}:\d+\)"):

@@ -452,10 +452,10 @@ def test_hints_of_handlers(handler: Callable[..., Any], hints: tuple[Any, Any]) 
     ("handler", "says"),
     [
         (unresolvable, r"the annotation 'CheckerOnly\[Any\]' of 'event' cannot be resolved"),
-        (no_context, "no_context.*at most one input"),
-        (too_many, "too_many.*at most one input"),
-        (keyword, "keyword.*at most one input"),
-        (variadic, "variadic.*at most one input"),
+        (no_context, "no_context.*at most one input: "),
+        (too_many, "too_many.*at most one input; leave out "),
+        (keyword, "keyword.*at most one input; leave out "),
+        (variadic, r"variadic.*at most one input; leave out '\*event': "),
     ],
 )
 def test_a_handler_of_another_shape_is_refused(handler: Callable[..., Any], says: str) -> None:

@@ -18,7 +18,7 @@ from tests.simulation.programs import Repeat
 from tests.simulation.runner import judge_seed, quiet
 from tests.simulation.world import Scenario, run
 
-SEEDS = 24
+SEEDS = 16
 DOOMED = "a message that fails for good"
 
 

@@ -8,7 +8,7 @@ from tests.simulation import scenarios
 from tests.simulation.runner import judge_seed
 from tests.simulation.world import run
 
-SEEDS = 24
+SEEDS = 16
 
 
 @pytest.mark.parametrize("seed", range(SEEDS))

@@ -18,6 +18,9 @@ SEEDS_WITHOUT = 25
 """Without the rule, somebody takes over what it must not in every fourth or fifth seed: in which, each change of the
 product shifts."""
 
+LIKELY_SEED = 12
+"""Where it happened last, in both shapes: looked at first, so that the others need not be."""
+
 
 def verdict(seed: int, shape: str) -> Verdict:
     drawn = scenarios.drawn(seed, shape=shape)
@@ -34,7 +37,8 @@ def test_every_law_holds_with_wrong_clocks(seed: int, shape: str) -> None:
 @pytest.mark.parametrize("shape", ["always on", "scaled to zero"])
 def test_without_the_rule_a_run_is_taken_over_by_a_wrong_clock(shape: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lane_worker, "differs", lambda _check, _margin_ms: False)
-    found = (verdict(seed, shape).problem for seed in range(1, SEEDS_WITHOUT + 1))
+    seeds = sorted(range(1, SEEDS_WITHOUT + 1), key=lambda seed: seed != LIKELY_SEED)
+    found = (verdict(seed, shape).problem for seed in seeds)
     assert any(problem is not None and problem.startswith("clock at ") for problem in found)
 
 

@@ -5,6 +5,8 @@ Owns what a developer sees of one session after another. The scenario is one sto
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import subprocess
@@ -14,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from tenuto_cli.program import main
 from tenuto_local.system import import_path
 from tests.support.programs import Program
 
@@ -48,6 +51,7 @@ from tenuto import ObjectContext, TerminalError, VirtualObject, aws
 
 logger = logging.getLogger("shop")
 greeter = VirtualObject("greeter")
+failed: list[str] = []
 
 
 def look_up(name: str) -> str:
@@ -57,6 +61,9 @@ def look_up(name: str) -> str:
 
 @greeter.handler()
 async def greet(ctx: ObjectContext, wish: str) -> str:
+    if wish == "fails" and not failed:
+        failed.append(wish)
+        raise ValueError("no route")
     name = await ctx.run("look up", look_up, ctx.key)
     logger.info("greeting %s", name)
     if wish == "terminal":
@@ -114,10 +121,16 @@ class Dev:
     def output(self) -> str:
         return self.program.output
 
-    def start(self, *arguments: str) -> None:
+    def begin(self, *arguments: str) -> None:
         command = [sys.executable, "-m", "tenuto_cli", "dev", *ANY_PORTS, *arguments]
         self._program = Program(command, self._log, cwd=self.folder, env=self._environment)
-        self.until(lambda: "Its log follows" in self.output, START_TIMEOUT_S)
+
+    def start(self, *arguments: str) -> None:
+        self.begin(*arguments)
+        self.until(self.is_up, START_TIMEOUT_S)
+
+    def is_up(self) -> bool:
+        return "Its log follows" in self.output
 
     def stop(self) -> int:
         return self.program.interrupt(EVENTUALLY_S)
@@ -134,6 +147,20 @@ class Dev:
         self.program.shows(pattern, EVENTUALLY_S)
 
     def tenuto(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run a command: one that only asks a session in this process, since its start takes longer than its answer.
+
+        As processes of their own they run in `tests/install`.
+        """
+        if arguments[0] in {"call", "send", "tail"}:
+            said, complained = io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True), io.StringIO()
+            with (
+                contextlib.chdir(self.folder),
+                contextlib.redirect_stdout(said),
+                contextlib.redirect_stderr(complained),
+            ):
+                status = main(arguments)
+            said.seek(0)
+            return subprocess.CompletedProcess(arguments, status, said.read(), complained.getvalue())
         return subprocess.run(
             [sys.executable, "-m", "tenuto_cli", *arguments],
             cwd=self.folder,
@@ -181,9 +208,12 @@ def calls_and_records(dev: Dev) -> None:
     dev.shown(r"greeter/k2 greet #1 ~\w{6}  greeting K2$")
     records = [json.loads(line) for line in dev.ok("tail", "greetings", "--json").splitlines()]
     assert sorted((record["key"], record["value"]) for record in records) == [("k1", '"Hi"'), ("k2", '"Hi"')]
+    dev.ok("call", "greeter", "eve", "greet", "fails")
+    dev.shown(r"greeter/eve greet .*greeting Eve")
+    assert dev.output.count("ValueError: no route") == 1, dev.output
     dev.ok("send", "greetings", "bo", '"terminal"')
     dev.shown(r"greeter/bo greet .*✗ greeter/greet failed for good: TerminalError: no more$")
-    dev.shown(r'^ +src/shop/greeting.py:23 in greet   raise TerminalError\("no more"')
+    dev.shown(r'^ +src/shop/greeting.py:27 in greet   raise TerminalError\("no more"')
     dev.shown(r"greeter/bo greet .*✗ greet ended greetings/\d offset \d by a terminal error \(409\): no more$")
     refused = dev.tenuto("call", "greeter", "ann", "gret")
     assert (refused.returncode, "did you mean 'greet'?" in refused.stderr) == (2, True)
@@ -257,9 +287,12 @@ def everything_survives_a_restart(dev: Dev) -> None:
     assert dev.stop() == 130
     assert "Traceback" not in dev.output
     dev.save("words", WORDS.replace("Hello", "Again"))
-    dev.start()
-    # Queued behind the sleeper of the session before, in the lane of the same key.
+    dev.begin()
+    dev.until(lambda: (dev.folder / ".tenuto" / "starting").exists() or dev.is_up(), START_TIMEOUT_S)
+    # A command waits for a session that is starting. The call is queued behind the sleeper of the session before.
     assert dev.ok("call", "greeter", "dora", "greet", "Hi") == '"Again, Dora!"'
+    dev.until(dev.is_up)
+    assert not (dev.folder / ".tenuto" / "starting").exists()
     assert len(dev.ok("tail", "greetings").splitlines()) == 3
     second = dev.tenuto("dev", *ANY_PORTS)
     assert second.returncode == 2

@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Generator
 from typing import Any, Generic, NoReturn, Protocol, TypeVar, cast
 
+from tenuto import checks
 from tenuto.errors import BadInputError, TerminalError
 from tenuto.protocol.ids import awakeable_slot
 from tenuto.protocol.records import Failed, Result, Success
@@ -48,6 +49,23 @@ class DurableFuture(Generic[T]):
     def slot_of(index: int) -> str:
         """The journal slot that holds the outcome of a command."""
         return str(index)
+
+    @property
+    def call(self) -> str:
+        """The call that made it, for messages."""
+        return "ctx.sleep(...)"
+
+    @property
+    def awaited_as(self) -> str:
+        """What stands behind `await` to wait for it, for messages."""
+        return self.call
+
+    def __bool__(self) -> NoReturn:  # noqa: PLE0304 - by this hint type checkers report the condition
+        """Refuse to be a condition: without its `await`, every future would be true."""
+        checks.wrong_type(
+            f"{self.call} returns a durable future, which is neither true nor false: write "
+            f'"await {self.awaited_as}" for its value, or "is not None" to see whether there is a future'
+        )
 
     def done(self) -> bool:
         """Return whether the outcome is known to the handler."""
@@ -122,6 +140,11 @@ class RunFuture(DurableFuture[T]):
         self.step = step
 
     @property
+    def call(self) -> str:
+        """See `DurableFuture.call`."""
+        return f"ctx.run({checks.shown(self.step.name)}, ...)"
+
+    @property
     def lost(self) -> bool:
         """Whether it was awaited and no task awaits it any more, so that its outcome is not needed for now."""
         return self.was_awaited and not self.awaited and not self.done()
@@ -146,6 +169,16 @@ class AwakeableFuture(DurableFuture[T]):
     """The value of an awakeable. With `reads_bytes`, an empty answer is None; otherwise it is a JSON null."""
 
     reads_bytes = False
+
+    @property
+    def call(self) -> str:
+        """See `DurableFuture.call`."""
+        return "ctx.awakeable()"
+
+    @property
+    def awaited_as(self) -> str:
+        """The call returns an id, too, so that it cannot be awaited itself."""
+        return "future"
 
     def value(self) -> T:
         """Return the value. Raises TerminalError for a rejection, or a value that does not fit the type hint."""

@@ -41,6 +41,10 @@ UNWIND_ROUNDS_MAX: Final = 20
 """How often the tasks of an attempt that is over are told so: once for each `finally` that waits."""
 
 
+class NeverRestsError(TenutoError):
+    """A handler runs and runs without waiting for anything durable: it waits in a loop."""
+
+
 def in_place_of(
     outer: asyncio.AbstractEventLoop,
     loop: asyncio.AbstractEventLoop | None,
@@ -113,11 +117,12 @@ class HandlerLoop(asyncio.AbstractEventLoop):
         self._tasks: list[asyncio.Task[Any]] = []
         self._tasks_kept_max = TASKS_KEPT
         self._over = False
+        self._never_rests = False
 
     # --- driving ----------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Run callbacks until none is left. Raises TenutoError when there is no end to them."""
+        """Run callbacks until none is left. Raises NeverRestsError when there is no end to them."""
         if self._ready:
             in_place_of(self._outer, self, self._run_ready, self._finalize)
 
@@ -136,7 +141,8 @@ class HandlerLoop(asyncio.AbstractEventLoop):
                 # KeyboardInterrupt out of its loop. Only a signal that somebody sent ends the process.
                 if is_interrupt(e):
                     raise
-        raise TenutoError(
+        self._never_rests = True
+        raise NeverRestsError(
             f"the handler ran {CALLBACKS_MAX:,} callbacks without waiting for a durable command: it waits in a loop. "
             "Await what it waits for, or ctx.sleep between two looks"
         )
@@ -150,7 +156,8 @@ class HandlerLoop(asyncio.AbstractEventLoop):
         self._over = True
         for _ in range(UNWIND_ROUNDS_MAX):
             waiting = self._pending()
-            if not waiting:
+            # What waits in a loop cannot be told anything, and each round would run as many callbacks again.
+            if not waiting or self._never_rests:
                 break
             for task in waiting:
                 _interrupt(task, make_reason())

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 from msgspec import Struct
 
 from tenuto.protocol.limits import FAILURE_TEXT_BYTES_MAX
 from tenuto.protocol.texts import cut, type_name
-from tenuto.runtime.futures import AwakeableFuture, DurableFuture, RunFuture, SleepFuture
+from tenuto.runtime.futures import DurableFuture
 
 VALUES_LOOKED_AT_MAX: Final = 10_000
 """So many values are searched, and only where one was refused already: the kind of the error depends on it, no more."""
@@ -30,25 +30,13 @@ def refuse_unawaited(value: object, what: str, before: str = "") -> None:
         return
     is_or_holds = "is" if found is value else "holds"
     if isinstance(found, DurableFuture):
-        text = f'a durable future that was not awaited: write "{before}await {_call_of(found)}"'
+        text = f'a durable future that was not awaited: write "{before}await {found.awaited_as}"'
     else:
         if inspect.iscoroutine(found):
             found.close()  # Python would warn of it as well, later and elsewhere.
         text = f'a {type_name(found)} that was not awaited: write "{before}await" in front of the call'
     # What the serde said of it helps nobody, so it is not chained.
     raise TypeError(cut(f"{what} {is_or_holds} {text}", FAILURE_TEXT_BYTES_MAX)) from None
-
-
-def _call_of(future: DurableFuture[Any]) -> str:
-    match future:
-        case RunFuture():
-            return "ctx.run(...)"
-        case SleepFuture():
-            return "ctx.sleep(...)"
-        case AwakeableFuture():
-            return "future"
-        case _:
-            return "..."
 
 
 def _unawaited_in(value: object) -> object | None:

@@ -237,9 +237,16 @@ def shape_of(handler: Callable[..., Any]) -> inspect.Signature:
     variadic = any(
         parameter.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD) for parameter in parameters
     )
+    fitting = [parameter for parameter in parameters if parameter.kind in positional][:HANDLER_PARAMETERS_MAX]
+    more = [
+        repr(str(parameter.replace(annotation=inspect.Parameter.empty, default=inspect.Parameter.empty)))
+        for parameter in parameters
+        if parameter not in fitting
+    ]
     raise TypeError(
-        f"handler {name}{signature} must take the context and at most one input: "
-        f"async def {name.rpartition('.')[2]}(ctx, event: T) -> R"
+        f"handler {name}{signature} must take the context and at most one input"
+        + (f"; leave out {', '.join(more)}: " if more else ": ")
+        + f"async def {name.rpartition('.')[2]}(ctx, event: T) -> R"
         + ("; a decorator keeps the signature of what it wraps by functools.wraps" if variadic else "")
     )
 

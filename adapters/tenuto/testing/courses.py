@@ -19,6 +19,7 @@ from tenuto.protocol.records import Slot
 from tenuto.runtime import results, steps
 from tenuto.runtime.commands import Commands
 from tenuto.runtime.ending import OutOfTimeError, Unwind
+from tenuto.runtime.handler_loop import NeverRestsError
 from tenuto.runtime.handlers import HandlerSpec
 from tenuto.runtime.steps import StepWaitsError
 from tenuto.service import Services
@@ -98,6 +99,15 @@ class WatchedServices:
         def ran(name: str, call: Callable[[], Any], *rest: Any) -> Any:
             return run(name, self._stepping(course, name, call), *rest)
 
+        # What never rests is closed, which leaves no traceback: its line is read while it still has one.
+        fail = commands._ending.fail  # noqa: SLF001 - one object, beside the runtime
+
+        def failing(error: BaseException) -> None:
+            if isinstance(error, NeverRestsError):
+                course.at = course.line()
+            fail(error)
+
+        commands._ending.fail = failing  # type: ignore[method-assign]  # noqa: SLF001 - one object, beside the runtime
         commands._issue = issued  # type: ignore[method-assign]  # noqa: SLF001 - one object, beside the runtime
         commands.run = ran  # type: ignore[method-assign, assignment]  # on this object alone
 
@@ -120,9 +130,10 @@ class WatchedServices:
 
     def _ended(self, course: Course, raised: BaseException, commands: Commands) -> None:
         course.at = places.of_traceback(raised.__traceback__) or course.at
-        # What ends an attempt from outside the handler, such as a step that failed, unwinds it.
+        # What ends an attempt from outside the handler, such as a step that failed, unwinds it, or closes what does not
+        # wait for anything.
         ending = commands._ending  # noqa: SLF001 - one object, beside the runtime
-        match ending.error if isinstance(raised, Unwind) else _checked(raised):
+        match ending.error if isinstance(raised, Unwind | GeneratorExit) else _checked(raised):
             case JournalMismatchError() as error:
                 course.diverged = error
             case StepWaitsError() as error:

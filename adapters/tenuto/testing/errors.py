@@ -37,7 +37,7 @@ class NothingWaitsError(HarnessError):
 
 
 class HungError(HarnessError):
-    """User code has been running for too long in real time, without returning control to the event loop."""
+    """User code has been running for too long in real time, or waits in a loop that never comes to rest."""
 
 
 class OutcomesDifferError(HarnessError):

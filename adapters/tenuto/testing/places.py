@@ -14,6 +14,9 @@ from typing import Any, Final
 
 _NOT_THE_USERS: Final = (str(Path(__file__).parents[1]) + os.sep, str(Path(asyncio.__file__).parent) + os.sep)
 
+_GENERATED: Final = ("<string>", "<attrs generated")
+"""How the names begin of code that a class decorator has written, such as the `__init__` of a dataclass."""
+
 _STANDARD_LIBRARY: Final = str(Path(os.__file__).parent) + os.sep
 
 FRAMES_MAX: Final = 1_000
@@ -54,7 +57,7 @@ def of_thread(ident: int) -> str | None:
 
 
 def _is_users(frame: FrameType) -> bool:
-    return not frame.f_code.co_filename.startswith(_NOT_THE_USERS)
+    return not frame.f_code.co_filename.startswith((*_NOT_THE_USERS, *_GENERATED))
 
 
 def _named(frame: FrameType, line: int) -> str:

@@ -22,10 +22,11 @@ from tenuto.lane.tombstones import is_tombstone
 from tenuto.protocol.ids import InvocationId, Lane
 from tenuto.protocol.messages import Head, ServiceManifest
 from tenuto.protocol.records import Event, Result
+from tenuto.runtime.handler_loop import NeverRestsError
 from tenuto.service import Service, Services, VirtualObject
 from tenuto.store.memory import MemoryTable
 from tenuto.testing.courses import WatchedServices
-from tenuto.testing.errors import HarnessError, KeepsFailingError, NothingWaitsError, StillWaitingError
+from tenuto.testing.errors import HarnessError, HungError, KeepsFailingError, NothingWaitsError, StillWaitingError
 from tenuto.testing.letters import dead_letters
 from tenuto.testing.processes import FUNCTION_TIMEOUT_MS, Crash, Functions, Gate, Process, ProcessTable
 from tenuto.testing.topics import Topics
@@ -285,10 +286,13 @@ class World:
         return waits_of(self.heads(), self.watched.courses, self.now_ms(), invocation)
 
     def check(self) -> None:
-        """Raise what no passing of time will heal: a diverged replay, a handler that fails at each attempt."""
+        """Raise what no passing of time will heal: a diverged replay, a handler that fails each time or never rests."""
         for course in self.watched.courses.values():
             if course.diverged is not None:
                 raise course.diverged
+            if isinstance(course.error, NeverRestsError):
+                at = f" ({course.at})" if course.at else ""
+                raise HungError(f"{course.target} does not return: {course.error}{at}") from course.error
             if course.error is None or course.failures < self.setup.attempts_max:
                 continue
             spec = self.services.find(*course.target.split("/", 1))

@@ -18,6 +18,9 @@ FOLDER: Final = ".tenuto"
 PID_MAX: Final = 2**22
 """Highest number of a process that Linux gives."""
 
+STARTING: Final = "starting"
+"""In the same folder, until there is a session: the number of the process that starts one."""
+
 AWS_ENVIRONMENT: Final = "aws.env"
 """In the same folder: a session's addresses and credentials, as a shell reads them."""
 
@@ -50,13 +53,40 @@ class Running:
     @property
     def alive(self) -> bool:
         """Whether its process is there."""
-        try:
-            os.kill(self.pid, 0)
-        except ProcessLookupError:
-            return False
-        except PermissionError:
-            return True
+        return _alive(self.pid)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
         return True
+    return True
+
+
+def begins(state: Path) -> None:
+    """Say that this process starts a session."""
+    (state / STARTING).write_text(str(os.getpid()), "utf-8")
+
+
+def begun(state: Path) -> None:
+    """There is a session, or there will be none."""
+    with contextlib.suppress(OSError):
+        (state / STARTING).unlink(missing_ok=True)
+
+
+def starting(folder: Path) -> Path | None:
+    """The project of a folder whose session is being started: its own, or that of a folder above."""
+    for candidate in (folder, *folder.parents):
+        try:
+            pid = int((candidate / FOLDER / STARTING).read_text("utf-8"))
+        except (OSError, ValueError):
+            continue
+        if 0 < pid <= PID_MAX and _alive(pid):
+            return candidate
+    return None
 
 
 def write(state: Path, running: Running) -> None:

@@ -83,6 +83,16 @@ async def dev(
 ) -> int:
     """Keep the project running until cancelled. Raises `LocalStackError` when something cannot be started."""
     prepare(project, fresh=options.fresh)
+    running.begins(project.state)
+    try:
+        return await _dev(project, options, current, debugged, chosen)
+    finally:
+        running.begun(project.state)
+
+
+async def _dev(
+    project: Project, options: argparse.Namespace, current: Path, debugged: Debugged | None, chosen: Engines
+) -> int:
     say = _silent if options.json else _say
     ports_chosen = chosen_ports(options, project, say)
     text, left_out = local_config_text(project.config_text)
@@ -107,6 +117,7 @@ async def dev(
     async with session.system:
         found = written(session, chosen.names())
         running.write(project.state, found)
+        running.begun(project.state)
         try:
             if options.json:
                 print(json.dumps(asdict(found)), flush=True)

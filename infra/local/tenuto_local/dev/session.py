@@ -175,13 +175,18 @@ class Session:
         functions: dict[str, Follower] = {}
         planes: dict[Path, Follower] = {}
         while True:
+            # Read before the functions' lines and shown after them: a function tells of a failure before it answers.
+            told = [
+                (plane, [*planes.setdefault(plane.log_path, Follower(plane.log_path)).lines()])
+                for plane in self.system.control_planes
+            ]
             for function in self.project.functions:
                 path = self.system.stack.workdir / "functions" / f"{function.name}.log"
                 follower = functions.setdefault(function.name, Follower(path))
                 for text in follower.lines():
                     self.say(self.view.of_function(function.name, text, time.time()))
-            for plane in self.system.control_planes:
-                for text in planes.setdefault(plane.log_path, Follower(plane.log_path)).lines():
+            for plane, texts in told:
+                for text in texts:
                     self.say(self.view.of_control_plane(text, time.time()))
                 if plane.ended:
                     raise ProcessFailed(f"{plane.name} has ended; the end of its log:\n{plane.log_tail()}")

@@ -68,17 +68,26 @@ _NOISE: Final = re.compile(r"^LAMBDA_WARNING")
 _QUIET: Final = re.compile(r"does not answer discovery|cannot be asked|answers discovery again")
 """What the control plane says of a function whose code cannot be imported: `session` has shown why."""
 
+_FAILED_IN_FUNCTION: Final = re.compile(r": attempt failed: (.*?)(?: \(\d+ times\))?$", re.DOTALL)
+_FAILED: Final = re.compile(r"attempt at .*? failed(?:, next in [\d.]+ s)?: (.*?)(?: \(\d+ times\))?$", re.DOTALL)
+"""A failed attempt, as its function and the control plane tell of it."""
+
+FAILURES_MAX: Final = 1_000
+COMPARED_CHARACTERS_MAX: Final = 200
+
 
 @dataclass(slots=True)
 class View:
     """How lines of one project look. `verbose` shows the control plane's ordinary lines, too.
 
-    A hint is given once for each invocation, with its whole id.
+    A hint is given once for each invocation, with its whole id. A failed attempt is shown as its function tells of it,
+    with the user's own line, and not once more as the control plane does.
     """
 
     root: Path
     verbose: bool = False
     _hinted: set[tuple[str, str]] = field(default_factory=set)
+    _failures: set[tuple[str, str]] = field(default_factory=set)
 
     def of_function(self, function: str, text: str, now_s: float) -> Iterator[str]:
         """Lines for a line of a function's log."""
@@ -90,6 +99,11 @@ class View:
         if line is None:
             yield f"{_clock(now_s)} {function}  {text[:SHOWN_CHARACTERS_MAX]}"
             return
+        failure = _failure(line, _FAILED_IN_FUNCTION)
+        if failure is not None:
+            if len(self._failures) >= FAILURES_MAX:
+                self._failures.clear()
+            self._failures.add(failure)
         yield from self._lines(line, function, now_s)
 
     def of_control_plane(self, text: str, now_s: float) -> Iterator[str]:
@@ -112,7 +126,8 @@ class View:
             str(told.get("handler", "")),
             int(told.get("attempt", 0) or 0),
         )
-        if self.verbose or (line.level in LOUD and not _QUIET.search(line.text)):
+        told_already = _failure(line, _FAILED) in self._failures
+        if self.verbose or (line.level in LOUD and not _QUIET.search(line.text) and not told_already):
             yield from self._lines(line, "control plane", now_s)
 
     def of_trouble(self, function: str, trouble: Trouble, then: str, now_s: float) -> Iterator[str]:
@@ -149,6 +164,12 @@ class View:
             yield f"{INDENT}{shown_file(frame.file, self.root)}:{frame.line}{function}   {frame.code}".rstrip()
         for note in trouble.notes:
             yield f"{INDENT}{note[:SHOWN_CHARACTERS_MAX]}"
+
+
+def _failure(line: Line, pattern: re.Pattern[str]) -> tuple[str, str] | None:
+    """The invocation of a failed attempt, and its error; None for any other line."""
+    found = pattern.search(line.text) if line.source != "print" and line.level in LOUD and line.invocation_id else None
+    return None if found is None else (line.invocation_id, found[1][:COMPARED_CHARACTERS_MAX])
 
 
 def _who(line: Line) -> str:
