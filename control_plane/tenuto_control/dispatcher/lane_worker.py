@@ -431,7 +431,7 @@ class LaneWorker(LaneTask):
         tries, trim = partial(memory.tries, head), memory.trim(head)
         # Events that are to be moved away are moved between two runs.
         attempted = await self._activations.resume(head, queue, tries, trim, holder, alone=memory.pressed)
-        self._attempted(attempted, head)
+        await self._end(attempted, head)
 
     async def _ship(self) -> None:
         shipped, whole = set(self._memory.shipped), False
@@ -552,7 +552,7 @@ class LaneWorker(LaneTask):
         """Take in what came of an activation that began from this head, once a failure of it is written down."""
         tries = partial(self._memory.tries, head)
         shipped = self._memory.trim(head).out
-        self._attempted(await counted(self._services, self.lane, attempted, tries, shipped), head)
+        self._attempted(await counted(self._services, self.lane, attempted, tries, shipped, head.run), head)
 
     def _attempted(self, attempted: Attempted, from_head: Head) -> None:
         """Take in what came of an activation that began from this head."""
