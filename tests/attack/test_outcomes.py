@@ -131,7 +131,7 @@ class Town:
 
 def first_of(request: Activation) -> Event:
     """The event that an activation begins with."""
-    return request.events[0] if request.events else _run_of(request).event
+    return _run_of(request).event if request.mode == "resume" else request.events[0]
 
 
 def _run_of(request: Activation) -> ClaimedRun:
@@ -242,6 +242,8 @@ REFUSED: Final[dict[str, Hostile]] = {
     "a commit without a trace": lambda r: Committed((fine(r),), Head(ver=r.head.ver + 2)),
     "a commit before it began": lambda r: Committed((fine(r),), ended(r, ver=r.head.ver)),
     "a commit of a foreign event": lambda r: Committed((EventResult(FOREIGN.id, Success()),), ended(r)),
+    "a commit stopped elsewhere": lambda r: Committed((fine(r),), ended(r), 2, Stopped(FOREIGN.id, Failure("no"))),
+    "a commit stopped at its own": lambda r: Committed((fine(r),), ended(r), 2, Stopped(first_of(r).id, Failure("no"))),
     "a token": said(ver=10**30),
     "a watermark": lambda r: Committed((fine(r),), replace(ended(r), watermarks=ended(r).watermarks | {"w": -1})),
     "an end in the future": lambda r: Committed((fine(r),), ended(r, fin={first_of(r).nonce: 10**30})),

@@ -10,18 +10,22 @@ import asyncio
 from dataclasses import dataclass, field
 from datetime import timedelta
 
+import pytest
 from msgspec import structs
 
-from tenuto import ObjectContext, VirtualObject
+from tenuto import InvocationRetryPolicy, ObjectContext, VirtualObject
+from tenuto.protocol.ids import Lane
 from tenuto.protocol.messages import Activation, decode_request
 from tenuto.protocol.records import Success
 from tenuto.service import Services
-from tenuto_control.ports import AnswerHolder, Target
+from tenuto_control.dispatcher.lane_places import FUNCTION_LANES_MIN
+from tenuto_control.ports import AnswerHolder, Target, TopicPartition
 from tests.costs.meter import Meter
 from tests.support.virtual_time import run_virtual
 
 NAP_S = 2.0
 CALL_WAIT_MS = 30_000
+SLOW_S = 4.0
 
 
 @dataclass(slots=True)
@@ -77,6 +81,25 @@ def declared(log: Log) -> VirtualObject:
         log.lines.append(f"{number} at last")
         ctx.set("last", number)
 
+    @box.handler(retry_policy=InvocationRetryPolicy(max_attempts=2))
+    async def hopeless(ctx: ObjectContext, number: int) -> None:
+        log.fails += 1
+        raise ValueError("never")
+
+    @box.handler()
+    async def steps(ctx: ObjectContext, number: int) -> None:
+        await ctx.run("step", log.lines.append, f"{number} steps")
+
+    @box.handler()
+    async def tells(ctx: ObjectContext, number: int) -> None:
+        await ctx.sleep(timedelta(seconds=NAP_S))
+        log.lines.append(f"{number} tells")
+        ctx.publish("told", number)
+
+    @box.handler()
+    async def slow(ctx: ObjectContext) -> None:
+        await ctx.run("slow", asyncio.sleep, SLOW_S)
+
     return box
 
 
@@ -116,6 +139,14 @@ def test_an_event_that_fails_behind_a_run_has_all_its_attempts() -> None:
     # What failed unowned is the control plane's to try again, with its pause and its count.
     assert meter.asked[:2] == [("speculate", 3), ("resume", 2)]
     assert all(mode == "speculate" for mode, _ in meter.asked[2:])
+
+
+@pytest.mark.parametrize("first", ["doze", "steps"])
+def test_an_event_that_fails_behind_a_run_has_no_more_attempts_than_its_policy_allows(first: str) -> None:
+    log = Log()
+    run_virtual(delivered(log, first, "hopeless", "quick"))
+    assert log.lines == ["1 steps", "3 quick"]
+    assert log.fails == 2
 
 
 def test_a_call_behind_a_run_has_an_invocation_of_its_own_and_its_answer() -> None:
@@ -173,6 +204,31 @@ def test_a_handler_that_this_function_does_not_have_keeps_nothing_from_its_end()
         box.handlers["quick"] = quick
         await meter.quiet()
         assert log.lines == ["1 steps", "2 quick"]
+        await meter.dispatcher.stop()
+
+    run_virtual(scenario())
+
+
+def test_the_events_of_a_lane_that_gave_way_stay_in_its_queue_when_their_partition_is_full() -> None:
+    """The lane is not what they wait for: in the inbox they would begin no sooner, and cost more."""
+
+    async def scenario() -> None:
+        log = Log()
+        box = declared(log)
+        meter = Watched(Services([box]))
+        meter.deliver(box.handlers["tells"], "k", b"1")
+        await asyncio.sleep(NAP_S / 2)
+        # What is sent ends the invocation, so the lane is to begin something in its own place: others have those.
+        meter.deliver(box.handlers["quick"], "k", b"2")
+        for number in range(FUNCTION_LANES_MIN):
+            meter.deliver(box.handlers["slow"], f"slow {number}")
+        await asyncio.sleep(NAP_S + meter.limits.spill_after_ms / 1000)
+        lane = meter.dispatcher._lanes._workers[Lane("box", "k")]
+        assert (lane.task, lane.resting) == (None, None), "it waits for a place"
+        meter.dispatcher.relieve([TopicPartition("t", 0)])
+        await meter.quiet()
+        assert log.lines == ["1 tells", "2 quick"]
+        assert all(mode != "drain" for mode, _ in meter.asked)
         await meter.dispatcher.stop()
 
     run_virtual(scenario())

@@ -170,6 +170,9 @@ def test_a_crash_counts_in_its_run_once_it_is_certain() -> None:
     assert after(failed(record(5))).crashes(RUN) is None
     # It did not run at all.
     assert after(failed(record(5), ended=True, harmless=True)).crashes(RUN) is None
+    # The function died behind the end of that run: the next run has failed at nothing.
+    assert after(HeadSeen(Head(ver=3), NOW), memory=crashed).crashes(RUN) is None
+    assert after(HeadSeen(RUNNING, NOW), memory=crashed).crashes(RUN) == 1
 
 
 def test_a_run_is_known_to_be_of_this_process_by_its_holder() -> None:

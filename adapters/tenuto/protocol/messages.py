@@ -175,11 +175,15 @@ class Speculated(Struct, frozen=True, tag="speculated"):
 
 
 class Committed(Struct, frozen=True, tag="committed"):
-    """The function claimed and committed; `head` is what its last write left. `writes` counts its requests to write."""
+    """The function claimed and committed; `head` is what its last write left. `writes` counts its requests to write.
+
+    `stopped`: the event behind those failed, before anything was owned for it.
+    """
 
     results: tuple[EventResult, ...]
     head: Head
     writes: int = 0
+    stopped: Stopped | None = None
 
 
 class Suspended(Struct, frozen=True, tag="suspended"):

@@ -209,9 +209,11 @@ class _Course:
         """The outcome when no event is begun any more: what is committed here, or is to be by the control plane."""
         batch = self.batch
         if self.committed:
-            self.committed += await _commit_rest(batch, self.lease, self.env, keyed=keyed)
+            rest = await _commit_rest(batch, self.lease, self.env, keyed=keyed)
             left = await self.lease.close()
-            return Committed(tuple(self.committed), left.head, left.writes)
+            # Behind events whose commit was refused, what failed was not the next one.
+            stopped = stopped if len(rest) == len(batch.events) else None
+            return Committed((*self.committed, *rest), left.head, left.writes, stopped)
         out = tuple(batch.out[i] for i in sorted(batch.out))
         return Speculated(tuple(batch.results), batch.changed, out, stopped)
 

@@ -346,7 +346,9 @@ class LaneMemory(Struct, frozen=True):
         sighting = self.sighting.again(fact.head, fact.now_ms)
         run = fact.head.run
         nap = self.nap if run is not None and run.holder == self.nap else None
-        return replace(self, seen=seen, shipped=shipped, finished=finished, ended=ended, sighting=sighting, nap=nap)
+        memory = replace(self, seen=seen, shipped=shipped, finished=finished, ended=ended, sighting=sighting, nap=nap)
+        # What ended without an answer had owned nothing, or its run had ended: no later run is to blame.
+        return replace(memory, crashed=False) if self.crashed and run is None else memory
 
     def _seen(self, head: Head) -> Seen:
         """A head that was asked for before a nudge came is not believed."""

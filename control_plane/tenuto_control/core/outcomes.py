@@ -35,6 +35,7 @@ from tenuto.protocol.messages import (
     Outcome,
     Rejected,
     Speculated,
+    Stopped,
     Suspended,
 )
 from tenuto.protocol.modes import Resume, Shared
@@ -119,7 +120,7 @@ def _speculated_problem(outcome: Speculated, flight: Flight) -> str | None:
     if problem is not None:
         return problem
     if outcome.stopped is not None:
-        if len(results) >= len(events) or outcome.stopped.event_id != events[len(results)].id:
+        if not _is_next(outcome.stopped, results, events):
             return "it stopped at another event than the next"
     elif not results:
         return "it neither ended an event nor says which one failed"
@@ -136,6 +137,11 @@ def _speculated_problem(outcome: Speculated, flight: Flight) -> str | None:
         if problem is not None:
             return f"outgoing entry {number}: {problem}"
     return None
+
+
+def _is_next(stopped: Stopped, results: Sequence[EventResult], events: Sequence[Event]) -> bool:
+    """Whether what failed is the event behind those that ended."""
+    return len(results) < len(events) and stopped.event_id == events[len(results)].id
 
 
 def _results_problem(results: Sequence[EventResult], events: Sequence[Event]) -> str | None:
@@ -326,13 +332,15 @@ def _progress_problem(outcome: Committed | Suspended, flight: Flight) -> str | N
     if isinstance(outcome, Committed):
         if not results:
             return "it committed, and ended no event"
+        if outcome.stopped is not None and (head.run is not None or not _is_next(outcome.stopped, results, events)):
+            return "it stopped at another event than the next, or at one that it owned"
         return None if head.ver > flight.head.ver else "it committed, and its head is an older one"
     if head.run is None or not (head.run.suspended or head.run.napping):
         return "it suspended, and nothing waits in its head"
     if len(results) >= len(events) or head.run.event.id != events[len(results)].id:
         return "it suspended another event than the next"
-    # A claim raises the token, and a suspension alone does not.
-    least = flight.head.ver if isinstance(flight.mode, Resume) else flight.head.ver + 1
+    # A claim raises the token, and so does the end of a run, but a suspension alone does not.
+    least = flight.head.ver if isinstance(flight.mode, Resume) and not results else flight.head.ver + 1
     if head.run.napping:
         least += 1
         leave, lease_ms = flight.nap, head.run.lease_ms - (head.run.wake_ms or 0)

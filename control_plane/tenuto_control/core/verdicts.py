@@ -190,7 +190,7 @@ class Discarded(Struct, frozen=True):
 class Ended(Struct, frozen=True):
     """The function claimed and ended by itself, with `writes` requests: these results are durable.
 
-    With a `pause_ms`, the run that it left is not resumed before that.
+    With a `pause_ms`, the run that it left is not resumed before that. `then` is as in `Durable`.
     """
 
     head: Head
@@ -199,6 +199,7 @@ class Ended(Struct, frozen=True):
     suspended: bool
     warned: Warned | None = None
     pause_ms: int = 0
+    then: TryAgain | None = None
 
 
 class HandedBack(Struct, frozen=True):
@@ -364,8 +365,11 @@ def _ended(
             doubled = limits.invoke_retry_initial_ms * 2 ** min(lessons.restless, FENCED_DOUBLINGS_MAX)
             pause = max(0, min(doubled, RESTLESS_PAUSE_MS_MAX) - (now_ms - flight.began_ms))
         lessons = replace(lessons, restless=lessons.restless + 1)
-    suspended = isinstance(outcome, Suspended)
-    return Ended(outcome.head, outcome.results, outcome.writes, suspended, warned, pause), lessons
+    suspended, then = isinstance(outcome, Suspended), None
+    if isinstance(outcome, Committed) and outcome.stopped is not None:
+        failed = flight.events[len(outcome.results)]
+        then, lessons = _stopped(flight, outcome.head, failed, outcome.stopped, lessons)
+    return Ended(outcome.head, outcome.results, outcome.writes, suspended, warned, pause, then), lessons
 
 
 def _fenced(flight: Flight, lessons: Lessons, before: Lessons, limits: Limits) -> tuple[Verdict, Lessons]:

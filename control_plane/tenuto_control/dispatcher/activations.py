@@ -394,7 +394,7 @@ class Activations:
             case Discarded(head):
                 metrics.count("SpeculationLost")
                 return Attempted(head, overtaken=True)
-            case Ended(head, results, writes, suspended, warned, pause_ms):
+            case Ended(head, results, writes, suspended, warned, pause_ms, then):
                 metrics.count("Writes", writes)
                 metrics.count("Suspensions", suspended)
                 self._warn(warned)
@@ -405,6 +405,9 @@ class Activations:
                 self.services.metrics.count("Committed", len(results))
                 # Of the events of a flight, the first ones may have no work here: a run, or items of the inbox.
                 finished = self._finish(works, results[len(flight.events) - len(works) :])
+                if then is not None:
+                    # Nothing is owned, so no holder is of interest.
+                    return replace(self._again(then, flight.holder), finished=finished)
                 if head.run is None or not pause_ms:
                     return Attempted(head, finished, ended=ended)
                 return Attempted(head, finished, head.run.event, pause_ms, harmless=True, ended=ended)

@@ -156,7 +156,9 @@ class LaneTask:
             case Sleeps(wake_ms):
                 self._owner.idle(self, wake_ms)
             case GiveWay():
-                self._nudged = True
+                # It waits for a place as before it had begun, and is started whatever becomes of its queue.
+                self._nudged = self._hinted = True
+                self._begun_ms = None
                 self.unburden()
                 self._owner.gives_way(self)
             case _:

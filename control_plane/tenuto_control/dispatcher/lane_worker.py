@@ -264,7 +264,8 @@ class LaneWorker(LaneTask):
             # Decided again at once, it would go wrong again, and nothing else in this process would get its turn.
             self._troubled("the next action cannot be decided", e)
             return Rest(self._memory.paused_until_ms)
-        if isinstance(action, Invoke) and not self._owner.may_begin(self):
+        # What is tried again has begun long ago, and its pause says when it is due.
+        if isinstance(action, Invoke) and self._memory.failing is None and not self._owner.may_begin(self):
             return GiveWay()
         try:
             onward = await self._carry_out(action)
@@ -434,7 +435,7 @@ class LaneWorker(LaneTask):
         tries, trim = partial(memory.tries, head), memory.trim(head)
         # Events that are to be moved away are moved between two runs.
         attempted = await self._activations.resume(head, queue, tries, trim, holder, alone=memory.pressed)
-        self._attempted(attempted, head)
+        await self._end(attempted, head)
 
     async def _ship(self) -> None:
         shipped, whole = set(self._memory.shipped), False
@@ -556,7 +557,7 @@ class LaneWorker(LaneTask):
     async def _end(self, attempted: Attempted, head: Head) -> None:
         """Take in what came of an activation that began from this head, once a failure of it is written down."""
         tries, shipped = partial(self._memory.tries, head), self._memory.trim(head).out
-        self._attempted(await counted(self._services, self.lane, attempted, tries, shipped), head)
+        self._attempted(await counted(self._services, self.lane, attempted, tries, shipped, head.run), head)
 
     def _attempted(self, attempted: Attempted, from_head: Head) -> None:
         """Take in what came of an activation that began from this head."""

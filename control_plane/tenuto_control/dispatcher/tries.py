@@ -15,6 +15,7 @@ from tenuto.lane.head import parse_head
 from tenuto.lane.tries import attempt_counted
 from tenuto.protocol.backoff import pause_ms
 from tenuto.protocol.ids import Lane
+from tenuto.protocol.messages import ClaimedRun
 from tenuto.protocol.records import Event
 from tenuto_control.dispatcher.parts import Parts
 from tenuto_control.dispatcher.work import Attempted
@@ -24,14 +25,20 @@ PAUSE_COUNTED_MS = 5_000
 
 
 async def counted(
-    services: Parts, lane: Lane, attempted: Attempted, tries: Callable[[Event], int], shipped: Sequence[str]
+    services: Parts,
+    lane: Lane,
+    attempted: Attempted,
+    tries: Callable[[Event], int],
+    shipped: Sequence[str],
+    run: ClaimedRun | None,
 ) -> Attempted:
     """What came of an activation, once a failure of it is written down.
 
-    `tries` numbers the attempt that it was; `shipped` are outbox entries that the write may remove.
+    `tries` numbers the attempt that it was; `shipped` are outbox entries that the write may remove. The failures of a
+    `run` are counted in the run.
     """
     event = attempted.failed
-    if event is None or attempted.harmless:
+    if event is None or attempted.harmless or (run is not None and event.id == run.event.id):
         return attempted
     policy = services.policy(lane.service, event.handler)
     if policy.max_attempts is None and pause_ms(policy, tries(event), 0.0) < PAUSE_COUNTED_MS:
