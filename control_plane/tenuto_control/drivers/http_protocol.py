@@ -371,8 +371,8 @@ class JsonErrorsProtocol(HttpToolsProtocol):
 
     def _is_late(self) -> None:
         self._late = None
-        if self.pipeline:
-            # Nothing is read here until those have had their turn.
+        if self.pipeline or (self._in_head and not self._is_free()):
+            # Nothing is read here until those have had their turn, and the answer to the last one is not to be cut off.
             self._await(HEAD_MS_MAX)
         elif self._in_head:
             self._refuse(HTTPStatus.REQUEST_TIMEOUT, f"the request's head did not arrive in {HEAD_MS_MAX} ms")
