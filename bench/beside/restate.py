@@ -111,7 +111,8 @@ class RestateServer:
             [str(program), *options],
             workdir / "restate.log",
             # Its Lambda client asks the instance's metadata for a region, unless it is told not to.
-            env={**os.environ, **environment, "AWS_EC2_METADATA_DISABLED": "true"},
+            # It leaves folders behind where it puts what is temporary.
+            env={**os.environ, **environment, "AWS_EC2_METADATA_DISABLED": "true", "TMPDIR": str(workdir)},
         )
 
     @property
