@@ -124,12 +124,13 @@ def _attacks(tally: Tally) -> None:
 def _combinations(tally: Tally) -> None:
     """Every pair of requests with one idempotency key, where `make test` plays a share."""
     print("every combination of repeated requests", flush=True)
-    _tests(tally, "repeated requests", "tests/hostile/test_idempotency.py", EVERY, "1")
+    # One file, whose tests share nothing: both cores take part.
+    _tests(tally, "repeated requests", "tests/hostile/test_idempotency.py", EVERY, "1", spread="load")
 
 
-def _tests(tally: Tally, name: str, path: str, variable: str, value: str) -> None:
+def _tests(tally: Tally, name: str, path: str, variable: str, value: str, *, spread: str = "loadfile") -> None:
     """Tests of `make test`, with the variable by which they do more."""
-    command = [sys.executable, "-m", "pytest", "-q", "--numprocesses", "auto", "--dist", "loadfile", path]
+    command = [sys.executable, "-m", "pytest", "-q", "--numprocesses", "auto", "--dist", spread, path]
     command += ["--override-ini", f"faulthandler_timeout={ATTACK_TEST_SECONDS_MAX}"]
     environment = {**os.environ, variable: value}
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
