@@ -97,9 +97,10 @@ async def activate(request: Activation, registry: Registry, env: Environment) ->
 
     Raises ProtocolError for a request that lacks what its mode is about.
     """
-    missing = next((e for e in request.events if registry.find(request.service, e.handler) is None), None)
-    if missing is not None and request.mode != "resume":
-        return Rejected(Failure(f"no handler {request.service}/{missing.handler} in this function", 404))
+    # Those behind a run are looked at when it is resumed, and keep it from nothing.
+    for event in request.events if request.mode != "resume" else ():
+        if registry.find(request.service, event.handler) is None:
+            return Rejected(Failure(f"no handler {request.service}/{event.handler} in this function", 404))
     asked = request.hold_ms, request.spread, request.nap
     if asked != (env.hold_ms, env.spread, env.nap):
         env = replace(env, hold_ms=request.hold_ms, spread=request.spread, nap=request.nap)

@@ -402,7 +402,7 @@ class Activations:
                 if head.run is not None and head.run.suspended and head.run.error is not None:
                     self.services.recoveries.failed((self.lane.service, head.run.event.handler), self.lane)
                 self._ends.tell(flight.tried, flight.events, results, head.out.values())
-                self.services.metrics.count("Committed", len(results))
+                metrics.count("Committed", len(results))
                 # Of the events of a flight, the first ones may have no work here: a run, or items of the inbox.
                 finished = self._finish(works, results[len(flight.events) - len(works) :])
                 if then is not None:

@@ -107,18 +107,18 @@ class _Function:
         """Whether one more lane may begin something."""
         return self.beginning < self.share - self.share // CONTINUING_SHARE
 
-    def next(self) -> Waiting:
-        """Take out who is next: what continues comes first, and calls and records take turns."""
+    def next(self) -> tuple[Waiting, Kind]:
+        """Take out who is next, and why: what continues comes first, and calls and records take turns."""
         new = self.may_begin and (self.calls or self.records)
         if self.begun and (not new or self.in_a_row < BEGUN_IN_A_ROW_MAX):
             self.in_a_row = self.in_a_row + 1 if new else 0
-            return self.begun.popleft()
+            return self.begun.popleft(), Kind.BEGUN
         self.in_a_row = 0
         if self.calls and (self.calls_next or not self.records):
             self.calls_next = False
-            return self.calls.popleft()
+            return self.calls.popleft(), Kind.CALL
         self.calls_next = True
-        return self.records.popleft()
+        return self.records.popleft(), Kind.RECORD
 
 
 Place: TypeAlias = tuple[_Function, int, bool]
@@ -253,11 +253,10 @@ class LanePlaces:
             passed_by = 0
             self._ring.popleft()
             function.listed = False
-            records, begun = len(function.records), len(function.begun)
-            lane = function.next()
-            record, beginning = records - len(function.records), begun == len(function.begun)
-            self._backlog -= record
-            self._hinted -= 1 - record
+            lane, kind = function.next()
+            beginning = kind is not Kind.BEGUN
+            self._backlog -= kind is Kind.RECORD
+            self._hinted -= kind is not Kind.RECORD
             if lane.start():
                 function.at_work += 1
                 function.beginning += beginning
