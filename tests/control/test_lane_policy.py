@@ -720,7 +720,8 @@ def test_a_lane_with_work_is_never_idle(case: Case) -> None:
     if head.run is not None and not head.run.suspended:
         # Another process's, when it was seen last. Whoever knows that a function has ended, or is asked, stays.
         assert case.memory.holder(head.run, BOUNDS.process) is Holder.FOREIGN
-        assert not case.memory.read_since(head.run.lease_ms)
+        over_ms = max(head.run.lease_ms + BOUNDS.lease_margin_ms, case.memory.paused_until_ms)
+        assert not case.memory.read_since(over_ms)
         assert not any((case.turn.handed, case.turn.holds, case.memory.look))
         return
     assert head.out == {}
