@@ -8,17 +8,23 @@ from __future__ import annotations
 import asyncio
 import random
 from dataclasses import dataclass, field
+from statistics import quantiles
+from typing import ClassVar
 
 import pytest
 
 from tenuto.protocol.messages import ServiceManifest
+from tenuto_control.core.wakes import OWED_S_MAX, Handler
 from tenuto_control.dispatcher.capacity import BEGUN_IN_A_ROW_MAX, Capacity
 from tenuto_control.ports import Target
 from tests.support.virtual_time import run_virtual
 
 TARGET = Target("f", ServiceManifest("box", keyed=True, handlers=()), 10_000, concurrency=2)
+FOUR = Target("f", ServiceManifest("box", keyed=True, handlers=()), 10_000, concurrency=4)
 ONE = Target("f", ServiceManifest("box", keyed=True, handlers=()), 10_000, concurrency=1)
 OTHER = Target("g", ServiceManifest("other", keyed=True, handlers=()), 10_000, concurrency=2)
+
+SLEEPER: Handler = ("box", "sleeper")
 
 
 @dataclass(slots=True)
@@ -30,8 +36,16 @@ class Yard:
     running: int = 0
     most: int = 0
 
-    async def work(self, name: str, *, begun: bool = False, target: Target = TARGET, seconds: float = 1.0) -> None:
-        async with self.capacity.place(target, begun=begun):
+    async def work(
+        self,
+        name: str,
+        *,
+        begun: bool = False,
+        target: Target = TARGET,
+        seconds: float = 1.0,
+        handler: Handler | None = None,
+    ) -> None:
+        async with self.capacity.place(target, begun=begun, handler=handler):
             self.order.append(name)
             self.running += 1
             self.most = max(self.most, self.running)
@@ -54,21 +68,21 @@ def test_what_has_begun_comes_first_and_otherwise_who_came_first() -> None:
     run_virtual(scenario())
 
 
-def test_it_is_told_when_as_many_wait_that_have_begun_as_there_are_places() -> None:
+def test_it_is_told_when_half_as_many_wait_that_have_begun_as_there_are_places() -> None:
     async def scenario() -> None:
         yard = Yard(Capacity(9, 1_000))
-        assert not yard.capacity.begun_wait(TARGET)
-        tasks = [asyncio.create_task(yard.work(f"held {n}")) for n in range(2)]
-        tasks += [asyncio.create_task(yard.work(f"new {n}")) for n in range(5)]
-        tasks.append(asyncio.create_task(yard.work("begun 0", begun=True)))
+        assert not yard.capacity.begun_wait(FOUR)
+        tasks = [asyncio.create_task(yard.work(f"held {n}", target=FOUR)) for n in range(4)]
+        tasks += [asyncio.create_task(yard.work(f"new {n}", target=FOUR)) for n in range(5)]
+        tasks.append(asyncio.create_task(yard.work("begun 0", begun=True, target=FOUR)))
         await asyncio.sleep(0.5)
-        assert not yard.capacity.begun_wait(TARGET)
-        tasks.append(asyncio.create_task(yard.work("begun 1", begun=True)))
+        assert not yard.capacity.begun_wait(FOUR)
+        tasks.append(asyncio.create_task(yard.work("begun 1", begun=True, target=FOUR)))
         await asyncio.sleep(0)
-        assert yard.capacity.begun_wait(TARGET)
+        assert yard.capacity.begun_wait(FOUR)
         assert not yard.capacity.begun_wait(OTHER)
         await asyncio.gather(*tasks)
-        assert not yard.capacity.begun_wait(TARGET)
+        assert not yard.capacity.begun_wait(FOUR)
 
     run_virtual(scenario())
 
@@ -80,6 +94,100 @@ def test_what_wakes_for_ever_does_not_keep_new_work_out() -> None:
         tasks += [asyncio.create_task(yard.work("new", target=ONE))]
         await asyncio.gather(*tasks)
         assert yard.order.index("new") <= BEGUN_IN_A_ROW_MAX + 1
+
+    run_virtual(scenario())
+
+
+def test_what_will_sleep_begins_no_faster_than_it_can_be_resumed() -> None:
+    async def scenario() -> None:
+        yard = Yard(Capacity(9, 1_000))
+        await yard.work("a wake-up", begun=True, target=FOUR)
+        # Each of these owes a second of one of four places.
+        for _ in range(3):
+            yard.capacity.slept(FOUR, SLEEPER)
+        yard.most = 0
+        tasks = [asyncio.create_task(yard.work(f"sleeper {n}", target=FOUR, handler=SLEEPER)) for n in range(3)]
+        tasks.append(asyncio.create_task(yard.work("another", target=FOUR, handler=("box", "quick"))))
+        await asyncio.sleep(0.5)
+        # One may in any case, and what does not sleep passes by.
+        assert yard.order == ["a wake-up", "sleeper 0", "another"]
+        tasks += [asyncio.create_task(yard.work(f"begun {n}", begun=True, target=FOUR)) for n in range(2)]
+        tasks += [asyncio.create_task(yard.work("g", target=OTHER)) for n in range(2)]
+        await asyncio.sleep(0)
+        assert yard.running == 6
+        await asyncio.gather(*tasks)
+        assert len(yard.order) == 9
+
+    run_virtual(scenario())
+
+
+def test_who_came_first_is_first_whether_it_will_sleep_or_not() -> None:
+    async def scenario() -> None:
+        yard = Yard(Capacity(9, 1_000))
+        yard.capacity.place(ONE)
+        yard.capacity.slept(ONE, SLEEPER)
+        names = [("first", None), ("sleeper 1", SLEEPER), ("other 1", None), ("sleeper 2", SLEEPER), ("other 2", None)]
+        await asyncio.gather(*(yard.work(name, target=ONE, handler=handler) for name, handler in names))
+        assert yard.order == [name for name, _ in names]
+
+    run_virtual(scenario())
+
+
+@dataclass(slots=True)
+class Sleepers:
+    """Keys whose events begin, sleep for a second, and end; there are always more events than can be served."""
+
+    BEGINS_S: ClassVar = 0.006
+    ENDS_S: ClassVar = 0.022
+    EIGHT: ClassVar = Target("f", ServiceManifest("box", keyed=True, handlers=()), 10_000, concurrency=8)
+
+    foreseen: bool
+    late_s: list[float] = field(default_factory=list)
+
+    async def run(self, keys: int, seconds: float) -> None:
+        capacity = Capacity(9, 1_000)
+        until_s = asyncio.get_running_loop().time() + seconds
+        await asyncio.gather(*(self._key(capacity, until_s) for _ in range(keys)))
+
+    async def _key(self, capacity: Capacity, until_s: float) -> None:
+        loop = asyncio.get_running_loop()
+        while loop.time() < until_s:
+            async with capacity.place(self.EIGHT, handler=SLEEPER):
+                await asyncio.sleep(self.BEGINS_S)
+            if self.foreseen:
+                capacity.slept(self.EIGHT, SLEEPER)
+            await asyncio.sleep(1)
+            due_s = loop.time()
+            async with capacity.place(self.EIGHT, begun=True):
+                self.late_s.append(loop.time() - due_s)
+                await asyncio.sleep(self.ENDS_S)
+
+    @property
+    def late_p99_s(self) -> float:
+        """Once the first ones have shown how long they take."""
+        return quantiles(self.late_s[len(self.late_s) // 3 :], n=100)[98]
+
+
+def test_sleeps_under_overload_end_in_time() -> None:
+    load, unforeseen = Sleepers(foreseen=True), Sleepers(foreseen=False)
+    run_virtual(load.run(keys=500, seconds=20))
+    run_virtual(unforeseen.run(keys=500, seconds=20))
+    assert load.late_p99_s < 0.06
+    assert unforeseen.late_p99_s > 0.5
+    assert len(load.late_s) > 0.95 * len(unforeseen.late_s)
+
+
+def test_lanes_that_sleep_for_ever_owe_no_more_than_a_second() -> None:
+    async def scenario() -> None:
+        yard = Yard(Capacity(9, 1_000))
+        await yard.work("a wake-up", begun=True, target=FOUR)
+        for _ in range(1_000):
+            yard.capacity.slept(FOUR, SLEEPER)
+        await asyncio.sleep(OWED_S_MAX)
+        tasks = [asyncio.create_task(yard.work(f"sleeper {n}", target=FOUR, handler=SLEEPER)) for n in range(4)]
+        await asyncio.sleep(0)
+        assert yard.running == 4
+        await asyncio.gather(*tasks)
 
     run_virtual(scenario())
 
@@ -103,7 +211,10 @@ def test_no_place_is_lost_when_waiters_give_up(seed: int) -> None:
         tasks = []
         for n in range(60):
             target = rng.choice([TARGET, OTHER])
-            work = yard.work(str(n), begun=rng.random() < 0.5, target=target, seconds=rng.choice([0.0, 0.1, 1.0]))
+            handler = rng.choice([None, SLEEPER])
+            yard.capacity.slept(target, SLEEPER)
+            begun, seconds = rng.random() < 0.5, rng.choice([0.0, 0.1, 1.0])
+            work = yard.work(str(n), begun=begun, target=target, seconds=seconds, handler=handler)
             tasks.append(asyncio.create_task(work))
             if rng.random() < 0.4:
                 asyncio.get_running_loop().call_later(rng.uniform(0, 5), rng.choice(tasks).cancel)

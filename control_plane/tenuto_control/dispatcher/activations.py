@@ -127,8 +127,9 @@ class Activations:
         target = self._target()
         if target is None:
             return self._unserved(next(iter(queue)).event)
+        begins = self.lane.service, next(iter(queue)).event.handler
         with self.services.capacity.answer(target) as room:
-            async with self.services.capacity.place(target):
+            async with self.services.capacity.place(target, handler=begins):
                 # Chosen only now that there is a place: what arrived while waiting for it joins the batch.
                 works = await choose(self.services, head, queue, one_by_one=self.lessons.one_by_one)
                 if not works:
@@ -159,8 +160,9 @@ class Activations:
             return self._unserved(events[0])
         batch = tuple(events[: 1 if self.lessons.one_by_one else self._served(events)])
         clears = clears and len(batch) == len(events)
+        begins = self.lane.service, batch[0].handler
         with self.services.capacity.answer(target) as room:
-            async with self.services.capacity.place(target):
+            async with self.services.capacity.place(target, handler=begins):
                 mode = Drain(batch, tries(batch[0]), self.lessons.claim_first, clears)
                 flight = self._flight(target, head, mode, trim)
                 outcome = await self._invoke(target, flight, room)
@@ -351,7 +353,9 @@ class Activations:
                     outcome = self._ends.given_up(flight.tried, event, reason, status_code)
                     commit = Commit(outcome, last_resort)
                 case _:
-                    return _with_nap(self._carried_out(flight, verdict, works), flight)
+                    attempted = _with_nap(self._carried_out(flight, verdict, works), flight)
+                    self._note_sleep(attempted)
+                    return attempted
             done = works[: len(commit.outcome.results)]
             written: Written
             try:
@@ -425,6 +429,11 @@ class Activations:
                 return Attempted(flight.head, failed=failed, pause_ms=pause, harmless=True, ended=ended)
             case _:
                 assert_never(verdict)
+
+    def _note_sleep(self, attempted: Attempted) -> None:
+        head, target = attempted.head, self._target()
+        if attempted.nap is not None and head is not None and head.run is not None and target is not None:
+            self.services.capacity.slept(target, (self.lane.service, head.run.event.handler))
 
     def _tell_recoveries(self, flight: Flight, results: Sequence[EventResult]) -> None:
         handlers = {event.id: (self.lane.service, event.handler) for event in flight.events}

@@ -1,27 +1,39 @@
 """How many invocations run at once, in all and per function, what their requests may hold together, and who is next.
 
 Owns the places and the room for requests, and who waits for them. Does not own how much of them is one function's
-(`core.shares`), nor what is done with them.
+(`core.shares`), what sleeps will need (`core.wakes`), nor what is done with them.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from contextlib import suppress
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from typing import Final
 
 from tenuto_control.core.shares import may_take
+from tenuto_control.core.wakes import Handler, Wakes
 from tenuto_control.dispatcher.answer_room import AnswerRoom, HeldAnswer
 from tenuto_control.limits import MIB
 from tenuto_control.ports import Target
 
-BEGUN_IN_A_ROW_MAX: Final = 4
-"""So many begun invocations may pass by one that has not begun.
+BEGUN_IN_A_ROW_MAX: Final = 16
+"""So many begun invocations may pass by one that has not begun, should all of its function's places be taken.
 
 Lanes that wake indefinitely, such as failing ones, must not keep new work out.
 """
+
+
+class Stage(Enum):
+    """What an invocation is to its lane."""
+
+    CONTINUES = auto()
+    """It goes on with a claimed run."""
+    BEGINS = auto()
+    """It begins what is new."""
+    SLEEPS = auto()
+    """It begins what will sleep, as other work of its handler has."""
 
 
 class Capacity:
@@ -29,7 +41,8 @@ class Capacity:
 
     Of one function, what has begun comes first, and otherwise who came first. A sleep that has ended is late from then
     on, while an event that still waits is merely not early; and an invocation that ends makes its lane's head small
-    again. Functions take turns, and each holds no more than `core.shares` leaves it of the `functions` that there are.
+    again. New work that sleeps begins no faster than it can be resumed (`core.wakes`). Functions take turns, and each
+    holds no more than `core.shares` leaves it of the `functions` that there are.
     """
 
     def __init__(self, total: int, request_bytes_max: int, functions: int = 1, answer_bytes_max: int = MIB) -> None:
@@ -49,85 +62,99 @@ class Capacity:
         """Hold room for a request while it is in progress: with a place, and before the request is made."""
         return HeldRoom(self._room, target.function, size_bytes)
 
-    def place(self, target: Target, *, begun: bool = False) -> HeldPlace:
-        """Hold a place while an invocation of the target's function runs; `begun`: it continues with a claimed run."""
+    def place(self, target: Target, *, begun: bool = False, handler: Handler | None = None) -> HeldPlace:
+        """Hold a place while an invocation of the target's function runs.
+
+        `begun`: it continues with a claimed run. Otherwise `handler` is the one that is to begin, if it may sleep.
+        """
         function = self._functions.get(target.function)
         if function is None:
             function = self._functions[target.function] = _Function()
         function.most = target.concurrency
-        return HeldPlace(self, function, begun=begun)
+        if begun:
+            return HeldPlace(self, function, Stage.CONTINUES)
+        return HeldPlace(self, function, Stage.SLEEPS if handler in function.wakes.handlers else Stage.BEGINS)
 
     def begun_wait(self, target: Target) -> bool:
-        """Whether as much waits that has begun, such as sleeps that have ended, as the target's function has places."""
+        """Whether half as much waits that has begun, such as sleeps that have ended, as the function has places."""
         function = self._functions.get(target.function)
-        return function is not None and len(function.begun) >= function.most
+        return function is not None and len(function.waiting[Stage.CONTINUES]) * 2 >= function.most
 
-    def _may_begin(self, function: _Function) -> bool:
+    def slept(self, target: Target, handler: Handler) -> None:
+        """A lane sleeps, and will continue in a place of the target's function within seconds."""
+        function = self._functions.get(target.function)
+        if function is not None:
+            function.wakes.slept(handler, asyncio.get_running_loop().time(), function.most)
+
+    async def take(self, function: _Function, stage: Stage) -> None:
+        """Wait for a place of a function, and hold it."""
+        if not function.waits and self._has_place(function) and function.may_start(stage):
+            function.hold(stage)
+            return
+        turn = function.enqueue(stage)
+        if not function.listed:
+            function.listed = True
+            self._ring.append(function)
+        # A place may be free that is not for those who wait.
+        self._go()
+        try:
+            await turn
+        except asyncio.CancelledError:
+            # Cancelled in its queue, it is passed over there.
+            if not turn.cancelled():
+                # The place came at the moment of giving up.
+                self.give(function, stage)
+            raise
+
+    def give(self, function: _Function, stage: Stage) -> None:
+        """Give a place back."""
+        function.let_go(stage)
+        self._go()
+
+    def _go(self) -> None:
+        """Give out what places there are."""
+        passed_by = 0
+        while passed_by < len(self._ring):
+            first = self._ring.popleft()
+            next_stage = first.next_stage()
+            if next_stage is None and not first.waits:
+                first.listed = False
+                continue
+            self._ring.append(first)
+            if next_stage is None or not self._has_place(first):
+                passed_by += 1
+                continue
+            passed_by = 0
+            first.start(next_stage)
+
+    def _has_place(self, function: _Function) -> bool:
         if function.held >= function.most:
             return False
         others = (other.held for other in self._functions.values() if other.held and other is not function)
         return may_take(1, function.held, others, self._total, self._count)
 
-    async def take(self, function: _Function, *, begun: bool) -> None:
-        """Wait for a place of a function, and hold it."""
-        if not function.waits and self._may_begin(function):
-            function.held += 1
-            return
-        queue = function.begun if begun else function.new
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        queue.append(turn)
-        if not function.listed:
-            function.listed = True
-            self._ring.append(function)
-        try:
-            await turn
-        except asyncio.CancelledError:
-            if turn.cancelled():
-                with suppress(ValueError):
-                    queue.remove(turn)
-            else:
-                # The place came at the moment of giving up.
-                self.give(function)
-            raise
-
-    def give(self, function: _Function) -> None:
-        """Give a place back."""
-        function.held -= 1
-        passed_by = 0
-        while passed_by < len(self._ring):
-            first = self._ring.popleft()
-            if first.waits and not self._may_begin(first):
-                self._ring.append(first)
-                passed_by += 1
-                continue
-            passed_by = 0
-            turn = first.next()
-            if turn is None:
-                first.listed = False
-                continue
-            self._ring.append(first)
-            if not turn.cancelled():
-                first.held += 1
-                turn.set_result(None)
-
 
 class HeldPlace:
     """A place that is held from the beginning of the block to its end. As a generator it would take twice as long."""
 
-    __slots__ = ("_begun", "_capacity", "_function")
+    __slots__ = ("_capacity", "_function", "_since_s", "_stage")
 
-    def __init__(self, capacity: Capacity, function: _Function, *, begun: bool) -> None:
+    def __init__(self, capacity: Capacity, function: _Function, stage: Stage) -> None:
         self._capacity = capacity
         self._function = function
-        self._begun = begun
+        self._stage = stage
+        self._since_s = 0.0
 
     async def __aenter__(self) -> None:
         """Wait for the place."""
-        await self._capacity.take(self._function, begun=self._begun)
+        await self._capacity.take(self._function, self._stage)
+        self._since_s = asyncio.get_running_loop().time()
 
     async def __aexit__(self, *_: object) -> None:
         """Give it back."""
-        self._capacity.give(self._function)
+        function, seconds = self._function, asyncio.get_running_loop().time() - self._since_s
+        function.wakes.held(seconds, begun=self._stage is Stage.CONTINUES)
+        self._capacity.give(function, self._stage)
 
 
 class HeldRoom:
@@ -152,27 +179,67 @@ class HeldRoom:
 
 @dataclass(slots=True, eq=False)
 class _Function:
-    """The places of one function: how many it may have and holds, and who waits for one."""
+    """The places of one function: how many it may have and holds, and who waits for one, by number."""
 
     most: int = 1
     held: int = 0
+    held_sleeping: int = 0
+    wakes: Wakes = field(default_factory=Wakes)
     listed: bool = False
-    begun: deque[asyncio.Future[None]] = field(default_factory=deque)
-    new: deque[asyncio.Future[None]] = field(default_factory=deque)
+    waiting: dict[Stage, deque[tuple[int, asyncio.Future[None]]]] = field(
+        default_factory=lambda: {stage: deque() for stage in Stage}
+    )
+    number: int = 0
     in_a_row: int = 0
 
     @property
     def waits(self) -> bool:
         """Whether somebody waits, who may have given up meanwhile."""
-        return bool(self.begun or self.new)
+        return any(self.waiting.values())
 
-    def next(self) -> asyncio.Future[None] | None:
-        """Take who is next out of its queue."""
-        if self.begun and (not self.new or self.in_a_row < BEGUN_IN_A_ROW_MAX):
-            self.in_a_row = self.in_a_row + 1 if self.new else 0
-            return self.begun.popleft()
-        self.in_a_row = 0
-        return self.new.popleft() if self.new else None
+    def may_start(self, stage: Stage) -> bool:
+        """Whether a free place is for it.
+
+        One that will sleep is, however much is owed: those behind it are looked at when it ends, at the latest.
+        """
+        if stage is not Stage.SLEEPS or self.held_sleeping == 0:
+            return True
+        return self.wakes.may_begin(asyncio.get_running_loop().time())
+
+    def enqueue(self, stage: Stage) -> asyncio.Future[None]:
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.waiting[stage].append((self.number, turn))
+        self.number += 1
+        return turn
+
+    def next_stage(self) -> Stage | None:
+        """Whose turn is next: what continues, unless it has passed by new work for long; then who came first."""
+        for queue in self.waiting.values():
+            while queue and queue[0][1].cancelled():
+                queue.popleft()
+        begins, sleeps = self.waiting[Stage.BEGINS], self.waiting[Stage.SLEEPS]
+        new: Stage | None = Stage.BEGINS if begins else None
+        if sleeps and self.may_start(Stage.SLEEPS) and (not begins or sleeps[0][0] < begins[0][0]):
+            new = Stage.SLEEPS
+        if self.waiting[Stage.CONTINUES] and (new is None or self.in_a_row < BEGUN_IN_A_ROW_MAX):
+            return Stage.CONTINUES
+        return new
+
+    def start(self, stage: Stage) -> None:
+        """Give a place to the first of these, who has not given up."""
+        begins = bool(self.waiting[Stage.BEGINS] or self.waiting[Stage.SLEEPS])
+        self.in_a_row = self.in_a_row + 1 if begins and stage is Stage.CONTINUES else 0
+        _, turn = self.waiting[stage].popleft()
+        self.hold(stage)
+        turn.set_result(None)
+
+    def hold(self, stage: Stage) -> None:
+        self.held += 1
+        self.held_sleeping += stage is Stage.SLEEPS
+
+    def let_go(self, stage: Stage) -> None:
+        self.held -= 1
+        self.held_sleeping -= stage is Stage.SLEEPS
 
 
 class SharedRoom:

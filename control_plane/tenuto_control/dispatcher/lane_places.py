@@ -39,7 +39,7 @@ UNKNOWN_HEAD_BYTES: Final = 128 * 1024
 EXPECTATION_SHIFT: Final = 5
 """The expected size of a head follows smaller ones by a 32nd each time, and larger ones at once."""
 
-BEGUN_IN_A_ROW_MAX: Final = 4
+BEGUN_IN_A_ROW_MAX: Final = 16
 """So many lanes that continue may pass by one that begins."""
 
 
