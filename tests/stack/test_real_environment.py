@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from aiokafka import AIOKafkaConsumer
 
 from tenuto import TerminalError
 from tenuto.testing import (
@@ -76,6 +77,17 @@ def test_a_topic_is_one_of_the_environment_and_not_too_large(
         env.published("orders").result()
     monkeypatch.setattr(real_topics, "RECORDS_MAX", 1)
     with pytest.raises(HarnessError, match=r"topic orders has \d+ records, and env.published returns at most 1"):
+        env.published("orders").result()
+
+
+def test_an_end_that_is_out_of_date_hides_nothing_that_the_test_has_put_there(
+    env: RealEnvironment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env.event("orders", "o-6", {"item": "tea", "price": 0}).result()
+    env.event("orders", "o-7", {"item": "tea", "price": 0}).result()
+    monkeypatch.setattr(AIOKafkaConsumer, "end_offsets", AIOKafkaConsumer.beginning_offsets)
+    monkeypatch.setattr(real_topics, "RECORDS_MAX", 1)
+    with pytest.raises(HarnessError, match=r"topic orders has \d+ records"):
         env.published("orders").result()
 
 
