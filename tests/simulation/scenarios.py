@@ -341,6 +341,9 @@ _SMALL: dict[str, Scenario] = {
     "awakeable or time": _fixed(AskWithin(700)),
     "together and race": _fixed(Together(("p", "q"), 600), Race("r", 5)),
     "call": _fixed(Remember("x"), call=True),
+    "call whose caller gives up as it commits": replace(
+        _fixed(Remember("x"), call=True), seed=2, rates=replace(faults.NONE, latency_ms=30.0), call_wait_ms=185
+    ),
     "call with a step and a send": _fixed(Step("a"), Tell("b"), call=True),
     "publish": _fixed(Remember("x"), Announce()),
     "terminal error": _fixed(Step("a"), GiveUp(), events=2),

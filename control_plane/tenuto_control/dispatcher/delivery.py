@@ -153,11 +153,17 @@ class Delivery:
         """Make events durable in a lane's inbox. When this returns, they will be run, whatever process dies.
 
         One that is there alive may lack its mark, whose writer may have died, so guard and mark are repeated for it.
+        Not for a call that has run meanwhile: whoever asks for it finds its result, and never the item, which would run
+        once more after the result's time. So the guard of a call is put before its item. By a clock that is known to be
+        right it lasts for the mark as well; otherwise there is a second one.
         `hint`: have this process look into the inbox. Otherwise it hands them over, perhaps not for the last time.
         """
         last: Event | None = None
         buried: dict[str, int] = {}
-        waiting = list(events)
+        waiting, delay_ms = list(events), self._limits.guard_delay_ms
+        call = next((event for event in waiting if isinstance(event.source, CallSource)), None)
+        if call is not None:
+            await self._guards.put_shared(lane, call.nonce, delay_ms)
         # Some at a time: what is made of all of them at once keeps the event loop from others.
         for at in range(0, len(waiting), INBOX_ITEM_EVENTS_MAX):
             for event, put in await self._put(lane, waiting[at : at + INBOX_ITEM_EVENTS_MAX]):
@@ -168,8 +174,7 @@ class Delivery:
                 last = event
         if last is None:
             return Accepted(buried)
-        delay_ms = self._limits.guard_delay_ms
-        if hint:
+        if hint and call is None:
             await self._guards.put(lane, last.nonce, delay_ms)
         else:
             await self._guards.put_shared(lane, last.nonce, delay_ms)
@@ -220,13 +225,18 @@ class Delivery:
         return written
 
     async def accept_running(self, lane: Lane, event: Event, guard_ms: int) -> None:
-        """Make a call durable while an attempt at it runs in this process: 9 and 10, without 11.
+        """Make a call durable while an attempt at it runs in this process: 10 and 9, without 11.
 
         A mark would refuse the attempt's commit, and have the call run a second time for nothing. The guard, due when
-        the attempt must have ended, leads to the item; its commit meanwhile makes the item one that is done.
+        the attempt must have ended, leads to the item; its commit meanwhile makes the item one that is done. Why the
+        guard comes first, `accept` says.
         """
-        await self._writer.write(inbox_put(lane, event, at_ms=self._clock.now_ms()))
+        guarded_ms = self._clock.now_ms()
         await self.guard(lane, event.nonce, guard_ms)
+        await self._writer.write(inbox_put(lane, event, at_ms=self._clock.now_ms()))
+        if self._clock.now_ms() - guarded_ms > guard_ms // 2:
+            # It took so long that the guard may have been judged before.
+            await self.guard(lane, event.nonce, guard_ms)
 
     async def guard(self, lane: Lane, invocation: str, delay_ms: int, ver: int | None = None) -> None:
         """See `Guards.put`."""

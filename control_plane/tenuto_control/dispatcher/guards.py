@@ -53,8 +53,9 @@ class Guards:
     async def put_shared(self, lane: Lane, invocation: str, delay_ms: int) -> None:
         """Make sure that someone looks at a lane, after this delay or up to twice as much.
 
-        What it protects is in the table already. A guard that this process has put before protects that as well if
-        nobody judges it meanwhile: so it must not be due for a while, by a clock that is known to be right.
+        What it protects is in the table already, or this is called again once it is. A guard that this process has put
+        before protects that as well if nobody judges it meanwhile: so it must not be due for a while, by a clock that
+        is known to be right.
         """
         check, now_ms = self.table_clock.check, self.clock.now_ms()
         surely = check is not None and not differs(check, self.margin_ms)
