@@ -352,7 +352,7 @@ AROUND: Final = """
   becomes a tombstone. Anything else runs, and ends in 1 or 2.
 - **15, ship**: the target's item comes first, then `o.<sequence>` is removed.
 - **16, call**: the head is read *first*, then the result item. A result that is known is answered. A lane that is
-  taken, marked or has an outbox gets 9, 10 and 11, and the caller 202. Otherwise 1 or 2, with a guard before a claim,
+  taken, marked or has an outbox gets 10, 9 and 11, and the caller 202. Otherwise 1 or 2, with a guard before a claim,
   and before a commit that sends. After a refusal it starts over from the head, with the result item read *again*.
 - **nap**: the sleep has ended, and the process that the lane was left to begins the next attempt, once and without a
   write. Every other process waits until the lease ends, and then makes write 6.
