@@ -36,6 +36,7 @@ class Turn(Struct, frozen=True):
     holds: bool = False
     behind: int = 0
     begun: bool = False
+    next_ms: int | None = None
 
 
 class Nudged(Struct, frozen=True):

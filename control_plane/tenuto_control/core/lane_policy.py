@@ -153,6 +153,12 @@ CALL_LOOK_MS_MAX = 250
 """While a call waits for a run that has lasted for longer than those before, the head is read again after a fourth of
 that time, and at the latest after so long: a lane stands still for no longer."""
 
+SHORT_RUN_MS = 600
+SHORT_WAIT_MS = 650
+NEXT_LOOKS = 2
+"""While a call that is next in line is behind a run that has lasted for less than `SHORT_RUN_MS`, no pause between looks
+grows; behind a longer one, and until it has waited for `SHORT_WAIT_MS`, a pause is so many times as long."""
+
 BEHIND_LOOKS = 2
 """So many times as long a look may be away while events that wait here are behind the run that is at work."""
 
@@ -260,31 +266,48 @@ def _watch(memory: LaneMemory, turn: Turn, bounds: Bounds, until_ms: int) -> Act
         return Wait(until_ms)
     seen = memory.sighting
     look_ms = seen.read_ms + bounds.event_look_ms
-    awaited = turn.calls or turn.handed > 0
-    if seen.began_ms is not None and not (turn.begun and awaited) and (awaited or turn.behind or turn.begun):
-        most_ms = AWAITED_LOOK_MS_MAX if awaited else BEHIND_LOOKS * bounds.event_look_ms
-        runs = 1 if awaited else max(1, turn.behind)
-        look_ms = min(_next_but_one_ms(seen, seen.began_ms, bounds, runs), seen.read_ms + most_ms)
-    elif awaited:
-        look_ms = min(seen.read_ms + AWAITED_LOOK_MS_MAX, _next_look_ms(seen, bounds, more=turn.handed > 1))
+    if turn.calls or turn.handed:
+        look_ms = min(seen.read_ms + AWAITED_LOOK_MS_MAX, _call_look_ms(seen, turn, bounds))
+    elif seen.began_ms is not None and (turn.behind or turn.begun):
+        most_ms = seen.read_ms + BEHIND_LOOKS * bounds.event_look_ms
+        look_ms = min(_behind_look_ms(seen, seen.began_ms, bounds, max(1, turn.behind)), most_ms)
     return ReadHead() if look_ms <= turn.now_ms else Wait(min(until_ms, look_ms))
 
 
-def _next_but_one_ms(seen: Sighting, began_ms: int, bounds: Bounds, runs: int) -> int:
+def _behind_look_ms(seen: Sighting, began_ms: int, bounds: Bounds, runs: int) -> int:
     """When what waits behind a run may have ended: not before so many runs have, and as much time again has gone."""
     pause_ms = max(seen.read_ms - began_ms, bounds.call_look_ms)
     return max(seen.read_ms + pause_ms, began_ms + runs * seen.lasts_ms + RUNS_DIFFER_MS)
 
 
-def _next_look_ms(seen: Sighting, bounds: Bounds, *, more: bool) -> int:
-    """When what a call waits for may have happened: not before runs have ended so far, then less and less often.
+def _call_look_ms(seen: Sighting, turn: Turn, bounds: Bounds) -> int:
+    """When what a call waits for may have happened: not before runs have ended so far, then less and less often."""
+    if seen.began_ms is None:
+        # Several calls wait: the lane is busy, and not all of them are next.
+        least_ms = CALL_LOOK_MS_MAX if turn.handed > 1 else bounds.call_look_ms
+        return seen.read_ms + min(max((seen.read_ms - seen.changed_ms) // LOOKS_GROW, least_ms), CALL_LOOK_MS_MAX)
+    ends_ms = seen.began_ms + seen.lasts_ms
+    if turn.begun:
+        if turn.next_ms is not None and not seen.alike and seen.read_ms == seen.changed_ms:
+            # What the one run before shows, or several unlike ones, is no more than a guess: this one may be over soon.
+            return seen.read_ms + bounds.call_look_ms
+        pause_ms = min((seen.read_ms - ends_ms) // LOOKS_GROW, CALL_LOOK_MS_MAX)
+    else:
+        pause_ms = _pause_behind_ms(seen, seen.began_ms, turn, bounds)
+    return max(seen.read_ms + max(pause_ms, bounds.call_look_ms), ends_ms + RUNS_DIFFER_MS)
 
-    `more`: several calls wait, so the lane is busy, and not all of them are next.
+
+def _pause_behind_ms(seen: Sighting, began_ms: int, turn: Turn, bounds: Bounds) -> int:
+    """How long to leave a run alone that is another's: about as long as it has lasted so far.
+
+    A call that is next has its result soon after that run: while it has not waited for long, it is to be late by little.
     """
-    since_ms = seen.changed_ms if seen.began_ms is None else seen.began_ms + seen.lasts_ms
-    least_ms = CALL_LOOK_MS_MAX if more and seen.began_ms is None else bounds.call_look_ms
-    pause_ms = min(max((seen.read_ms - since_ms) // LOOKS_GROW, least_ms), CALL_LOOK_MS_MAX)
-    return max(seen.read_ms + pause_ms, since_ms + RUNS_DIFFER_MS)
+    age_ms, soon_ms = seen.read_ms - began_ms, NEXT_LOOKS * bounds.call_look_ms
+    if turn.next_ms is None:
+        return min(age_ms, soon_ms) if age_ms < SHORT_RUN_MS else age_ms
+    if age_ms < SHORT_RUN_MS:
+        return bounds.call_look_ms
+    return soon_ms if seen.read_ms - turn.next_ms < SHORT_WAIT_MS else age_ms
 
 
 def _enough(turn: Turn) -> bool:

@@ -42,6 +42,7 @@ class Sighting(Struct, frozen=True):
     lasts_ms: int = 0
     marked_ms: int = -TOLD_MS
     lasted_ms: int | None = None
+    alike: bool = False
 
     def again(self, head: Head, now_ms: int) -> Sighting:
         """The head was seen once more."""
@@ -55,12 +56,18 @@ class Sighting(Struct, frozen=True):
             return replace(self, read_ms=now_ms, changed_ms=now_ms, mark=mark, marked_ms=marked_ms)
         began_ms = None if run is None or not working else max(self.read_ms, min(run.start_ms, now_ms))
         lasts_ms, lasted_ms = self.lasts_ms, self._lasted(head, began_ms or now_ms)
+        alike = self.alike
         if lasted_ms is None:
             lasted_ms = self.lasted_ms
         else:
+            alike = self.lasted_ms is not None and max(lasted_ms, self.lasted_ms) <= 2 * min(lasted_ms, self.lasted_ms) + 60
             by_and_by_ms = lasted_ms if self.lasted_ms is None else max(self.lasted_ms, 2 * lasts_ms + LASTS_FIRST_MS)
             lasts_ms = min(lasted_ms, by_and_by_ms)
-        return Sighting(now_ms, now_ms, mark, began_ms, lasts_ms, marked_ms, lasted_ms)
+        return Sighting(now_ms, now_ms, mark, began_ms, lasts_ms, marked_ms, lasted_ms, alike)
+
+    @property
+    def marked(self) -> bool:
+        return self.marked_ms == self.read_ms
 
     def told(self, head: Head) -> frozenset[str]:
         """The ids of what has finished that processes whose callers wait may look into this head for."""

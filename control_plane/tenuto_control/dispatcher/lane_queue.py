@@ -98,11 +98,18 @@ class LaneQueue:
         run = None if head is None or head.run is None else head.run.event.id
         behind, begun = self._behind(head, run) if handed or self._moved else (0, False)
         if not works:
-            return Turn(now_ms, handed=handed, clock_differs=off, holds=holds, behind=behind, begun=begun)
+            return Turn(now_ms, handed=handed, clock_differs=off, holds=holds, behind=behind, begun=begun, next_ms=self._next_ms(behind, begun=begun))
         calls, records = self._calls > 0, self._calls < len(works)
         first = works[0]
         begun = begun or first.event.id == run
-        return Turn(now_ms, first.event, len(works), first.since_ms, calls, records, handed, off, holds, behind, begun)
+        return Turn(now_ms, first.event, len(works), first.since_ms, calls, records, handed, off, holds, behind, begun, self._next_ms(behind, begun=begun))
+
+    def _next_ms(self, behind: int, *, begun: bool) -> int | None:
+        call = next(iter(self._handed.values()), None)
+        if call is not None:
+            return None if call.after else call.since_ms
+        first = self._works[0] if self._works else None
+        return first.since_ms if isinstance(first, CallWork) and not behind else None
 
     def _behind(self, head: Head | None, run: str | None) -> tuple[int, bool]:
         """How many works were handed over that have not begun, as far as this head tells; whether this run is one."""
@@ -179,7 +186,9 @@ class LaneQueue:
         for work in works:
             work.release()
 
-    def hand_over(self, works: Collection[Work], now_ms: int, head: Head | None, over: Collection[str] = ()) -> None:
+    def hand_over(
+        self, works: Collection[Work], now_ms: int, head: Head | None, over: Collection[str] = (), *, waits: bool = False
+    ) -> None:
         """These works are in the inbox, which has left this head, or `over`. Offsets go; callers wait on."""
         records = [work for work in works if isinstance(work, KafkaWork)]
         self.let_go_of(records)
@@ -188,6 +197,7 @@ class LaneQueue:
             if isinstance(work, CallWork):
                 self._leave(work)
                 work.looked_ms = now_ms
+                work.after = waits or len(self._handed) > 0 or len(self._moved) > 0
                 work.behind_ver = _behind_ver(work, head)
                 work.named = work.event.id in over
                 self._handed[work.event.id] = work

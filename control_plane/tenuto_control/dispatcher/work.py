@@ -80,6 +80,7 @@ class CallWork:
     looked_ver: int | None = None
     behind_ver: int | None = None
     named: bool = False
+    after: bool = False
 
     @property
     def over(self) -> bool:
