@@ -499,6 +499,14 @@ def test_runs_are_thought_to_last_as_long_as_the_first_and_longer_ones_by_and_by
     assert seen(*looks, short, long, longer).lasts_ms == 5_000
 
 
+def test_runs_are_alike_when_the_last_two_have_lasted_about_as_long_as_each_other() -> None:
+    looks = [(n * 1_000 + 10, Head(ver=1 + 2 * n, run=run_from(NOW + n * 1_000, 1 + 2 * n))) for n in range(3)]
+    assert [seen(*looks[: n + 1]).alike for n in range(3)] == [False, False, True]
+    short = (2_200, Head(ver=7, run=run_from(NOW + 2_100, 7)))
+    assert not seen(*looks, short).alike
+    assert seen(*looks, short, (2_300, Head(ver=9, run=run_from(NOW + 2_250, 9)))).alike
+
+
 def test_a_run_has_begun_when_it_says_but_not_before_the_look_that_did_not_see_it() -> None:
     assert seen((0, Head(ver=1)), (100, Head(ver=2, run=run_from(NOW + 30, 2)))).began_ms == NOW + 30
     assert seen((0, Head(ver=1)), (100, Head(ver=2, run=run_from(NOW - 9_000, 2)))).began_ms == NOW

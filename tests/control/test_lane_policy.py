@@ -45,13 +45,16 @@ from tenuto_control.core.lane_memory import (
 )
 from tenuto_control.core.lane_policy import (
     AWAITED_LOOK_MS_MAX,
-    BEHIND_LOOKS,
     CALL_LOOK_MS_MAX,
     GATHER_MS,
+    HELD_BACK_MS,
+    NEXT_LOOKS,
     OUTRUN_MAX,
     OWNER_UNAWAITED,
     RUNS_DIFFER_MS,
     SHARED_MS,
+    SHORT_RUN_MS,
+    SHORT_WAIT_MS,
     Action,
     Bounds,
     DrainInbox,
@@ -143,9 +146,16 @@ def gathered(count: int) -> Case:
     return Case(memory, Turn(NOW, record(7), count, NOW - GATHER_MS, records=True))
 
 
-def watching(head: Head, sighting: Sighting, *, begun: bool = False) -> Case:
-    """A lane for which a call was handed over, as this process has seen it so far."""
-    return Case(LaneMemory(Known(head), sighting=sighting), Turn(NOW, handed=1, begun=begun))
+def watching(head: Head, sighting: Sighting, *, begun: bool = False, waited_ms: int | None = None) -> Case:
+    """A lane for which a call was handed over, as this process has seen it so far; next in line if it says how long."""
+    next_ms = None if waited_ms is None else NOW - waited_ms
+    return Case(LaneMemory(Known(head), sighting=sighting), Turn(NOW, handed=1, begun=begun, next_ms=next_ms))
+
+
+def held_back(for_ms: int) -> Case:
+    """A lane that another process has a run of, and an event that waits for so long behind what was handed over."""
+    memory = LaneMemory(Known(TAKEN), sighting=Sighting(NOW, NOW - 1_000, began_ms=NOW - 1_000))
+    return Case(memory, Turn(NOW, record(7), 1, NOW - for_ms, records=True, behind=1))
 
 
 CALL = event("c1", CallSource())
@@ -297,8 +307,8 @@ TABLE: list[tuple[str, Case, Action]] = [
     ),
     (
         "a run held elsewhere, with events behind it that were handed over before",
-        away(record(7), TAKEN_FOR_LONG, behind=3, sighting=Sighting(NOW, NOW, began_ms=NOW, lasts_ms=500)),
-        Wait(NOW + 3 * 500 + RUNS_DIFFER_MS),
+        away(record(7), TAKEN_FOR_LONG, behind=3, sighting=Sighting(NOW, NOW, began_ms=NOW, lasts_ms=200)),
+        Wait(NOW + 3 * 200 + RUNS_DIFFER_MS),
     ),
     (
         "a run held elsewhere, with a call behind it that was handed over before",
@@ -333,7 +343,39 @@ TABLE: list[tuple[str, Case, Action]] = [
     (
         "a run held elsewhere that may last for long, events handed over",
         away(record(7), TAKEN_FOR_LONG, behind=1, sighting=Sighting(NOW, NOW, began_ms=NOW, lasts_ms=30_000)),
-        Wait(NOW + BEHIND_LOOKS * BOUNDS.event_look_ms),
+        Wait(NOW + HELD_BACK_MS),
+    ),
+    ("a run held elsewhere, an event that was held back for long", held_back(HELD_BACK_MS), HandOver()),
+    ("a run held elsewhere, an event that is held back", held_back(HELD_BACK_MS - 1), Wait(NOW + HELD_BACK_MS)),
+    (
+        "a run held elsewhere that has not lasted for long, the next call handed over",
+        watching(TAKEN, Sighting(NOW, NOW, began_ms=NOW - SHORT_RUN_MS + 1), waited_ms=500),
+        Wait(NOW + BOUNDS.call_look_ms),
+    ),
+    (
+        "a run held elsewhere that has not lasted for long, a call handed over behind others",
+        watching(TAKEN, Sighting(NOW, NOW, began_ms=NOW - SHORT_RUN_MS + 1)),
+        Wait(NOW + NEXT_LOOKS * BOUNDS.call_look_ms),
+    ),
+    (
+        "a run held elsewhere that has lasted for a while, the next call just handed over",
+        watching(TAKEN, Sighting(NOW, NOW, began_ms=NOW - 700), waited_ms=SHORT_WAIT_MS - 1),
+        Wait(NOW + NEXT_LOOKS * BOUNDS.call_look_ms),
+    ),
+    (
+        "a run held elsewhere that has lasted for a while, the next call handed over long ago",
+        watching(TAKEN, Sighting(NOW, NOW, began_ms=NOW - 700), waited_ms=SHORT_WAIT_MS),
+        Wait(NOW + 700),
+    ),
+    (
+        "a run held elsewhere that is the call that was handed over, after one other",
+        watching(TAKEN, Sighting(NOW, NOW, began_ms=NOW, lasts_ms=500), begun=True, waited_ms=500),
+        Wait(NOW + BOUNDS.call_look_ms),
+    ),
+    (
+        "a run held elsewhere that is the call that was handed over, after others that were alike",
+        watching(TAKEN, Sighting(NOW, NOW, began_ms=NOW, lasts_ms=500, alike=True), begun=True, waited_ms=500),
+        Wait(NOW + 500 + RUNS_DIFFER_MS),
     ),
     (
         "a run held elsewhere that has lasted for a while, a call handed over",

@@ -205,6 +205,30 @@ def test_what_is_handed_over_releases_its_offset_and_keeps_its_caller() -> None:
     asyncio.run(scenario())
 
 
+def test_a_call_is_next_while_nothing_that_this_process_knows_of_comes_before_it() -> None:
+    async def scenario() -> None:
+        first, second = call("c1"), call("c2")
+        first.since_ms, second.since_ms = NOW - 20, NOW - 10
+        queue = queue_of(first, second)
+        assert queue.turn(NOW).next_ms == NOW - 20
+        queue.hand_over([first], NOW, None)
+        queue.hand_over([second], NOW, None)
+        assert queue.turn(NOW).next_ms == NOW - 20
+        assert queue.let_go(first)
+        assert queue.turn(NOW).next_ms is None
+
+        others = queue_of(third := call("c3"))
+        others.hand_over([third], NOW, None, after=True)
+        assert others.turn(NOW).next_ms is None
+
+        behind = queue_of(Offsets().work(1))
+        behind.hand_over(behind.movable(), NOW, None)
+        behind.add(call("c4"), ())
+        assert behind.turn(NOW).next_ms is None
+
+    asyncio.run(scenario())
+
+
 def test_what_was_handed_over_is_behind_until_it_has_begun() -> None:
     async def scenario() -> None:
         offsets = Offsets()

@@ -20,7 +20,8 @@ class Turn(Struct, frozen=True):
 
     That one came at `first_ms`. `calls` and `records` say which kinds of work are in the queue. `handed` counts calls
     that were handed over and whose callers wait here; `behind` counts works that were, and have not begun. `begun`: the
-    lane's run is one of those, or the first in the queue.
+    lane's run is one of those, or the first in the queue. `next_ms` is when the call came that waits here and is
+    next, as far as this process knows; None: there is none.
     `clock_differs`: `now_ms` is known to be wrong by more than the margin of leases. `holds`: offsets of finished
     events are held.
     """

@@ -145,6 +145,10 @@ FRESH_MS = 20
 HANDED_GROWS = 4
 """So many times what was handed over, and has not begun, is handed over at once."""
 
+HELD_BACK_MS = 850
+"""So long events wait here for that, while another process's run is at work. Then they are handed over as well: the
+owner runs out of work unseen, and nobody would use the lane until the next look."""
+
 RUNS_DIFFER_MS = 60
 """By so much a run may last longer than the one before, and its end is seen by one look."""
 
@@ -154,10 +158,12 @@ CALL_LOOK_MS_MAX = 250
 that time, and at the latest after so long: a lane stands still for no longer."""
 
 SHORT_RUN_MS = 600
+"""Behind a run that has not lasted for so long, the pauses between the looks for a call that is next do not grow."""
+
 SHORT_WAIT_MS = 650
 NEXT_LOOKS = 2
-"""While a call that is next in line is behind a run that has lasted for less than `SHORT_RUN_MS`, no pause between looks
-grows; behind a longer one, and until it has waited for `SHORT_WAIT_MS`, a pause is so many times as long."""
+"""Behind a longer one each is so many times as long, until the call has waited for so long. A run may have begun long
+before its first step, as that of a function that starts has, and its age says little then."""
 
 BEHIND_LOOKS = 2
 """So many times as long a look may be away while events that wait here are behind the run that is at work."""
@@ -271,6 +277,8 @@ def _watch(memory: LaneMemory, turn: Turn, bounds: Bounds, until_ms: int) -> Act
     elif seen.began_ms is not None and (turn.behind or turn.begun):
         most_ms = seen.read_ms + BEHIND_LOOKS * bounds.event_look_ms
         look_ms = min(_behind_look_ms(seen, seen.began_ms, bounds, max(1, turn.behind)), most_ms)
+        if turn.behind and not memory.read_since(turn.first_ms + HELD_BACK_MS):
+            look_ms = min(look_ms, max(seen.read_ms, turn.first_ms) + HELD_BACK_MS)
     return ReadHead() if look_ms <= turn.now_ms else Wait(min(until_ms, look_ms))
 
 
@@ -300,7 +308,7 @@ def _call_look_ms(seen: Sighting, turn: Turn, bounds: Bounds) -> int:
 def _pause_behind_ms(seen: Sighting, began_ms: int, turn: Turn, bounds: Bounds) -> int:
     """How long to leave a run alone that is another's: about as long as it has lasted so far.
 
-    A call that is next has its result soon after that run: while it has not waited for long, it is to be late by little.
+    A call that is next has its result soon after that run. While it has not waited for long, that is to be seen soon.
     """
     age_ms, soon_ms = seen.read_ms - began_ms, NEXT_LOOKS * bounds.call_look_ms
     if turn.next_ms is None:
@@ -451,6 +459,8 @@ def _running(memory: LaneMemory, turn: Turn, bounds: Bounds, head: Head, run: Cl
     ours = first is None or first.id == run.event.id or passed(head, first)
     if foreign and first is not None and not ours:
         if turn.records and _overdue(memory, turn, bounds):
+            return HandOver()
+        if turn.behind and not turn.calls and memory.read_since(turn.first_ms + HELD_BACK_MS):
             return HandOver()
         if _enough(turn):
             return HandOver() if memory.read_since(turn.first_ms - bounds.call_look_ms) else ReadHead()

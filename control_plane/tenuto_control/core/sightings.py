@@ -23,6 +23,10 @@ LASTS_FIRST_MS: Final = 250
 """So long, at the most, a run after short ones is thought to last, and each further one twice as long as the one
 before: unless two in a row show that they last longer."""
 
+ALIKE_TIMES: Final = 2
+ALIKE_MS: Final = 60
+"""Two runs are alike if the longer one lasts at most so many times as long, and so much longer, as the other."""
+
 ENDED_AND_BEGUN: Final = 2
 """What the end of one run and the claim of the next add to `ver`."""
 
@@ -32,7 +36,8 @@ class Sighting(Struct, frozen=True):
 
     `mark` tells one head from the next: its `ver`, and how many slots its run has. `began_ms` is when the run that is
     at work in this head began; None when there is none. `lasts_ms` is how long such a run lasts, as far as those before
-    it show: what is longer than they were is believed by and by. The inbox was marked when it was seen at `marked_ms`.
+    it show: what is longer than they were is believed by and by. `alike`: the last two have lasted about as
+    long as each other. The inbox was marked when it was seen at `marked_ms`.
     """
 
     read_ms: int = 0
@@ -60,13 +65,14 @@ class Sighting(Struct, frozen=True):
         if lasted_ms is None:
             lasted_ms = self.lasted_ms
         else:
-            alike = self.lasted_ms is not None and max(lasted_ms, self.lasted_ms) <= 2 * min(lasted_ms, self.lasted_ms) + 60
+            alike = self.lasted_ms is not None and _alike(lasted_ms, self.lasted_ms)
             by_and_by_ms = lasted_ms if self.lasted_ms is None else max(self.lasted_ms, 2 * lasts_ms + LASTS_FIRST_MS)
             lasts_ms = min(lasted_ms, by_and_by_ms)
         return Sighting(now_ms, now_ms, mark, began_ms, lasts_ms, marked_ms, lasted_ms, alike)
 
     @property
     def marked(self) -> bool:
+        """Whether the inbox was marked when it was seen last."""
         return self.marked_ms == self.read_ms
 
     def told(self, head: Head) -> frozenset[str]:
@@ -83,3 +89,8 @@ class Sighting(Struct, frozen=True):
             return None
         runs = max(1, (head.ver - self.mark[0]) // ENDED_AND_BEGUN)
         return max(0, (ended_ms - self.began_ms) // runs)
+
+
+def _alike(one_ms: int, other_ms: int) -> bool:
+    """Whether two runs have lasted about as long as each other."""
+    return max(one_ms, other_ms) <= ALIKE_TIMES * min(one_ms, other_ms) + ALIKE_MS

@@ -97,16 +97,20 @@ class LaneQueue:
         works, handed, off, holds = self._works, len(self._handed), clock_differs, bool(self._held)
         run = None if head is None or head.run is None else head.run.event.id
         behind, begun = self._behind(head, run) if handed or self._moved else (0, False)
+        next_ms = self._next_ms(behind)
         if not works:
-            return Turn(now_ms, handed=handed, clock_differs=off, holds=holds, behind=behind, begun=begun, next_ms=self._next_ms(behind, begun=begun))
+            return Turn(
+                now_ms, handed=handed, clock_differs=off, holds=holds, behind=behind, begun=begun, next_ms=next_ms
+            )
         calls, records = self._calls > 0, self._calls < len(works)
         first = works[0]
         begun = begun or first.event.id == run
-        return Turn(now_ms, first.event, len(works), first.since_ms, calls, records, handed, off, holds, behind, begun, self._next_ms(behind, begun=begun))
+        first_ms, count = first.since_ms, len(works)
+        return Turn(now_ms, first.event, count, first_ms, calls, records, handed, off, holds, behind, begun, next_ms)
 
-    def _next_ms(self, behind: int, *, begun: bool) -> int | None:
-        call = next(iter(self._handed.values()), None)
-        if call is not None:
+    def _next_ms(self, behind: int) -> int | None:
+        """When the call came that is next on its lane, as far as this process knows."""
+        for call in self._handed.values():
             return None if call.after else call.since_ms
         first = self._works[0] if self._works else None
         return first.since_ms if isinstance(first, CallWork) and not behind else None
@@ -187,17 +191,28 @@ class LaneQueue:
             work.release()
 
     def hand_over(
-        self, works: Collection[Work], now_ms: int, head: Head | None, over: Collection[str] = (), *, waits: bool = False
+        self,
+        works: Collection[Work],
+        now_ms: int,
+        head: Head | None,
+        over: Collection[str] = (),
+        *,
+        after: bool = False,
     ) -> None:
-        """These works are in the inbox, which has left this head, or `over`. Offsets go; callers wait on."""
+        """These works are in the inbox, which has left this head, or `over`. Offsets go; callers wait on.
+
+        `after`: others waited there before.
+        """
         records = [work for work in works if isinstance(work, KafkaWork)]
+        after = after or bool(records or self._handed or self._moved)
         self.let_go_of(records)
         self._moved |= {work.event.id: work.event for work in records[-MOVED_MAX:]}
         for work in works:
             if isinstance(work, CallWork):
                 self._leave(work)
                 work.looked_ms = now_ms
-                work.after = waits or len(self._handed) > 0 or len(self._moved) > 0
+                work.after = after
+                after = True
                 work.behind_ver = _behind_ver(work, head)
                 work.named = work.event.id in over
                 self._handed[work.event.id] = work

@@ -479,7 +479,7 @@ class LaneWorker(LaneTask):
         self._on(ReadBegun())
         item, over = await self._services.acceptance.take_in(self.lane, [work.to_keep() for work in works])
         head = None if item is None else parse_head(item)
-        self.queue.hand_over(works, self._services.clock.now_ms(), head, over, waits=self._memory.sighting.marked)
+        self.queue.hand_over(works, self._services.clock.now_ms(), head, over, after=self._memory.sighting.marked)
         # Whoever uses the lane sees the mark. Had it finished just before, the lane is taken up from here.
         if head is not None:
             await self._learn_and_look(head)

@@ -62,7 +62,7 @@ class CallWork:
     result was made sure; an `attempted` call may have one although none was asked for. No caller waits for longer than
     `wanted_until_ms`. Of a call that was handed over, the result was looked for last at `looked_ms`, beside a head of
     `looked_ver`; `behind_ver` is that of a head in which it was behind the run of another. It is `named` as finished by
-    some head, or by its result.
+    some head, or by its result; other works waited in the inbox before it when it came there (`after`).
     """
 
     event: Event
