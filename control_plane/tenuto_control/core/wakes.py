@@ -22,7 +22,6 @@ HEADROOM: Final = 1.25
 AHEAD_S: Final = 0.05
 """So much work, in seconds of all places, may have been put to sleep more than can be resumed in the time since."""
 
-
 OWED_S_MAX: Final = 1.0
 """What is owed beyond that is forgotten: lanes that wake and sleep again for ever would owe more and more."""
 
@@ -58,9 +57,10 @@ class Wakes(Struct):
             owed_s = max(now_s, self.owed_s) + HEADROOM * takes_s / places
             self.owed_s = min(owed_s, now_s + OWED_S_MAX)
 
-    def may_begin(self, now_s: float) -> bool:
-        """Whether what begins now will find a place when it wakes."""
-        return self.owed_s - now_s <= AHEAD_S
+    @property
+    def opens_s(self) -> float:
+        """From when on what begins will find a place when it wakes, should nothing else be put to sleep until then."""
+        return self.owed_s - AHEAD_S
 
 
 def _followed(average_s: float | None, seconds: float) -> float:

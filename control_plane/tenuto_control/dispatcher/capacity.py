@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import Final
+from typing import Final, TypeAlias
 
 from tenuto_control.core.shares import may_take
 from tenuto_control.core.wakes import Handler, Wakes
@@ -23,6 +24,9 @@ BEGUN_IN_A_ROW_MAX: Final = 16
 
 Lanes that wake indefinitely, such as failing ones, must not keep new work out.
 """
+
+CLOCK_S: Final = 1e-3
+"""Less time than this makes no difference."""
 
 
 class Stage(Enum):
@@ -84,24 +88,28 @@ class Capacity:
         """A lane sleeps, and will continue in a place of the target's function within seconds."""
         function = self._functions.get(target.function)
         if function is not None:
-            function.wakes.slept(handler, asyncio.get_running_loop().time(), function.most)
+            places = min(function.most, self._total)
+            function.wakes.slept(handler, asyncio.get_running_loop().time(), places)
 
     async def take(self, function: _Function, stage: Stage) -> None:
         """Wait for a place of a function, and hold it."""
         if not function.waits and self._has_place(function) and function.may_start(stage):
             function.hold(stage)
             return
-        turn = function.enqueue(stage)
+        queue, entry = function.waiting[stage], function.enqueue(stage)
         if not function.listed:
             function.listed = True
             self._ring.append(function)
         # A place may be free that is not for those who wait.
         self._go()
         try:
-            await turn
+            await entry[1]
         except asyncio.CancelledError:
-            # Cancelled in its queue, it is passed over there.
-            if not turn.cancelled():
+            if entry[1].cancelled():
+                # Whoever is ahead may wait for long, and many may come and give up behind it.
+                with suppress(ValueError):
+                    queue.remove(entry)
+            else:
                 # The place came at the moment of giving up.
                 self.give(function, stage)
             raise
@@ -121,11 +129,23 @@ class Capacity:
                 first.listed = False
                 continue
             self._ring.append(first)
-            if next_stage is None or not self._has_place(first):
+            if not self._has_place(first):
                 passed_by += 1
-                continue
-            passed_by = 0
-            first.start(next_stage)
+            elif next_stage is None:
+                passed_by += 1
+                self._look_again(first)
+            else:
+                passed_by = 0
+                first.start(next_stage)
+
+    def _look_again(self, function: _Function) -> None:
+        """See to those who wait for nothing but time, even if no invocation ends or is asked for until then."""
+        if function.look is None:
+            function.look = asyncio.get_running_loop().call_at(function.wakes.opens_s, self._looked, function)
+
+    def _looked(self, function: _Function) -> None:
+        function.look = None
+        self._go()
 
     def _has_place(self, function: _Function) -> bool:
         if function.held >= function.most:
@@ -177,6 +197,10 @@ class HeldRoom:
         self._room.give(self._function, self._size, large=self._large)
 
 
+Waiter: TypeAlias = tuple[int, "asyncio.Future[None]"]
+"""Who waits for a place, numbered in the order of coming."""
+
+
 @dataclass(slots=True, eq=False)
 class _Function:
     """The places of one function: how many it may have and holds, and who waits for one, by number."""
@@ -186,9 +210,8 @@ class _Function:
     held_sleeping: int = 0
     wakes: Wakes = field(default_factory=Wakes)
     listed: bool = False
-    waiting: dict[Stage, deque[tuple[int, asyncio.Future[None]]]] = field(
-        default_factory=lambda: {stage: deque() for stage in Stage}
-    )
+    look: asyncio.TimerHandle | None = None
+    waiting: dict[Stage, deque[Waiter]] = field(default_factory=lambda: {stage: deque() for stage in Stage})
     number: int = 0
     in_a_row: int = 0
 
@@ -200,17 +223,21 @@ class _Function:
     def may_start(self, stage: Stage) -> bool:
         """Whether a free place is for it.
 
-        One that will sleep is, however much is owed: those behind it are looked at when it ends, at the latest.
+        One that will sleep is, however much is owed, where none begins yet or many that continue have passed by: the
+        one may take long, and lanes that wake for ever owe for ever.
         """
-        if stage is not Stage.SLEEPS or self.held_sleeping == 0:
+        if stage is not Stage.SLEEPS or self.held_sleeping == 0 or self.in_a_row >= BEGUN_IN_A_ROW_MAX:
             return True
-        return self.wakes.may_begin(asyncio.get_running_loop().time())
+        loop = asyncio.get_running_loop()
+        # A timer may be early by what its loop cannot tell apart.
+        return self.wakes.opens_s - loop.time() <= CLOCK_S
 
-    def enqueue(self, stage: Stage) -> asyncio.Future[None]:
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.waiting[stage].append((self.number, turn))
+    def enqueue(self, stage: Stage) -> Waiter:
+        """Wait for a place behind those of the same stage."""
+        entry = self.number, asyncio.get_running_loop().create_future()
+        self.waiting[stage].append(entry)
         self.number += 1
-        return turn
+        return entry
 
     def next_stage(self) -> Stage | None:
         """Whose turn is next: what continues, unless it has passed by new work for long; then who came first."""
