@@ -10,17 +10,21 @@ import asyncio
 import os
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
-from typing import Any, Final, Protocol, assert_never
+from typing import Any, Final, Protocol, TypeVar, assert_never
+
+from msgspec import structs
 
 from tenuto import tracing
 from tenuto.declarations import declaring
 from tenuto.hosts import activation
-from tenuto.protocol.messages import Activation, Discover, Outcome
+from tenuto.protocol.limits import POOLED_MAX
+from tenuto.protocol.messages import Activation, Answer, Discover, Outcome, Pooled, Request
 from tenuto.runtime.activation import activate
 from tenuto.runtime.at_once import run_at_once
 from tenuto.runtime.environment import Environment
+from tenuto.runtime.pool import run_pooled
 from tenuto.runtime.signals import note_interrupts
 from tenuto.runtime.write_loop import BlockingWriteLoop
 from tenuto.service import Service, Services, VirtualObject
@@ -28,6 +32,8 @@ from tenuto.store.data_keys import BlockingKms, StoredDataKeys, require_cryptogr
 from tenuto.store.dynamodb import BlockingDynamoTable
 from tenuto.store.encrypted import EncryptedTable
 from tenuto.store.port import Table
+
+T = TypeVar("T")
 
 PAYLOAD_KEY_VARIABLE: Final = "TENUTO_KMS_KEY_ID"
 """If set, the function encrypts what it writes, even if the control plane does not ask for it."""
@@ -79,33 +85,50 @@ class _Function:
             return activation.answer(refusal)
         return activation.answer(self._serve(request, context.get_remaining_time_in_millis()))
 
-    def _serve(self, request: Activation | Discover, remaining_ms: int) -> Outcome:
+    def _serve(self, request: Request, remaining_ms: int) -> Answer:
         match request:
             case Discover():
-                return self.services.manifest(remaining_ms)
+                return structs.replace(self.services.manifest(remaining_ms), pools=POOLED_MAX)
             case Activation():
-                env = Environment(
-                    table=self._table(request.table, encrypted=request.encrypted or PAYLOAD_KEY_VARIABLE in os.environ),
-                    now_ms=_now_ms,
-                    deadline_ms=_now_ms() + remaining_ms,
-                    writes=self._writes,
-                    jitter=random.random,
-                    nonce=os.urandom(4).hex(),
-                    trace=request.trace,
-                )
-                if self._loop is None:
-                    self._loop = asyncio.new_event_loop()
-                try:
-                    work = activate(request, self.services, env)
-                    # A shared handler runs in the task of its activation, and may ask for it.
-                    run = (
-                        self._loop.run_until_complete if request.mode == "shared" else partial(run_at_once, self._loop)
-                    )
-                    return run(work)
-                finally:
-                    tracing.flush(request.trace)
+                work = activate(request, self.services, self._environment(request, _now_ms() + remaining_ms))
+                # A shared handler runs in the task of its activation, and may ask for it.
+                if request.mode == "shared":
+                    return self._driven(self._event_loop.run_until_complete, work, request.trace)
+                return self._driven(partial(run_at_once, self._event_loop), work, request.trace)
+            case Pooled():
+                deadline_ms = _now_ms() + remaining_ms
+
+                def run(one: Activation) -> Awaitable[Outcome]:
+                    return activate(one, self.services, self._environment(one, deadline_ms, pooled=True))
+
+                traced = next((one.trace for one in request.activations if one.trace is not None), None)
+                return self._driven(partial(run_at_once, self._event_loop), run_pooled(request, run, _now_ms), traced)
             case _:
                 assert_never(request)
+
+    @property
+    def _event_loop(self) -> asyncio.AbstractEventLoop:
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+        return self._loop
+
+    def _driven(self, run: Callable[[Coroutine[Any, Any, T]], T], work: Coroutine[Any, Any, T], trace: str | None) -> T:
+        try:
+            return run(work)
+        finally:
+            tracing.flush(trace)
+
+    def _environment(self, request: Activation, deadline_ms: int, *, pooled: bool = False) -> Environment:
+        return Environment(
+            table=self._table(request.table, encrypted=request.encrypted or PAYLOAD_KEY_VARIABLE in os.environ),
+            now_ms=_now_ms,
+            deadline_ms=deadline_ms,
+            writes=self._writes,
+            jitter=random.random,
+            nonce=os.urandom(4).hex(),
+            trace=request.trace,
+            pooled=pooled,
+        )
 
     def _table(self, name: str, *, encrypted: bool) -> Table:
         """The table, which sends nothing before its first use. Raises MissingCryptographyError."""

@@ -264,12 +264,16 @@ class Clock(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Which function serves a service, and what discovery said of it."""
+    """Which function serves a service, and what discovery said of it.
+
+    `pools` is how many activations an invocation of it may carry; 0 and 1: one.
+    """
 
     function: str
     manifest: ServiceManifest
     timeout_ms: int = 10_000
     concurrency: int = 256
+    pools: int = 0
 
 
 class Targets(Protocol):

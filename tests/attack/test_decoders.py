@@ -21,7 +21,18 @@ from tenuto.lane.timers import GuardTimer, SendTimer, parse_timer, timer_put
 from tenuto.lane.transitions import check_inbox_events, inbox_put
 from tenuto.lane.writes import Foreign, Item, Put, Value
 from tenuto.protocol.ids import InvocationId, Lane
-from tenuto.protocol.messages import Discover, Fenced, Head, Speculated, decode_outcome, decode_request, encode
+from tenuto.protocol.messages import (
+    Discover,
+    Fenced,
+    Head,
+    Outcomes,
+    Pooled,
+    Speculated,
+    decode_outcome,
+    decode_outcomes,
+    decode_request,
+    encode,
+)
 from tenuto.protocol.records import (
     Bundle,
     CallSource,
@@ -55,7 +66,9 @@ DECODERS: list[tuple[Callable[[bytes], object], bytes]] = [
     (unpack_bundle, pack(Bundle(((1, SEND),)))),
     (unpack_carried, pack(Carried((("h", b"v"),), b"k"))),
     (decode_request, encode(Discover())),
+    (decode_request, encode(Pooled(()))),
     (decode_outcome, encode(Fenced("lost"))),
+    (decode_outcomes, encode(Outcomes((None, Speculated(()))))),
     (event_scheduler.decode, event_scheduler.wake_up(LANE)),
 ]
 

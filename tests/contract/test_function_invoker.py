@@ -16,7 +16,16 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 import pytest
 
-from tenuto.protocol.messages import Activation, EventResult, Speculated, decode_outcome, decode_request
+from tenuto.protocol.messages import (
+    Activation,
+    EventResult,
+    Pooled,
+    Speculated,
+    decode_outcome,
+    decode_outcomes,
+    decode_request,
+    encode,
+)
 from tenuto.protocol.records import Success
 from tenuto.service import Services
 from tenuto.store.aws_client import CLIENT_VARIABLE
@@ -186,6 +195,19 @@ def test_invocations_run_side_by_side_and_each_has_its_own_answer(play: Backend)
         found = await asyncio.gather(*(invoker.invoke(FUNCTION, request("pause", text)) for text in texts))
         outcomes = [decode_outcome(answer) for answer in found]
         assert outcomes == [Speculated((EventResult(event("pause").id, Success(text)),)) for text in texts]
+
+    play(scenario)
+
+
+def test_one_invocation_carries_several_activations_and_an_answer_to_each(play: Backend) -> None:
+    async def scenario(invoker: FunctionInvoker) -> None:
+        activations = [decode_request(request("echo", f'"{number}"'.encode())) for number in range(3)]
+        pooled = Pooled(tuple(one for one in activations if isinstance(one, Activation)))
+        answer = await invoker.invoke(FUNCTION, encode(pooled))
+        expected = [
+            Speculated((EventResult(event("echo").id, Success(f'"{number}"'.encode())),)) for number in range(3)
+        ]
+        assert list(decode_outcomes(answer).outcomes) == expected
 
     play(scenario)
 

@@ -67,6 +67,9 @@ WRONG_CLOCK_MS = 90_000
 SUSPENDS_OF = 3
 """In one of so many seeds short sleeps suspend, as where functions may run for long or too many nap."""
 
+POOLS_OF = 6
+"""One in so many seeds has many keys with little to do, few invocations at a time, and lanes that share them."""
+
 CROWD = OUT_PER_WRITE_MAX + 5
 CROWD_NAP_MS_MAX = 20_000
 """The longest sleep of a message that is one of a crowd."""
@@ -91,6 +94,8 @@ def drawn(seed: int, profile: str | None = None, shape: str | None = None) -> Sc
         scenario = replace(scenario, wrong_clock_ms=WRONG_CLOCK_MS)
     if seed % SUSPENDS_OF == SUSPENDS_OF // 2:
         scenario = replace(scenario, suspends=True)
+    if seed % POOLS_OF == 2 and profile is None:
+        scenario = _with_pools(scenario)
     to_zero = seed % SCALED_TO_ZERO_OF == SCALED_TO_ZERO_OF - 1 if shape is None else shape == "scaled to zero"
     return _scaled_to_zero(scenario) if to_zero else scenario
 
@@ -108,6 +113,39 @@ def _with_loose(scenario: Scenario) -> Scenario:
         topics={**scenario.topics, programs.LOOSE: rng.choice([1, 2])},
         deliveries=(*scenario.deliveries, *loose),
         loose_ordering=rng.choice(["none", "none", "partition"]),
+    )
+
+
+def _with_pools(scenario: Scenario) -> Scenario:
+    """Events and calls of many keys, most of them quick, for a function that serves one or two at a time."""
+    rng = random.Random(f"pools {scenario.seed}")
+    keys = [f"k{n}" for n in range(rng.choice([6, 12]))]
+    plays: tuple[Program, ...] = (
+        (Remember("told"),),
+        (Remember("x"),),
+        (Remember("y"), Tell(rng.choice(keys))),
+        (Remember("x"), Step("a")),
+        (GiveUp(),),
+    )
+    weights = [0, 8, rng.choice([0, 2]), rng.choice([0, 1, 4]), rng.choice([0, 1])]
+    span_s = rng.choice([0.0, 0.0, 0.2])
+
+    def play() -> int:
+        return rng.choices(range(len(plays)), weights)[0]
+
+    topics = sorted(scenario.topics)
+    count = rng.choice([20, 40])
+    deliveries = [Delivery(rng.uniform(0, span_s), rng.choice(topics), rng.choice(keys), play()) for _ in range(count)]
+    requests = [
+        Request(rng.uniform(0, span_s), rng.choice(keys), f"i{n}", play(), rng.choice([None, None, 700]))
+        for n in range(rng.choice([0, 5, 15]))
+    ]
+    return replace(
+        scenario,
+        programs=plays,
+        deliveries=tuple(deliveries),
+        requests=tuple(requests),
+        pools=(rng.choice([1, 1, 2]), rng.choice([1, 1, 3])),
     )
 
 

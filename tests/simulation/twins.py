@@ -11,15 +11,18 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextvars import Context
+from functools import partial
 from typing import Any, TypeVar
 
 from msgspec.structs import replace
 
 from tenuto.lane.timers import SWEEP_CURSOR
 from tenuto.lane.writes import Answer, Applied, Delete, Item, Key, Put, Update, Write
-from tenuto.protocol.messages import Activation, Outcome, decode_request, encode
+from tenuto.protocol import messages
+from tenuto.protocol.messages import Activation, Pooled, decode_request, encode
 from tenuto.runtime.activation import activate
 from tenuto.runtime.environment import Environment, InlineWriteLoop
+from tenuto.runtime.pool import run_pooled
 from tenuto.service import Services
 from tenuto.store.memory import MemoryTable
 from tenuto.store.port import Page, TableUnavailableError
@@ -253,9 +256,8 @@ class SimulatedLambda:
             raise FunctionThrottledError("too many requests")
         if faults.happens("invoke_unreachable"):
             raise FunctionUnreachableError("connection refused")
-        request = decode_request(payload)
-        assert isinstance(request, Activation)
-        self.asked(request)
+        for request in _activations(payload):
+            self.asked(request)
         answer = self._start(payload)
         if faults.happens("invoke_doubled"):
             # What a client does that retries by itself: both run, the caller hears of one.
@@ -302,8 +304,8 @@ class SimulatedLambda:
         if faults.happens("function_slow"):
             await asyncio.sleep(self._rng.uniform(0, self.timeout_ms / 500))
         request = decode_request(payload)
-        assert isinstance(request, Activation)
-        self._trace(f"{process.name} {request.mode} {request.service}/{request.key} ver {request.head.ver}")
+        for one in _activations(payload):
+            self._trace(f"{process.name} {one.mode} {one.service}/{one.key} ver {one.head.ver}")
         env = Environment(
             table=self._table,
             now_ms=process.now_ms,
@@ -313,9 +315,16 @@ class SimulatedLambda:
             jitter=self._rng.random,
             nonce=process.name,
             random_bytes=self._rng.randbytes,
+            pooled=isinstance(request, Pooled),
         )
+        run = partial(activate, registry=self._services, env=env)
         try:
-            outcome: Outcome = await activate(request, self._services, env)
+            outcome: messages.Answer
+            if isinstance(request, Pooled):
+                outcome = await run_pooled(request, run, process.now_ms)
+            else:
+                assert isinstance(request, Activation)
+                outcome = await run(request)
         except Exception as e:  # noqa: BLE001 - Lambda answers any error of a handler with its text
             self._trace(f"{process.name} failed: {e!r}")
             end(f"{type(e).__name__}: {e}")
@@ -325,7 +334,15 @@ class SimulatedLambda:
         end(data if len(data) <= PAYLOAD_BYTES_MAX else "Function.ResponseSizeTooLarge")
 
 
-def _named(outcome: Outcome) -> str:
+def _activations(payload: bytes) -> Sequence[Activation]:
+    request = decode_request(payload)
+    if isinstance(request, Pooled):
+        return request.activations
+    assert isinstance(request, Activation)
+    return (request,)
+
+
+def _named(outcome: messages.Answer) -> str:
     text = repr(outcome)
     return text if len(text) < 240 else text[:240] + "…"
 

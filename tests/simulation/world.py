@@ -24,6 +24,7 @@ from tenuto.errors import RetryableError
 from tenuto.lane.head import HEAD_SK, parse_head
 from tenuto.lane.writes import Item, Write
 from tenuto.protocol.ids import AwakeableId, InvocationId, Lane, call_nonce, kafka_nonce, source_of_partition
+from tenuto.protocol.limits import POOLED_MAX
 from tenuto.protocol.messages import ServiceManifest
 from tenuto.protocol.records import CallSource, Event, Failed, Result, Success
 from tenuto_control.core.routing import Subscription
@@ -109,7 +110,8 @@ class Scenario:
     that the table keeps as dead letters, for the law that none vanishes. `large_answers` is the share of answers to
     awakeables that are too large for the head. `wrong_clock_ms`: clocks of some control planes are off by so much,
     until faults stop. `suspends`: no sleep is a nap. `gap_ms` bounds how long work may wait for a lane that nobody
-    uses, and a caller for a result that is committed (`gaps`); for scenarios without faults.
+    uses, and a caller for a result that is committed (`gaps`); for scenarios without faults. `pools`: how many
+    invocations run at once, and how many of a handler have to be quick before its lanes share them.
     """
 
     seed: int
@@ -130,6 +132,7 @@ class Scenario:
     spill_after_ms: int | None = None
     sweep_interval_ms: int | None = None
     suspends: bool = False
+    pools: tuple[int, int] | None = None
     gap_ms: int | None = None
     call_wait_ms: int | None = None
     crash: CrashPoint | None = None
@@ -213,6 +216,8 @@ class Simulation:
             self.limits = replace(self.limits, nap_sleep_ms=1)
         if scenario.spill_after_ms is not None:
             self.limits = replace(self.limits, spill_after_ms=scenario.spill_after_ms)
+        if scenario.pools is not None:
+            self.limits = replace(self.limits, quick_in_a_row=scenario.pools[1])
         if scenario.sweep_interval_ms is not None:
             self.limits = replace(self.limits, sweep_interval_ms=scenario.sweep_interval_ms)
         self.gaps = Gaps(loop, scenario.gap_ms, self.oracles.report)
@@ -241,7 +246,11 @@ class Simulation:
     def find(self, service: str) -> Target | None:
         """Every service is in the one function."""
         found = next((s for s in self._manifest.services if s.name == service), None)
-        return Target("sim", found, self.functions.timeout_ms) if found else None
+        if found is None:
+            return None
+        if self.scenario.pools is None:
+            return Target("sim", found, self.functions.timeout_ms)
+        return Target("sim", found, self.functions.timeout_ms, self.scenario.pools[0], POOLED_MAX)
 
     def listed(self) -> Sequence[ServiceManifest]:
         """See `Targets.listed`."""

@@ -12,7 +12,7 @@ import msgspec
 from tenuto.errors import ProtocolError
 from tenuto.protocol.messages import (
     PROTOCOL_VERSION,
-    Outcome,
+    Answer,
     Rejected,
     Request,
     request_from_builtins,
@@ -45,6 +45,6 @@ def refusal(request: Request) -> Rejected | None:
     )
 
 
-def answer(outcome: Outcome) -> Any:
-    """The Lambda response of an outcome."""
-    return to_builtins(outcome)
+def answer(found: Answer) -> Any:
+    """The Lambda response of an answer."""
+    return to_builtins(found)

@@ -180,3 +180,12 @@ stored long before this, and kept for longer, whatever clocks say.
 
 LANE_TTL_S = 86_400
 """How long the record of a finished invocation of an unkeyed service is kept."""
+
+POOLED_MAX = 8
+"""Activations that one invocation carries at most."""
+
+POOLED_MS_MAX = 20
+"""So long an invocation that is pooled begins activations; those that are left are asked for alone."""
+
+POOLED_BYTES_MAX = 64 * 1024
+"""Bytes that its outcomes take together, but for the first one; and those that one activation may take to join it."""

@@ -141,13 +141,20 @@ class Activation(Struct, frozen=True, tag="activation"):
     version: int = PROTOCOL_VERSION
 
 
+class Pooled(Struct, frozen=True, tag="pooled"):
+    """Run activations of several lanes one after the other, as long as none of them needs to write."""
+
+    activations: tuple[Activation, ...]
+    version: int = PROTOCOL_VERSION
+
+
 class Discover(Struct, frozen=True, tag="discover"):
     """Asks a function for its manifest."""
 
     version: int = PROTOCOL_VERSION
 
 
-Request: TypeAlias = Activation | Discover
+Request: TypeAlias = Activation | Pooled | Discover
 
 
 class EventResult(Struct, frozen=True):
@@ -234,11 +241,15 @@ class ServiceManifest(Struct, frozen=True):
 
 
 class Manifest(Struct, frozen=True, tag="manifest"):
-    """Everything a function serves; `timeout_ms` is the time an invocation of it has, as Lambda told it."""
+    """Everything a function serves; `timeout_ms` is the time an invocation of it has, as Lambda told it.
+
+    `pools` is how many activations one invocation may carry as `Pooled`; 0: none, as with functions that do not tell.
+    """
 
     services: tuple[ServiceManifest, ...]
     timeout_ms: int = 10_000
     version: int = PROTOCOL_VERSION
+    pools: int = 0
 
 
 class Rejected(Struct, frozen=True, tag="rejected"):
@@ -249,12 +260,23 @@ class Rejected(Struct, frozen=True, tag="rejected"):
 
 Outcome: TypeAlias = Speculated | Committed | Suspended | Fenced | Late | Manifest | Rejected
 
+
+class Outcomes(Struct, frozen=True, tag="outcomes"):
+    """The answer to `Pooled`: an outcome for each activation, or None where it is to be asked for alone."""
+
+    outcomes: tuple[Speculated | Rejected | None, ...]
+
+
+Answer: TypeAlias = Outcome | Outcomes
+"""What a function answers."""
+
 _json = msgspec.json.Encoder()
 _decode_request: Callable[[bytes], Request] = bounded(msgspec.json.Decoder(Request))
 _decode_outcome: Callable[[bytes], Outcome] = bounded(msgspec.json.Decoder(Outcome))
+_decode_outcomes: Callable[[bytes], Outcomes] = bounded(msgspec.json.Decoder(Outcomes))
 
 
-def encode(message: Request | Outcome) -> bytes:
+def encode(message: Request | Answer) -> bytes:
     """JSON bytes of a message."""
     return _json.encode(message)
 
@@ -269,12 +291,17 @@ def decode_outcome(data: bytes) -> Outcome:
     return _decode_outcome(data)
 
 
+def decode_outcomes(data: bytes) -> Outcomes:
+    """Raises msgspec.DecodeError (ValidationError) when `data` is not an answer to `Pooled`."""
+    return _decode_outcomes(data)
+
+
 def request_from_builtins(payload: Any) -> Request:
     """A request out of already parsed JSON, as Lambda hands it to a handler. Raises msgspec.ValidationError."""
     request: Request = msgspec.convert(payload, Request)
     return request
 
 
-def to_builtins(outcome: Outcome) -> Any:
-    """An outcome as plain JSON types, as Lambda expects a handler to return it."""
+def to_builtins(outcome: Answer) -> Any:
+    """An answer as plain JSON types, as Lambda expects a handler to return it."""
     return msgspec.to_builtins(outcome)

@@ -87,7 +87,8 @@ class Environment:
 
     `nonce` is this process's own: it tells it from a twin, when one invocation was delivered twice. Sleeps up to
     `hold_ms` are waited for inside the function. `trace` names the control plane's span, when it traces.
-    `spread` are the minutes whose timers are put into more partitions. `nap` is leave to nap.
+    `spread` are the minutes whose timers are put into more partitions. `nap` is leave to nap. `pooled`: the activation
+    has the invocation together with others, and may write nothing.
     """
 
     table: Table
@@ -103,6 +104,7 @@ class Environment:
     trace: str | None = None
     spread: Minutes = NOT_SPREAD
     nap: NapLeave | None = None
+    pooled: bool = False
 
     def remaining_ms(self) -> int:
         """Milliseconds this function may still run."""

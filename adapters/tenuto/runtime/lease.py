@@ -148,6 +148,8 @@ class Lease:
         """Hold the lease for the event at work, which began at that time. Raises FencedError."""
         if self._run is not None:
             return
+        if self._env.pooled:
+            raise FencedError("a pooled invocation claims nothing")
         if self._event is None:
             raise AssertionError("a claim is for an event")
         new = NewRun(self._event, start_ms, self.journal.first_out, self.run_secret(), self.journal.new)

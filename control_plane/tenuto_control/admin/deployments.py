@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from tenuto.protocol.limits import POOLED_MAX
 from tenuto.protocol.messages import Discover, Manifest, Rejected, ServiceManifest, decode_outcome, encode
 from tenuto.serde import problem_of
 from tenuto_control.config import Config, ConfigError
@@ -88,7 +89,13 @@ class Deployments:
         known = self._settled({} if self._known is None else self._known.manifests, answers)
         self._known = known
         self._targets = {
-            service.name: Target(name, service, manifest.timeout_ms, self._config.functions[name].concurrency)
+            service.name: Target(
+                name,
+                service,
+                manifest.timeout_ms,
+                self._config.functions[name].concurrency,
+                min(manifest.pools, POOLED_MAX),
+            )
             for name, manifest in known.manifests.items()
             for service in manifest.services
         }

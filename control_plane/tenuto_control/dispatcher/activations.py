@@ -8,16 +8,17 @@ Owns the order: a place, a batch, the invocation, its judgement, its commit. Doe
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Final, TypeAlias, assert_never
+from functools import partial
+from typing import Final, TypeAlias, TypeVar, assert_never
 
 import msgspec
 from msgspec.structs import replace
 
 from tenuto.lane.lives import life_over, newly_former
 from tenuto.protocol.ids import Lane
-from tenuto.protocol.limits import PAYLOAD_BYTES_MAX
+from tenuto.protocol.limits import PAYLOAD_BYTES_MAX, POOLED_BYTES_MAX
 from tenuto.protocol.messages import (
     Activation,
     Committed,
@@ -67,10 +68,13 @@ from tenuto_control.core.verdicts import (
     unserved,
 )
 from tenuto_control.dispatcher.batches import behind, choose
+from tenuto_control.dispatcher.capacity import HeldPlace
 from tenuto_control.dispatcher.commits import Commits
 from tenuto_control.dispatcher.ends import Ends
 from tenuto_control.dispatcher.heads import head_bytes
 from tenuto_control.dispatcher.parts import Parts
+from tenuto_control.dispatcher.pooled import ask_together
+from tenuto_control.dispatcher.pools import ALONE, QUICK_MS, Alone, Told
 from tenuto_control.dispatcher.work import Attempted, CallWork, Work
 from tenuto_control.limits import ANSWER_BYTES_MAX, ANSWER_MEMBERS_MAX, NAP_TIMEOUT_MS_MAX, REQUEST_COPIES
 from tenuto_control.ports import (
@@ -89,6 +93,8 @@ log = logging.getLogger("tenuto.lane")
 
 MISSING: Final = 404
 """The status of a function that has no such handler."""
+
+T = TypeVar("T")
 
 Tries: TypeAlias = Callable[[Event], int]
 """Which attempt at an event the next one is, from 1."""
@@ -127,9 +133,24 @@ class Activations:
         target = self._target()
         if target is None:
             return self._unserved(next(iter(queue)).event)
+        attempted = await self._speculated(target, head, queue, tries, trim, self._pools(target, queue, tries))
+        if isinstance(attempted, Alone):
+            attempted = await self._speculated(target, head, queue, tries, trim)
+        return None if isinstance(attempted, Alone) else attempted
+
+    def _pools(self, target: Target, queue: Iterable[Work], tries: Tries) -> int:
+        """With how many others the first queued event may share an invocation; one that may be to blame has its own."""
+        event, lessons = next(iter(queue)).event, self.lessons
+        if lessons.claim_first or lessons.one_by_one or tries(event) > 1:
+            return 0
+        return target.pools if self.services.quick.may_share((self.lane.service, event.handler)) else 0
+
+    async def _speculated(
+        self, target: Target, head: Head, queue: Iterable[Work], tries: Tries, trim: Trim, pools: int = 0
+    ) -> Attempted | Alone | None:
         begins = self.lane.service, next(iter(queue)).event.handler
         with self.services.capacity.answer(target) as room:
-            async with self.services.capacity.place(target, handler=begins):
+            async with self.services.capacity.place(target, handler=begins, pools=pools) as place:
                 # Chosen only now that there is a place: what arrived while waiting for it joins the batch.
                 works = await choose(self.services, head, queue, one_by_one=self.lessons.one_by_one)
                 if not works:
@@ -140,10 +161,15 @@ class Activations:
                     events = [work.event for work in works]
                     mode = Speculate(tuple(events), tries(events[0]), self.lessons.claim_first)
                     flight = self._flight(target, head, mode, trim)
-                    outcome = await self._invoke(target, flight, room)
+                    invoke = partial(self._invoke_shared, place=place) if place.shared else self._invoke
+                    outcome: Told = await invoke(target, flight, room)
                 except BaseException:
                     self.busy = None
                     raise
+            self._note_pace(flight, outcome)
+            if isinstance(outcome, Alone):
+                self.busy = None
+                return outcome
             try:
                 # Still busy: until its commit is answered nobody may promise this work to run elsewhere.
                 for work in works:
@@ -262,9 +288,23 @@ class Activations:
 
     async def _invoke(self, target: Target, flight: Flight, room: AnswerHolder) -> Outcome | InvokeError:
         async with self.services.capacity.room(target, REQUEST_COPIES * _request_bytes(flight)):
-            return await self._invoke_now(target, flight, room)
+            return await self._requested(flight, lambda request: self._asked(target, request, flight, room))
 
-    async def _invoke_now(self, target: Target, flight: Flight, room: AnswerHolder) -> Outcome | InvokeError:
+    async def _invoke_shared(self, target: Target, flight: Flight, room: AnswerHolder, place: HeldPlace) -> Told:
+        """The same in an invocation that other lanes share. Whoever asks for all of them holds room for the request."""
+
+        async def ask(request: Activation) -> Told:
+            payload = encode(request)
+            if len(payload) > POOLED_BYTES_MAX:
+                return ALONE
+            told = await place.answer(payload, partial(ask_together, self.services, target, room))
+            if isinstance(told, InvokeError | Alone):
+                return told
+            return ALONE if outcome_problem(told, flight) else self._early(told) or told
+
+        return await self._requested(flight, ask)
+
+    async def _requested(self, flight: Flight, ask: Callable[[Activation], Awaitable[T]]) -> T:
         request = activation_of(
             flight.mode,
             self.lane.service,
@@ -281,10 +321,9 @@ class Activations:
         with self.services.tracer.activation(activating) as traced:
             if traced.parent is not None:
                 request = replace(request, trace=traced.parent)
-            request = replace(request, spread=self.services.wide_timers.activating())
-            outcome = await self._asked(target, request, flight, room)
-            traced.end(type(outcome).__name__, failed=isinstance(outcome, InvokeError | Rejected))
-        return outcome
+            told = await ask(replace(request, spread=self.services.wide_timers.activating()))
+            traced.end(type(told).__name__, failed=isinstance(told, InvokeError | Rejected))
+        return told
 
     async def _asked(
         self, target: Target, request: Activation, flight: Flight, room: AnswerHolder
@@ -429,6 +468,11 @@ class Activations:
                 return Attempted(flight.head, failed=failed, pause_ms=pause, harmless=True, ended=ended)
             case _:
                 assert_never(verdict)
+
+    def _note_pace(self, flight: Flight, told: Told) -> None:
+        quick = isinstance(told, Speculated) and self.services.clock.now_ms() - flight.began_ms <= QUICK_MS
+        for handler in {event.handler for event in flight.events}:
+            self.services.quick.told((self.lane.service, handler), quick=quick)
 
     def _note_sleep(self, attempted: Attempted) -> None:
         head, target = attempted.head, self._target()

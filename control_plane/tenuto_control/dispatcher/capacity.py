@@ -11,11 +11,12 @@ from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import Final, TypeAlias
+from typing import Final, Self, TypeAlias
 
 from tenuto_control.core.shares import may_take
 from tenuto_control.core.wakes import Handler, Wakes
 from tenuto_control.dispatcher.answer_room import AnswerRoom, HeldAnswer
+from tenuto_control.dispatcher.pools import Ask, Pool, Told
 from tenuto_control.limits import MIB
 from tenuto_control.ports import Target
 
@@ -66,10 +67,13 @@ class Capacity:
         """Hold room for a request while it is in progress: with a place, and before the request is made."""
         return HeldRoom(self._room, target.function, size_bytes)
 
-    def place(self, target: Target, *, begun: bool = False, handler: Handler | None = None) -> HeldPlace:
+    def place(
+        self, target: Target, *, begun: bool = False, handler: Handler | None = None, pools: int = 0
+    ) -> HeldPlace:
         """Hold a place while an invocation of the target's function runs.
 
-        `begun`: it continues with a claimed run. Otherwise `handler` is the one that is to begin, if it may sleep.
+        `begun`: it continues with a claimed run. Otherwise `handler` is the one that is to begin, if it may sleep. Of
+        those that wait and begin what does not, up to `pools` may come to share a place, and its invocation.
         """
         function = self._functions.get(target.function)
         if function is None:
@@ -77,7 +81,9 @@ class Capacity:
         function.most = target.concurrency
         if begun:
             return HeldPlace(self, function, Stage.CONTINUES)
-        return HeldPlace(self, function, Stage.SLEEPS if handler in function.wakes.handlers else Stage.BEGINS)
+        if handler in function.wakes.handlers:
+            return HeldPlace(self, function, Stage.SLEEPS)
+        return HeldPlace(self, function, Stage.BEGINS, pools)
 
     def begun_wait(self, target: Target) -> bool:
         """Whether half as much waits that has begun, such as sleeps that have ended, as the function has places."""
@@ -91,19 +97,19 @@ class Capacity:
             places = min(function.most, self._total)
             function.wakes.slept(handler, asyncio.get_running_loop().time(), places)
 
-    async def take(self, function: _Function, stage: Stage) -> None:
-        """Wait for a place of a function, and hold it."""
+    async def take(self, function: _Function, stage: Stage, pools: int = 0) -> Pool | None:
+        """Wait for a place of a function, and hold it. Returns whom it is shared with, if it is."""
         if not function.waits and self._has_place(function) and function.may_start(stage):
             function.hold(stage)
-            return
-        queue, entry = function.waiting[stage], function.enqueue(stage)
+            return None
+        queue, entry = function.waiting[stage], function.enqueue(stage, pools)
         if not function.listed:
             function.listed = True
             self._ring.append(function)
         # A place may be free that is not for those who wait.
         self._go()
         try:
-            await entry[1]
+            return await entry[1]
         except asyncio.CancelledError:
             if entry[1].cancelled():
                 # Whoever is ahead may wait for long, and many may come and give up behind it.
@@ -111,11 +117,15 @@ class Capacity:
                     queue.remove(entry)
             else:
                 # The place came at the moment of giving up.
-                self.give(function, stage)
+                if (pool := entry[1].result()) is not None:
+                    pool.withdraw()
+                self.give(function, stage, pool)
             raise
 
-    def give(self, function: _Function, stage: Stage) -> None:
-        """Give a place back."""
+    def give(self, function: _Function, stage: Stage, pool: Pool | None = None) -> None:
+        """Give a place back, once all who share it have."""
+        if pool is not None and not pool.leave():
+            return
         function.let_go(stage)
         self._go()
 
@@ -157,24 +167,44 @@ class Capacity:
 class HeldPlace:
     """A place that is held from the beginning of the block to its end. As a generator it would take twice as long."""
 
-    __slots__ = ("_capacity", "_function", "_since_s", "_stage")
+    __slots__ = ("_capacity", "_function", "_joined", "_pool", "_pools", "_since_s", "_stage")
 
-    def __init__(self, capacity: Capacity, function: _Function, stage: Stage) -> None:
+    def __init__(self, capacity: Capacity, function: _Function, stage: Stage, pools: int = 0) -> None:
         self._capacity = capacity
         self._function = function
         self._stage = stage
+        self._pools = pools
+        self._pool: Pool | None = None
+        self._joined = False
         self._since_s = 0.0
 
-    async def __aenter__(self) -> None:
+    async def __aenter__(self) -> Self:
         """Wait for the place."""
-        await self._capacity.take(self._function, self._stage)
+        self._pool = await self._capacity.take(self._function, self._stage, self._pools)
         self._since_s = asyncio.get_running_loop().time()
+        return self
 
     async def __aexit__(self, *_: object) -> None:
         """Give it back."""
-        function, seconds = self._function, asyncio.get_running_loop().time() - self._since_s
-        function.wakes.held(seconds, begun=self._stage is Stage.CONTINUES)
-        self._capacity.give(function, self._stage)
+        function, pool = self._function, self._pool
+        if pool is None:
+            seconds = asyncio.get_running_loop().time() - self._since_s
+            function.wakes.held(seconds, begun=self._stage is Stage.CONTINUES)
+        elif not self._joined:
+            pool.withdraw()
+        self._capacity.give(function, self._stage, pool)
+
+    @property
+    def shared(self) -> bool:
+        """Whether others have the place as well, and the invocation that is made in it."""
+        return self._pool is not None
+
+    async def answer(self, payload: bytes, ask: Ask) -> Told:
+        """Have the function asked for this as well, once all who share the place are there. See `Pool.answer`."""
+        if self._pool is None:
+            raise AssertionError("the place is not shared")
+        self._joined = True
+        return await self._pool.answer(payload, ask)
 
 
 class HeldRoom:
@@ -197,8 +227,8 @@ class HeldRoom:
         self._room.give(self._function, self._size, large=self._large)
 
 
-Waiter: TypeAlias = tuple[int, "asyncio.Future[None]"]
-"""Who waits for a place, numbered in the order of coming."""
+Waiter: TypeAlias = "tuple[int, asyncio.Future[Pool | None], int]"
+"""Who waits for a place, numbered in the order of coming, and how many may share it."""
 
 
 @dataclass(slots=True, eq=False)
@@ -232,9 +262,9 @@ class _Function:
         # A timer may be early by what its loop cannot tell apart.
         return self.wakes.opens_s - loop.time() <= CLOCK_S
 
-    def enqueue(self, stage: Stage) -> Waiter:
+    def enqueue(self, stage: Stage, pools: int) -> Waiter:
         """Wait for a place behind those of the same stage."""
-        entry = self.number, asyncio.get_running_loop().create_future()
+        entry: Waiter = self.number, asyncio.get_running_loop().create_future(), pools
         self.waiting[stage].append(entry)
         self.number += 1
         return entry
@@ -256,9 +286,22 @@ class _Function:
         """Give a place to the first of these, who has not given up."""
         begins = bool(self.waiting[Stage.BEGINS] or self.waiting[Stage.SLEEPS])
         self.in_a_row = self.in_a_row + 1 if begins and stage is Stage.CONTINUES else 0
-        _, turn = self.waiting[stage].popleft()
+        _, turn, pools = self.waiting[stage].popleft()
         self.hold(stage)
-        turn.set_result(None)
+        others = self._companions(pools) if pools > 1 else ()
+        pool = Pool(1 + len(others)) if others else None
+        turn.set_result(pool)
+        for other in others:
+            other.set_result(pool)
+
+    def _companions(self, pools: int) -> list[asyncio.Future[Pool | None]]:
+        """Others that share a place with the first of up to `pools`: as many as to leave each place its part."""
+        queue = self.waiting[Stage.BEGINS]
+        wanted = min(pools, -(-(len(queue) + 1) // self.most)) - 1
+        found = [one for one in queue if one[2] > 1 and not one[1].done()][:wanted] if wanted else []
+        for one in found:
+            queue.remove(one)
+        return [turn for _, turn, _ in found]
 
     def hold(self, stage: Stage) -> None:
         self.held += 1

@@ -23,6 +23,7 @@ from tenuto_control.dispatcher.delivery import Delivery
 from tenuto_control.dispatcher.hints import Hints
 from tenuto_control.dispatcher.naps import Naps
 from tenuto_control.dispatcher.outages import WatchedTable
+from tenuto_control.dispatcher.pools import Quick
 from tenuto_control.dispatcher.receivers import Receivers
 from tenuto_control.dispatcher.recoveries import Recoveries
 from tenuto_control.dispatcher.room import UNOWNED
@@ -113,6 +114,7 @@ class Parts:
     wide_timers: WideTimers
     receivers: Receivers
     naps: Naps
+    quick: Quick
 
     @property
     def process(self) -> str:
@@ -178,4 +180,5 @@ def parts_of(wiring: Wiring, hints: Hints, due: Callable[[Timer], None]) -> Part
             lambda: differs(told.check, limits.lease_margin_ms),
             lambda: asyncio.get_running_loop().time(),
         ),
+        Quick(limits.quick_in_a_row),
     )
