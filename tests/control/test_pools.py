@@ -196,6 +196,27 @@ def test_a_pooled_invocation_that_fails_costs_nobody_an_attempt(broken: InvokeEr
     run_virtual(scenario())
 
 
+def test_throttling_keeps_nobody_from_sharing_and_unknown_handlers_are_not_remembered() -> None:
+    async def scenario() -> None:
+        box = declared([])
+        meter = pooling(box)
+        quick = meter.dispatcher._parts.quick
+        meter.deliver(box.handlers["quick"], "first")
+        await meter.quiet()
+        meter.broken = FunctionThrottledError("too many")
+        for number in range(12):
+            meter.deliver(box.handlers["quick"], f"k{number}")
+        await asyncio.sleep(0.05)
+        assert quick.may_share(("box", "quick"))
+        meter.broken = None
+        await meter.quiet()
+        await meter.dispatcher.stop()
+        quick.told(("box", "gone"), quick=False)
+        assert set(quick._in_a_row) == {("box", "quick")}
+
+    run_virtual(scenario())
+
+
 def test_what_is_too_large_to_share_goes_alone() -> None:
     box = declared([])
     meter = pooling(box)

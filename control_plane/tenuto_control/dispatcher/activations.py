@@ -470,6 +470,9 @@ class Activations:
                 assert_never(verdict)
 
     def _note_pace(self, flight: Flight, told: Told) -> None:
+        if isinstance(told, FunctionThrottledError):
+            # That says nothing of the handler, and is when sharing helps most.
+            return
         quick = isinstance(told, Speculated) and self.services.clock.now_ms() - flight.began_ms <= QUICK_MS
         for handler in {event.handler for event in flight.events}:
             self.services.quick.told((self.lane.service, handler), quick=quick)

@@ -44,8 +44,11 @@ class Quick:
         self._in_a_row: dict[Handler, int] = {}
 
     def told(self, handler: Handler, *, quick: bool) -> None:
-        """One more activation of a handler has ended."""
-        self._in_a_row[handler] = min(self._least, self._in_a_row.get(handler, 0) + 1) if quick else 0
+        """One more activation of a handler has ended. Only handlers that a function has served are remembered."""
+        if quick:
+            self._in_a_row[handler] = min(self._least, self._in_a_row.get(handler, 0) + 1)
+        else:
+            self._in_a_row.pop(handler, None)
 
     def may_share(self, handler: Handler) -> bool:
         """Whether its work may share invocations."""
