@@ -327,6 +327,11 @@ def test_triples_of_requests_are_one_execution() -> None:
         judge(rng.choice(list(KINDS)), ops)
 
 
+def test_whose_execution_is_thrown_away_is_answered_with_the_one_that_counts() -> None:
+    """Both run for eight seconds, beside each other, and the commit of the call comes second."""
+    judge("slow", (Op(0.001, 1, None, 30.0), Op(0.001, 0, 0.0), Op(2.0, 0, 0.0)))
+
+
 @pytest.mark.parametrize("repeats", [True, False], ids=["repeats", "gives up"])
 def test_the_end_of_a_process_between_any_two_writes(*, repeats: bool) -> None:
     for kind in KINDS:

@@ -122,8 +122,9 @@ def _with_kept_results(works: Sequence[Work], outcome: Speculated) -> dict[int, 
     for work, result in zip(works, outcome.results, strict=False):
         if not isinstance(work, CallWork):
             continue
-        work.tentative = result.result
         if not work.stores:
+            # One whose result is stored has it from there: under its id, another process may run it as well.
+            work.tentative = result.result
             work.unkept = not work.keep
             if work.keep:
                 out[len(out)] = ResultOut(work.event.id, result.result)
