@@ -30,9 +30,9 @@ from tenuto.protocol.records import (
 from tenuto.service import Services
 from tenuto_control.core.lane_memory import Known, LaneMemory
 from tenuto_control.core.sightings import Sighting
+from tenuto_control.dispatcher.capacity import BEGUN_IN_A_ROW_MAX
 from tenuto_control.dispatcher.heads import REST_BYTES, Heads, head_bytes, weight_of
 from tenuto_control.dispatcher.lane_places import (
-    BEGUN_IN_A_ROW_MAX,
     CONTINUING_SHARE,
     FUNCTION_LANES_MIN,
     HEAD_COPIES,

@@ -18,7 +18,7 @@ from msgspec.structs import replace
 
 from tenuto.lane.lives import life_over, newly_former
 from tenuto.protocol.ids import Lane
-from tenuto.protocol.limits import PAYLOAD_BYTES_MAX, POOLED_BYTES_MAX
+from tenuto.protocol.limits import POOLED_BYTES_MAX
 from tenuto.protocol.messages import (
     Activation,
     Committed,
@@ -72,11 +72,11 @@ from tenuto_control.dispatcher.capacity import HeldPlace
 from tenuto_control.dispatcher.commits import Commits
 from tenuto_control.dispatcher.ends import Ends
 from tenuto_control.dispatcher.heads import head_bytes
+from tenuto_control.dispatcher.invoking import ask, ask_together
 from tenuto_control.dispatcher.parts import Parts
-from tenuto_control.dispatcher.pooled import ask_together
 from tenuto_control.dispatcher.pools import ALONE, QUICK_MS, Alone, Told
 from tenuto_control.dispatcher.work import Attempted, CallWork, Work
-from tenuto_control.limits import ANSWER_BYTES_MAX, ANSWER_MEMBERS_MAX, NAP_TIMEOUT_MS_MAX, REQUEST_COPIES
+from tenuto_control.limits import NAP_TIMEOUT_MS_MAX, REQUEST_COPIES
 from tenuto_control.ports import (
     AnswerHolder,
     FunctionBrokenError,
@@ -293,7 +293,7 @@ class Activations:
     async def _invoke_shared(self, target: Target, flight: Flight, room: AnswerHolder, place: HeldPlace) -> Told:
         """The same in an invocation that other lanes share. Whoever asks for all of them holds room for the request."""
 
-        async def ask(request: Activation) -> Told:
+        async def shared(request: Activation) -> Told:
             payload = encode(request)
             if len(payload) > POOLED_BYTES_MAX:
                 return ALONE
@@ -302,7 +302,7 @@ class Activations:
                 return told
             return ALONE if outcome_problem(told, flight) else self._early(told) or told
 
-        return await self._requested(flight, ask)
+        return await self._requested(flight, shared)
 
     async def _requested(self, flight: Flight, ask: Callable[[Activation], Awaitable[T]]) -> T:
         request = activation_of(
@@ -328,21 +328,9 @@ class Activations:
     async def _asked(
         self, target: Target, request: Activation, flight: Flight, room: AnswerHolder
     ) -> Outcome | InvokeError:
-        payload = encode(request)
-        if len(payload) > PAYLOAD_BYTES_MAX:
-            text = f"the request would take {len(payload):,} bytes; a function is given at most {PAYLOAD_BYTES_MAX:,}"
-            return PayloadTooLargeError(text)
-        try:
-            answer = await self.services.invoker.invoke(target.function, payload, room)
-        except InvokeError as e:
-            return e
-        await room.hold(len(answer))
-        if len(answer) > ANSWER_BYTES_MAX:
-            text = f"{target.function} answered {len(answer):,} bytes; at most {ANSWER_BYTES_MAX:,} are possible"
-            return FunctionFailedError(text)
-        if answer.count(b",") > ANSWER_MEMBERS_MAX:
-            text = f"{target.function} answered more than {ANSWER_MEMBERS_MAX:,} values; no outcome has so many"
-            return FunctionFailedError(text)
+        answer = await ask(self.services, target, encode(request), room)
+        if isinstance(answer, InvokeError):
+            return answer
         try:
             outcome = decode_outcome(answer)
             problem = outcome_problem(outcome, flight)

@@ -23,6 +23,8 @@ from tenuto_control.ports import Target
 BEGUN_IN_A_ROW_MAX: Final = 16
 """So many begun invocations may pass by one that has not begun, should all of its function's places be taken.
 
+So many lanes that continue may pass by one that begins, too, where they wait for a place to work (`lane_places`).
+
 Lanes that wake indefinitely, such as failing ones, must not keep new work out.
 """
 

@@ -15,6 +15,7 @@ from enum import Enum, auto
 from typing import Final, Protocol, TypeAlias
 
 from tenuto_control.core.shares import may_take
+from tenuto_control.dispatcher.capacity import BEGUN_IN_A_ROW_MAX
 from tenuto_control.limits import Limits
 from tenuto_control.ports import Targets
 
@@ -38,9 +39,6 @@ UNKNOWN_HEAD_BYTES: Final = 128 * 1024
 
 EXPECTATION_SHIFT: Final = 5
 """The expected size of a head follows smaller ones by a 32nd each time, and larger ones at once."""
-
-BEGUN_IN_A_ROW_MAX: Final = 16
-"""So many lanes that continue may pass by one that begins."""
 
 
 class Kind(Enum):
