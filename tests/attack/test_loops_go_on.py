@@ -22,9 +22,10 @@ from tenuto.store.port import Page
 from tenuto_control.always_on import Consuming
 from tenuto_control.config import ConfigError
 from tenuto_control.core import lane_policy
+from tenuto_control.core.lane_bounds import Bounds
 from tenuto_control.core.lane_facts import Turn
 from tenuto_control.core.lane_memory import LaneMemory
-from tenuto_control.core.lane_policy import Action, Bounds
+from tenuto_control.core.lane_policy import Action
 from tenuto_control.core.metrics import Tally
 from tenuto_control.ingress.readiness import ready
 from tenuto_control.loops.restarts import RESTART_PAUSE_MS_MAX, STEADY_MS, Loops

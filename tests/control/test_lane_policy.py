@@ -29,6 +29,7 @@ from tenuto.protocol.records import (
     Success,
     pack,
 )
+from tenuto_control.core.lane_bounds import Bounds
 from tenuto_control.core.lane_facts import Delivered, HeadDropped, HeadSeen, LookBegun, ReadBegun, SpillBegun, Turn
 from tenuto_control.core.lane_memory import (
     STALE,
@@ -44,19 +45,11 @@ from tenuto_control.core.lane_memory import (
     Trouble,
 )
 from tenuto_control.core.lane_policy import (
-    AWAITED_LOOK_MS_MAX,
-    CALL_LOOK_MS_MAX,
     GATHER_MS,
-    HELD_BACK_MS,
-    NEXT_LOOKS,
     OUTRUN_MAX,
     OWNER_UNAWAITED,
-    RUNS_DIFFER_MS,
     SHARED_MS,
-    SHORT_RUN_MS,
-    SHORT_WAIT_MS,
     Action,
-    Bounds,
     DrainInbox,
     EndNap,
     HandOver,
@@ -74,6 +67,14 @@ from tenuto_control.core.lane_policy import (
     decide,
     passed,
     unshipped,
+)
+from tenuto_control.core.looks import (
+    AWAITED_LOOK_MS_MAX,
+    CALL_LOOK_MS_MAX,
+    HELD_BACK_MS,
+    NEXT_LOOKS,
+    RUNS_DIFFER_MS,
+    SHORT_RUN_MS,
 )
 from tenuto_control.core.sightings import Sighting
 

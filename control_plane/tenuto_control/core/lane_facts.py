@@ -11,6 +11,7 @@ from msgspec import Struct
 
 from tenuto.protocol.messages import Head
 from tenuto.protocol.records import Event
+from tenuto_control.core.paces import UNKNOWN, Pace
 
 EMPTY: Final[frozenset[str]] = frozenset()
 
@@ -23,7 +24,7 @@ class Turn(Struct, frozen=True):
     lane's run is one of those, or the first in the queue. `next_ms` is when the call came that waits here and is
     next, as far as this process knows; None: there is none.
     `clock_differs`: `now_ms` is known to be wrong by more than the margin of leases. `holds`: offsets of finished
-    events are held.
+    events are held. `pace` is that of the handler whose run is at work.
     """
 
     now_ms: int
@@ -38,6 +39,7 @@ class Turn(Struct, frozen=True):
     behind: int = 0
     begun: bool = False
     next_ms: int | None = None
+    pace: Pace = UNKNOWN
 
 
 class Nudged(Struct, frozen=True):

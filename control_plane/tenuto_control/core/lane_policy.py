@@ -19,25 +19,10 @@ from tenuto.lane.transitions import ANY_ANSWER
 from tenuto.protocol.limits import FINISHED_CALL_MS
 from tenuto.protocol.messages import ClaimedRun, Head
 from tenuto.protocol.records import CallSource, DueSlot, Event, KafkaSource, ResultOut, unpack_slot
+from tenuto_control.core.lane_bounds import Bounds
 from tenuto_control.core.lane_facts import Turn
 from tenuto_control.core.lane_memory import Holder, LaneMemory, is_speculation, named_by
-from tenuto_control.core.sightings import Sighting
-
-
-@dataclass(frozen=True, slots=True)
-class Bounds:
-    """The limits that decide about lanes, and the name of the process that they are for.
-
-    `tenuto_control.limits` says what each limit is for.
-    """
-
-    spill_after_ms: int
-    spill_records_max: int
-    lease_margin_ms: int
-    call_look_ms: int
-    event_look_ms: int
-    owner_ms: int
-    process: str
+from tenuto_control.core.looks import HELD_BACK_MS, look_ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,32 +130,6 @@ FRESH_MS = 20
 HANDED_GROWS = 4
 """So many times what was handed over, and has not begun, is handed over at once."""
 
-HELD_BACK_MS = 850
-"""So long events wait here for that, while another process's run is at work. Then they are handed over as well: the
-owner runs out of work unseen, and nobody would use the lane until the next look."""
-
-RUNS_DIFFER_MS = 60
-"""By so much a run may last longer than the one before, and its end is seen by one look."""
-
-LOOKS_GROW = 4
-CALL_LOOK_MS_MAX = 250
-"""While a call waits for a run that has lasted for longer than those before, the head is read again after a fourth of
-that time, and at the latest after so long: a lane stands still for no longer."""
-
-SHORT_RUN_MS = 600
-"""Behind a run that has not lasted for so long, the pauses between the looks for a call that is next do not grow."""
-
-SHORT_WAIT_MS = 650
-NEXT_LOOKS = 2
-"""Behind a longer one each is so many times as long, until the call has waited for so long. A run may have begun long
-before its first step, as that of a function that starts has, and its age says little then."""
-
-BEHIND_LOOKS = 2
-"""So many times as long a look may be away while events that wait here are behind the run that is at work."""
-
-AWAITED_LOOK_MS_MAX = 900
-"""How long a look may be away while a call waits: runs that are shorter than the ones before end unseen."""
-
 OUTRUN_MAX = 3
 """So often in a row another process is quicker until work goes to where that process finds it."""
 
@@ -270,52 +229,8 @@ def _watch(memory: LaneMemory, turn: Turn, bounds: Bounds, until_ms: int) -> Act
     """Wait. While somebody waits here for what other processes may change, the head is believed for so long only."""
     if turn.first is None and not turn.handed:
         return Wait(until_ms)
-    seen = memory.sighting
-    look_ms = seen.read_ms + bounds.event_look_ms
-    if turn.calls or turn.handed:
-        look_ms = min(seen.read_ms + AWAITED_LOOK_MS_MAX, _call_look_ms(seen, turn, bounds))
-    elif seen.began_ms is not None and (turn.behind or turn.begun):
-        most_ms = seen.read_ms + BEHIND_LOOKS * bounds.event_look_ms
-        look_ms = min(_behind_look_ms(seen, seen.began_ms, bounds, max(1, turn.behind)), most_ms)
-        if turn.behind and not memory.read_since(turn.first_ms + HELD_BACK_MS):
-            look_ms = min(look_ms, max(seen.read_ms, turn.first_ms) + HELD_BACK_MS)
-    return ReadHead() if look_ms <= turn.now_ms else Wait(min(until_ms, look_ms))
-
-
-def _behind_look_ms(seen: Sighting, began_ms: int, bounds: Bounds, runs: int) -> int:
-    """When what waits behind a run may have ended: not before so many runs have, and as much time again has gone."""
-    pause_ms = max(seen.read_ms - began_ms, bounds.call_look_ms)
-    return max(seen.read_ms + pause_ms, began_ms + runs * seen.lasts_ms + RUNS_DIFFER_MS)
-
-
-def _call_look_ms(seen: Sighting, turn: Turn, bounds: Bounds) -> int:
-    """When what a call waits for may have happened: not before runs have ended so far, then less and less often."""
-    if seen.began_ms is None:
-        # Several calls wait: the lane is busy, and not all of them are next.
-        least_ms = CALL_LOOK_MS_MAX if turn.handed > 1 else bounds.call_look_ms
-        return seen.read_ms + min(max((seen.read_ms - seen.changed_ms) // LOOKS_GROW, least_ms), CALL_LOOK_MS_MAX)
-    ends_ms = seen.began_ms + seen.lasts_ms
-    if turn.begun:
-        if turn.next_ms is not None and not seen.alike and seen.read_ms == seen.changed_ms:
-            # What the one run before shows, or several unlike ones, is no more than a guess: this one may be over soon.
-            return seen.read_ms + bounds.call_look_ms
-        pause_ms = min((seen.read_ms - ends_ms) // LOOKS_GROW, CALL_LOOK_MS_MAX)
-    else:
-        pause_ms = _pause_behind_ms(seen, seen.began_ms, turn, bounds)
-    return max(seen.read_ms + max(pause_ms, bounds.call_look_ms), ends_ms + RUNS_DIFFER_MS)
-
-
-def _pause_behind_ms(seen: Sighting, began_ms: int, turn: Turn, bounds: Bounds) -> int:
-    """How long to leave a run alone that is another's: about as long as it has lasted so far.
-
-    A call that is next has its result soon after that run. While it has not waited for long, that is to be seen soon.
-    """
-    age_ms, soon_ms = seen.read_ms - began_ms, NEXT_LOOKS * bounds.call_look_ms
-    if turn.next_ms is None:
-        return min(age_ms, soon_ms) if age_ms < SHORT_RUN_MS else age_ms
-    if age_ms < SHORT_RUN_MS:
-        return bounds.call_look_ms
-    return soon_ms if seen.read_ms - turn.next_ms < SHORT_WAIT_MS else age_ms
+    at_ms = look_ms(memory.sighting, turn, bounds)
+    return ReadHead() if at_ms <= turn.now_ms else Wait(min(until_ms, at_ms))
 
 
 def _enough(turn: Turn) -> bool:
@@ -496,12 +411,12 @@ def _suspended(memory: LaneMemory, turn: Turn, bounds: Bounds, head: Head, run: 
     if trimmable(memory, head):
         return TrimHead()
     if first is None:
-        look_ms = turn.now_ms + bounds.event_look_ms
+        until_ms = turn.now_ms + bounds.event_look_ms
         if not turn.handed:
             return Idle(run.wake_ms)
         if run.wake_ms is not None and run.awaits and not _awaits_answers(head, run):
             return Wait(run.wake_ms)
-        return _watch(memory, turn, bounds, run.wake_ms or look_ms)
+        return _watch(memory, turn, bounds, run.wake_ms or until_ms)
     until_ms = _spill_ms(memory, turn, bounds) if turn.records else turn.now_ms + bounds.spill_after_ms
     until_ms = until_ms if run.wake_ms is None else min(until_ms, run.wake_ms)
     # A sleep ends in every process at the same time; an answer, in the one that was asked to give it.

@@ -31,13 +31,17 @@ ENDED_AND_BEGUN: Final = 2
 """What the end of one run and the claim of the next add to `ver`."""
 
 
+KNOWN_WITHIN_MS: Final = 300
+"""When a run has ended is known well enough if it was seen at work within so long."""
+
+
 class Sighting(Struct, frozen=True):
     """When this process learned of the head: last (`read_ms`), and of the head as it is (`changed_ms`).
 
     `mark` tells one head from the next: its `ver`, and how many slots its run has. `began_ms` is when the run that is
     at work in this head began; None when there is none. `lasts_ms` is how long such a run lasts, as far as those before
     it show: what is longer than they were is believed by and by. `alike`: the last two have lasted about as
-    long as each other. The inbox was marked when it was seen at `marked_ms`.
+    long as each other. The inbox was marked when it was seen at `marked_ms`. The run at work is of `handler`.
     """
 
     read_ms: int = 0
@@ -48,6 +52,7 @@ class Sighting(Struct, frozen=True):
     marked_ms: int = -TOLD_MS
     lasted_ms: int | None = None
     alike: bool = False
+    handler: str | None = None
 
     def again(self, head: Head, now_ms: int) -> Sighting:
         """The head was seen once more."""
@@ -68,7 +73,22 @@ class Sighting(Struct, frozen=True):
             alike = self.lasted_ms is not None and _alike(lasted_ms, self.lasted_ms)
             by_and_by_ms = lasted_ms if self.lasted_ms is None else max(self.lasted_ms, 2 * lasts_ms + LASTS_FIRST_MS)
             lasts_ms = min(lasted_ms, by_and_by_ms)
-        return Sighting(now_ms, now_ms, mark, began_ms, lasts_ms, marked_ms, lasted_ms, alike)
+        handler = None if run is None or began_ms is None else run.event.handler
+        return Sighting(now_ms, now_ms, mark, began_ms, lasts_ms, marked_ms, lasted_ms, alike, handler)
+
+    def over(self, head: Head, now_ms: int) -> tuple[str, int] | None:
+        """The handler of the run that was at work when the head was seen last, and how long it has lasted.
+
+        None if that is not over, or not known well: several may have ended since, or it some time ago.
+        """
+        if self.handler is None or self.began_ms is None or self.mark is None:
+            return None
+        if not 0 < head.ver - self.mark[0] <= ENDED_AND_BEGUN:
+            return None
+        run = head.run
+        if run is not None and not run.suspended:
+            return self.handler, max(0, min(run.start_ms, now_ms) - self.began_ms)
+        return (self.handler, now_ms - self.began_ms) if now_ms - self.read_ms <= KNOWN_WITHIN_MS else None
 
     @property
     def marked(self) -> bool:

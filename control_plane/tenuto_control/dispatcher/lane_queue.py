@@ -15,6 +15,7 @@ from tenuto.protocol.messages import Head
 from tenuto.protocol.records import Event, KafkaSource, Result
 from tenuto_control.core.lane_facts import EMPTY, Turn
 from tenuto_control.core.lane_policy import finished, passed
+from tenuto_control.core.paces import UNKNOWN, Pace
 from tenuto_control.dispatcher.delivery import fits
 from tenuto_control.dispatcher.work import CallWork, Elsewhere, KafkaWork, Work
 from tenuto_control.ports import TopicPartition
@@ -92,21 +93,21 @@ class LaneQueue:
         """The finished events whose offsets are still held."""
         return list(self._held)
 
-    def turn(self, now_ms: int, head: Head | None = None, *, clock_differs: bool = False) -> Turn:
-        """What the lane's memory learns of the queue beside this head. `clock_differs` is as in `Turn`."""
+    def turn(self, now_ms: int, head: Head | None = None, *, clock_differs: bool = False, pace: Pace = UNKNOWN) -> Turn:
+        """What the lane's memory learns of the queue beside this head. `clock_differs` and `pace` are as in `Turn`."""
         works, handed, off, holds = self._works, len(self._handed), clock_differs, bool(self._held)
         run = None if head is None or head.run is None else head.run.event.id
         behind, begun = self._behind(head, run) if handed or self._moved else (0, False)
         next_ms = self._next_ms(behind)
         if not works:
-            return Turn(
-                now_ms, handed=handed, clock_differs=off, holds=holds, behind=behind, begun=begun, next_ms=next_ms
-            )
+            return Turn(now_ms, None, 0, 0, False, False, handed, off, holds, behind, begun, next_ms, pace)
         calls, records = self._calls > 0, self._calls < len(works)
         first = works[0]
         begun = begun or first.event.id == run
         first_ms, count = first.since_ms, len(works)
-        return Turn(now_ms, first.event, count, first_ms, calls, records, handed, off, holds, behind, begun, next_ms)
+        return Turn(
+            now_ms, first.event, count, first_ms, calls, records, handed, off, holds, behind, begun, next_ms, pace
+        )
 
     def _next_ms(self, behind: int) -> int | None:
         """When the call came that is next on its lane, as far as this process knows."""

@@ -17,7 +17,6 @@ from tenuto.lane.head import UnreadableHeadError, head_key, parse_head
 from tenuto.lane.timers import SleepTimer
 from tenuto.lane.transitions import clear_pend, result_key, takeover, trim_head
 from tenuto.lane.writes import Applied, Item
-from tenuto.protocol.backoff import pause_ms
 from tenuto.protocol.ids import Lane
 from tenuto.protocol.limits import INBOX_ITEM_EVENTS_MAX
 from tenuto.protocol.messages import Head
@@ -27,13 +26,13 @@ from tenuto_control import cancellation
 from tenuto_control.core import log_fields
 from tenuto_control.core.clocks import differs, lease_from_ms
 from tenuto_control.core.flights import NO_LESSONS
+from tenuto_control.core.lane_bounds import Bounds
 from tenuto_control.core.lane_facts import (
     EMPTY,
     ActivationEnded,
     Buried,
     Delivered,
     Fact,
-    FailedAttempt,
     HeadDropped,
     HeadSeen,
     Hurried,
@@ -55,7 +54,6 @@ from tenuto_control.core.lane_facts import (
 from tenuto_control.core.lane_memory import LaneMemory, named_by
 from tenuto_control.core.lane_policy import (
     Action,
-    Bounds,
     DrainInbox,
     EndNap,
     HandOver,
@@ -74,12 +72,13 @@ from tenuto_control.core.lane_policy import (
     passed,
 )
 from tenuto_control.core.log_fields import said_again, shown
+from tenuto_control.core.paces import UNKNOWN
 from tenuto_control.dispatcher.activations import Activations
 from tenuto_control.dispatcher.inbox import Inbox, InboxView
 from tenuto_control.dispatcher.lane_queue import NO_WORK, LaneQueue
 from tenuto_control.dispatcher.lane_task import CONTINUE, Continue, GiveWay, LaneTask, Onward, Owner, Rest, Sleeps
 from tenuto_control.dispatcher.parts import Parts
-from tenuto_control.dispatcher.tries import counted
+from tenuto_control.dispatcher.tries import counted, failure_of
 from tenuto_control.dispatcher.work import Attempted, CallWork, KafkaWork, Work
 from tenuto_control.ports import (
     HandlerMissingError,
@@ -100,9 +99,6 @@ SPILLED_AT_ONCE = 4 * INBOX_ITEM_EVENTS_MAX
 
 LET_GO_AT_ONCE = 100
 """Events whose offsets are released before other work gets its turn: about a millisecond."""
-
-PAUSE_MS_MIN = 10
-"""The shortest pause between attempts that a function may ask for."""
 
 
 class LaneWorker(LaneTask):
@@ -319,7 +315,10 @@ class LaneWorker(LaneTask):
 
     def _decided(self) -> Action:
         off = differs(self._services.table_clock.check, self._bounds.lease_margin_ms)
-        turn = self.queue.turn(self._services.clock.now_ms(), self._memory.head, clock_differs=off)
+        head, now_ms = self._memory.head, self._services.clock.now_ms()
+        run = None if head is None else head.run
+        pace = UNKNOWN if run is None else self._services.paces.of((self.lane.service, run.event.handler))
+        turn = self.queue.turn(now_ms, head, clock_differs=off, pace=pace)
         self._on(turn)
         action = decide(self._memory, turn, self._bounds)
         self._doing = type(action)
@@ -517,6 +516,7 @@ class LaneWorker(LaneTask):
             head, waiting.events, tries, self._memory.trim(head), clears=not waiting.more
         )
         took_ms = self._services.clock.now_ms() - began_ms
+        self._services.paces.told_of_all(waiting.events, head, attempted.head, took_ms)
         await self._end(attempted, head)
         left, now_ms = attempted.head, self._services.clock.now_ms()
         buried: Sequence[Event] = ()
@@ -540,9 +540,12 @@ class LaneWorker(LaneTask):
             # A call that was handed over while it ran has an item in the inbox: to be run again, or to be buried.
             self._on(LookWanted())
         if attempted is not None:
+            took_ms = self._services.clock.now_ms() - began_ms
+            ended = [work.event for work in attempted.finished]
+            self._services.paces.told_of_all(ended, head, attempted.head, took_ms)
             await self._end(attempted, head)
             if isinstance(first, CallWork):
-                self._on(Buried(EMPTY, 1, 1, self._services.clock.now_ms() - began_ms))
+                self._on(Buried(EMPTY, 1, 1, took_ms))
 
     async def _trim(self) -> None:
         head = self._seen()
@@ -567,7 +570,7 @@ class LaneWorker(LaneTask):
             if isinstance(work, KafkaWork):
                 metrics.sample("AgeMs", work.age_ms(now_ms))
         nonces = frozenset(work.event.nonce for work in attempted.finished)
-        failed = None if attempted.failed is None else self._failed(attempted.failed, attempted, from_head, now_ms)
+        failed = failure_of(self._services, self.lane, attempted, partial(self._memory.tries, from_head))
         answered = EMPTY if head is None else self.queue.answer(head, now_ms)
         outrun, overtaken = self._activations.outrun, attempted.overtaken
         ended = ActivationEnded(
@@ -577,20 +580,11 @@ class LaneWorker(LaneTask):
         if head is not None:
             self.queue.release(head)
 
-    def _failed(self, event: Event, attempted: Attempted, from_head: Head, now_ms: int) -> FailedAttempt:
-        """The failure of an attempt at an event, with the pause that follows."""
-        policy = self._services.policy(self.lane.service, event.handler)
-        attempt = self._memory.tries(from_head, event)
-        pause = pause_ms(policy, attempt, self._services.rng.random())
-        if attempted.pause_ms is not None and attempted.pause_ms > 0:
-            # Whatever a function asks for: without a pause, one key would be invoked as fast as it answers.
-            pause = max(attempted.pause_ms, PAUSE_MS_MIN)
-        self._services.metrics.count("Retries", 0 if attempted.harmless else 1)
-        return FailedAttempt(event.id, now_ms + pause, attempted.harmless, attempt)
-
     def _learn(self, head: Head) -> None:
         """Take in a head that was read, or that a write has left."""
         now_ms = self._services.clock.now_ms()
+        if (over := self._memory.sighting.over(head, now_ms)) is not None:
+            self._services.paces.told((self.lane.service, over[0]), over[1])
         self._on(HeadSeen(head, now_ms, self.queue.answer(head, now_ms)))
         self.queue.release(head)
 

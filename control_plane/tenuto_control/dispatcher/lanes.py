@@ -15,8 +15,9 @@ from tenuto.lane.timers import SleepTimer
 from tenuto.protocol.ids import Lane
 from tenuto.protocol.messages import Head
 from tenuto.protocol.records import Event
+from tenuto_control.core.lane_bounds import Bounds
 from tenuto_control.core.lane_memory import UNREAD, Known, LaneMemory
-from tenuto_control.core.lane_policy import Bounds, left_alone
+from tenuto_control.core.lane_policy import left_alone
 from tenuto_control.dispatcher.heads import Heads, weight_of
 from tenuto_control.dispatcher.lane_places import Kind, LanePlaces
 from tenuto_control.dispatcher.lane_rests import Rests

@@ -15,6 +15,7 @@ from tenuto.lane.timers import Timer
 from tenuto.protocol.messages import RetryPolicy
 from tenuto_control.core.clocks import TableClock, UncheckedClock, differs
 from tenuto_control.core.metrics import Metrics, Uncounted
+from tenuto_control.core.paces import Paces
 from tenuto_control.core.traces import Tracer, Untraced
 from tenuto_control.dispatcher.acceptance import Acceptance
 from tenuto_control.dispatcher.background import Background
@@ -115,6 +116,7 @@ class Parts:
     receivers: Receivers
     naps: Naps
     quick: Quick
+    paces: Paces
 
     @property
     def process(self) -> str:
@@ -181,4 +183,5 @@ def parts_of(wiring: Wiring, hints: Hints, due: Callable[[Timer], None]) -> Part
             lambda: asyncio.get_running_loop().time(),
         ),
         Quick(limits.quick_in_a_row),
+        Paces(),
     )
