@@ -22,7 +22,7 @@ from tenuto.protocol.records import CallSource, DueSlot, Event, KafkaSource, Res
 from tenuto_control.core.lane_bounds import Bounds
 from tenuto_control.core.lane_facts import Turn
 from tenuto_control.core.lane_memory import Holder, LaneMemory, is_speculation, named_by
-from tenuto_control.core.looks import HELD_BACK_MS, look_ms
+from tenuto_control.core.looks import HELD_BACK_MS, kept_until_ms, lasts_on, look_ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -375,10 +375,12 @@ def _running(memory: LaneMemory, turn: Turn, bounds: Bounds, head: Head, run: Cl
     if foreign and first is not None and not ours:
         if turn.records and _overdue(memory, turn, bounds):
             return HandOver()
-        if turn.behind and not turn.calls and memory.read_since(turn.first_ms + HELD_BACK_MS):
-            return HandOver()
-        if _enough(turn):
-            return HandOver() if memory.read_since(turn.first_ms - bounds.call_look_ms) else ReadHead()
+        if turn.behind and not turn.calls and turn.now_ms >= turn.first_ms + HELD_BACK_MS:
+            held = memory.read_since(turn.first_ms + HELD_BACK_MS) or lasts_on(memory.sighting, turn, bounds)
+            return HandOver() if held else ReadHead()
+        if _enough(turn) and kept_until_ms(memory.sighting, turn) is None:
+            fresh = memory.read_since(turn.first_ms - bounds.call_look_ms) and lasts_on(memory.sighting, turn, bounds)
+            return HandOver() if fresh else ReadHead()
     waits = _watch(memory, turn, bounds, over_ms) if foreign else Wait(over_ms)
     return _blocked(memory, turn, bounds, head) or waits
 

@@ -35,6 +35,10 @@ Behind a longer one each is so many times as long."""
 LATE_PARTS: Final = 10
 """They grow again where that is less than so small a part of the time that the run has lasted."""
 
+KEPT_MS: Final = 600
+"""Where nothing tells when a run ends, events wait for one that has not lasted for half of that when they come, and for
+no longer than that: two looks."""
+
 BEHIND_LOOKS: Final = 2
 """So many times as long a look may be away while events that wait here are behind the run that is at work."""
 
@@ -58,16 +62,60 @@ def look_ms(seen: Sighting, turn: Turn, bounds: Bounds) -> int:
         if turn.behind and seen.read_ms < turn.first_ms + HELD_BACK_MS:
             at_ms = min(at_ms, max(seen.read_ms, turn.first_ms) + HELD_BACK_MS)
         return at_ms
+    if (until_ms := kept_until_ms(seen, turn)) is not None:
+        return min(_kept_look_ms(seen, turn, bounds), max(until_ms, seen.read_ms + 1))
     return seen.read_ms + bounds.event_look_ms
+
+
+def kept_until_ms(seen: Sighting, turn: Turn) -> int | None:
+    """Until when events wait for the end of a run rather than being handed over; None when that would be too late.
+
+    To hand them over takes several requests here, and several where they are drained; to wait takes a look or two.
+    """
+    if seen.began_ms is None or turn.calls or turn.handed or turn.behind or turn.pace.varies:
+        return None
+    over_ms = ends_ms(seen, turn)
+    if over_ms is None:
+        # It may be a short one, if it has begun just now.
+        until_ms = turn.first_ms + KEPT_MS
+        soon = turn.first_ms - seen.began_ms < KEPT_MS // 2
+    else:
+        until_ms = turn.first_ms + HELD_BACK_MS
+        soon = over_ms < until_ms
+    return until_ms if soon and turn.now_ms < until_ms else None
+
+
+def _kept_look_ms(seen: Sighting, turn: Turn, bounds: Bounds) -> int:
+    """When the run that events wait for may have ended."""
+    over_ms = ends_ms(seen, turn)
+    if over_ms is None:
+        return seen.read_ms + NEXT_LOOKS * bounds.call_look_ms
+    return max(seen.read_ms + bounds.call_look_ms, over_ms + RUNS_DIFFER_MS)
 
 
 def ends_ms(seen: Sighting, turn: Turn) -> int | None:
     """When the run at work should end; None when nothing tells."""
-    if seen.began_ms is None:
+    if seen.began_ms is None or turn.pace.varies:
         return None
-    if (usual_ms := turn.pace.usual_ms) is not None:
-        return seen.began_ms + usual_ms
-    return None if seen.lasted_ms is None else seen.began_ms + seen.lasts_ms
+    # The end of a run is often seen late, so those on this key may have been shorter than they seem.
+    lasts_ms = [] if seen.lasted_ms is None else [seen.lasts_ms]
+    if turn.pace.recent:
+        lasts_ms.append(max(turn.pace.recent))
+    return seen.began_ms + min(lasts_ms) if lasts_ms else None
+
+
+def lasts_on(seen: Sighting, turn: Turn, bounds: Bounds) -> bool:
+    """Whether the run that was seen at work is still, most probably: work that is handed over is drained by its owner.
+
+    Otherwise it would be drained from here, at the price of several requests.
+    """
+    over_ms = ends_ms(seen, turn)
+    if turn.now_ms - seen.read_ms <= bounds.call_look_ms:
+        return True
+    if over_ms is not None:
+        return turn.now_ms < over_ms
+    # As long again as it has lasted: who has events in the inbox has less to lose.
+    return turn.behind > 0 and seen.began_ms is not None and turn.now_ms - seen.read_ms <= seen.read_ms - seen.began_ms
 
 
 def _behind_look_ms(seen: Sighting, began_ms: int, bounds: Bounds, runs: int, turn: Turn) -> int:
@@ -92,6 +140,9 @@ def _call_look_ms(seen: Sighting, turn: Turn, bounds: Bounds) -> int:
         return seen.read_ms + bounds.call_look_ms
     else:
         pause_ms = min((seen.read_ms - over_ms) // LOOKS_GROW, CALL_LOOK_MS_MAX)
+    if usual_ms is not None and turn.next_ms is None and not turn.begun:
+        # Two more runs, at least, end before its result is there: this one, and its own.
+        over_ms += min(usual_ms, NEXT_LOOKS * bounds.call_look_ms)
     return max(seen.read_ms + max(pause_ms, bounds.call_look_ms), over_ms + RUNS_DIFFER_MS)
 
 

@@ -20,7 +20,7 @@ RECENT: Final = 4
 """So many runs tell how long the next one lasts, if they have lasted about as long as each other."""
 
 DIFFER_PARTS: Final = 4
-DIFFER_MS_MIN: Final = 60
+DIFFER_MS_MIN: Final = 100
 DIFFER_MS_MAX: Final = 200
 """About as long: they differ by a fourth of the shortest, within these bounds. Who looks when the longest would have
 ended is late by no more than that."""

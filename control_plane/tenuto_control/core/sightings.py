@@ -31,7 +31,7 @@ ENDED_AND_BEGUN: Final = 2
 """What the end of one run and the claim of the next add to `ver`."""
 
 
-KNOWN_WITHIN_MS: Final = 300
+KNOWN_WITHIN_MS: Final = 100
 """When a run has ended is known well enough if it was seen at work within so long."""
 
 
