@@ -71,11 +71,14 @@ from tenuto_control.core.lane_policy import (
 from tenuto_control.core.looks import (
     AWAITED_LOOK_MS_MAX,
     CALL_LOOK_MS_MAX,
+    FORESEEN_LOOK_MS_MAX,
     HELD_BACK_MS,
+    KEPT_MS,
     NEXT_LOOKS,
     RUNS_DIFFER_MS,
     SHORT_RUN_MS,
 )
+from tenuto_control.core.paces import RECENT, UNKNOWN, Pace
 from tenuto_control.core.sightings import Sighting
 
 NOW = 100_000
@@ -89,6 +92,8 @@ BOUNDS = Bounds(
     process="here",
 )
 LANE = Lane("s", "k")
+SECONDS, TENS, MINUTES = (Pace((ms,) * RECENT) for ms in (1_000, 10_000, 60_000))
+UNLIKE = Pace((10, 3_000))
 
 
 def event(nonce: str, source: Source) -> Event:
@@ -147,10 +152,29 @@ def gathered(count: int) -> Case:
     return Case(memory, Turn(NOW, record(7), count, NOW - GATHER_MS, records=True))
 
 
-def watching(head: Head, sighting: Sighting, *, begun: bool = False, waited_ms: int | None = None) -> Case:
+def watching(
+    head: Head, sighting: Sighting, *, begun: bool = False, waited_ms: int | None = None, pace: Pace = UNKNOWN
+) -> Case:
     """A lane for which a call was handed over, as this process has seen it so far; next in line if it says how long."""
     next_ms = None if waited_ms is None else NOW - waited_ms
-    return Case(LaneMemory(Known(head), sighting=sighting), Turn(NOW, handed=1, begun=begun, next_ms=next_ms))
+    return Case(
+        LaneMemory(Known(head), sighting=sighting), Turn(NOW, handed=1, begun=begun, next_ms=next_ms, pace=pace)
+    )
+
+
+def behind_run(
+    began_ms: int,
+    pace: Pace = UNKNOWN,
+    *,
+    lasts_ms: int | None = None,
+    came_ms: int = NOW,
+    read_ms: int = NOW,
+    behind: int = 0,
+) -> Case:
+    """A lane that another process has a run of, and an event that came at a time."""
+    sighting = Sighting(read_ms, read_ms, began_ms=began_ms, lasts_ms=lasts_ms or 0, lasted_ms=lasts_ms)
+    turn = Turn(NOW, record(7), 1, came_ms, records=True, behind=behind, pace=pace)
+    return Case(LaneMemory(Known(TAKEN), sighting=sighting), turn)
 
 
 def held_back(for_ms: int) -> Case:
@@ -359,14 +383,102 @@ TABLE: list[tuple[str, Case, Action]] = [
         Wait(NOW + NEXT_LOOKS * BOUNDS.call_look_ms),
     ),
     (
-        "a run held elsewhere that has lasted for a while, the next call just handed over",
-        watching(TAKEN, Sighting(NOW, NOW, began_ms=NOW - 700), waited_ms=SHORT_WAIT_MS - 1),
+        "a run held elsewhere that has lasted for a while, the next call handed over",
+        watching(TAKEN, Sighting(NOW, NOW, began_ms=NOW - 700), waited_ms=700),
         Wait(NOW + NEXT_LOOKS * BOUNDS.call_look_ms),
     ),
     (
-        "a run held elsewhere that has lasted for a while, the next call handed over long ago",
-        watching(TAKEN, Sighting(NOW, NOW, began_ms=NOW - 700), waited_ms=SHORT_WAIT_MS),
+        "a run held elsewhere that has lasted for long, the next call handed over",
+        watching(TAKEN, Sighting(NOW, NOW, began_ms=NOW - 7_000), waited_ms=7_000),
         Wait(NOW + 700),
+    ),
+    (
+        "a run held elsewhere of a handler whose runs are alike, the next call handed over",
+        watching(TAKEN, Sighting(NOW, NOW, began_ms=NOW - 700), waited_ms=700, pace=SECONDS),
+        Wait(NOW + 300 + RUNS_DIFFER_MS),
+    ),
+    (
+        "a run held elsewhere of a handler whose runs are alike and last for long, the next call handed over",
+        watching(TAKEN_FOR_LONG, Sighting(NOW, NOW, began_ms=NOW), waited_ms=700, pace=MINUTES),
+        Wait(NOW + FORESEEN_LOOK_MS_MAX),
+    ),
+    (
+        "a run held elsewhere of a handler whose runs are alike, which lasts for longer",
+        watching(TAKEN, Sighting(NOW, NOW, began_ms=NOW - 1_500), waited_ms=700, pace=SECONDS),
+        Wait(NOW + 125),
+    ),
+    (
+        "a run held elsewhere of a handler whose runs are alike, a call handed over behind others",
+        watching(TAKEN, Sighting(NOW, NOW, began_ms=NOW - 700), pace=SECONDS),
+        Wait(NOW + 300 + NEXT_LOOKS * BOUNDS.call_look_ms + RUNS_DIFFER_MS),
+    ),
+    (
+        "a run held elsewhere that is the call that was handed over, of a handler whose runs are alike",
+        watching(TAKEN, Sighting(NOW, NOW, began_ms=NOW, lasts_ms=500), begun=True, waited_ms=500, pace=SECONDS),
+        Wait(NOW + 1_000 + RUNS_DIFFER_MS),
+    ),
+    (
+        "a run held elsewhere that is the call that was handed over, of a handler whose runs are unlike",
+        watching(TAKEN, Sighting(NOW, NOW, began_ms=NOW - 700, lasts_ms=5_000), begun=True, pace=UNLIKE),
+        Wait(NOW + NEXT_LOOKS * BOUNDS.call_look_ms),
+    ),
+    (
+        "a run held elsewhere of a handler whose runs are unlike, a call handed over behind others",
+        watching(TAKEN, Sighting(NOW, NOW, began_ms=NOW - 700, lasts_ms=5_000), pace=UNLIKE),
+        Wait(NOW + NEXT_LOOKS * BOUNDS.call_look_ms),
+    ),
+    (
+        "a run held elsewhere that will be over soon by the pace of its handler, with an event behind it",
+        behind_run(NOW - 500, SECONDS),
+        Wait(NOW + 500 + RUNS_DIFFER_MS),
+    ),
+    (
+        "a run held elsewhere that will be over soon by the run before it, with an event behind it",
+        behind_run(NOW - 500, lasts_ms=1_000),
+        Wait(NOW + 500 + RUNS_DIFFER_MS),
+    ),
+    ("a run held elsewhere that will last for long, with an event behind it", behind_run(NOW, SECONDS), HandOver()),
+    (
+        "a run held elsewhere that should be over, with an event behind it",
+        behind_run(NOW - 1_200, SECONDS),
+        Wait(NOW + BOUNDS.call_look_ms),
+    ),
+    (
+        "a run held elsewhere that should have been over for long, with an event behind it",
+        behind_run(NOW - 1_900, SECONDS, came_ms=NOW - HELD_BACK_MS),
+        HandOver(),
+    ),
+    (
+        "a run held elsewhere that has just begun, with an event behind it",
+        behind_run(NOW - 10),
+        Wait(NOW + NEXT_LOOKS * BOUNDS.call_look_ms),
+    ),
+    (
+        "a run held elsewhere that had just begun when an event came",
+        behind_run(NOW - 10 - KEPT_MS, came_ms=NOW - KEPT_MS),
+        HandOver(),
+    ),
+    (
+        "a run held elsewhere that had just begun when an event came, not seen since",
+        behind_run(NOW - 10 - KEPT_MS, came_ms=NOW - KEPT_MS, read_ms=NOW - BOUNDS.call_look_ms - 1),
+        ReadHead(),
+    ),
+    ("a run held elsewhere that began a while ago, with an event behind it", behind_run(NOW - KEPT_MS), HandOver()),
+    ("a run that has just begun, of a handler whose runs are unlike", behind_run(NOW - 10, UNLIKE), HandOver()),
+    (
+        "an event that was held back for long, behind a run that should last on",
+        behind_run(NOW - 500, TENS, came_ms=NOW - HELD_BACK_MS, read_ms=NOW - 2 * HELD_BACK_MS, behind=1),
+        HandOver(),
+    ),
+    (
+        "an event that was held back for long, behind a run that has lasted for as long again since it was seen",
+        behind_run(NOW - 2_000, came_ms=NOW - HELD_BACK_MS, read_ms=NOW - 1_000, behind=1),
+        HandOver(),
+    ),
+    (
+        "an event that was held back for long, behind a run that was seen long ago",
+        behind_run(NOW - 2_001, came_ms=NOW - HELD_BACK_MS, read_ms=NOW - 1_001, behind=1),
+        ReadHead(),
     ),
     (
         "a run held elsewhere that is the call that was handed over, after one other",

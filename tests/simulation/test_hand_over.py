@@ -7,6 +7,7 @@ little longer. Does not own what holds under faults (`test_simulation`), nor the
 from __future__ import annotations
 
 import random
+from collections import Counter
 from dataclasses import replace
 from typing import Literal
 
@@ -58,10 +59,17 @@ LEARNED_ANEW = 3
 COST = 2.0
 """What several planes cost at most, in requests of one."""
 
-COST_OF_A_FEW = 2.2
-"""The same for four planes, and a few calls that take 2 s and longer: three planes look once a second."""
+COST_OF_A_FEW = 2.4
+"""The same for four planes, and a few calls that take 2 s and longer: three planes look once a second, and the one
+whose call is next three times a second, until they know how long the runs last."""
 
-SLOW_CALLS_COST_OF_FOUR = {50: 2.5, 100: 2.7, 200: 2.5, 1_000: 2.3}
+KNOWN_FROM_S = 200.0
+"""When a load begins whose handler every plane has run before, on other keys, and whose guards are gone by then."""
+
+KNOWN_RUNS = 8
+"""So many calls were made of it for each plane. They go to any of them, and four tell how long the next one lasts."""
+
+SLOW_CALLS_COST_OF_FOUR = {50: 2.3, 100: 2.6, 200: 2.4, 1_000: 2.3}
 """The same for four planes, and calls of handlers without steps that take so many milliseconds each, where more come
 than a key can run. In one plane such a call is a read, a commit and a stored result. `docs/internals` says what one
 takes that is handed over."""
@@ -203,6 +211,84 @@ def test_a_call_behind_a_step_of_half_a_second_is_answered_soon_after_it(planes:
     passed(report)
 
 
+def pair(planes: int, seed: int, takes_ms: int, apart_s: float, *, known: bool) -> Report:
+    """A call behind another's step, at any plane. `known`: each plane has run such steps on other keys before."""
+    others = range(KNOWN_RUNS * planes if known else 0)
+    begins_s = KNOWN_FROM_S if known else JOINED_S
+    return run(
+        Scenario(
+            seed=seed,
+            rates=replace(faults.NONE, latency_ms=LATENCY_MS),
+            programs=((Remember("told"),), (Step("s", takes_ms=takes_ms),), (Step("s", takes_ms=0),)),
+            topics=dict.fromkeys(TOPICS, 1),
+            deliveries=(),
+            requests=(
+                *(Request(JOINED_S + n, f"b{n}", f"b{n}", 1) for n in others),
+                Request(begins_s, "a", "i0", 1),
+                Request(begins_s + apart_s, "a", "i1", 2),
+            ),
+            control_planes=planes,
+            faults_until_s=1.0,
+            sweep_interval_ms=SWEEP_INTERVAL_MS,
+            gap_ms=GAP_MS,
+            call_wait_ms=CALL_WAIT_MS,
+        )
+    )
+
+
+@pytest.mark.parametrize("seed", range(1, 7))
+@pytest.mark.parametrize("planes", [2, 4])
+def test_a_call_that_is_next_is_answered_in_time_however_long_the_step_before_it_takes(planes: int, seed: int) -> None:
+    """Looked for after pauses as long as the run had lasted so far, it was answered up to 0.9 s late."""
+    for takes_ms, apart_s in ((800, 0.05), (1_000, 0.3), (1_500, 0.05), (2_000, 0.7), (2_400, 0.1), (3_000, 0.5)):
+        passed(pair(planes, seed, takes_ms, apart_s, known=False))
+
+
+@pytest.mark.parametrize("planes", [2, 4])
+@pytest.mark.parametrize(("takes_ms", "apart_s", "seed"), [(1_500, 0.05, 1), (2_400, 0.1, 2), (3_000, 0.5, 3)])
+def test_a_call_behind_a_step_of_a_handler_that_is_known_is_answered_in_time(
+    takes_ms: int, apart_s: float, seed: int, planes: int
+) -> None:
+    passed(pair(planes, seed, takes_ms, apart_s, known=True))
+
+
+@pytest.mark.parametrize("planes", [2, 4])
+@pytest.mark.parametrize(
+    ("count", "apart_s", "takes_ms", "seed"), [(2, 0.5, 3_000, 1), (4, 0.5, 3_000, 2), (10, 0.1, 500, 3)]
+)
+def test_calls_of_a_handler_that_is_known_cost_at_most_twice_what_they_cost_in_one_plane(
+    count: int, apart_s: float, takes_ms: int, seed: int, planes: int
+) -> None:
+    """A plane that has seen a few of its runs, on whatever keys, looks when the one in front should be over."""
+    assert known_cost(planes, count, apart_s, takes_ms, seed) <= COST * known_cost(1, count, apart_s, takes_ms, seed)
+
+
+def known_cost(planes: int, count: int, apart_s: float, takes_ms: int, seed: int) -> int:
+    """Requests for so many calls for one key, at any plane, once all planes know how long they take."""
+    before = tuple(Request(JOINED_S + n, f"b{n}", f"b{n}", 1) for n in range(KNOWN_RUNS * planes))
+    load = tuple(Request(KNOWN_FROM_S + n * apart_s, "a", f"i{n}", 1) for n in range(count))
+    costs = []
+    for requests in ((*before, *load), before):
+        report = run(
+            Scenario(
+                seed=seed,
+                rates=replace(faults.NONE, latency_ms=LATENCY_MS),
+                programs=((Remember("told"),), (Step("s", takes_ms=takes_ms),)),
+                topics=dict.fromkeys(TOPICS, 1),
+                deliveries=(),
+                requests=requests,
+                control_planes=planes,
+                faults_until_s=KNOWN_FROM_S,
+                sweep_interval_ms=SWEEP_INTERVAL_MS,
+                gap_ms=GAP_MS,
+                call_wait_ms=CALL_WAIT_MS,
+            )
+        )
+        passed(report)
+        costs.append(report.work_requests)
+    return costs[0] - costs[1]
+
+
 @pytest.mark.parametrize("planes", [2, 4])
 @pytest.mark.parametrize("kind", ["calls", "mixed"])
 @pytest.mark.parametrize(
@@ -230,11 +316,14 @@ def test_several_planes_cost_at_most_twice_what_one_costs(
 @pytest.mark.parametrize(
     ("count", "apart_s", "takes_ms", "of_two", "of_four"),
     [
+        (2, 0.1, 500, COST, COST),
         (30, 0.1, 500, COST, 2.4),
-        (20, 0.1, 1_000, COST, 2.4),
-        (10, 0.1, 500, 2.8, 3.5),
-        (8, 0.5, 2_000, 3.1, 3.8),
-        (4, 0.5, 3_000, 3.4, 3.8),
+        (20, 0.1, 1_000, COST, 2.6),
+        (10, 0.1, 500, 2.6, 3.4),
+        (8, 0.5, 2_000, 3.0, 3.7),
+        (4, 0.5, 3_000, 3.2, 3.8),
+        (10, 0.05, 50, COST, COST),
+        (30, 0.05, 50, COST, 2.6),
         (60, 0.02, 0, COST, 2.2),
         (40, 0.3, 100, COST, COST),
         (100, 0.02, None, COST, COST),
@@ -256,24 +345,25 @@ def cost_of(planes: int, kind: Kind, count: int, apart_s: float, takes_ms: int |
     return reached(kind, planes, count, apart_s, takes_ms, GAP_OUTRUN_MS).work_requests / alone
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
 @pytest.mark.parametrize(
     ("count", "apart_s", "takes_ms"), [(60, 0.05, 50), (60, 0.1, 100), (60, 0.1, 200), (20, 0.1, 1_000)]
 )
 def test_a_handler_that_takes_long_without_a_step_is_not_run_beside_itself(
-    count: int, apart_s: float, takes_ms: int, seed: int
+    count: int, apart_s: float, takes_ms: int
 ) -> None:
     """More calls than one key can run: most of them go through the inbox.
 
     Run without a claim, each ran in every plane, and the results of all that waited were looked for: up to 8.5 times
-    the requests of one plane.
+    the requests of one plane. Counted over several seeds, as it depends on which plane is quicker.
     """
     slow = (Remember("x", takes_ms),)
-    requests, invocations = {}, {}
+    requests, invocations = Counter[int](), Counter[int]()
     for planes in (1, 2, 4):
-        report = reached("calls", planes, count, apart_s, None, GAP_OUTRUN_MS, seed=seed, play=slow)
-        passed(report)
-        requests[planes], invocations[planes] = report.work_requests, report.invocations
+        for seed in (1, 2, 3):
+            report = reached("calls", planes, count, apart_s, None, GAP_OUTRUN_MS, seed=seed, play=slow)
+            passed(report)
+            requests[planes] += report.work_requests
+            invocations[planes] += report.invocations
     assert requests[2] <= COST * requests[1]
     assert requests[4] <= SLOW_CALLS_COST_OF_FOUR[takes_ms] * requests[1]
     assert max(invocations.values()) <= 1.5 * invocations[1]
