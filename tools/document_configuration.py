@@ -214,6 +214,7 @@ LIMITS: Final[Mapping[str, Meanings]] = {
         "call_look_ms": "while a call waits: time after which a head that other processes may change is read again",
         "event_look_ms": "while an event waits: time after which a head that other processes may change is read again",
         "owner_ms": "time during which a lane is left to the process that last changed its head",
+        "keep_events_ms": "time for which events wait for another process's run that should be over by then",
         "guard_delay_ms": "delay of the guard of a few writes",
         "commit_guard_ms": "delay of the guard of a commit with messages of calls",
     },

@@ -153,6 +153,8 @@ class Limits:
     """How long a head is believed that other processes may change, while a call or an event waits for it here."""
     owner_ms: int = 200
     """Whoever changed a head within this time is left to continue with the lane: by what was handed over to it."""
+    keep_events_ms: int = 850
+    """Events wait so long for a run of another process that should be over by then, and are not handed over."""
     guard_delay_ms: int = 5_000
     """When a guard falls due that protects only the few writes that follow it."""
     commit_guard_ms: int = 60_000
@@ -266,13 +268,15 @@ SERVERLESS: Mapping[str, int] = {
     "scheduler_threshold_ms": 10_000,
     "scheduler_lead_ms": 1,
     "spill_after_ms": 2_000,
+    "keep_events_ms": 200,
     "topic_patience_ms": 10_000,
     "handler_patience_ms": 330_000,
     "http_wait_ms_max": 24_000,
 }
 """Defaults of a dispatcher that runs as a function. Nothing there is awake between its invocations: short sleeps stay
 in the handler's function and are no naps, longer ones go to the outside scheduler, and a batch is not delayed by one
-slow key, nor for long by a topic that is not there: the records behind it wait for the whole batch. A call's wait
+slow key, nor for long by a topic that is not there: the records behind it wait for the whole batch. Many invocations
+may wait for one key, each of which looks. A call's wait
 counts from when the gateway took it, and the 202 has left by 25 s of the 29 s that the gateway has, making the call
 durable included. A larger `scheduler_lead_ms` makes wake-ups punctual, at the price of a dispatcher that waits; keep
 `linger_ms` above it.

@@ -89,6 +89,7 @@ BOUNDS = Bounds(
     call_look_ms=100,
     event_look_ms=1_000,
     owner_ms=200,
+    keep_events_ms=850,
     process="here",
 )
 LANE = Lane("s", "k")
@@ -445,7 +446,7 @@ TABLE: list[tuple[str, Case, Action]] = [
     ),
     (
         "a run held elsewhere that should have been over for long, with an event behind it",
-        behind_run(NOW - 1_900, SECONDS, came_ms=NOW - HELD_BACK_MS),
+        behind_run(NOW - 1_900, SECONDS, came_ms=NOW - BOUNDS.keep_events_ms),
         HandOver(),
     ),
     (

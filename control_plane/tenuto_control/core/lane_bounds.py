@@ -15,4 +15,5 @@ class Bounds:
     call_look_ms: int
     event_look_ms: int
     owner_ms: int
+    keep_events_ms: int
     process: str

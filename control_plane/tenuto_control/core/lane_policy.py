@@ -378,7 +378,7 @@ def _running(memory: LaneMemory, turn: Turn, bounds: Bounds, head: Head, run: Cl
         if turn.behind and not turn.calls and turn.now_ms >= turn.first_ms + HELD_BACK_MS:
             held = memory.read_since(turn.first_ms + HELD_BACK_MS) or lasts_on(memory.sighting, turn, bounds)
             return HandOver() if held else ReadHead()
-        if _enough(turn) and kept_until_ms(memory.sighting, turn) is None:
+        if _enough(turn) and kept_until_ms(memory.sighting, turn, bounds) is None:
             fresh = memory.read_since(turn.first_ms - bounds.call_look_ms) and lasts_on(memory.sighting, turn, bounds)
             return HandOver() if fresh else ReadHead()
     waits = _watch(memory, turn, bounds, over_ms) if foreign else Wait(over_ms)

@@ -15,9 +15,8 @@ from tenuto_control.core.lane_facts import Turn
 from tenuto_control.core.sightings import Sighting
 
 HELD_BACK_MS: Final = 850
-"""So long events wait here, while another process's run is at work: behind what was handed over before, or for the end
-of that run. Then they are handed over: whoever has the lane runs out of work unseen, and nobody would use it until the
-next look."""
+"""So long events wait here behind what was handed over before, while another process's run is at work. Then they are
+handed over as well: the owner runs out of work unseen, and nobody would use the lane until the next look."""
 
 RUNS_DIFFER_MS: Final = 60
 """By so much a run may last longer than the one before, and its end is seen by one look."""
@@ -37,7 +36,7 @@ LATE_PARTS: Final = 10
 
 KEPT_MS: Final = 600
 """Where nothing tells when a run ends, events wait for one that has not lasted for half of that when they come, and for
-no longer than that: two looks."""
+no longer than that: two looks. A process whose `keep_events_ms` is less does not wait."""
 
 BEHIND_LOOKS: Final = 2
 """So many times as long a look may be away while events that wait here are behind the run that is at work."""
@@ -62,12 +61,12 @@ def look_ms(seen: Sighting, turn: Turn, bounds: Bounds) -> int:
         if turn.behind and seen.read_ms < turn.first_ms + HELD_BACK_MS:
             at_ms = min(at_ms, max(seen.read_ms, turn.first_ms) + HELD_BACK_MS)
         return at_ms
-    if (until_ms := kept_until_ms(seen, turn)) is not None:
+    if (until_ms := kept_until_ms(seen, turn, bounds)) is not None:
         return min(_kept_look_ms(seen, turn, bounds), max(until_ms, seen.read_ms + 1))
     return seen.read_ms + bounds.event_look_ms
 
 
-def kept_until_ms(seen: Sighting, turn: Turn) -> int | None:
+def kept_until_ms(seen: Sighting, turn: Turn, bounds: Bounds) -> int | None:
     """Until when events wait for the end of a run rather than being handed over; None when that would be too late.
 
     To hand them over takes several requests here, and several where they are drained; to wait takes a look or two.
@@ -78,9 +77,9 @@ def kept_until_ms(seen: Sighting, turn: Turn) -> int | None:
     if over_ms is None:
         # It may be a short one, if it has begun just now.
         until_ms = turn.first_ms + KEPT_MS
-        soon = turn.first_ms - seen.began_ms < KEPT_MS // 2
+        soon = bounds.keep_events_ms >= KEPT_MS and turn.first_ms - seen.began_ms < KEPT_MS // 2
     else:
-        until_ms = turn.first_ms + HELD_BACK_MS
+        until_ms = turn.first_ms + bounds.keep_events_ms
         soon = over_ms < until_ms
     return until_ms if soon and turn.now_ms < until_ms else None
 

@@ -304,5 +304,6 @@ class Lanes:
             limits.call_look_ms,
             limits.event_look_ms,
             limits.owner_ms,
+            limits.keep_events_ms,
             self._parts.process,
         )
