@@ -19,9 +19,9 @@ from tenuto.lane.writes import Key
 from tenuto.store.aws_client import CLIENT_OPTIONS, CONNECT_TIMEOUT_S, CONNECTIONS_MAX, READ_TIMEOUT_S
 from tenuto.wire.aio import AsyncClient
 from tenuto.wire.destination import destination
+from tenuto.wire.dynamodb import WireDynamo
 from tenuto.wire.limits import DYNAMODB_ANSWER_BYTES_MAX, Timeouts
 from tenuto.wire.sigv4 import Credentials
-from tenuto_control.drivers.aws_wire import WireDynamo
 
 AWS_CLIENTS = ("wire", "botocore")
 """What TENUTO_AWS_CLIENT may be."""
@@ -58,7 +58,7 @@ async def wire_for(endpoint_url: str, **options: Any) -> AsyncIterator[WireDynam
         body_bytes_max=DYNAMODB_ANSWER_BYTES_MAX,
     )
     try:
-        yield WireDynamo(client)
+        yield WireDynamo(client, "tests")
     finally:
         await client.close()
 

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from tenuto.store.aws_client import CLIENT_VARIABLE
+from tenuto.wire.dynamodb import WireDynamo
 from tenuto_control.config import Config, ConfigError, FunctionConfig, SchedulerConfig
 from tenuto_control.drivers.aws import AwsClients, open_clients
-from tenuto_control.drivers.aws_wire import WireDynamo, WireLambda
+from tenuto_control.drivers.aws_wire import WireLambda
 from tenuto_control.drivers.event_scheduler import (
     EventBridgeScheduler,
     NoScheduler,

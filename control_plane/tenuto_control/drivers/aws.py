@@ -28,10 +28,11 @@ from tenuto.store.aws_client import (
 from tenuto.store.dynamodb import DynamoClient
 from tenuto.wire.aio import AsyncClient
 from tenuto.wire.destination import Destination
+from tenuto.wire.dynamodb import WireDynamo
 from tenuto.wire.limits import DYNAMODB_ANSWER_BYTES_MAX, Timeouts
 from tenuto_control.config import Config, ConfigError
 from tenuto_control.drivers.aws_credentials import SessionCredentials
-from tenuto_control.drivers.aws_wire import USER_AGENT, WireDynamo, WireLambda
+from tenuto_control.drivers.aws_wire import USER_AGENT, WireLambda
 from tenuto_control.drivers.invoke_client import BotocoreLambda, InvokeClient
 from tenuto_control.limits import ANSWER_BYTES_MAX, Limits
 
@@ -107,7 +108,8 @@ class _Opening:
             client: DynamoClient = await self.client("dynamodb", settings)
             return client
         timeouts = Timeouts(limits.aws_connect_timeout_ms / MS_PER_S, limits.aws_read_timeout_ms / MS_PER_S)
-        return WireDynamo(self._wire(to, timeouts, limits.aws_connections_max, DYNAMODB_ANSWER_BYTES_MAX))
+        http = self._wire(to, timeouts, limits.aws_connections_max, DYNAMODB_ANSWER_BYTES_MAX)
+        return WireDynamo(http, USER_AGENT)
 
     async def lambda_(self) -> InvokeClient:
         """A client of the functions."""

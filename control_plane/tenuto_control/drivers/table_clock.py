@@ -14,9 +14,9 @@ from collections.abc import Mapping, MutableMapping
 from email.utils import parsedate_to_datetime
 from typing import Any, Final
 
+from tenuto.wire.dynamodb import Watcher, WireDynamo
 from tenuto_control.core.clocks import ClockCheck, joined, reading
 from tenuto_control.core.metrics import Metrics
-from tenuto_control.drivers.aws_wire import Watcher, WireDynamo
 from tenuto_control.ports import Clock
 
 log = logging.getLogger("tenuto.clock")
