@@ -73,4 +73,5 @@ async def add(ctx: ObjectContext, amount: int) -> int:
     return total
 
 
-handler = aws.handler(bench)
+# Its steps share nothing.
+handler = aws.handler(bench, concurrent_keys=8)

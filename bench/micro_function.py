@@ -155,7 +155,7 @@ def measure_beside(name: str, events: int, processes: int) -> str:
 
 def _mean_us(name: str, events: int) -> float:
     table = BlockingDynamoTable(TABLE)
-    handler._tables[TABLE, False] = table  # type: ignore[attr-defined]  # noqa: SLF001
+    handler._tables[TABLE, False, False] = table  # type: ignore[attr-defined]  # noqa: SLF001
     lanes = _Lanes(table, name, f"{name}.{os.getpid()}")
     lanes.run(WARM_UP)
     lanes.cpu_ns = 0
@@ -191,7 +191,7 @@ def _report(table: Table, names: Sequence[str], events: int, processes: int = 1,
             print(f"{line}; the table took {each_us:7.1f} us an event", flush=True)
         return
     # The entry point makes its own client for the table that a request names, unless it has one.
-    handler._tables[TABLE, False] = table  # type: ignore[attr-defined]  # noqa: SLF001
+    handler._tables[TABLE, False, False] = table  # type: ignore[attr-defined]  # noqa: SLF001
     for name in names:
         print(measure(table, name, events), flush=True)
 

@@ -30,6 +30,7 @@ from tenuto.errors import InvalidArgumentError, StateTooLargeError
 from tenuto.protocol.durations import DURATION_FORM, milliseconds
 from tenuto.protocol.ids import AwakeableId, check_key
 from tenuto.protocol.limits import (
+    BESIDE_MAX,
     FAILURE_TEXT_BYTES_MAX,
     PAUSE_MS_MAX,
     RETRY_ATTEMPTS_MAX,
@@ -238,6 +239,15 @@ def attempts(value: object, what: str) -> int | None:
         raise TypeError(f"{what} is a whole number or None, not {type_name(value)}: {what}=5")
     if not 1 <= value <= RETRY_ATTEMPTS_MAX:
         raise ValueError(f"{what} is at least 1 and at most {RETRY_ATTEMPTS_MAX:,}, or None: {what}=5")
+    return int(value)
+
+
+def concurrent_keys(value: object) -> int:
+    """How many keys an invocation works on at the same time. Raises TypeError, ValueError."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"concurrent_keys is a whole number, not {type_name(value)}: concurrent_keys={BESIDE_MAX}")
+    if not 1 <= value <= BESIDE_MAX:
+        raise ValueError(f"concurrent_keys is at least 1 and at most {BESIDE_MAX}: concurrent_keys={BESIDE_MAX}")
     return int(value)
 
 

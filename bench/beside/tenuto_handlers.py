@@ -72,4 +72,5 @@ async def user_update(ctx: ObjectContext, event: dict[str, Any]) -> int:
     return number
 
 
-handler = aws.handler(bench)
+# Its steps share nothing.
+handler = aws.handler(bench, concurrent_keys=8)

@@ -192,8 +192,8 @@ class Limits:
     """How late a nap may be ended: its lease lasts for so long and for the function's timeout. Later than that, the run
     is taken over as if it had suspended."""
     quick_in_a_row: int = 16
-    """Activations of a handler that have to be quick, and to write nothing, before its work shares invocations while
-    all of its function's places are taken."""
+    """Activations of a handler that have to be quick, in a row, before its work shares invocations while all of its
+    function's places are taken. They have to write nothing, either, unless the function works on several keys."""
     wheel_horizon_ms: int = 120_000
     wheel_bytes_max: int = 16 * MIB
     """Timers due within this time are held in memory, as long as they weigh no more; others are found by the sweep,

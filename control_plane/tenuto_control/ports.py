@@ -266,7 +266,8 @@ class Clock(Protocol):
 class Target:
     """Which function serves a service, and what discovery said of it.
 
-    `pools` is how many activations an invocation of it may carry; 0 and 1: one.
+    `pools` is how many activations an invocation of it may carry; 0 and 1: one. `beside` is how many of them it may run
+    side by side.
     """
 
     function: str
@@ -274,6 +275,7 @@ class Target:
     timeout_ms: int = 10_000
     concurrency: int = 256
     pools: int = 0
+    beside: int = 0
 
 
 class Targets(Protocol):

@@ -42,6 +42,7 @@ from tenuto.store.dynamodb import BlockingDynamoTable, DynamoTable
 from tenuto.store.encrypted import EncryptedTable
 from tenuto.store.memory import MemoryTable
 from tenuto.store.port import Table, TableRefusedError
+from tenuto.store.senders import open_loop_client
 from tenuto_local.errors import ConfigurationError, PrerequisiteMissing
 from tenuto_local.table import create_table
 from tenuto_local.table_engine import NATIVE, REFERENCE, EngineKind
@@ -123,7 +124,10 @@ BOTOCORE = ("dynamodb_local", "dynoxide", "moto")
 """The same by aiobotocore's client, over these servers."""
 
 
-@pytest.fixture(params=["memory", *BOTOCORE, *WIRE, *BLOCKING, "encrypted"])
+ON_LOOP = "function, on a loop"
+
+
+@pytest.fixture(params=["memory", *BOTOCORE, *WIRE, *BLOCKING, ON_LOOP, "encrypted"])
 def open_table(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Open:
     """How to open the table under test."""
     kind: str = request.param
@@ -134,6 +138,9 @@ def open_table(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     if kind == "encrypted":
         endpoint_url: str = request.getfixturevalue("dynamodb_local")
         return lambda: open_encrypted(endpoint_url)
+    if kind == ON_LOOP:
+        use_environment(monkeypatch, request.getfixturevalue("dynamodb_local"))
+        return open_on_loop
     if kind in BLOCKING:
         client, server = BLOCKING[kind]
         use_environment(monkeypatch, request.getfixturevalue(server))
@@ -150,6 +157,17 @@ async def open_wire(endpoint_url: str) -> AsyncIterator[Table]:
     """The driver of the control plane, over its own client."""
     async with wire_for(endpoint_url) as client:
         yield DynamoTable(client, TABLE)
+
+
+@asynccontextmanager
+async def open_on_loop() -> AsyncIterator[Table]:
+    """As a function opens it that works on several keys at a time."""
+    client = open_loop_client(2)
+    assert client is not None
+    try:
+        yield DynamoTable(client, TABLE)
+    finally:
+        await client.close()
 
 
 @asynccontextmanager

@@ -160,6 +160,18 @@ def test_a_backlog_shares_what_the_events_of_a_key_have_in_common() -> None:
     assert amounts(Workload(batch=40))["Lambda handler, GB-s"] == amounts(Workload())["Lambda handler, GB-s"]
 
 
+def test_keys_that_share_an_invocation_share_its_time_if_they_take_steps() -> None:
+    assert count(Workload(keys_per_invocation=8)).invocations == 1 / 8
+    assert count(Workload(keys_per_invocation=8)).writes == count(Workload()).writes
+    alone, state_only = amounts(Workload(steps=2)), amounts(Workload())
+    assert amounts(Workload(keys_per_invocation=4))["Lambda handler, GB-s"] == state_only["Lambda handler, GB-s"]
+    shared = amounts(Workload(steps=2, keys_per_invocation=4))
+    assert shared["Lambda handler, GB-s"] == pytest.approx(alone["Lambda handler, GB-s"] / 4)
+    assert shared["DynamoDB writes, write units"] == alone["DynamoDB writes, write units"]
+    naps = Workload(steps=2, sleeps=1, sleep_seconds=5, keys_per_invocation=4)
+    assert count(naps).invocations == 2 / 4
+
+
 def test_sleeps_that_are_over_at_once_cost_nothing() -> None:
     assert count(Workload(sleeps=3, sleep_seconds=0.3)) == count(Workload())
     assert count(Workload(sleeps=3, sleep_seconds=0.3, hold_seconds=0)) == count(Workload())

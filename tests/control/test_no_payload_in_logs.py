@@ -29,7 +29,11 @@ from tenuto.hosts import activation, event_scheduler, kafka_event_source
 from tenuto.lane.timers import SWEEP_CURSOR, SendTimer, timer_put
 from tenuto.lane.writes import Put
 from tenuto.protocol.ids import AwakeableId, InvocationId, Lane
+from tenuto.protocol.messages import Activation, Broken, Head, Outcome, Pooled
 from tenuto.protocol.records import Event, KafkaSource, SendOut
+from tenuto.runtime.activation import activate
+from tenuto.runtime.beside import run_beside
+from tenuto.runtime.environment import Environment, InlineWriteLoop
 from tenuto.service import Services
 from tenuto.store.port import TableRefusedError, TableUnavailableError
 from tenuto_control.limits import Limits
@@ -259,6 +263,18 @@ async def functions_crash(w: MarkedWorld, m: Marked) -> None:
     await asyncio.sleep(LONG_S)
 
 
+async def lanes_fail_side_by_side(w: MarkedWorld, m: Marked) -> None:
+    head = Head(state={"held": json.dumps(MARK).encode()})
+    without_run = Activation("box", "k", "resume", head, "holder")
+
+    async def run(one: Activation) -> Outcome:
+        env = Environment(w.table, w.clock.now_ms, w.clock.now_ms() + 10_000, InlineWriteLoop())
+        return await activate(one, w.services, env)
+
+    (outcome,) = (await run_beside(Pooled((without_run,), beside=True), run)).outcomes
+    assert isinstance(outcome, Broken)
+
+
 async def calls_are_given_up(w: MarkedWorld, m: Marked) -> None:
     crash = {"FunctionError": "Unhandled", "Payload": Body(MARK.encode())}
     w.crashes.extend([crash] * 3)
@@ -390,6 +406,7 @@ SCENARIOS: Final = (
     published_records_are_too_large,
     requests_are_bad,
     functions_crash,
+    lanes_fail_side_by_side,
     calls_are_given_up,
     messages_end_unseen,
     the_broker_is_away,

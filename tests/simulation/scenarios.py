@@ -126,8 +126,11 @@ def _with_pools(scenario: Scenario) -> Scenario:
         (Remember("y"), Tell(rng.choice(keys))),
         (Remember("x"), Step("a")),
         (GiveUp(),),
+        (Step("a"), Nap(400), Step("b"), Remember("x")),
     )
-    weights = [0, 8, rng.choice([0, 2]), rng.choice([0, 1, 4]), rng.choice([0, 1])]
+    # Mostly quick ones without a step share invocations of one kind, mostly quick ones with steps those of the other.
+    steps = rng.choice([(0, 0), (1, 0), (8, 0), (8, 4), (1, 8)])
+    weights = [0, rng.choice([1, 8]), rng.choice([0, 2]), steps[0], rng.choice([0, 1]), steps[1]]
     span_s = rng.choice([0.0, 0.0, 0.2])
 
     def play() -> int:

@@ -11,6 +11,7 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextvars import Context
+from dataclasses import replace as with_fields
 from functools import partial
 from typing import Any, TypeVar
 
@@ -19,9 +20,12 @@ from msgspec.structs import replace
 from tenuto.lane.timers import SWEEP_CURSOR
 from tenuto.lane.writes import Answer, Applied, Delete, Item, Key, Put, Update, Write
 from tenuto.protocol import messages
+from tenuto.protocol.limits import BESIDE_MS_MAX
 from tenuto.protocol.messages import Activation, Pooled, decode_request, encode
 from tenuto.runtime.activation import activate
-from tenuto.runtime.environment import Environment, InlineWriteLoop
+from tenuto.runtime.beside import run_beside
+from tenuto.runtime.environment import Beside, Environment, InlineWriteLoop
+from tenuto.runtime.placement import QuickSteps
 from tenuto.runtime.pool import run_pooled
 from tenuto.service import Services
 from tenuto.store.memory import MemoryTable
@@ -238,6 +242,7 @@ class SimulatedLambda:
         self.invocations = 0
         self.asked: Callable[[Activation], None] = lambda _request: None
         self._running = 0
+        self._quick = QuickSteps()
         self._services = services
         self._table = table
         self._gate = gate
@@ -315,13 +320,19 @@ class SimulatedLambda:
             jitter=self._rng.random,
             nonce=process.name,
             random_bytes=self._rng.randbytes,
-            pooled=isinstance(request, Pooled),
+            pooled=isinstance(request, Pooled) and not request.beside,
         )
         run = partial(activate, registry=self._services, env=env)
+
+        def run_with_others(one: Activation) -> Coroutine[Any, Any, messages.Outcome]:
+            beside = Beside(env.now_ms() + BESIDE_MS_MAX, self._quick)
+            return activate(one, self._services, with_fields(env, writes=InlineWriteLoop(), beside=beside))
+
         try:
             outcome: messages.Answer
             if isinstance(request, Pooled):
-                outcome = await run_pooled(request, run, process.now_ms)
+                together = run_beside(request, run_with_others) if request.beside else None
+                outcome = await (together or run_pooled(request, run, process.now_ms))
             else:
                 assert isinstance(request, Activation)
                 outcome = await run(request)

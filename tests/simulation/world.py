@@ -24,7 +24,7 @@ from tenuto.errors import RetryableError
 from tenuto.lane.head import HEAD_SK, parse_head
 from tenuto.lane.writes import Item, Write
 from tenuto.protocol.ids import AwakeableId, InvocationId, Lane, call_nonce, kafka_nonce, source_of_partition
-from tenuto.protocol.limits import POOLED_MAX
+from tenuto.protocol.limits import BESIDE_MAX, POOLED_MAX
 from tenuto.protocol.messages import ServiceManifest
 from tenuto.protocol.records import CallSource, Event, Failed, Result, Success
 from tenuto_control.core.routing import Subscription
@@ -250,7 +250,7 @@ class Simulation:
             return None
         if self.scenario.pools is None:
             return Target("sim", found, self.functions.timeout_ms)
-        return Target("sim", found, self.functions.timeout_ms, self.scenario.pools[0], POOLED_MAX)
+        return Target("sim", found, self.functions.timeout_ms, self.scenario.pools[0], POOLED_MAX, BESIDE_MAX)
 
     def listed(self) -> Sequence[ServiceManifest]:
         """See `Targets.listed`."""

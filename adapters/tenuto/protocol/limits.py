@@ -189,3 +189,15 @@ POOLED_MS_MAX = 20
 
 POOLED_BYTES_MAX = 64 * 1024
 """Bytes that its outcomes take together, but for the first one; and those that one activation may take to join it."""
+
+BESIDE_MAX = 8
+"""Activations that an invocation carries at most whose lanes are worked on side by side."""
+
+BESIDE_MS_MAX = 150
+"""So long each of these lanes begins events; those that are left are asked for again."""
+
+BESIDE_HOLD_MS_MAX = 50
+"""Pauses between attempts up to this long stay inside a function whose lanes wait for each other."""
+
+BESIDE_BYTES_MAX = 2 * 1024 * 1024
+"""Bytes that their outcomes take together in an answer. The heads of the others are read."""

@@ -142,9 +142,13 @@ class Activation(Struct, frozen=True, tag="activation"):
 
 
 class Pooled(Struct, frozen=True, tag="pooled"):
-    """Run activations of several lanes one after the other, as long as none of them needs to write."""
+    """Run activations of several lanes: one after the other, as long as none of them needs to write.
+
+    `beside`: side by side, and each may write. A function that does not know this runs those that write nothing.
+    """
 
     activations: tuple[Activation, ...]
+    beside: bool = False
     version: int = PROTOCOL_VERSION
 
 
@@ -244,12 +248,14 @@ class Manifest(Struct, frozen=True, tag="manifest"):
     """Everything a function serves; `timeout_ms` is the time an invocation of it has, as Lambda told it.
 
     `pools` is how many activations one invocation may carry as `Pooled`; 0: none, as with functions that do not tell.
+    `beside` is how many of them it may run side by side.
     """
 
     services: tuple[ServiceManifest, ...]
     timeout_ms: int = 10_000
     version: int = PROTOCOL_VERSION
     pools: int = 0
+    beside: int = 0
 
 
 class Rejected(Struct, frozen=True, tag="rejected"):
@@ -261,10 +267,16 @@ class Rejected(Struct, frozen=True, tag="rejected"):
 Outcome: TypeAlias = Speculated | Committed | Suspended | Fenced | Late | Manifest | Rejected
 
 
+class Broken(Struct, frozen=True, tag="broken"):
+    """In place of an outcome: what an activation would have failed an invocation of its own with."""
+
+    reason: str
+
+
 class Outcomes(Struct, frozen=True, tag="outcomes"):
     """The answer to `Pooled`: an outcome for each activation, or None where it is to be asked for alone."""
 
-    outcomes: tuple[Speculated | Rejected | None, ...]
+    outcomes: tuple[Outcome | Broken | None, ...]
 
 
 Answer: TypeAlias = Outcome | Outcomes

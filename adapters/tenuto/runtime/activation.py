@@ -130,7 +130,9 @@ async def _woken(run: ClaimedRun, env: Environment) -> None:
     """Wait until a nap is over by this function's clock: whoever has ended it goes by another."""
     if run.napping:
         early_ms = min((run.wake_ms or 0) - env.now_ms(), env.remaining_ms() - RESUMED_MS_MIN)
-        await asyncio.sleep(max(0, early_ms) / 1000)
+        if early_ms > 0:
+            # Not for nothing: whatever waits begins an event loop (`at_once`).
+            await asyncio.sleep(early_ms / 1000)
 
 
 def _within_lease(env: Environment, lease_ms: int) -> Environment:
@@ -204,7 +206,7 @@ class _Course:
 
     def _has_room(self) -> bool:
         """Whether another event may begin, which the lane is not claimed for."""
-        return not self.batch.full() and self.env.remaining_ms() > 2 * DEADLINE_MARGIN_MS
+        return not self.batch.full() and self.env.may_begin(2 * DEADLINE_MARGIN_MS)
 
     async def _over(self, stopped: Stopped | None, *, keyed: bool) -> Outcome:
         """The outcome when no event is begun any more: what is committed here, or is to be by the control plane."""
@@ -493,7 +495,7 @@ class _Invocation:
         event = self._following
         durable = self._resumed or self._lease.journal.finished > 0
         alike = event is not None and event.handler == self._event.handler and durable
-        return event if alike and self._env.remaining_ms() > RESUMED_MS_MIN else None
+        return event if alike and self._env.may_begin(RESUMED_MS_MIN) else None
 
     @property
     def _input_item(self) -> str | None:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import sys
 import types
+from collections import deque
 from collections.abc import Coroutine, Generator
 from typing import Any, TypeVar
 
@@ -32,6 +34,33 @@ def run_at_once(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T]) -
     finally:
         asyncio._set_running_loop(before)  # noqa: SLF001 - documented for event loops
     return loop.run_until_complete(loop.create_task(_rest(waits_for, work), context=context))
+
+
+def task_at_once(work: Coroutine[Any, Any, T], context: contextvars.Context) -> asyncio.Task[T]:
+    """A task of the running loop, whose code has run to where it first waits, or to its end.
+
+    Unlike what `run_at_once` runs, it finds itself as the current task from its beginning on.
+    """
+    loop: Any = asyncio.get_running_loop()
+    task: asyncio.Task[T] = loop.create_task(work, context=context)
+    if not hasattr(loop, "_asyncgen_firstiter_hook") or not isinstance(getattr(loop, "_ready", None), deque):
+        # Another kind of loop begins it at its next turn.
+        return task
+    # asyncio has this from Python 3.12 on (eager_start), but not for a loop that is not running.
+    begin: asyncio.Handle = loop._ready.pop()  # noqa: SLF001 - what create_task has put there
+    driver, hooks = asyncio.current_task(loop), sys.get_asyncgen_hooks()
+    if driver is not None:
+        asyncio.tasks._leave_task(loop, driver)  # noqa: SLF001 - documented for event loops
+    # As the loop does while it runs: an asynchronous generator that is dropped gets to its `finally`.
+    first, last = loop._asyncgen_firstiter_hook, loop._asyncgen_finalizer_hook  # noqa: SLF001 - as run_forever does
+    sys.set_asyncgen_hooks(first, last)
+    try:
+        begin._run()  # noqa: SLF001 - how every event loop runs a handle
+    finally:
+        sys.set_asyncgen_hooks(*hooks)
+        if driver is not None:
+            asyncio.tasks._enter_task(loop, driver)  # noqa: SLF001 - documented for event loops
+    return task
 
 
 async def _rest(waits_for: Any, work: Coroutine[Any, Any, T]) -> T:

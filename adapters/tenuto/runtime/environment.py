@@ -14,14 +14,15 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar
 
 from tenuto.lane.timers import NOT_SPREAD, Minutes
-from tenuto.protocol.limits import DEADLINE_MARGIN_MS, HOLD_RETRY_MS_MAX, HOLD_SLEEP_MS_MAX
+from tenuto.protocol.limits import BESIDE_HOLD_MS_MAX, DEADLINE_MARGIN_MS, HOLD_RETRY_MS_MAX, HOLD_SLEEP_MS_MAX
 from tenuto.protocol.messages import NapLeave
+from tenuto.runtime.placement import QuickSteps
 from tenuto.store.port import Table
 
 T = TypeVar("T")
 
 STEP_THREADS_MAX: Final = 32
-"""Sync steps that one attempt runs at the same time; more wait for their turn."""
+"""Sync steps that one process runs at the same time; more wait for their turn."""
 
 
 class WriteLoop(Protocol):
@@ -74,11 +75,27 @@ async def in_thread(call: Callable[[], T]) -> T:
 def abandon(task: asyncio.Task[None]) -> None:
     """Leave a step to itself that nobody waits for any more. A thread cannot be ended, so its pool is replaced."""
     task.cancel()
-    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(STEP_THREADS_MAX, "tenuto-step"))
+    asyncio.get_running_loop().set_default_executor(step_threads())
+
+
+def step_threads() -> ThreadPoolExecutor:
+    """Threads for sync steps; each begins when it is needed."""
+    return ThreadPoolExecutor(STEP_THREADS_MAX, "tenuto-step")
 
 
 class ProcessEnded(BaseException):
     """The end of the process, where a test environment has it end: no failure of whatever code it passes through."""
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """What lanes keep to that are worked on side by side in one thread.
+
+    None begins an event from `until_ms` on. `quick` knows which sync steps may hold the thread.
+    """
+
+    until_ms: int
+    quick: QuickSteps
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +105,8 @@ class Environment:
     `nonce` is this process's own: it tells it from a twin, when one invocation was delivered twice. Sleeps up to
     `hold_ms` are waited for inside the function. `trace` names the control plane's span, when it traces.
     `spread` are the minutes whose timers are put into more partitions. `nap` is leave to nap. `pooled`: the activation
-    has the invocation together with others, and may write nothing.
+    has the invocation together with others, and may write nothing. `beside`: others are worked on at the same time, in
+    the same thread.
     """
 
     table: Table
@@ -105,6 +123,12 @@ class Environment:
     spread: Minutes = NOT_SPREAD
     nap: NapLeave | None = None
     pooled: bool = False
+    beside: Beside | None = None
+
+    def may_begin(self, margin_ms: int) -> bool:
+        """Whether the function may begin another event, for which it should have more than a margin left."""
+        in_turn = self.beside is None or self.now_ms() < self.beside.until_ms
+        return in_turn and self.remaining_ms() > margin_ms
 
     def remaining_ms(self) -> int:
         """Milliseconds this function may still run."""
@@ -112,4 +136,5 @@ class Environment:
 
     def can_hold(self, pause_ms: int) -> bool:
         """Whether a pause before another try is short enough to stay inside the function."""
-        return pause_ms <= min(HOLD_RETRY_MS_MAX, self.remaining_ms() - DEADLINE_MARGIN_MS)
+        most_ms = HOLD_RETRY_MS_MAX if self.beside is None else BESIDE_HOLD_MS_MAX
+        return pause_ms <= min(most_ms, self.remaining_ms() - DEADLINE_MARGIN_MS)

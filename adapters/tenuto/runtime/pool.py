@@ -9,15 +9,11 @@ need the lease has run in vain up to there, as a speculation does that is overta
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import TypeAlias
+from collections.abc import Callable
 
 from tenuto.protocol.limits import POOLED_BYTES_MAX, POOLED_MS_MAX
-from tenuto.protocol.messages import Activation, Outcome, Outcomes, Pooled, Rejected, Speculated
-from tenuto.protocol.records import Success, pack
-
-Run: TypeAlias = Callable[[Activation], Awaitable[Outcome]]
-"""Runs one activation, in an environment that writes nothing."""
+from tenuto.protocol.messages import Activation, Outcomes, Pooled, Rejected, Speculated
+from tenuto.runtime.beside import Run, outcome_bytes
 
 
 async def run_pooled(request: Pooled, run: Run, now_ms: Callable[[], int]) -> Outcomes:
@@ -28,7 +24,7 @@ async def run_pooled(request: Pooled, run: Run, now_ms: Callable[[], int]) -> Ou
         outcome: Speculated | Rejected | None = None
         if activation.mode == "speculate" and now_ms() < until_ms and size <= POOLED_BYTES_MAX:
             outcome = await _outcome(activation, run)
-            size += _bytes(outcome)
+            size += 0 if outcome is None else outcome_bytes(outcome)
         # The first one has room in any case. Of another one that has none, nothing has happened.
         outcomes.append(outcome if size <= POOLED_BYTES_MAX or not outcomes else None)
     return Outcomes(tuple(outcomes))
@@ -40,14 +36,3 @@ async def _outcome(activation: Activation, run: Run) -> Speculated | Rejected | 
     except Exception:  # noqa: BLE001 - whatever it is, it is met again where the activation runs alone
         return None
     return outcome if isinstance(outcome, Speculated | Rejected) else None
-
-
-def _bytes(outcome: Speculated | Rejected | None) -> int:
-    """How large an outcome is, roughly: results, state and messages make all of its size."""
-    if not isinstance(outcome, Speculated):
-        return 0
-    size = sum(len(value or b"") for value in outcome.state.values()) + sum(len(pack(entry)) for entry in outcome.out)
-    for ended in outcome.results:
-        if isinstance(ended.result, Success):
-            size += len(ended.result.value or b"")
-    return size

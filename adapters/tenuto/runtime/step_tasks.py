@@ -16,7 +16,7 @@ from tenuto.protocol.failures import printable
 from tenuto.protocol.limits import DEADLINE_MARGIN_MS, OUT_PER_WRITE_MAX
 from tenuto.protocol.records import Event, RunSlot
 from tenuto.runtime import steps
-from tenuto.runtime.at_once import within
+from tenuto.runtime.at_once import task_at_once, within
 from tenuto.runtime.ending import Ending, OutOfTimeError
 from tenuto.runtime.environment import Environment
 from tenuto.runtime.futures import RunFuture
@@ -66,11 +66,22 @@ class StepTasks:
         loop = asyncio.get_running_loop()
         for future in starting:
             is_async = inspect.iscoroutinefunction(future.step.call)
-            if step_place(is_async=is_async, other_steps=others, awaits_outside=awaits_outside) is StepPlace.HERE:
+            beside = self._env.beside
+            is_quick = beside is None or beside.quick.has(future.step.name)
+            place = step_place(is_async=is_async, other_steps=others, awaits_outside=awaits_outside, is_quick=is_quick)
+            if place is StepPlace.HERE:
                 self._running[future] = None
                 await self._execute(future, here=True)
                 return True
-            self._running[future] = loop.create_task(self._execute(future, here=False), context=future.step.context)
+            if may_hold_thread(other_steps=others, awaits_outside=awaits_outside):
+                # Many an async step never waits, and needs no turn of the loop.
+                self._running[future] = None
+                task = task_at_once(self._execute(future, here=False), future.step.context)
+                if task.done():
+                    return True
+                self._running[future] = task
+            else:
+                self._running[future] = loop.create_task(self._execute(future, here=False), context=future.step.context)
         return False
 
     def may_hold_thread(self) -> bool:

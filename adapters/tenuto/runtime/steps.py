@@ -120,7 +120,7 @@ async def _tried(
     since_ms = before.since_ms if before else env.now_ms()
     limits = step.limits
     while True:
-        value, error = await _called(step.call, env, here=here)
+        value, error = await _called(step, env, here=here)
         if error is None:
             # The step did its work: no further try would bring a result that can be kept.
             return Success(_fitting(step.serde.serialize(value), step.name))
@@ -144,16 +144,21 @@ async def _tried(
         await asyncio.sleep(wait_ms / 1000)
 
 
-async def _called(call: Callable[[], Any], env: Environment, *, here: bool) -> tuple[Any, Exception | None]:
+async def _called(step: Step[Any], env: Environment, *, here: bool) -> tuple[Any, Exception | None]:
     """What user code returned or raised, whatever its class; only what ends the process passes through."""
+    call = step.call
     try:
-        if here:
-            loop = asyncio.get_running_loop()
-            value, raised = in_place_of(loop, None, functools.partial(outcome_of, call))
-        elif inspect.iscoroutinefunction(call):
+        if inspect.iscoroutinefunction(call):
             value, raised = await call(), None
         else:
-            value, raised = await env.thread(functools.partial(outcome_of, call))
+            began_ms = env.now_ms()
+            if here:
+                loop = asyncio.get_running_loop()
+                value, raised = in_place_of(loop, None, functools.partial(outcome_of, call))
+            else:
+                value, raised = await env.thread(functools.partial(outcome_of, call))
+            if env.beside is not None:
+                env.beside.quick.told(step.name, env.now_ms() - began_ms)
         if raised is not None:
             return None, checked(raised)
         if inspect.isawaitable(value):

@@ -28,6 +28,8 @@ from tenuto.store.aws_client import (
 
 if TYPE_CHECKING:
     from tenuto.wire.destination import Destination
+    from tenuto.wire.dynamodb import WireDynamo
+    from tenuto.wire.limits import Timeouts
     from tenuto.wire.sigv4 import Credentials
 
 log = logging.getLogger("tenuto.aws")
@@ -50,6 +52,31 @@ class Sender(Protocol):
 
 def open_sender() -> Sender:
     """A sender as the environment says: region, credentials, endpoint, and TENUTO_AWS_CLIENT."""
+    session, caught, to = _chosen()
+    return BotocoreSender(session, caught) if to is None else WireSender(session, to)
+
+
+def open_loop_client(connections_max: int) -> WireDynamo | None:
+    """The same for requests at the same time, on an event loop; None where botocore is to send them."""
+    session, _, to = _chosen()
+    if to is None:
+        return None
+    from tenuto.wire.aio import AsyncClient
+    from tenuto.wire.dynamodb import WireDynamo
+    from tenuto.wire.limits import DYNAMODB_ANSWER_BYTES_MAX
+
+    http = AsyncClient(
+        to,
+        _LoopCredentials(session),
+        _timeouts(),
+        connections_max=connections_max,
+        body_bytes_max=DYNAMODB_ANSWER_BYTES_MAX,
+    )
+    return WireDynamo(http, CLIENT_OPTIONS["user_agent"])
+
+
+def _chosen() -> tuple[Any, CaughtRequest, Destination | None]:
+    """botocore's session, a request of it, and where `tenuto.wire` is to send such requests, if it is to."""
     session, client = blocking_client("dynamodb")
     catch_requests(client)
     try:
@@ -58,10 +85,10 @@ def open_sender() -> Sender:
         client.close()
     if not wants_botocore():
         try:
-            return WireSender(session, destination_of(session, caught, PATH))
+            return session, caught, destination_of(session, caught, PATH)
         except UnsupportedDestinationError as error:
             log.warning("requests to DynamoDB are sent by botocore: %s", error)
-    return BotocoreSender(session, caught)
+    return session, caught, None
 
 
 def _caught(client: Any) -> CaughtRequest:
@@ -72,18 +99,23 @@ def _caught(client: Any) -> CaughtRequest:
     raise AssertionError("a client whose requests are caught sends none")
 
 
+def _timeouts() -> Timeouts:
+    from tenuto.wire.limits import Timeouts
+
+    return Timeouts(CLIENT_OPTIONS["connect_timeout"], CLIENT_OPTIONS["read_timeout"])
+
+
 class WireSender:
     """DynamoDB requests by `tenuto.wire`, under botocore's credentials."""
 
     def __init__(self, session: Any, to: Destination) -> None:
         from tenuto.wire import services
         from tenuto.wire.blocking import BlockingClient
-        from tenuto.wire.limits import DYNAMODB_ANSWER_BYTES_MAX, Timeouts
+        from tenuto.wire.limits import DYNAMODB_ANSWER_BYTES_MAX
 
         self._services = services
         self._base_path = to.base_path
-        timeouts = Timeouts(CLIENT_OPTIONS["connect_timeout"], CLIENT_OPTIONS["read_timeout"])
-        self._http = BlockingClient(to, _Credentials(session).current, timeouts, DYNAMODB_ANSWER_BYTES_MAX)
+        self._http = BlockingClient(to, _Credentials(session).current, _timeouts(), DYNAMODB_ANSWER_BYTES_MAX)
 
     def send(self, operation: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """See `Sender.send`."""
@@ -121,6 +153,22 @@ class _Credentials:
             credentials = self._form(frozen.access_key, frozen.secret_key, frozen.token)
             self._known = (frozen, credentials)
         return credentials
+
+
+class _LoopCredentials:
+    """The same for a client on an event loop, which looking them up blocks: in Lambda they are variables."""
+
+    def __init__(self, session: Any) -> None:
+        self._held = _Credentials(session)
+
+    @property
+    def current(self) -> Credentials:
+        """See `CredentialSource.current`. Raises botocore's errors."""
+        return self._held.current()
+
+    async def renewed(self) -> Credentials:
+        """See `CredentialSource.renewed`. Raises botocore's errors."""
+        return self._held.current()
 
 
 _decode = bounded(msgspec.json.Decoder())

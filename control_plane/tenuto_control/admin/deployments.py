@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from tenuto.protocol.limits import POOLED_MAX
+from tenuto.protocol.limits import BESIDE_MAX, POOLED_MAX
 from tenuto.protocol.messages import Discover, Manifest, Rejected, ServiceManifest, decode_outcome, encode
 from tenuto.serde import problem_of
 from tenuto_control.config import Config, ConfigError
@@ -95,6 +95,7 @@ class Deployments:
                 manifest.timeout_ms,
                 self._config.functions[name].concurrency,
                 min(manifest.pools, POOLED_MAX),
+                min(manifest.beside, BESIDE_MAX),
             )
             for name, manifest in known.manifests.items()
             for service in manifest.services

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Final, NamedTuple, TypeVar
 
 from tenuto.protocol.limits import (
+    BESIDE_MAX,
     COMMANDS_MAX,
     HOLD_SLEEP_MS_MAX,
     OUT_PER_WRITE_MAX,
@@ -107,6 +108,9 @@ class Workload:
     sends: int = _option(0, "messages of each event, to keys whose handlers only touch state", high=OUT_PER_WRITE_MAX)
     calls: bool = _option(default=False, text="the events are HTTP calls, not records from Kafka")
     batch: float = _option(1.0, "waiting events of one key that an invocation takes", 1, Limits().batch_events_max)
+    keys_per_invocation: float = _option(
+        1.0, "keys that share an invocation on average, while all places of the function are taken", 1, BESIDE_MAX
+    )
     head_bytes: int = _option(1_000, "size of a key's item: state, input, journal", 1, ITEM_BYTES_MAX)
     memory_mb: int = _option(512, "memory of the handler function", 128, 10_240)
     duration_ms: float = _option(100.0, "one turn of a handler, in ms", 1, 900_000)
@@ -267,7 +271,7 @@ def count(workload: Workload) -> EventCounts:
         # A control plane that is always on remembers the head of a key that it suspended.
         head_reads=shared + sends + (suspended if workload.shape == SCALE_TO_ZERO else 0),
         other_read_units=sends + guards * GUARD_READ_UNITS + suspended * SLEEP_TIMER_READ_UNITS,
-        invocations=first + workload.napped + suspended + sends,
+        invocations=(first + workload.napped) / workload.keys_per_invocation + suspended + sends,
         turns=1 + workload.napped + suspended + sends,
     )
 
@@ -353,7 +357,9 @@ def _by_event(workload: Workload, counts: EventCounts, prices: PriceList) -> Ite
     yield Line("DynamoDB writes", units, "write units", prices.dynamodb_write_per_million, MILLION)
     yield _read_units("DynamoDB reads", events * read_units_of_event(counts, workload.head_bytes), prices)
     yield _requests("Lambda handler", events * counts.invocations, prices)
-    busy_s = counts.turns * workload.duration_ms / 1000 + workload.held * workload.sleep_seconds
+    # Keys whose handlers take steps wait for their writes at the same time; others take their turns one by one.
+    shared_turns = (1 + workload.napped) * (1 - 1 / workload.keys_per_invocation) if workload.durable else 0
+    busy_s = (counts.turns - shared_turns) * workload.duration_ms / 1000 + workload.held * workload.sleep_seconds
     yield Line("Lambda handler", events * busy_s * workload.memory_mb / MB_PER_GB, "GB-s", second, 1)
     if workload.sleep_seconds >= SCHEDULED_SECONDS_MIN[workload.shape]:
         yield Line("EventBridge Scheduler", events * suspended, "schedules", prices.scheduler_per_million, MILLION)

@@ -8,6 +8,7 @@ They are structs, as messages are: some are made for every event, and a frozen d
 
 from __future__ import annotations
 
+from enum import Enum, auto
 from typing import Final, assert_never
 
 from msgspec import Struct
@@ -115,6 +116,27 @@ def standing(flight: Flight) -> Standing:
     """How far the first event of a flight had got when it began."""
     head = flight.head
     return Standing(flight.events[0].id, head.run is not None, len(head.segments), len(head.slots))
+
+
+class Trace(Enum):
+    """What the table shows of a flight that is in progress, or of one that nobody has heard of yet."""
+
+    LEFT = auto()
+    """Another write than its own beginning has come: what came of it is there, though it may go on behind that."""
+    BEGUN = auto()
+    """It has claimed."""
+    NONE = auto()
+    """It has claimed nothing: it is at work, or has ended and left nothing."""
+    UNTOLD = auto()
+    """It resumes a run, and whether it has begun the table does not show."""
+
+
+def trace_of(flight: Flight, head: Head) -> Trace:
+    """What a head that was read later shows of a flight."""
+    run, changed, resumes = head.run, head.ver > flight.head.ver, isinstance(flight.mode, Resume)
+    if run is not None and run.holder == flight.holder and not run.suspended:
+        return Trace.BEGUN if changed else Trace.UNTOLD
+    return Trace.LEFT if changed or resumes else Trace.NONE
 
 
 def departing(

@@ -46,6 +46,9 @@ RESTLESS_PAUSE_MS_MAX = 1_000
 """A run that is suspended repeatedly, and never has anything to wait for, is resumed this often at the most. One
 that its function has no more time for has used much more of it by then, and does not wait."""
 
+READ_AGAIN_MS = 1
+"""So soon a head is read that has what an answer would say."""
+
 SLOW_MS = 50
 """From here on an activation is slow: two processes would rather claim than run the same beside each other."""
 
@@ -82,12 +85,24 @@ class Missing(Struct, frozen=True):
 
 
 class Crashed(Struct, frozen=True):
-    """It ran and ended without an outcome that can be used: it runs no more."""
+    """It ran and ended without an outcome that can be used: it runs no more.
+
+    `involved`: so did the activations of other lanes, and any of them may have been the cause.
+    """
 
     reason: str
+    involved: bool = False
 
 
-NoOutcome: TypeAlias = Oversized | Throttled | Unreachable | Missing | Crashed
+class EndedUnheard(Struct, frozen=True):
+    """What came of it is in the table. It may go on with the events behind that."""
+
+
+class Unbegun(Struct, frozen=True):
+    """It did not run, and is to have an invocation of its own."""
+
+
+NoOutcome: TypeAlias = Oversized | Throttled | Unreachable | Missing | Crashed | EndedUnheard | Unbegun
 
 
 class Stored(Struct, frozen=True):
@@ -253,7 +268,7 @@ def judge(
             warned, lessons = _warned(flight, shown(failure.message), lessons)
             pause = limits.invoke_retry_max_ms
             return TryAgain(None, flight.events[0], pause, harmless=True, over=True, warned=warned), lessons
-        case Oversized() | Throttled() | Unreachable() | Missing() | Crashed():
+        case Oversized() | Throttled() | Unreachable() | Missing() | Crashed() | EndedUnheard() | Unbegun():
             return _unanswered(flight, answer, lessons, limits)
         case Manifest():
             raise AssertionError("a manifest is no outcome of an activation")
@@ -406,8 +421,19 @@ def _unanswered(flight: Flight, answer: NoOutcome, lessons: Lessons, limits: Lim
                 return TryAgain(None, failed, pause, harmless=True, over=True), lessons
             warned, lessons = _warned(flight, reason, lessons)
             return TryAgain(None, failed, pause, harmless=True, over=True, warned=warned), lessons
+        case Crashed(reason, involved=True):
+            # None counts an attempt. Those that follow are alone in their invocations, and show whose fault it was.
+            text = f"attempt at {failed.handler} failed with those of other keys: {shown(reason)}"
+            warned, lessons = _warned(flight, text, replace(lessons, one_by_one=True))
+            return TryAgain(None, failed, harmless=True, over=True, warned=warned), lessons
         case Crashed(reason):
             return _crashed(flight, reason, lessons)
+        case EndedUnheard():
+            # Behind what it has ended it may have gone on, and claim the next event yet.
+            return TryAgain(None, failed, READ_AGAIN_MS, harmless=True), lessons
+        case Unbegun():
+            again = TryAgain(flight.head, failed, READ_AGAIN_MS, harmless=True, over=True)
+            return again, replace(lessons, one_by_one=True)
         case _:
             assert_never(answer)
 

@@ -16,9 +16,10 @@ from typing import Final, TypeAlias, TypeVar, assert_never
 import msgspec
 from msgspec.structs import replace
 
+from tenuto.lane.head import UnreadableHeadError, head_key, parse_head
 from tenuto.lane.lives import life_over, newly_former
 from tenuto.protocol.ids import Lane
-from tenuto.protocol.limits import POOLED_BYTES_MAX
+from tenuto.protocol.limits import BESIDE_HOLD_MS_MAX, POOLED_BYTES_MAX
 from tenuto.protocol.messages import (
     Activation,
     Committed,
@@ -38,9 +39,9 @@ from tenuto.protocol.messages import (
 from tenuto.protocol.modes import Drain, Mode, Resume, Shared, Speculate, activation_of
 from tenuto.protocol.records import Event, Failed, Failure, KafkaSource, Result, SendOut, Success
 from tenuto.serde import problem_of
-from tenuto.store.port import UnstorableError
+from tenuto.store.port import TableRefusedError, TableUnavailableError, UnstorableError
 from tenuto_control.core import log_fields
-from tenuto_control.core.flights import NO_LESSONS, Flight, Lessons, departing
+from tenuto_control.core.flights import NO_LESSONS, Flight, Lessons, Trace, departing, trace_of
 from tenuto_control.core.outcomes import outcome_problem
 from tenuto_control.core.traces import Activating
 from tenuto_control.core.verdicts import (
@@ -52,11 +53,8 @@ from tenuto_control.core.verdicts import (
     FencedOff,
     GivenUp,
     HandedBack,
-    Missing,
     NoOutcome,
-    Oversized,
     Settled,
-    Throttled,
     TryAgain,
     Unreachable,
     Unstorable,
@@ -67,25 +65,21 @@ from tenuto_control.core.verdicts import (
     judge_commit,
     unserved,
 )
-from tenuto_control.dispatcher.batches import behind, choose
+from tenuto_control.dispatcher.batches import behind, choose, with_room
 from tenuto_control.dispatcher.capacity import HeldPlace
 from tenuto_control.dispatcher.commits import Commits
 from tenuto_control.dispatcher.ends import Ends
 from tenuto_control.dispatcher.heads import head_bytes
-from tenuto_control.dispatcher.invoking import ask, ask_together
+from tenuto_control.dispatcher.invoking import ask, ask_together, no_outcome
 from tenuto_control.dispatcher.parts import Parts
-from tenuto_control.dispatcher.pools import ALONE, QUICK_MS, Alone, Told
+from tenuto_control.dispatcher.pools import ALONE, UNSHARED, Alone, Forsaken, Sharing, Told, Unheard, Watch, is_quick
 from tenuto_control.dispatcher.work import Attempted, CallWork, Work
 from tenuto_control.limits import NAP_TIMEOUT_MS_MAX, REQUEST_COPIES
 from tenuto_control.ports import (
     AnswerHolder,
-    FunctionBrokenError,
     FunctionFailedError,
-    FunctionMissingError,
     FunctionThrottledError,
-    FunctionUnreachableError,
     InvokeError,
-    PayloadTooLargeError,
     Target,
 )
 
@@ -102,10 +96,14 @@ Tries: TypeAlias = Callable[[Event], int]
 
 @dataclass(slots=True)
 class Activations:
-    """Activates one lane, one activation at a time. `busy` is the work that one is about, while it runs."""
+    """Activates one lane, one activation at a time. `busy` is the work that one is about, while it runs.
+
+    `late_answer` hears of a function that has ended after the lane went on without an answer: it may have had the lane.
+    """
 
     lane: Lane
     services: Parts
+    late_answer: Callable[[], None] = lambda: None
     lessons: Lessons = NO_LESSONS
     busy: tuple[Work, ...] | None = None
     _ends: Ends = field(init=False)
@@ -133,24 +131,37 @@ class Activations:
         target = self._target()
         if target is None:
             return self._unserved(next(iter(queue)).event)
-        attempted = await self._speculated(target, head, queue, tries, trim, self._pools(target, queue, tries))
-        if isinstance(attempted, Alone):
+        event = next(iter(queue)).event
+        sharing = UNSHARED if tries(event) > 1 else self._sharing(target, head, event)
+        attempted = await self._speculated(target, head, queue, tries, trim, sharing)
+        if isinstance(attempted, Alone | Forsaken):
             attempted = await self._speculated(target, head, queue, tries, trim)
-        return None if isinstance(attempted, Alone) else attempted
+        return None if isinstance(attempted, Alone | Forsaken) else attempted
 
-    def _pools(self, target: Target, queue: Iterable[Work], tries: Tries) -> int:
-        """With how many others the first queued event may share an invocation; one that may be to blame has its own."""
-        event, lessons = next(iter(queue)).event, self.lessons
-        if lessons.claim_first or lessons.one_by_one or tries(event) > 1:
-            return 0
-        return target.pools if self.services.quick.may_share((self.lane.service, event.handler)) else 0
+    def _sharing(self, target: Target, head: Head, event: Event) -> Sharing:
+        """How an event may share an invocation with those of other lanes; one that may be to blame has its own."""
+        lessons = self.lessons
+        if lessons.claim_first or lessons.one_by_one or lessons.late or head_bytes(head) > POOLED_BYTES_MAX // 2:
+            return UNSHARED
+        return self.services.quick.sharing((self.lane.service, event.handler), target)
+
+    def place_to_resume(self, target: Target, head: Head) -> HeldPlace:
+        """A place for the head's own run, whose nap is over: lanes that are worked on side by side may share it."""
+        sharing = UNSHARED if head.run is None or head.run.failures else self._sharing(target, head, head.run.event)
+        return self.services.capacity.place(target, begun=True, sharing=sharing if sharing.beside else UNSHARED)
 
     async def _speculated(
-        self, target: Target, head: Head, queue: Iterable[Work], tries: Tries, trim: Trim, pools: int = 0
-    ) -> Attempted | Alone | None:
+        self,
+        target: Target,
+        head: Head,
+        queue: Iterable[Work],
+        tries: Tries,
+        trim: Trim,
+        sharing: Sharing = UNSHARED,
+    ) -> Attempted | Alone | Forsaken | None:
         begins = self.lane.service, next(iter(queue)).event.handler
         with self.services.capacity.answer(target) as room:
-            async with self.services.capacity.place(target, handler=begins, pools=pools) as place:
+            async with self.services.capacity.place(target, handler=begins, sharing=sharing) as place:
                 # Chosen only now that there is a place: what arrived while waiting for it joins the batch.
                 works = await choose(self.services, head, queue, one_by_one=self.lessons.one_by_one)
                 if not works:
@@ -161,12 +172,10 @@ class Activations:
                     events = [work.event for work in works]
                     mode = Speculate(tuple(events), tries(events[0]), self.lessons.claim_first)
                     flight = self._flight(target, head, mode, trim)
-                    invoke = partial(self._invoke_shared, place=place) if place.shared else self._invoke
-                    outcome: Told = await invoke(target, flight, room)
+                    outcome = await self._invoke_in(place, target, flight, room)
                 except BaseException:
                     self.busy = None
                     raise
-            self._note_pace(flight, outcome)
             if isinstance(outcome, Alone):
                 self.busy = None
                 return outcome
@@ -175,6 +184,8 @@ class Activations:
                 for work in works:
                     if isinstance(work, CallWork):
                         work.attempted = True
+                if isinstance(outcome, Forsaken):
+                    return outcome
                 return await self._judged(flight, outcome, works)
             finally:
                 self.busy = None
@@ -195,9 +206,17 @@ class Activations:
             return await self._judged(flight, outcome)
 
     async def resume(
-        self, head: Head, queue: Sequence[Work], tries: Tries, trim: Trim, holder: str, *, alone: bool
+        self,
+        head: Head,
+        queue: Sequence[Work],
+        tries: Tries,
+        trim: Trim,
+        holder: str,
+        place: HeldPlace | None,
+        *,
+        alone: bool,
     ) -> Attempted:
-        """Run the head's own run, which this process has just taken over as `holder`, within its own place.
+        """Run the head's own run, which this process has just taken over as `holder`, within a `place` or its own.
 
         Unless it is to run `alone`, the queued events behind it follow, if nothing is known against that.
         """
@@ -211,6 +230,8 @@ class Activations:
         # What has begun comes before what is new, and would wait for more than one invocation.
         if alone or self.services.capacity.begun_wait(target):
             following = []
+        if place is not None and place.shared:
+            following = with_room(head, following)
         works = (*own, *following)
         # Perhaps about no work that waits here, but at work all the same.
         self.busy = works
@@ -218,7 +239,9 @@ class Activations:
             mode = Resume(head.run, lessons.late, tuple(work.event for work in following))
             flight = self._flight(target, head, mode, trim, holder)
             with self.services.capacity.answer(target) as room:
-                return await self._judged(flight, await self._invoke(target, flight, room), works)
+                # One that is to be asked for alone is taken over for that: the place is for one invocation at a time.
+                told = await self._invoke_in(place, target, flight, room)
+                return await self._judged(flight, told, works)
         finally:
             self.busy = None
 
@@ -290,19 +313,45 @@ class Activations:
         async with self.services.capacity.room(target, REQUEST_COPIES * _request_bytes(flight)):
             return await self._requested(flight, lambda request: self._asked(target, request, flight, room))
 
-    async def _invoke_shared(self, target: Target, flight: Flight, room: AnswerHolder, place: HeldPlace) -> Told:
-        """The same in an invocation that other lanes share. Whoever asks for all of them holds room for the request."""
+    async def _invoke_in(self, place: HeldPlace | None, target: Target, flight: Flight, room: AnswerHolder) -> Told:
+        """The same within a place that other lanes may share, and with it the invocation. What it took is noted."""
+        shared = place is not None and place.shared
+        if place is None or not shared:
+            told: Told = await self._invoke(target, flight, room)
+        else:
+            told = await self._requested(flight, partial(self._asked_shared, place, target, flight))
+        self._note_pace(flight, told, shared=shared)
+        return told
 
-        async def shared(request: Activation) -> Told:
-            payload = encode(request)
-            if len(payload) > POOLED_BYTES_MAX:
-                return ALONE
-            told = await place.answer(payload, partial(ask_together, self.services, target, room))
-            if isinstance(told, InvokeError | Alone):
-                return told
-            return ALONE if outcome_problem(told, flight) else self._early(told) or told
+    async def _asked_shared(self, place: HeldPlace, target: Target, flight: Flight, request: Activation) -> Told:
+        """What is told of a flight in a shared invocation. Whoever asks for all of them holds room for the request."""
+        beside = place.beside
+        if beside:
+            request = replace(request, hold_ms=min(request.hold_ms, BESIDE_HOLD_MS_MAX))
+        payload = encode(request)
+        if len(payload) > POOLED_BYTES_MAX:
+            return ALONE
+        room = self.services.capacity.answer(target)
+        asked = partial(ask_together, self.services, target, room, beside=beside)
+        watch = Watch(partial(self._look, flight), self.late_answer) if beside else None
+        told = await place.answer(payload, asked, room, watch)
+        if isinstance(told, InvokeError | Alone | Forsaken | Unheard):
+            return told
+        try:
+            problem = outcome_problem(told, flight)
+        except Exception as e:  # noqa: BLE001 - as of an answer to this lane alone
+            problem = type(e).__name__
+        if problem is None:
+            return self._early(told) or told
+        return FunctionFailedError(f"{target.function} answered what cannot be: {problem}") if beside else ALONE
 
-        return await self._requested(flight, shared)
+    async def _look(self, flight: Flight) -> Trace:
+        """What the table shows of a flight whose invocation has not been answered."""
+        try:
+            head = parse_head(await self.services.writer.table.get(head_key(self.lane)))
+        except (TableUnavailableError, TableRefusedError, UnreadableHeadError):
+            return Trace.UNTOLD
+        return trace_of(flight, head)
 
     async def _requested(self, flight: Flight, ask: Callable[[Activation], Awaitable[T]]) -> T:
         request = activation_of(
@@ -362,9 +411,9 @@ class Activations:
 
     # --- what follows -----------------------------------------------------------------------------------------------
 
-    async def _judged(self, flight: Flight, outcome: Outcome | InvokeError, works: tuple[Work, ...] = ()) -> Attempted:
+    async def _judged(self, flight: Flight, outcome: Told, works: tuple[Work, ...] = ()) -> Attempted:
         """Judge an outcome, and carry out the verdict. `works` are those that wait for the flight's events here."""
-        answer = no_outcome(outcome) if isinstance(outcome, InvokeError) else outcome
+        answer = no_outcome(outcome) if isinstance(outcome, InvokeError | Alone | Forsaken | Unheard) else outcome
         if isinstance(answer, Crashed | Unreachable | Fenced):
             await self.services.delivery.guard_leftovers(self.lane)
         limits, now_ms = self.services.limits, self.services.clock.now_ms()
@@ -457,13 +506,20 @@ class Activations:
             case _:
                 assert_never(verdict)
 
-    def _note_pace(self, flight: Flight, told: Told) -> None:
+    def _note_pace(self, flight: Flight, told: Told, *, shared: bool) -> None:
         if isinstance(told, FunctionThrottledError):
             # That says nothing of the handler, and is when sharing helps most.
             return
-        quick = isinstance(told, Speculated) and self.services.clock.now_ms() - flight.began_ms <= QUICK_MS
+        took_ms = self.services.clock.now_ms() - flight.began_ms
+        match told:
+            case Speculated():
+                quick, wrote = is_quick(took_ms, 1, shared=shared), False
+            case Committed(results) | Suspended(results):
+                quick, wrote = is_quick(took_ms, len(results), shared=shared), True
+            case _:
+                quick = wrote = False
         for handler in {event.handler for event in flight.events}:
-            self.services.quick.told((self.lane.service, handler), quick=quick)
+            self.services.quick.told((self.lane.service, handler), quick=quick, wrote=wrote)
 
     def _note_sleep(self, attempted: Attempted) -> None:
         head, target = attempted.head, self._target()
@@ -509,21 +565,6 @@ class Activations:
         again = f" ({warned.times} times)" if warned.times > 1 else ""
         fields = log_fields.of_event(self.lane, warned.event, warned.attempt)
         log.warning("%s: %s%s", self.lane.pk, warned.text, again, extra=fields)
-
-
-def no_outcome(error: InvokeError) -> NoOutcome:
-    """Why an invocation has no outcome, as far as it makes a difference."""
-    match error:
-        case PayloadTooLargeError():
-            return Oversized(str(error))
-        case FunctionThrottledError():
-            return Throttled()
-        case FunctionUnreachableError():
-            return Unreachable(str(error))
-        case FunctionMissingError():
-            return Missing(str(error), told=isinstance(error, FunctionBrokenError))
-        case _:
-            return Crashed(str(error))
 
 
 def _new_events(flight: Flight) -> Sequence[Event]:

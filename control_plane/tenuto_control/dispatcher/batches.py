@@ -6,12 +6,14 @@ Owns the choice: order, size, and that nothing runs which has taken effect alrea
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from tenuto.lane.transitions import outgoing_results, result_key, stored_result
+from tenuto.protocol.limits import POOLED_BYTES_MAX
 from tenuto.protocol.messages import ClaimedRun, Head
 from tenuto.protocol.records import Failed, Failure, KafkaSource, event_bytes
 from tenuto_control.core.lane_policy import finished, passed
+from tenuto_control.dispatcher.heads import head_bytes
 from tenuto_control.dispatcher.parts import Parts
 from tenuto_control.dispatcher.work import CallWork, Elsewhere, KafkaWork, Work
 
@@ -80,6 +82,17 @@ def behind(services: Parts, head: Head, run: ClaimedRun, queue: Iterable[Work]) 
         last[source.watermark] = source.offset
         works.append(work)
     return works
+
+
+def with_room(head: Head, following: Sequence[KafkaWork]) -> list[KafkaWork]:
+    """As many of those that follow a run as leave its request small enough to share an invocation."""
+    size, found = head_bytes(head), []
+    for work in following:
+        size += event_bytes(work.event)
+        if size > POOLED_BYTES_MAX // 2:
+            break
+        found.append(work)
+    return found
 
 
 async def _answered(services: Parts, work: CallWork, head: Head) -> bool:

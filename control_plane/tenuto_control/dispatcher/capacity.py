@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import Final, Self, TypeAlias
+from functools import partial
+from typing import Any, Final, Self, TypeAlias
 
 from tenuto_control.core.shares import may_take
 from tenuto_control.core.wakes import Handler, Wakes
 from tenuto_control.dispatcher.answer_room import AnswerRoom, HeldAnswer
-from tenuto_control.dispatcher.pools import Ask, Pool, Told
+from tenuto_control.dispatcher.pools import ALONE, UNSHARED, Ask, Invocation, Pool, Sharing, Told, Watch
 from tenuto_control.limits import MIB
-from tenuto_control.ports import Target
+from tenuto_control.ports import FunctionUnreachableError, Target
 
 BEGUN_IN_A_ROW_MAX: Final = 16
 """So many begun invocations may pass by one that has not begun, should all of its function's places be taken.
@@ -60,6 +62,7 @@ class Capacity:
         self._ring: deque[_Function] = deque()
         self._room = SharedRoom(request_bytes_max, functions)
         self._answers = AnswerRoom(answer_bytes_max)
+        self._shared: set[asyncio.Task[None]] = set()
 
     def answer(self, target: Target) -> HeldAnswer:
         """What holds room for the answer of one invocation, from when it is read to the end of the block."""
@@ -70,22 +73,26 @@ class Capacity:
         return HeldRoom(self._room, target.function, size_bytes)
 
     def place(
-        self, target: Target, *, begun: bool = False, handler: Handler | None = None, pools: int = 0
+        self,
+        target: Target,
+        *,
+        begun: bool = False,
+        handler: Handler | None = None,
+        sharing: Sharing = UNSHARED,
     ) -> HeldPlace:
         """Hold a place while an invocation of the target's function runs.
 
         `begun`: it continues with a claimed run. Otherwise `handler` is the one that is to begin, if it may sleep. Of
-        those that wait and begin what does not, up to `pools` may come to share a place, and its invocation.
+        those that wait for the same, some may come to share a place, and its invocation, as their `sharing` says.
         """
         function = self._functions.get(target.function)
         if function is None:
             function = self._functions[target.function] = _Function()
         function.most = target.concurrency
         if begun:
-            return HeldPlace(self, function, Stage.CONTINUES)
-        if handler in function.wakes.handlers:
-            return HeldPlace(self, function, Stage.SLEEPS)
-        return HeldPlace(self, function, Stage.BEGINS, pools)
+            return HeldPlace(self, function, Stage.CONTINUES, sharing)
+        sleeps = handler in function.wakes.handlers
+        return HeldPlace(self, function, Stage.SLEEPS if sleeps else Stage.BEGINS, sharing)
 
     def begun_wait(self, target: Target) -> bool:
         """Whether half as much waits that has begun, such as sleeps that have ended, as the function has places."""
@@ -99,12 +106,12 @@ class Capacity:
             places = min(function.most, self._total)
             function.wakes.slept(handler, asyncio.get_running_loop().time(), places)
 
-    async def take(self, function: _Function, stage: Stage, pools: int = 0) -> Pool | None:
+    async def take(self, function: _Function, stage: Stage, sharing: Sharing = UNSHARED) -> Pool | None:
         """Wait for a place of a function, and hold it. Returns whom it is shared with, if it is."""
         if not function.waits and self._has_place(function) and function.may_start(stage):
             function.hold(stage)
             return None
-        queue, entry = function.waiting[stage], function.enqueue(stage, pools)
+        queue, entry = function.waiting[stage], function.enqueue(stage, sharing)
         if not function.listed:
             function.listed = True
             self._ring.append(function)
@@ -125,11 +132,25 @@ class Capacity:
             raise
 
     def give(self, function: _Function, stage: Stage, pool: Pool | None = None) -> None:
-        """Give a place back, once all who share it have."""
-        if pool is not None and not pool.leave():
-            return
+        """Give a place back, once all who share it have, and their invocation is over."""
+        if pool is None or pool.leave():
+            self.let_go(function, stage)
+
+    def let_go(self, function: _Function, stage: Stage) -> None:
+        """Nobody needs a place any more."""
         function.let_go(stage)
         self._go()
+
+    def start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run an invocation that lanes share, which may go on when all of them have left."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._shared.add(task)
+        task.add_done_callback(self._shared.discard)
+        return task
+
+    def halt(self) -> tuple[asyncio.Task[None], ...]:
+        """The invocations that lanes share, for whoever stops everything."""
+        return tuple(self._shared)
 
     def _go(self) -> None:
         """Give out what places there are."""
@@ -169,30 +190,31 @@ class Capacity:
 class HeldPlace:
     """A place that is held from the beginning of the block to its end. As a generator it would take twice as long."""
 
-    __slots__ = ("_capacity", "_function", "_joined", "_pool", "_pools", "_since_s", "_stage")
+    __slots__ = ("_capacity", "_function", "_joined", "_pool", "_sharing", "_since_s", "_stage")
 
-    def __init__(self, capacity: Capacity, function: _Function, stage: Stage, pools: int = 0) -> None:
+    def __init__(self, capacity: Capacity, function: _Function, stage: Stage, sharing: Sharing) -> None:
         self._capacity = capacity
         self._function = function
         self._stage = stage
-        self._pools = pools
+        self._sharing = sharing
         self._pool: Pool | None = None
         self._joined = False
         self._since_s = 0.0
 
     async def __aenter__(self) -> Self:
         """Wait for the place."""
-        self._pool = await self._capacity.take(self._function, self._stage, self._pools)
+        self._pool = await self._capacity.take(self._function, self._stage, self._sharing)
         self._since_s = asyncio.get_running_loop().time()
         return self
 
     async def __aexit__(self, *_: object) -> None:
         """Give it back."""
         function, pool = self._function, self._pool
-        if pool is None:
+        if pool is None or self._sharing.beside:
             seconds = asyncio.get_running_loop().time() - self._since_s
-            function.wakes.held(seconds, begun=self._stage is Stage.CONTINUES)
-        elif not self._joined:
+            together = 1 if pool is None else pool.size
+            function.wakes.held(seconds / together, begun=self._stage is Stage.CONTINUES)
+        if pool is not None and not self._joined:
             pool.withdraw()
         self._capacity.give(function, self._stage, pool)
 
@@ -201,12 +223,20 @@ class HeldPlace:
         """Whether others have the place as well, and the invocation that is made in it."""
         return self._pool is not None
 
-    async def answer(self, payload: bytes, ask: Ask) -> Told:
+    @property
+    def beside(self) -> bool:
+        """Whether the lanes that share it are worked on side by side."""
+        return self._pool is not None and self._sharing.beside
+
+    async def answer(self, payload: bytes, ask: Ask, room: HeldAnswer, watch: Watch | None = None) -> Told:
         """Have the function asked for this as well, once all who share the place are there. See `Pool.answer`."""
         if self._pool is None:
             raise AssertionError("the place is not shared")
         self._joined = True
-        return await self._pool.answer(payload, ask)
+        over = partial(self._capacity.let_go, self._function, self._stage)
+        lost = FunctionUnreachableError("the request was given up") if self._sharing.beside else ALONE
+        invocation = Invocation(ask, lost, room, self._capacity.start, over)
+        return await self._pool.answer(payload, invocation, watch)
 
 
 class HeldRoom:
@@ -229,8 +259,8 @@ class HeldRoom:
         self._room.give(self._function, self._size, large=self._large)
 
 
-Waiter: TypeAlias = "tuple[int, asyncio.Future[Pool | None], int]"
-"""Who waits for a place, numbered in the order of coming, and how many may share it."""
+Waiter: TypeAlias = "tuple[int, asyncio.Future[Pool | None], Sharing]"
+"""Who waits for a place, numbered in the order of coming, and how it may be shared."""
 
 
 @dataclass(slots=True, eq=False)
@@ -264,9 +294,9 @@ class _Function:
         # A timer may be early by what its loop cannot tell apart.
         return self.wakes.opens_s - loop.time() <= CLOCK_S
 
-    def enqueue(self, stage: Stage, pools: int) -> Waiter:
+    def enqueue(self, stage: Stage, sharing: Sharing) -> Waiter:
         """Wait for a place behind those of the same stage."""
-        entry: Waiter = self.number, asyncio.get_running_loop().create_future(), pools
+        entry: Waiter = self.number, asyncio.get_running_loop().create_future(), sharing
         self.waiting[stage].append(entry)
         self.number += 1
         return entry
@@ -288,19 +318,19 @@ class _Function:
         """Give a place to the first of these, who has not given up."""
         begins = bool(self.waiting[Stage.BEGINS] or self.waiting[Stage.SLEEPS])
         self.in_a_row = self.in_a_row + 1 if begins and stage is Stage.CONTINUES else 0
-        _, turn, pools = self.waiting[stage].popleft()
+        _, turn, sharing = self.waiting[stage].popleft()
         self.hold(stage)
-        others = self._companions(pools) if pools > 1 else ()
+        others = self._companions(stage, sharing) if sharing.most > 1 else ()
         pool = Pool(1 + len(others)) if others else None
         turn.set_result(pool)
         for other in others:
             other.set_result(pool)
 
-    def _companions(self, pools: int) -> list[asyncio.Future[Pool | None]]:
-        """Others that share a place with the first of up to `pools`: as many as to leave each place its part."""
-        queue = self.waiting[Stage.BEGINS]
-        wanted = min(pools, -(-(len(queue) + 1) // self.most)) - 1
-        found = [one for one in queue if one[2] > 1 and not one[1].done()][:wanted] if wanted else []
+    def _companions(self, stage: Stage, sharing: Sharing) -> list[asyncio.Future[Pool | None]]:
+        """Others that share a place with the first of these, in the same way: as many as leave each place its part."""
+        queue = self.waiting[stage]
+        wanted = min(sharing.most, -(-(len(queue) + 1) // self.most)) - 1
+        found = [one for one in queue if one[2] == sharing and not one[1].done()][:wanted] if wanted else []
         for one in found:
             queue.remove(one)
         return [turn for _, turn, _ in found]

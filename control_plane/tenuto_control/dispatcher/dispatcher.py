@@ -120,7 +120,7 @@ class Dispatcher:
     async def kill(self) -> None:
         """Stop everything where it is, as a crash would."""
         self._wheel.clear()
-        tasks = (*self._lanes.halt(), *self._background.halt())
+        tasks = (*self._lanes.halt(), *self._background.halt(), *self._parts.capacity.halt())
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,7 +1,7 @@
 """One request to a function and its answer within bounds, for one activation or for those of several lanes.
 
-Owns what is asked and what an answer may take. Does not own who shares a request (`pools`, `capacity`), nor what an
-outcome means (`activations`).
+Owns what is asked, what an answer may take, and why there is none. Does not own who shares a request (`pools`,
+`capacity`), nor what an outcome means (`activations`).
 """
 
 from __future__ import annotations
@@ -9,14 +9,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tenuto.protocol.limits import PAYLOAD_BYTES_MAX
-from tenuto.protocol.messages import PROTOCOL_VERSION, decode_outcomes
+from tenuto.protocol.messages import PROTOCOL_VERSION, Broken, Outcome, decode_outcomes
+from tenuto_control.core.verdicts import (
+    Crashed,
+    EndedUnheard,
+    Missing,
+    NoOutcome,
+    Oversized,
+    Throttled,
+    Unbegun,
+    Unreachable,
+)
 from tenuto_control.dispatcher.parts import Parts
-from tenuto_control.dispatcher.pools import ALONE, Told
+from tenuto_control.dispatcher.pools import ALONE, Alone, Forsaken, InvolvedError, Told, Unheard
 from tenuto_control.limits import ANSWER_BYTES_MAX, ANSWER_MEMBERS_MAX, REQUEST_COPIES
 from tenuto_control.ports import (
     AnswerHolder,
+    FunctionBrokenError,
     FunctionFailedError,
+    FunctionMissingError,
     FunctionThrottledError,
+    FunctionUnreachableError,
     InvokeError,
     PayloadTooLargeError,
     Target,
@@ -43,21 +56,68 @@ async def ask(services: Parts, target: Target, payload: bytes, room: AnswerHolde
 
 
 async def ask_together(
-    services: Parts, target: Target, room: AnswerHolder, activations: Sequence[bytes]
+    services: Parts, target: Target, room: AnswerHolder, activations: Sequence[bytes], *, beside: bool = False
 ) -> Sequence[Told]:
-    """Ask for encoded activations at once. Whatever fails as a whole has done nothing: each is asked for alone then."""
-    alone = [ALONE] * len(activations)
-    payload = b'{"type":"pooled","activations":[%b],"version":%d}' % (b",".join(activations), PROTOCOL_VERSION)
+    """Ask for encoded activations at once.
+
+    Where nothing has been done by them, each is asked for alone then. What fails as a whole has done nothing, unless
+    lanes were worked on `beside` each other.
+    """
+    members, kind = b",".join(activations), b"true" if beside else b"false"
+    payload = b'{"type":"pooled","activations":[%b],"beside":%b,"version":%d}' % (members, kind, PROTOCOL_VERSION)
     async with services.capacity.room(target, REQUEST_COPIES * len(payload)):
         answer = await ask(services, target, payload, room)
-    if isinstance(answer, FunctionThrottledError):
-        return [answer] * len(activations)
     if isinstance(answer, InvokeError):
-        return alone
+        return [_involved(answer, beside=beside)] * len(activations)
     try:
         outcomes = decode_outcomes(answer).outcomes
-    except Exception:  # noqa: BLE001 - whatever an answer makes of its reader
-        return alone
+    except Exception as e:  # noqa: BLE001 - whatever an answer makes of its reader
+        return [_involved(FunctionFailedError(type(e).__name__), beside=beside)] * len(activations)
     if len(outcomes) != len(activations):
-        return alone
-    return [ALONE if outcome is None else outcome for outcome in outcomes]
+        other = FunctionFailedError(f"{target.function} answered {len(outcomes)} outcomes to {len(activations)}")
+        return [_involved(other, beside=beside)] * len(activations)
+    return [_told(outcome) for outcome in outcomes]
+
+
+def _involved(error: InvokeError, *, beside: bool) -> Told:
+    """What the failure of a whole invocation means to each of its lanes."""
+    match error:
+        case FunctionThrottledError():
+            return error
+        case FunctionFailedError() if beside:
+            return InvolvedError(str(error))
+        case PayloadTooLargeError():
+            return ALONE
+        case _:
+            return error if beside else ALONE
+
+
+def _told(outcome: Outcome | Broken | None) -> Told:
+    match outcome:
+        case None:
+            return ALONE
+        case Broken(reason):
+            return FunctionFailedError(reason)
+        case _:
+            return outcome
+
+
+def no_outcome(error: InvokeError | Alone | Forsaken | Unheard) -> NoOutcome:
+    """Why an invocation has no outcome, as far as it makes a difference."""
+    match error:
+        case Alone():
+            return Unbegun()
+        case Unheard() | Forsaken():
+            return EndedUnheard()
+        case InvolvedError():
+            return Crashed(str(error), involved=True)
+        case PayloadTooLargeError():
+            return Oversized(str(error))
+        case FunctionThrottledError():
+            return Throttled()
+        case FunctionUnreachableError():
+            return Unreachable(str(error))
+        case FunctionMissingError():
+            return Missing(str(error), told=isinstance(error, FunctionBrokenError))
+        case _:
+            return Crashed(str(error))

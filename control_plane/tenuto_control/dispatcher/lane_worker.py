@@ -74,6 +74,7 @@ from tenuto_control.core.lane_policy import (
 from tenuto_control.core.log_fields import said_again, shown
 from tenuto_control.core.paces import UNKNOWN
 from tenuto_control.dispatcher.activations import Activations
+from tenuto_control.dispatcher.capacity import HeldPlace
 from tenuto_control.dispatcher.inbox import Inbox, InboxView
 from tenuto_control.dispatcher.lane_queue import NO_WORK, LaneQueue
 from tenuto_control.dispatcher.lane_task import CONTINUE, Continue, GiveWay, LaneTask, Onward, Owner, Rest, Sleeps
@@ -226,7 +227,7 @@ class LaneWorker(LaneTask):
     @property
     def _activations(self) -> Activations:
         if self._activated is None:
-            self._activated = Activations(self.lane, self._services, self._lessons)
+            self._activated = Activations(self.lane, self._services, partial(self.nudge, look=True), self._lessons)
         return self._activated
 
     @property
@@ -378,13 +379,13 @@ class LaneWorker(LaneTask):
         if (run := head.run) is None or target is None:
             await self._take_over((), failed=False)
             return
-        async with self._services.capacity.place(target, begun=True):
+        async with self._activations.place_to_resume(target, head) as place:
             now_ms = self._services.clock.now_ms()
             lasts = self._services.naps.left_ms(self.lane, head, now_ms) >= target.timeout_ms
             self._on(NapOver(run.holder, missed=not lasts))
             if lasts:
                 self._services.metrics.sample("WakeLatenessMs", max(0, now_ms - (run.wake_ms or 0)))
-                await self._resume(head, run.holder)
+                await self._resume(head, run.holder, place)
 
     async def _take_over(self, over: Sequence[str], *, failed: bool) -> None:
         head = self._seen()
@@ -406,9 +407,8 @@ class LaneWorker(LaneTask):
         holder, now_ms = self._services.token(), self._services.clock.now_ms()
         from_ms = lease_from_ms(self._services.table_clock.check, now_ms, self._bounds.lease_margin_ms)
         lease_ms = from_ms + target.timeout_ms * (LATE_LEASES if self._activations.late else 1)
-        slept = {
-            slot: pack(SleptSlot(max(0, now_ms - head.run.start_ms if head.run is not None else 0))) for slot in over
-        }
+        start_ms = now_ms if head.run is None else head.run.start_ms
+        slept = {slot: pack(SleptSlot(max(0, now_ms - start_ms))) for slot in over}
         tok = f"{holder}.take"
         written = await self._services.writer.write(
             takeover(self.lane, head, holder, lease_ms, slept, tok, crashes), tok
@@ -429,11 +429,11 @@ class LaneWorker(LaneTask):
             return
         await self._resume(left, holder)
 
-    async def _resume(self, head: Head, holder: str) -> None:
+    async def _resume(self, head: Head, holder: str, place: HeldPlace | None = None) -> None:
         memory, queue = self._memory, tuple(self.queue)
         tries, trim = partial(memory.tries, head), memory.trim(head)
         # Events that are to be moved away are moved between two runs.
-        attempted = await self._activations.resume(head, queue, tries, trim, holder, alone=memory.pressed)
+        attempted = await self._activations.resume(head, queue, tries, trim, holder, place, alone=memory.pressed)
         await self._end(attempted, head)
 
     async def _ship(self) -> None:
