@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 
+from tenuto.protocol.limits import BESIDE_MAX
 from tests.attack.examples import EVERY, TIMES
 from tests.model import proof
 from tests.simulation import exhaustive, mutants, scenarios
@@ -66,7 +67,9 @@ def main() -> int:
     _mutants(tally)
     _attacks(tally)
     simulated = time.monotonic() - began
-    _chaos(tally, int(os.environ.get("TENUTO_PROVE_CHAOS_EVENTS", DEFAULT_CHAOS_EVENTS)))
+    events = int(os.environ.get("TENUTO_PROVE_CHAOS_EVENTS", DEFAULT_CHAOS_EVENTS))
+    for keys in (1, BESIDE_MAX):
+        _chaos(tally, events // 2, keys)
     _hand_over(tally)
     _combinations(tally)
     left = max(SEEDS_SECONDS_MIN, seconds - simulated)
@@ -89,13 +92,15 @@ def _model(tally: Tally, states_max: int) -> None:
         tally.take(1, [] if part.problem is None else [Verdict(part.name, "python -m tests.model", part.problem)])
 
 
-def _chaos(tally: Tally, events: int) -> None:
-    """SIGKILL on the real stack; none with TENUTO_PROVE_CHAOS_EVENTS=0."""
+def _chaos(tally: Tally, events: int, keys: int) -> None:
+    """SIGKILL on the real stack, with so many keys in an invocation; none with TENUTO_PROVE_CHAOS_EVENTS=0."""
     if not events:
         return
     seed = int(time.time()) % 1_000_000
-    print(f"kills on the real stack: {events} events, seed {seed}", flush=True)
-    options = chaos.Options(events=events, keys=CHAOS_KEYS, seconds=events / CHAOS_EVENTS_PER_SECOND, seed=seed)
+    print(f"kills on the real stack: {events} events, up to {keys} keys in an invocation, seed {seed}", flush=True)
+    options = chaos.Options(
+        events=events, keys=CHAOS_KEYS, seconds=events / CHAOS_EVENTS_PER_SECOND, seed=seed, concurrent_keys=keys
+    )
     began = time.monotonic()
     report = asyncio.run(chaos.run(options, lambda line: print(f"  {line}", flush=True)))
     print(f"  {report.line()}, {time.monotonic() - began:.0f} s", flush=True)

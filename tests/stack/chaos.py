@@ -28,6 +28,7 @@ import aiohttp
 import msgspec
 from aiokafka import AIOKafkaProducer
 
+from tenuto.protocol.limits import BESIDE_MAX
 from tenuto_control.arguments import real, whole
 from tenuto_local.lambda_service.function_spec import FunctionSpec
 from tenuto_local.system import System
@@ -42,7 +43,7 @@ FUNCTION_TIMEOUT_S = 5.0
 
 CONFIG = f"""\
 [functions.{FUNCTION}]
-concurrency = 16
+concurrency = {{places}}
 
 [[subscriptions]]
 topic = "{TOPIC}"
@@ -54,7 +55,12 @@ session_timeout_ms = 3000
 heartbeat_interval_ms = 500
 sweep_interval_ms = 2000
 aws_read_timeout_ms = 2000
+quick_in_a_row = {{quick}}
 """
+
+PLACES, PLACES_TO_SHARE = 16, 2
+QUICK, QUICK_AT_ONCE = 16, 2
+"""Invocations at a time, and the quick ones before lanes share them: where each is alone, and where they are to."""
 
 Victim = Literal["function", "control plane", "broker", "frozen control plane", "frozen table"]
 KILLED: tuple[Victim, ...] = ("function", "control plane", "broker")
@@ -103,13 +109,17 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """A run: `events` over `keys` in about `seconds`, all drawn from `seed`."""
+    """A run: `events` over `keys` in about `seconds`, all drawn from `seed`.
+
+    An invocation works on up to `concurrent_keys`: if on several, there are few places, for lanes to share.
+    """
 
     events: int
     keys: int
     seconds: float
     seed: int
     control_planes: int = 2
+    concurrent_keys: int = 1
     victims: tuple[Victim, ...] = KILLED
 
 
@@ -403,11 +413,16 @@ async def run(options: Options, say: Say) -> Report:
             handler="tests.stack.chaos_app.handler",
             root=str(ROOT),
             timeout_s=FUNCTION_TIMEOUT_S,
-            environment={chaos_app.LEDGER_VARIABLE: str(ledger)},
+            environment={
+                chaos_app.LEDGER_VARIABLE: str(ledger),
+                chaos_app.KEYS_VARIABLE: str(options.concurrent_keys),
+            },
             concurrency=4,
             queue_limit=100,
         )
-        system = System([function], topics=TOPICS, config_text=CONFIG, control_planes=options.control_planes)
+        shares = options.concurrent_keys > 1
+        config = CONFIG.format(places=PLACES_TO_SHARE if shares else PLACES, quick=QUICK_AT_ONCE if shares else QUICK)
+        system = System([function], topics=TOPICS, config_text=config, control_planes=options.control_planes)
         async with system:
             chaos = Chaos(options, system, ledger, say)
             try:
@@ -436,9 +451,10 @@ def keep_logs(system: System, options: Options, ledger: Path) -> Path:
 def replay(options: Options) -> str:
     """How to run the same plan again."""
     only = "" if options.victims == KILLED else "".join(f" --only '{victim}'" for victim in options.victims)
+    together = "" if options.concurrent_keys == 1 else f" --concurrent-keys {options.concurrent_keys}"
     return (
         f"replay the plan: python -m tests.stack.chaos --events {options.events} --keys {options.keys} "
-        f"--seed {options.seed} --seconds {options.seconds:g}{only}"
+        f"--seed {options.seed} --seconds {options.seconds:g}{together}{only}"
     )
 
 
@@ -449,6 +465,9 @@ def main() -> int:
     parser.add_argument("--keys", type=whole(1, 10_000_000), default=300)
     parser.add_argument("--seed", type=whole(0, 2**63), default=1)
     parser.add_argument("--seconds", type=real(0, 1_000_000), default=300.0, help="how long there are kills, at most")
+    parser.add_argument(
+        "--concurrent-keys", type=whole(1, BESIDE_MAX), default=1, help="that an invocation works on, default 1"
+    )
     victims = tuple(CADENCE_S)
     parser.add_argument(
         "--only", choices=victims, action="append", default=None, help="strike only this; may be repeated"
@@ -459,6 +478,7 @@ def main() -> int:
         keys=given.keys,
         seed=given.seed,
         seconds=given.seconds,
+        concurrent_keys=given.concurrent_keys,
         victims=tuple(given.only or KILLED),
     )
     # The client says again and again that the broker is away, which is the point here.

@@ -23,6 +23,9 @@ from tenuto import InvocationRetryPolicy, ObjectContext, VirtualObject, aws, ide
 LEDGER_VARIABLE = "TENUTO_CHAOS_LEDGER"
 """Environment variable that names the ledger's file."""
 
+KEYS_VARIABLE = "TENUTO_CHAOS_CONCURRENT_KEYS"
+"""Environment variable that says how many keys an invocation may work on at a time."""
+
 OUT_TOPIC = "chaos-out"
 NAP = timedelta(milliseconds=600)
 """Long enough for the function to return instead of waiting."""
@@ -152,7 +155,7 @@ async def call(ctx: ObjectContext, number: int) -> int:
     return number
 
 
-handler = aws.handler(chain, tally)
+handler = aws.handler(chain, tally, concurrent_keys=int(os.environ.get(KEYS_VARIABLE, "1")))
 
 
 def encode(event: Event) -> bytes:
