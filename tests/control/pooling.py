@@ -134,10 +134,22 @@ def pooling(box: VirtualObject, *, places: int = 1, pools: int = POOLED_MAX, bes
     return Pooling(Services([box]), Limits(quick_in_a_row=1), places=places, pools=pools, beside=beside)
 
 
-async def delivered(meter: Pooling, box: VirtualObject, handler: str, keys: int = KEYS, value: bytes = b"1") -> None:
-    """One record for each of so many keys, at once, behind one that shows how quick its handler is."""
+async def shown(box: VirtualObject, handler: str, value: bytes = b"1", *, places: int = 1, beside: int = 0) -> Pooling:
+    """A control plane that has seen how quick a handler is."""
+    meter = pooling(box, places=places, beside=beside)
+    await show(meter, box, handler, value)
+    return meter
+
+
+async def show(meter: Pooling, box: VirtualObject, handler: str, value: bytes = b"1") -> None:
+    """Have one event of a handler run, on a key of its own."""
     meter.deliver(box.handlers[handler], "first", value)
     await meter.quiet()
+
+
+async def delivered(meter: Pooling, box: VirtualObject, handler: str, keys: int = KEYS, value: bytes = b"1") -> None:
+    """One record for each of so many keys, at once, behind one that shows how quick its handler is."""
+    await show(meter, box, handler, value)
     meter.asked.clear()
     for number in range(keys):
         meter.deliver(box.handlers[handler], f"k{number}", value)

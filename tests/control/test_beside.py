@@ -19,7 +19,7 @@ from tenuto.service import Services
 from tenuto_control.dispatcher.pools import PATIENCE_MS, Sharing
 from tenuto_control.limits import Limits
 from tenuto_control.ports import FunctionFailedError, FunctionThrottledError, FunctionUnreachableError, InvokeError
-from tests.control.pooling import KEYS, TAKES_S, Pooling, declared, delivered, pooling
+from tests.control.pooling import KEYS, TAKES_S, Pooling, declared, delivered, pooling, shown
 from tests.costs.meter import CountingTable
 from tests.support.virtual_time import run_virtual
 
@@ -117,9 +117,7 @@ def test_an_invocation_that_fails_costs_nobody_an_attempt(broken: InvokeError | 
 def test_who_has_ended_does_not_wait_for_an_answer_that_takes_long() -> None:
     async def scenario() -> None:
         box = with_sleeps([])
-        meter = pooling(box, beside=BESIDE_MAX)
-        meter.deliver(box.handlers["works"], "first")
-        await meter.quiet()
+        meter = await shown(box, "works", beside=BESIDE_MAX)
         meter.holds_s = HELD_S
         loop = asyncio.get_running_loop()
         began_s = loop.time()
@@ -146,9 +144,7 @@ def test_a_slow_lane_holds_up_no_other_and_runs_once() -> None:
     async def scenario() -> None:
         done: list[str] = []
         box = with_sleeps(done)
-        meter = pooling(box, beside=BESIDE_MAX)
-        meter.deliver(box.handlers["works"], "first")
-        await meter.quiet()
+        meter = await shown(box, "works", beside=BESIDE_MAX)
         loop = asyncio.get_running_loop()
         began_s = loop.time()
         keys = ["k0", "slow", *(f"k{number}" for number in range(1, 6))]
@@ -179,9 +175,7 @@ def test_a_handler_without_steps_has_its_lanes_run_one_after_the_other() -> None
 def test_a_dispatcher_that_stops_leaves_no_invocation_behind() -> None:
     async def scenario() -> None:
         box = with_sleeps([])
-        meter = pooling(box, beside=BESIDE_MAX)
-        meter.deliver(box.handlers["works"], "first")
-        await meter.quiet()
+        meter = await shown(box, "works", beside=BESIDE_MAX)
         for number in range(KEYS):
             meter.deliver(box.handlers["works"], f"k{number}")
         meter.holds_s = HELD_S
@@ -265,9 +259,7 @@ def test_a_lane_with_more_behind_its_nap_than_has_room_holds_up_no_other() -> No
 
             await ctx.run("after", work)
 
-        meter = pooling(box, beside=BESIDE_MAX)
-        meter.deliver(box.handlers["wakes"], "first", b'"x"')
-        await meter.quiet()
+        meter = await shown(box, "wakes", b'"x"', beside=BESIDE_MAX)
         loop = asyncio.get_running_loop()
         began_s = loop.time()
         keys = ["slow", *(f"k{number}" for number in range(5))]
@@ -325,9 +317,7 @@ def test_a_slow_lane_holds_up_none_that_takes_no_step() -> None:
             ctx.set("count", number)
             return number
 
-        meter = pooling(box, places=2, beside=BESIDE_MAX)
-        meter.deliver(box.handlers["may_work"], "first")
-        await meter.quiet()
+        meter = await shown(box, "may_work", places=2, beside=BESIDE_MAX)
         loop = asyncio.get_running_loop()
 
         async def call(number: int) -> float:

@@ -18,7 +18,7 @@ from tenuto.protocol.messages import Speculated
 from tenuto.protocol.records import Success
 from tenuto_control.dispatcher.pools import ALONE, UNSHARED, Invocation, Pool, Sharing, Told
 from tenuto_control.ports import FunctionFailedError, FunctionThrottledError, InvokeError
-from tests.control.pooling import KEYS, declared, delivered, pooling
+from tests.control.pooling import KEYS, declared, delivered, pooling, shown
 from tests.support.virtual_time import run_virtual
 
 CALL_WAIT_MS = 30_000
@@ -139,9 +139,7 @@ def test_what_answers_too_much_to_share_goes_alone() -> None:
 def test_calls_share_invocations_with_events_and_have_their_answers() -> None:
     async def scenario() -> None:
         box = declared([])
-        meter = pooling(box)
-        meter.deliver(box.handlers["quick"], "first")
-        await meter.quiet()
+        meter = await shown(box, "quick")
         calls = [
             structs.replace(meter.event_of_call(box.handlers["quick"], f"c{n}", f"n{n}"), input=str(n).encode())
             for n in range(12)

@@ -70,7 +70,7 @@ from tenuto_control.dispatcher.capacity import HeldPlace
 from tenuto_control.dispatcher.commits import Commits
 from tenuto_control.dispatcher.ends import Ends
 from tenuto_control.dispatcher.heads import head_bytes
-from tenuto_control.dispatcher.invoking import ask, ask_together, no_outcome
+from tenuto_control.dispatcher.invoking import ask, ask_together, no_outcome, request_bytes
 from tenuto_control.dispatcher.parts import Parts
 from tenuto_control.dispatcher.pools import ALONE, UNSHARED, Alone, Forsaken, Sharing, Told, Unheard, Watch, is_quick
 from tenuto_control.dispatcher.work import Attempted, CallWork, Work
@@ -141,9 +141,10 @@ class Activations:
     def _sharing(self, target: Target, head: Head, event: Event) -> Sharing:
         """How an event may share an invocation with those of other lanes; one that may be to blame has its own."""
         lessons = self.lessons
-        if lessons.claim_first or lessons.one_by_one or lessons.late or head_bytes(head) > POOLED_BYTES_MAX // 2:
+        if lessons.claim_first or lessons.one_by_one or lessons.late:
             return UNSHARED
-        return self.services.quick.sharing((self.lane.service, event.handler), target)
+        sharing = self.services.quick.sharing((self.lane.service, event.handler), target)
+        return sharing if sharing.most > 1 and head_bytes(head) <= POOLED_BYTES_MAX // 2 else UNSHARED
 
     def place_to_resume(self, target: Target, head: Head) -> HeldPlace:
         """A place for the head's own run, whose nap is over: lanes that are worked on side by side may share it."""
@@ -310,7 +311,7 @@ class Activations:
         return NapLeave(limits.nap_sleep_ms, target.timeout_ms + limits.nap_slack_ms, services.token())
 
     async def _invoke(self, target: Target, flight: Flight, room: AnswerHolder) -> Outcome | InvokeError:
-        async with self.services.capacity.room(target, REQUEST_COPIES * _request_bytes(flight)):
+        async with self.services.capacity.room(target, REQUEST_COPIES * request_bytes(flight)):
             return await self._requested(flight, lambda request: self._asked(target, request, flight, room))
 
     async def _invoke_in(self, place: HeldPlace | None, target: Target, flight: Flight, room: AnswerHolder) -> Told:
@@ -337,13 +338,8 @@ class Activations:
         told = await place.answer(payload, asked, room, watch)
         if isinstance(told, InvokeError | Alone | Forsaken | Unheard):
             return told
-        try:
-            problem = outcome_problem(told, flight)
-        except Exception as e:  # noqa: BLE001 - as of an answer to this lane alone
-            problem = type(e).__name__
-        if problem is None:
-            return self._early(told) or told
-        return FunctionFailedError(f"{target.function} answered what cannot be: {problem}") if beside else ALONE
+        checked = self._checked(target, flight, told)
+        return checked if beside or not isinstance(checked, FunctionFailedError) else ALONE
 
     async def _look(self, flight: Flight) -> Trace:
         """What the table shows of a flight whose invocation has not been answered."""
@@ -382,10 +378,17 @@ class Activations:
             return answer
         try:
             outcome = decode_outcome(answer)
-            problem = outcome_problem(outcome, flight)
         except Exception as e:  # noqa: BLE001 - whatever an answer makes of its reader, it is the answer's fault
             problem = problem_of(e) if isinstance(e, msgspec.DecodeError) else type(e).__name__
             return FunctionFailedError(f"{target.function} answered something that is not an outcome: {problem}")
+        return self._checked(target, flight, outcome)
+
+    def _checked(self, target: Target, flight: Flight, outcome: Outcome) -> Outcome | FunctionFailedError:
+        """An outcome that a flight can have, as far as can be seen from here."""
+        try:
+            problem = outcome_problem(outcome, flight)
+        except Exception as e:  # noqa: BLE001 - whatever an outcome makes of its judge
+            problem = type(e).__name__
         if problem is not None:
             return FunctionFailedError(f"{target.function} answered what cannot be: {problem}")
         return self._early(outcome) or outcome
@@ -588,13 +591,3 @@ def _with_nap(attempted: Attempted, flight: Flight) -> Attempted:
         return attempted
     naps = head is None or (head.run is not None and head.run.holder == leave.holder)
     return replace(attempted, nap=leave.holder) if naps else attempted
-
-
-def _request_bytes(flight: Flight) -> int:
-    """What goes to the function, roughly, before it is encoded: where it is too much at once, it is not to be made."""
-    size = head_bytes(flight.head)
-    for event in flight.events:
-        size += len(event.input or b"")
-        for name, value in event.headers:
-            size += len(name) + len(value)
-    return size

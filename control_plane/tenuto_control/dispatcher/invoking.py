@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from tenuto.protocol.limits import PAYLOAD_BYTES_MAX
 from tenuto.protocol.messages import PROTOCOL_VERSION, Broken, Outcome, decode_outcomes
+from tenuto_control.core.flights import Flight
 from tenuto_control.core.verdicts import (
     Crashed,
     EndedUnheard,
@@ -20,6 +21,7 @@ from tenuto_control.core.verdicts import (
     Unbegun,
     Unreachable,
 )
+from tenuto_control.dispatcher.heads import head_bytes
 from tenuto_control.dispatcher.parts import Parts
 from tenuto_control.dispatcher.pools import ALONE, Alone, Forsaken, InvolvedError, Told, Unheard
 from tenuto_control.limits import ANSWER_BYTES_MAX, ANSWER_MEMBERS_MAX, REQUEST_COPIES
@@ -34,6 +36,16 @@ from tenuto_control.ports import (
     PayloadTooLargeError,
     Target,
 )
+
+
+def request_bytes(flight: Flight) -> int:
+    """What goes to the function, roughly, before it is encoded: where it is too much at once, it is not to be made."""
+    size = head_bytes(flight.head)
+    for event in flight.events:
+        size += len(event.input or b"")
+        for name, value in event.headers:
+            size += len(name) + len(value)
+    return size
 
 
 async def ask(services: Parts, target: Target, payload: bytes, room: AnswerHolder) -> bytes | InvokeError:
