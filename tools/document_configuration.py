@@ -221,6 +221,7 @@ LIMITS: Final[Mapping[str, Meanings]] = {
     "Invocations": {
         "invoke_concurrency_max": "concurrent invocations of all functions",
         "quick_in_a_row": "activations of a handler in a row that are quick and write nothing, before lanes share them",
+        "gather_ms": "time that a lane waits for others to share its invocation, while two of its function are running",
         "invoke_bytes_max": "size of the requests of running invocations, copies included; further ones wait",
         "answers_bytes_max": "size of uncommitted answers of functions, copies included; further ones are not read yet",
         "invoke_connect_timeout_ms": "timeout of a connection to Lambda",

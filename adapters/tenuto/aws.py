@@ -67,7 +67,7 @@ def handler(*services: Service | VirtualObject, concurrent_keys: int = 1) -> Cal
     name.
 
     An invocation works on one key at a time. With `concurrent_keys`, 2 to 8, it may work on so many at the same time
-    when the function has no invocation left for each: handlers then take turns where they await, and steps of different
+    while others of the function are running: handlers then take turns where they await, and steps of different
     keys run in threads beside each other. Ask for it if what your steps share, such as a connection, may be used so.
 
     Raises TypeError for anything other than a service or virtual object and for a hint that cannot be resolved, and

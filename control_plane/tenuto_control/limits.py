@@ -116,6 +116,9 @@ class Limits:
     """A failure that continues is logged again after this time, not at every try."""
 
     invoke_concurrency_max: int = 256
+    gather_ms: int = 5
+    """How long a lane waits for others to share an invocation with, side by side, while two or more of its function's
+    are in progress."""
     invoke_bytes_max: int = 16 * MIB
     """What the requests of invocations in progress take in memory, copies included; further ones wait. One request that
     is larger than its function's share goes beyond it."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import quantiles
 from typing import ClassVar
@@ -15,16 +16,22 @@ import pytest
 
 from tenuto.protocol.messages import ServiceManifest
 from tenuto_control.core.wakes import OWED_S_MAX, Handler
-from tenuto_control.dispatcher.capacity import BEGUN_IN_A_ROW_MAX, Capacity
+from tenuto_control.dispatcher.capacity import BEGUN_IN_A_ROW_MAX, GATHER_FROM, Capacity
+from tenuto_control.dispatcher.pools import ALONE, UNSHARED, Sharing, Told
 from tenuto_control.ports import Target
 from tests.support.virtual_time import run_virtual
 
 TARGET = Target("f", ServiceManifest("box", keyed=True, handlers=()), 10_000, concurrency=2)
 FOUR = Target("f", ServiceManifest("box", keyed=True, handlers=()), 10_000, concurrency=4)
 ONE = Target("f", ServiceManifest("box", keyed=True, handlers=()), 10_000, concurrency=1)
+MANY = Target("f", ServiceManifest("box", keyed=True, handlers=()), 10_000, concurrency=100)
 OTHER = Target("g", ServiceManifest("other", keyed=True, handlers=()), 10_000, concurrency=2)
 
 SLEEPER: Handler = ("box", "sleeper")
+
+TOGETHER = Sharing(4, beside=True)
+GATHER_MS = 5
+GATHER_S = GATHER_MS / 1_000
 
 
 @dataclass(slots=True)
@@ -33,6 +40,7 @@ class Yard:
 
     capacity: Capacity
     order: list[str] = field(default_factory=list)
+    began_s: dict[str, float] = field(default_factory=dict)
     running: int = 0
     most: int = 0
 
@@ -44,9 +52,11 @@ class Yard:
         target: Target = TARGET,
         seconds: float = 1.0,
         handler: Handler | None = None,
+        sharing: Sharing = UNSHARED,
     ) -> None:
-        async with self.capacity.place(target, begun=begun, handler=handler):
+        async with self.capacity.place(target, begun=begun, handler=handler, sharing=sharing):
             self.order.append(name)
+            self.began_s[name] = asyncio.get_running_loop().time()
             self.running += 1
             self.most = max(self.most, self.running)
             try:
@@ -207,20 +217,20 @@ def test_a_function_is_bounded_by_itself_and_all_by_the_total() -> None:
 def test_no_place_is_lost_when_waiters_give_up(seed: int) -> None:
     async def scenario() -> None:
         rng = random.Random(seed)
-        yard = Yard(Capacity(3, 1_000))
+        yard = Yard(Capacity(3, 1_000, gather_ms=rng.choice([0, GATHER_MS, 500])))
         tasks = []
         for n in range(60):
             target = rng.choice([TARGET, OTHER])
             handler = rng.choice([None, SLEEPER])
             yard.capacity.slept(target, SLEEPER)
             begun, seconds = rng.random() < 0.5, rng.choice([0.0, 0.1, 1.0])
-            work = yard.work(str(n), begun=begun, target=target, seconds=seconds, handler=handler)
+            sharing = rng.choice([UNSHARED, TOGETHER, Sharing(3, beside=True), Sharing(3)])
+            work = yard.work(str(n), begun=begun, target=target, seconds=seconds, handler=handler, sharing=sharing)
             tasks.append(asyncio.create_task(work))
             if rng.random() < 0.4:
                 asyncio.get_running_loop().call_later(rng.uniform(0, 5), rng.choice(tasks).cancel)
             await asyncio.sleep(rng.choice([0.0, 0.0, 0.05]))
         await asyncio.gather(*tasks, return_exceptions=True)
-        assert yard.most <= 3
         # Everybody is gone, so as many as ever may run at once.
         yard.running = yard.most = 0
         fresh = [yard.work("f") for _ in range(4)] + [yard.work("g", target=OTHER) for _ in range(4)]
@@ -228,3 +238,123 @@ def test_no_place_is_lost_when_waiters_give_up(seed: int) -> None:
         assert yard.most == 3
 
     run_virtual(scenario())
+
+
+async def busy(capacity: Capacity, places: int) -> tuple[Yard, list[asyncio.Task[None]]]:
+    """A yard of which so many places are held, each by one lane, for a second."""
+    yard = Yard(capacity)
+    held = [asyncio.create_task(yard.work(f"held {n}", target=MANY)) for n in range(places)]
+    await asyncio.sleep(0)
+    return yard, held
+
+
+async def shared(yard: Yard, names: str, *, begun: bool = False, handler: Handler | None = None) -> None:
+    work = (yard.work(n, target=MANY, begun=begun, handler=handler, sharing=TOGETHER, seconds=0.1) for n in names)
+    await asyncio.gather(*work)
+
+
+def test_who_may_share_waits_for_companions_while_two_invocations_run() -> None:
+    async def scenario() -> None:
+        yard, held = await busy(Capacity(100, 1_000, gather_ms=GATHER_MS), GATHER_FROM)
+        first = asyncio.create_task(shared(yard, "a"))
+        await asyncio.sleep(GATHER_S / 2)
+        second = asyncio.create_task(shared(yard, "b"))
+        await asyncio.gather(first, second, *held)
+        assert yard.began_s["a"] == yard.began_s["b"] == pytest.approx(GATHER_S)
+
+    run_virtual(scenario())
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_as_many_as_may_share_wait_for_no_others(*, begun: bool) -> None:
+    async def scenario() -> None:
+        yard, held = await busy(Capacity(100, 1_000, gather_ms=GATHER_MS), GATHER_FROM)
+        await asyncio.gather(shared(yard, "abcdefghi", begun=begun), *held)
+        late = [name for name in "abcdefghi" if yard.began_s[name]]
+        assert late == ["i"]
+        assert yard.began_s["i"] == pytest.approx(GATHER_S)
+
+    run_virtual(scenario())
+
+
+@pytest.mark.parametrize(("places", "gather_ms"), [(GATHER_FROM - 1, GATHER_MS), (GATHER_FROM, 0)])
+def test_otherwise_nobody_waits_for_companions(places: int, gather_ms: int) -> None:
+    async def scenario() -> None:
+        yard, held = await busy(Capacity(100, 1_000, gather_ms=gather_ms), places)
+        await asyncio.gather(shared(yard, "a"), *held)
+        assert yard.began_s["a"] == 0
+
+    run_virtual(scenario())
+
+
+def test_a_place_that_is_given_back_ends_the_wait_where_none_is_left() -> None:
+    async def scenario() -> None:
+        yard, held = await busy(Capacity(100, 1_000, gather_ms=60_000), GATHER_FROM)
+        await asyncio.gather(shared(yard, "ab"), *held)
+        assert yard.began_s["a"] == yard.began_s["b"] == 1
+
+    run_virtual(scenario())
+
+
+def test_who_waits_for_companions_is_not_held_up_by_those_who_wait_for_longer() -> None:
+    async def scenario() -> None:
+        capacity = Capacity(100, 1_000, gather_ms=GATHER_MS)
+        yard, held = await busy(capacity, GATHER_FROM)
+        await yard.work("a wake-up", begun=True, target=MANY)
+        for _ in range(100):
+            capacity.slept(MANY, SLEEPER)
+        held += [asyncio.create_task(yard.work("one that sleeps", target=MANY, handler=SLEEPER, seconds=9))]
+        held += [asyncio.create_task(yard.work("another one", target=MANY, handler=SLEEPER, seconds=9))]
+        held += [asyncio.create_task(yard.work(f"more {n}", target=MANY, seconds=9)) for n in range(GATHER_FROM)]
+        await asyncio.sleep(0)
+        began_s = asyncio.get_running_loop().time()
+        await shared(yard, "a")
+        assert yard.began_s["a"] == pytest.approx(began_s + GATHER_S)
+        await asyncio.gather(*held)
+
+    run_virtual(scenario())
+
+
+@dataclass(slots=True)
+class Arrivals:
+    """Keys whose events come one by one, each to a handler that mostly waits for the table."""
+
+    TAKES_S: ClassVar = 0.03
+
+    gather_ms: int
+    invocations: int = 0
+    late_s: list[float] = field(default_factory=list)
+
+    async def run(self, rate_per_s: float, seconds: float) -> None:
+        rng, loop = random.Random(1), asyncio.get_running_loop()
+        capacity, tasks = Capacity(200, 1_000, gather_ms=self.gather_ms), []
+        until_s = loop.time() + seconds
+        while loop.time() < until_s:
+            tasks.append(loop.create_task(self._event(capacity)))
+            await asyncio.sleep(rng.expovariate(rate_per_s))
+        await asyncio.gather(*tasks)
+
+    async def _event(self, capacity: Capacity) -> None:
+        loop = asyncio.get_running_loop()
+        came_s = loop.time()
+        async with capacity.place(MANY, sharing=Sharing(8, beside=True)) as place:
+            self.late_s.append(loop.time() - came_s)
+            if place.shared:
+                await place.answer(b"", self._asked, capacity.answer(MANY))
+            else:
+                await self._asked([b""])
+
+    async def _asked(self, payloads: Sequence[bytes]) -> Sequence[Told]:
+        self.invocations += 1
+        await asyncio.sleep(self.TAKES_S)
+        return [ALONE] * len(payloads)
+
+
+@pytest.mark.parametrize(("rate_per_s", "share"), [(200, 0.75), (500, 0.45), (1_000, 0.25), (2_000, 0.15)])
+def test_lanes_come_together_where_places_are_plenty(rate_per_s: float, share: float) -> None:
+    gathered, alone = Arrivals(GATHER_MS), Arrivals(0)
+    run_virtual(gathered.run(rate_per_s, 5))
+    run_virtual(alone.run(rate_per_s, 5))
+    assert alone.invocations > 0.95 * len(alone.late_s)
+    assert gathered.invocations < share * len(gathered.late_s)
+    assert max(gathered.late_s) <= GATHER_S + 0.001

@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from functools import partial
+from itertools import islice
 from typing import Any, Final, Self, TypeAlias
 
 from tenuto_control.core.shares import may_take
@@ -33,6 +34,10 @@ Lanes that wake indefinitely, such as failing ones, must not keep new work out.
 CLOCK_S: Final = 1e-3
 """Less time than this makes no difference."""
 
+GATHER_FROM: Final = 2
+"""While a function holds fewer places, nobody waits for companions: an invocation that is under way is reason enough to
+make another one at once, and a second one not to make a third."""
+
 
 class Stage(Enum):
     """What an invocation is to its lane."""
@@ -50,12 +55,21 @@ class Capacity:
 
     Of one function, what has begun comes first, and otherwise who came first. A sleep that has ended is late from then
     on, while an event that still waits is merely not early; and an invocation that ends makes its lane's head small
-    again. New work that sleeps begins no faster than it can be resumed (`core.wakes`). Functions take turns, and each
+    again. New work that sleeps begins no faster than it can be resumed (`core.wakes`). Lanes that may share an
+    invocation side by side wait for companions up to `gather_ms`, while others run. Functions take turns, and each
     holds no more than `core.shares` leaves it of the `functions` that there are.
     """
 
-    def __init__(self, total: int, request_bytes_max: int, functions: int = 1, answer_bytes_max: int = MIB) -> None:
+    def __init__(
+        self,
+        total: int,
+        request_bytes_max: int,
+        functions: int = 1,
+        answer_bytes_max: int = MIB,
+        gather_ms: int = 0,
+    ) -> None:
         self._total = total
+        self._gather_s = gather_ms / 1_000
         self._count = functions
         self._functions: dict[str, _Function] = {}
         # Functions for which somebody waits, in turns.
@@ -87,7 +101,7 @@ class Capacity:
         """
         function = self._functions.get(target.function)
         if function is None:
-            function = self._functions[target.function] = _Function()
+            function = self._functions[target.function] = _Function(self._gather_s)
         function.most = target.concurrency
         if begun:
             return HeldPlace(self, function, Stage.CONTINUES, sharing)
@@ -108,7 +122,8 @@ class Capacity:
 
     async def take(self, function: _Function, stage: Stage, sharing: Sharing = UNSHARED) -> Pool | None:
         """Wait for a place of a function, and hold it. Returns whom it is shared with, if it is."""
-        if not function.waits and self._has_place(function) and function.may_start(stage):
+        at_once = not function.waits and not function.gathers(sharing)
+        if at_once and self._has_place(function) and function.may_start(stage):
             function.hold(stage)
             return None
         queue, entry = function.waiting[stage], function.enqueue(stage, sharing)
@@ -173,8 +188,12 @@ class Capacity:
 
     def _look_again(self, function: _Function) -> None:
         """See to those who wait for nothing but time, even if no invocation ends or is asked for until then."""
+        opens_s = function.opens_s()
+        if function.look is not None and function.look.when() > opens_s:
+            function.look.cancel()
+            function.look = None
         if function.look is None:
-            function.look = asyncio.get_running_loop().call_at(function.wakes.opens_s, self._looked, function)
+            function.look = asyncio.get_running_loop().call_at(opens_s, self._looked, function)
 
     def _looked(self, function: _Function) -> None:
         function.look = None
@@ -259,14 +278,15 @@ class HeldRoom:
         self._room.give(self._function, self._size, large=self._large)
 
 
-Waiter: TypeAlias = "tuple[int, asyncio.Future[Pool | None], Sharing]"
-"""Who waits for a place, numbered in the order of coming, and how it may be shared."""
+Waiter: TypeAlias = "tuple[int, asyncio.Future[Pool | None], Sharing, float]"
+"""Who waits for a place, numbered in the order of coming, how it may be shared, and until when companions may come."""
 
 
 @dataclass(slots=True, eq=False)
 class _Function:
     """The places of one function: how many it may have and holds, and who waits for one, by number."""
 
+    gather_s: float = 0.0
     most: int = 1
     held: int = 0
     held_sleeping: int = 0
@@ -294,9 +314,23 @@ class _Function:
         # A timer may be early by what its loop cannot tell apart.
         return self.wakes.opens_s - loop.time() <= CLOCK_S
 
+    def gathers(self, sharing: Sharing) -> bool:
+        """Whether a lane that could have a place waits for companions: it loses little, and an invocation is saved."""
+        return sharing.beside and self.held >= GATHER_FROM and self.gather_s > 0
+
+    def opens_s(self) -> float:
+        """When the next one of those may begin who wait for nothing but time."""
+        return min(
+            queue[0][3] if self.may_start(stage) else self.wakes.opens_s
+            for stage, queue in self.waiting.items()
+            if queue
+        )
+
     def enqueue(self, stage: Stage, sharing: Sharing) -> Waiter:
         """Wait for a place behind those of the same stage."""
-        entry: Waiter = self.number, asyncio.get_running_loop().create_future(), sharing
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + self.gather_s if sharing.beside else 0.0
+        entry: Waiter = self.number, loop.create_future(), sharing, until_s
         self.waiting[stage].append(entry)
         self.number += 1
         return entry
@@ -307,18 +341,29 @@ class _Function:
             while queue and queue[0][1].cancelled():
                 queue.popleft()
         begins, sleeps = self.waiting[Stage.BEGINS], self.waiting[Stage.SLEEPS]
-        new: Stage | None = Stage.BEGINS if begins else None
-        if sleeps and self.may_start(Stage.SLEEPS) and (not begins or sleeps[0][0] < begins[0][0]):
+        new: Stage | None = Stage.BEGINS if self._gathered(begins) else None
+        opens = self.may_start(Stage.SLEEPS) and self._gathered(sleeps)
+        if opens and (new is None or sleeps[0][0] < begins[0][0]):
             new = Stage.SLEEPS
-        if self.waiting[Stage.CONTINUES] and (new is None or self.in_a_row < BEGUN_IN_A_ROW_MAX):
+        if self._gathered(self.waiting[Stage.CONTINUES]) and (new is None or self.in_a_row < BEGUN_IN_A_ROW_MAX):
             return Stage.CONTINUES
         return new
+
+    def _gathered(self, queue: deque[Waiter]) -> bool:
+        """Whether the first of these begins, if there is a place: alone, or with as many companions as may be."""
+        if not queue:
+            return False
+        _, _, sharing, until_s = queue[0]
+        if not self.gathers(sharing) or until_s - asyncio.get_running_loop().time() <= CLOCK_S:
+            return True
+        alike = (one for one in queue if one[2] == sharing and not one[1].done())
+        return sum(1 for _ in islice(alike, sharing.most)) == sharing.most
 
     def start(self, stage: Stage) -> None:
         """Give a place to the first of these, who has not given up."""
         begins = bool(self.waiting[Stage.BEGINS] or self.waiting[Stage.SLEEPS])
         self.in_a_row = self.in_a_row + 1 if begins and stage is Stage.CONTINUES else 0
-        _, turn, sharing = self.waiting[stage].popleft()
+        _, turn, sharing, _ = self.waiting[stage].popleft()
         self.hold(stage)
         others = self._companions(stage, sharing) if sharing.most > 1 else ()
         pool = Pool(1 + len(others)) if others else None
@@ -327,13 +372,17 @@ class _Function:
             other.set_result(pool)
 
     def _companions(self, stage: Stage, sharing: Sharing) -> list[asyncio.Future[Pool | None]]:
-        """Others that share a place with the first of these, in the same way: as many as leave each place its part."""
+        """Others that share a place with the first of these, in the same way.
+
+        Side by side they are as many as may be. One after the other they leave each place its part.
+        """
         queue = self.waiting[stage]
-        wanted = min(sharing.most, -(-(len(queue) + 1) // self.most)) - 1
+        part = sharing.most if sharing.beside else -(-(len(queue) + 1) // self.most)
+        wanted = min(sharing.most, part) - 1
         found = [one for one in queue if one[2] == sharing and not one[1].done()][:wanted] if wanted else []
         for one in found:
             queue.remove(one)
-        return [turn for _, turn, _ in found]
+        return [one[1] for one in found]
 
     def hold(self, stage: Stage) -> None:
         self.held += 1
