@@ -36,7 +36,7 @@ from tenuto_control.dispatcher.lane_places import (
     CONTINUING_SHARE,
     FUNCTION_LANES_MIN,
     HEAD_COPIES,
-    LANES_PER_INVOCATION,
+    LANES_PER_KEY,
     UNKNOWN_HEAD_BYTES,
     WORKING_BYTES,
     Kind,
@@ -92,7 +92,7 @@ def entered(places: LanePlaces, order: list[str], service: str, count: int, kind
     return lanes
 
 
-@pytest.mark.parametrize(("concurrency", "most"), [(1, FUNCTION_LANES_MIN), (50, LANES_PER_INVOCATION * 50)])
+@pytest.mark.parametrize(("concurrency", "most"), [(1, FUNCTION_LANES_MIN), (50, LANES_PER_KEY * 50)])
 def test_a_function_has_so_many_lanes_at_work_and_another_one_begins_at_once(concurrency: int, most: int) -> None:
     order: list[str] = []
     places = LanePlaces(Limits(lanes_at_work_bytes_max=1 << 40), Catalogue(concurrency))
@@ -207,7 +207,7 @@ def test_large_heads_make_room_for_fewer_lanes() -> None:
         for _ in range(1_000):
             places.leave(next(lanes), size)
         cost = WORKING_BYTES + HEAD_COPIES * size
-        share = LANES_PER_INVOCATION * 100
+        share = LANES_PER_KEY * 100
         room = min(Limits().lanes_at_work_bytes_max * 3 // 4 // cost, share - share // CONTINUING_SHARE)
         assert abs(places.at_work - room) <= room // 4 + 1
     # Before anything is known, they may be large.

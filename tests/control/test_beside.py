@@ -26,6 +26,9 @@ from tests.support.virtual_time import run_virtual
 
 CALL_WAIT_MS = 30_000
 HELD_S = 5.0
+SHORT_S = 0.001
+"""So many of these can be resumed in no time that nobody is held back who will sleep."""
+
 SLOW_S = 3.0
 HANDED_OUT_S = 1.5
 
@@ -74,6 +77,7 @@ def test_sleeps_that_end_together_are_resumed_together() -> None:
     done: list[str] = []
     box = with_sleeps(done)
     meter = pooling(box, beside=BESIDE_MAX)
+    meter.takes_s = SHORT_S
     run_virtual(delivered(meter, box, "sleeps"))
     lanes = ["first", *(f"k{number}" for number in range(KEYS))]
     assert sorted(done) == sorted(f"{lane} {when}" for lane in lanes for when in ("before", "after"))
@@ -300,6 +304,7 @@ def test_a_function_of_before_is_asked_for_each_alone_in_its_places() -> None:
         done: list[str] = []
         box = with_sleeps(done)
         meter = pooling(box, beside=BESIDE_MAX)
+        meter.takes_s = SHORT_S
         task = asyncio.create_task(delivered(meter, box, "sleeps"))
         await asyncio.sleep(HANDED_OUT_S)
         assert meter.asked.count(BESIDE_MAX) > 1

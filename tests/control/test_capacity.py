@@ -6,6 +6,7 @@ Owns order, fairness and that no place is lost. Does not own what runs in a plac
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,9 +15,10 @@ from typing import ClassVar
 
 import pytest
 
+from tenuto.protocol.limits import BESIDE_MAX
 from tenuto.protocol.messages import ServiceManifest
-from tenuto_control.core.wakes import OWED_S_MAX, Handler
-from tenuto_control.dispatcher.capacity import BEGUN_IN_A_ROW_MAX, GATHER_FROM, Capacity
+from tenuto_control.core.wakes import OWED_S_MAX, Handler, Wakes
+from tenuto_control.dispatcher.capacity import ANYWAY_S, BEGUN_IN_A_ROW_MAX, GATHER_FROM, Capacity, HeldPlace
 from tenuto_control.dispatcher.pools import ALONE, UNSHARED, Sharing, Told
 from tenuto_control.ports import Target
 from tests.support.virtual_time import run_virtual
@@ -30,6 +32,7 @@ OTHER = Target("g", ServiceManifest("other", keyed=True, handlers=()), 10_000, c
 SLEEPER: Handler = ("box", "sleeper")
 
 TOGETHER = Sharing(4, beside=True)
+EIGHT_KEYS = Sharing(8, beside=True)
 GATHER_MS = 5
 GATHER_S = GATHER_MS / 1_000
 
@@ -178,6 +181,75 @@ class Sleepers:
         return quantiles(self.late_s[len(self.late_s) // 3 :], n=100)[98]
 
 
+@dataclass(slots=True)
+class SharedSleepers(Sleepers):
+    """The same where up to eight keys share each of three places, and a processor: together they take longer."""
+
+    THREE: ClassVar = Target("f", ServiceManifest("box", keyed=True, handlers=()), 10_000, concurrency=3)
+
+    async def _key(self, capacity: Capacity, until_s: float) -> None:
+        loop = asyncio.get_running_loop()
+        while loop.time() < until_s:
+            async with capacity.place(self.THREE, handler=SLEEPER, sharing=EIGHT_KEYS) as place:
+                await worked(place, capacity, self.THREE, self.BEGINS_S)
+            if self.foreseen:
+                capacity.slept(self.THREE, SLEEPER)
+            await asyncio.sleep(1)
+            due_s = loop.time()
+            async with capacity.place(self.THREE, begun=True, sharing=EIGHT_KEYS) as place:
+                self.late_s.append(loop.time() - due_s)
+                await worked(place, capacity, self.THREE, self.ENDS_S)
+
+
+async def worked(place: HeldPlace, capacity: Capacity, target: Target, takes_s: float) -> None:
+    """What a lane does in its place, which takes so long for each of those who share it."""
+
+    async def asked(payloads: Sequence[bytes]) -> Sequence[Told]:
+        await asyncio.sleep(takes_s * len(payloads))
+        return [ALONE] * len(payloads)
+
+    if place.shared:
+        await place.answer(b"", asked, capacity.answer(target))
+    else:
+        await asked([b""])
+
+
+def test_sleeps_under_overload_end_in_time_where_keys_share_places() -> None:
+    load, unforeseen = SharedSleepers(foreseen=True), SharedSleepers(foreseen=False)
+    run_virtual(load.run(keys=500, seconds=20))
+    run_virtual(unforeseen.run(keys=500, seconds=20))
+    assert load.late_p99_s < 0.06
+    assert unforeseen.late_p99_s > 0.5
+    assert len(load.late_s) > 0.88 * len(unforeseen.late_s)
+
+
+def test_one_that_sleeps_begins_now_and_then_however_much_is_owed() -> None:
+    async def scenario() -> None:
+        yard = Yard(Capacity(9, 1_000))
+        await yard.work("a wake-up", begun=True, target=FOUR)
+        for _ in range(100):
+            yard.capacity.slept(FOUR, SLEEPER)
+        await asyncio.gather(*(yard.work(f"{n}", target=FOUR, handler=SLEEPER, seconds=0.001) for n in range(9)))
+        began_s = sorted(began for name, began in yard.began_s.items() if name != "a wake-up")
+        assert [later - first for first, later in itertools.pairwise(began_s)] == pytest.approx([ANYWAY_S] * 8)
+
+    run_virtual(scenario())
+
+
+def test_no_more_begin_together_than_can_be_resumed_when_they_wake() -> None:
+    wakes = Wakes()
+    assert wakes.room(now_s=0, places=3) > BESIDE_MAX
+    wakes.held(0.03, 0.0, begun=True)
+    # 50 ms of three places, 30 ms and a quarter more for each.
+    assert wakes.room(now_s=0, places=3) == 5
+    for left in (3, 2, 1, 1, 1, 1):
+        wakes.slept(SLEEPER, 0, places=3)
+        wakes.slept(SLEEPER, 0, places=3) if left == 3 else None
+        assert wakes.room(now_s=0, places=3) == left
+    # What nothing has shown for a while is taken to last longer.
+    assert wakes.room(now_s=10, places=3) == 3
+
+
 def test_sleeps_under_overload_end_in_time() -> None:
     load, unforeseen = Sleepers(foreseen=True), Sleepers(foreseen=False)
     run_virtual(load.run(keys=500, seconds=20))
@@ -287,6 +359,19 @@ def test_otherwise_nobody_waits_for_companions(places: int, gather_ms: int) -> N
     run_virtual(scenario())
 
 
+def test_who_shares_with_nobody_passes_by_those_who_wait_for_companions() -> None:
+    async def scenario() -> None:
+        yard, held = await busy(Capacity(100, 1_000, gather_ms=GATHER_MS), GATHER_FROM)
+        waits = asyncio.create_task(shared(yard, "a"))
+        await asyncio.sleep(0)
+        await yard.work("b", target=MANY)
+        assert yard.began_s["b"] == 0
+        assert yard.began_s["a"] == pytest.approx(GATHER_S)
+        await asyncio.gather(waits, *held)
+
+    run_virtual(scenario())
+
+
 def test_a_place_that_is_given_back_ends_the_wait_where_none_is_left() -> None:
     async def scenario() -> None:
         yard, held = await busy(Capacity(100, 1_000, gather_ms=60_000), GATHER_FROM)
@@ -337,7 +422,7 @@ class Arrivals:
     async def _event(self, capacity: Capacity) -> None:
         loop = asyncio.get_running_loop()
         came_s = loop.time()
-        async with capacity.place(MANY, sharing=Sharing(8, beside=True)) as place:
+        async with capacity.place(MANY, sharing=EIGHT_KEYS) as place:
             self.late_s.append(loop.time() - came_s)
             if place.shared:
                 await place.answer(b"", self._asked, capacity.answer(MANY))

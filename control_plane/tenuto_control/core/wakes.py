@@ -22,6 +22,14 @@ HEADROOM: Final = 1.25
 AHEAD_S: Final = 0.05
 """So much work, in seconds of all places, may have been put to sleep more than can be resumed in the time since."""
 
+TOLD_S: Final = 0.5
+LOADED: Final = 2
+"""After so many seconds without any, one that continues is taken to hold its place so many times as long as the last
+ones did. They had the processors to themselves; at the end of a burst of new work, nobody has."""
+
+ROOM_MAX: Final = 1_000
+"""More than may share an invocation."""
+
 OWED_S_MAX: Final = 1.0
 """What is owed beyond that is forgotten: lanes that wake and sleep again for ever would owe more and more."""
 
@@ -33,29 +41,45 @@ class Wakes(Struct):
     """What one function has put to sleep lately, in the time that its places will take to resume it.
 
     `handlers` are those whose work has slept. `new_s` and `begun_s` are how long new activations and those that
-    continue hold their places, in seconds; `owed_s` is until when all places would be busy had what was put to sleep
-    woken at once.
+    continue hold their places, in seconds, the latter last heard of at `told_s`; `owed_s` is until when all places
+    would be busy had what was put to sleep woken at once.
     """
 
     handlers: set[Handler] = field(default_factory=set)
     new_s: float | None = None
     begun_s: float | None = None
     owed_s: float = 0.0
+    told_s: float = 0.0
 
-    def held(self, seconds: float, *, begun: bool) -> None:
+    def held(self, seconds: float, now_s: float, *, begun: bool) -> None:
         """One more activation has given its place back."""
         if begun:
             self.begun_s = _followed(self.begun_s, seconds)
+            self.told_s = now_s
         else:
             self.new_s = _followed(self.new_s, seconds)
 
     def slept(self, handler: Handler, now_s: float, places: int) -> None:
         """One more lane sleeps, and will need one of these places. It is taken to hold it as long as others have."""
         self.handlers.add(handler)
-        takes_s = self.begun_s if self.begun_s is not None else self.new_s
+        takes_s = self._takes_s(now_s)
         if takes_s is not None:
             owed_s = max(now_s, self.owed_s) + HEADROOM * takes_s / places
             self.owed_s = min(owed_s, now_s + OWED_S_MAX)
+
+    def room(self, now_s: float, places: int) -> int:
+        """How many may begin at once without owing more than is resumed in time. One may in any case."""
+        takes_s = self._takes_s(now_s)
+        if not takes_s:
+            return ROOM_MAX
+        ahead_s = now_s + AHEAD_S - max(now_s, self.owed_s)
+        return min(ROOM_MAX, 1 + max(0, int(ahead_s * places / (HEADROOM * takes_s))))
+
+    def _takes_s(self, now_s: float) -> float | None:
+        """How long the next one that continues should hold its place, if anything tells."""
+        if self.begun_s is None:
+            return self.new_s
+        return self.begun_s if now_s - self.told_s <= TOLD_S else LOADED * self.begun_s
 
     @property
     def opens_s(self) -> float:

@@ -34,6 +34,9 @@ Lanes that wake indefinitely, such as failing ones, must not keep new work out.
 CLOCK_S: Final = 1e-3
 """Less time than this makes no difference."""
 
+ANYWAY_S: Final = 0.02
+"""One that will sleep begins after this time if no other one is beginning, however much is owed."""
+
 GATHER_FROM: Final = 2
 """While a function holds fewer places, nobody waits for companions: an invocation that is under way is reason enough to
 make another one at once, and a second one not to make a third."""
@@ -122,8 +125,9 @@ class Capacity:
 
     async def take(self, function: _Function, stage: Stage, sharing: Sharing = UNSHARED) -> Pool | None:
         """Wait for a place of a function, and hold it. Returns whom it is shared with, if it is."""
-        at_once = not function.waits and not function.gathers(sharing)
-        if at_once and self._has_place(function) and function.may_start(stage):
+        # Those who wait for nothing but time or companions are passed by.
+        passes = not function.gathers(sharing) and (not function.waits or function.next_stage() is None)
+        if passes and self._has_place(function) and function.may_start(stage):
             function.hold(stage)
             return None
         queue, entry = function.waiting[stage], function.enqueue(stage, sharing)
@@ -230,9 +234,10 @@ class HeldPlace:
         """Give it back."""
         function, pool = self._function, self._pool
         if pool is None or self._sharing.beside:
-            seconds = asyncio.get_running_loop().time() - self._since_s
+            now_s = asyncio.get_running_loop().time()
             together = 1 if pool is None else pool.size
-            function.wakes.held(seconds / together, begun=self._stage is Stage.CONTINUES)
+            seconds = (now_s - self._since_s) / together
+            function.wakes.held(seconds, now_s, begun=self._stage is Stage.CONTINUES)
         if pool is not None and not self._joined:
             pool.withdraw()
         self._capacity.give(function, self._stage, pool)
@@ -290,6 +295,7 @@ class _Function:
     most: int = 1
     held: int = 0
     held_sleeping: int = 0
+    last_sleeping_s: float = -ANYWAY_S
     wakes: Wakes = field(default_factory=Wakes)
     listed: bool = False
     look: asyncio.TimerHandle | None = None
@@ -308,11 +314,16 @@ class _Function:
         One that will sleep is, however much is owed, where none begins yet or many that continue have passed by: the
         one may take long, and lanes that wake for ever owe for ever.
         """
-        if stage is not Stage.SLEEPS or self.held_sleeping == 0 or self.in_a_row >= BEGUN_IN_A_ROW_MAX:
+        if stage is not Stage.SLEEPS or self.in_a_row >= BEGUN_IN_A_ROW_MAX:
             return True
-        loop = asyncio.get_running_loop()
         # A timer may be early by what its loop cannot tell apart.
-        return self.wakes.opens_s - loop.time() <= CLOCK_S
+        return self._sleeping_opens_s() - asyncio.get_running_loop().time() <= CLOCK_S
+
+    def _sleeping_opens_s(self) -> float:
+        """From when on one that will sleep may begin."""
+        if self.held_sleeping:
+            return self.wakes.opens_s
+        return min(self.wakes.opens_s, self.last_sleeping_s + ANYWAY_S)
 
     def gathers(self, sharing: Sharing) -> bool:
         """Whether a lane that could have a place waits for companions: it loses little, and an invocation is saved."""
@@ -321,7 +332,7 @@ class _Function:
     def opens_s(self) -> float:
         """When the next one of those may begin who wait for nothing but time."""
         return min(
-            queue[0][3] if self.may_start(stage) else self.wakes.opens_s
+            queue[0][3] if self.may_start(stage) else self._sleeping_opens_s()
             for stage, queue in self.waiting.items()
             if queue
         )
@@ -379,6 +390,9 @@ class _Function:
         queue = self.waiting[stage]
         part = sharing.most if sharing.beside else -(-(len(queue) + 1) // self.most)
         wanted = min(sharing.most, part) - 1
+        if stage is Stage.SLEEPS:
+            now_s = asyncio.get_running_loop().time()
+            wanted = min(wanted, self.wakes.room(now_s, self.most) - 1)
         found = [one for one in queue if one[2] == sharing and not one[1].done()][:wanted] if wanted else []
         for one in found:
             queue.remove(one)
@@ -386,7 +400,9 @@ class _Function:
 
     def hold(self, stage: Stage) -> None:
         self.held += 1
-        self.held_sleeping += stage is Stage.SLEEPS
+        if stage is Stage.SLEEPS:
+            self.held_sleeping += 1
+            self.last_sleeping_s = asyncio.get_running_loop().time()
 
     def let_go(self, stage: Stage) -> None:
         self.held -= 1

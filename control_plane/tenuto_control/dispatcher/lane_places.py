@@ -19,8 +19,8 @@ from tenuto_control.dispatcher.capacity import BEGUN_IN_A_ROW_MAX
 from tenuto_control.limits import Limits
 from tenuto_control.ports import Targets
 
-LANES_PER_INVOCATION: Final = 4
-"""Lanes of a function at work for each of its simultaneous invocations: the others read their heads and commit."""
+LANES_PER_KEY: Final = 4
+"""Lanes of a function at work for each key of its simultaneous invocations: the others read their heads and commit."""
 
 FUNCTION_LANES_MIN: Final = 64
 """So many lanes of a function may work in any case, whatever its concurrency."""
@@ -212,7 +212,7 @@ class LanePlaces:
     def _function(self, service: str) -> _Function:
         target = self._targets.find(service)
         name = None if target is None else target.function
-        share = FUNCTION_LANES_MIN if target is None else LANES_PER_INVOCATION * target.concurrency
+        share = FUNCTION_LANES_MIN if target is None else LANES_PER_KEY * target.concurrency * max(1, target.beside)
         function = self._functions.get(name)
         if function is None:
             function = self._functions[name] = _Function(0)
