@@ -130,11 +130,11 @@ def _function() -> FunctionSpec:
     )
 
 
-def subscription(function: str, topic: str, handler: str) -> str:
-    """A configuration that routes a topic to a handler of the bench's object."""
+def subscription(function: str, topic: str, handler: str, concurrency: int = WORKERS) -> str:
+    """A configuration that routes a topic to a handler of the bench's object, by so many invocations at a time."""
     return f"""
 [functions.{function}]
-concurrency = {WORKERS}
+concurrency = {concurrency}
 
 [[subscriptions]]
 topic = "{topic}"

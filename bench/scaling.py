@@ -27,7 +27,7 @@ from bench.beside.passes import ended, publish, warm_up
 from bench.beside.sides import Opening, shared_broker
 from bench.beside.summary import OTHERS_MAX
 from bench.commits import StalledError
-from bench.environment import require_embedded, settings
+from bench.environment import WORKERS, require_embedded, settings
 from bench.kafka_load import Say
 from bench.resources import ResourceSampler
 from bench.svg import lines
@@ -139,7 +139,7 @@ async def _run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     try:
         async with shared_broker(say):
             for name in options.series:
-                points[name] = await _series(SERIES[name], Opening(engine, None), options.scale, say)
+                points[name] = await _series(SERIES[name], Opening(engine, None, at_a_time=WORKERS), options.scale, say)
     except StalledError as error:
         raise LocalStackError(str(error)) from error
     report = Scaling(

@@ -23,10 +23,10 @@ from bench.beside.page import publish
 from bench.beside.passes import PASSES, Pass, measure
 from bench.beside.report import Comparison, render
 from bench.beside.restate import SDK_VERSION, SERVER, install
-from bench.beside.sides import BROKER_VARIABLE, RESTATE, TENUTO, Opening, shared_broker
+from bench.beside.sides import AT_A_TIME, BROKER_VARIABLE, RESTATE, TENUTO, Opening, shared_broker
 from bench.beside.summary import OTHERS_MAX, Found
 from bench.commits import StalledError
-from bench.environment import require_embedded, settings
+from bench.environment import WORKERS, require_embedded, settings
 from bench.figures import NaiveResult
 from bench.kafka_load import Say, WrongOutcomeError
 from bench.report import NAIVE
@@ -86,7 +86,13 @@ async def compare(options: argparse.Namespace, say: Say) -> Comparison:
     calls = CallGenerator()
     say(f"table engine {ENGINES[engine].title()}, calls by {calls.name}")
     facts = machine.facts()
-    opening = Opening(engine, programs, on_disk=options.table_on_disk)
+    opening = Opening(
+        engine,
+        programs,
+        on_disk=options.table_on_disk,
+        processes=options.processes,
+        at_a_time=options.at_a_time,
+    )
     sides = [side for side in options.sides if side != NAIVE]
     founds: dict[str, dict[str, list[Found]]] = {name: {side: [] for side in sides} for name in options.passes if sides}
     naive: list[NaiveResult] = []
@@ -112,6 +118,8 @@ async def compare(options: argparse.Namespace, say: Say) -> Comparison:
         machine=facts,
         settings={
             **settings(engine, on_disk=options.table_on_disk),
+            "function_workers": options.processes,
+            "at_a_time": min(options.at_a_time, options.processes),
             "calls": calls.name,
             "restate": f"server {SERVER.version}, SDK {SDK_VERSION}, Lambda transport" if programs else "",
         },
@@ -161,6 +169,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--sides", type=_of(SIDES), default=list(SIDES), metavar=",".join(SIDES), help="default all")
     parser.add_argument(
         "--engine", choices=list(ENGINES), help="tenuto's table engine; default dynoxide, if it is there"
+    )
+    parser.add_argument(
+        "--processes", type=int, choices=range(1, 65), default=WORKERS, metavar="8", help="of each system's function"
+    )
+    parser.add_argument(
+        "--at-a-time",
+        type=int,
+        choices=range(1, 65),
+        default=AT_A_TIME,
+        metavar="3",
+        help="tenuto's invocations at a time, of up to eight keys each",
     )
     parser.add_argument("--table-on-disk", action="store_true", help="tenuto's table in a file, not in memory")
     parser.add_argument("--out", type=Path, help="where the JSON goes, default bench/results/beside-<date>.json")

@@ -68,6 +68,7 @@ quarter of the machine.
 | Restate | {settings["restate"] or "not measured"} |
 | tenuto | {packages} |
 | function processes, for each system | {settings["function_workers"]} |
+| invocations at a time | tenuto {settings["at_a_time"]}, of up to 8 keys each; Restate as many as processes |
 | broker | {machine["kafka"]}, {settings["partitions"]} partitions; {machine["java"]} |
 | tenuto's table | {settings["table"]} |
 | calls | {settings["calls"]} |

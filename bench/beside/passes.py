@@ -79,7 +79,7 @@ async def measure(opening: Opening, name: str, this: Pass, calls: CallGenerator)
 
 
 async def backlog(side: Side, this: Pass, resources: ResourceSampler, calls: CallGenerator) -> Found:
-    """Everything is published at once; events a second from the first end to the last."""
+    """Everything is published at once; events a second from the first that is sent to the last end."""
     del calls
     numbers = range(this.events)
     invocations = await side.invocations()
@@ -143,9 +143,9 @@ PASSES: Final = {
     for this in (
         Pass("w1", "count", backlog_then_steady, 20_000, 1_000, steady_s=20.0),
         Pass("w2", "steps", backlog, 10_000, 1_000),
-        Pass("w2s", "steps_sleep", backlog, 2_000, 1_000),
+        Pass("w2s", "steps_sleep", backlog, 4_000, 2_000),
         Pass("w3", "count", backlog, 5_000, 1),
-        Pass("w4", "user_update", backlog_then_half, 2_000, 500, steady_s=20.0),
+        Pass("w4", "user_update", backlog_then_half, 4_000, 2_000, steady_s=20.0),
         Pass("w5", "count", calls_then_steady, 0, 1_000, steady_s=20.0, flood_s=10.0),
     )
 }

@@ -54,9 +54,12 @@ class Readings:
         return sum(number in self.ended for number in numbers)
 
     def per_s(self, numbers: range) -> float:
-        """Events a second, from the first end to the last."""
-        ends = sorted(self.ended[number] for number in numbers)
-        return (len(ends) - 1) / max(ends[-1] - ends[0], 1e-3)
+        """Events a second, from when the first was sent to the last end.
+
+        From the first end on, what is begun before it would not count: with sleeps that may be half of all work.
+        """
+        since_s = min(self.sent[number] for number in numbers)
+        return len(numbers) / max(max(self.ended[number] for number in numbers) - since_s, 1e-3)
 
     def latencies_ms(self, numbers: range) -> list[float]:
         """From when each was sent to its end."""

@@ -48,6 +48,10 @@ RESTATE_QUEUE: Final = 100_000
 AWS would refuse it."""
 
 COUNTERS: Final = "select service_key, value_utf8 from state where service_name = 'bench' and key = 'count'"
+AT_A_TIME: Final = 3
+"""Invocations of tenuto's function at a time. Each works on up to eight keys, so a few keep two processors at work, and
+leave the others' caches alone; see `docs/internals/performance.md`. Restate's are of one key each, and not limited."""
+
 TENUTO: Final = "tenuto"
 RESTATE: Final = "restate"
 
@@ -72,11 +76,22 @@ class Side:
 class Opening:
     """Brings up either system. `engine` is tenuto's table engine; without `programs` there is no Restate.
 
-    The table is in memory, for DynamoDB's own writes are no part of this machine; with `on_disk` it is in a file.
+    The table is in memory, for DynamoDB's own writes are no part of this machine; with `on_disk` it is in a file. A
+    function has so many `processes`, of which tenuto uses `at_a_time`, or all if there are fewer.
     """
 
-    def __init__(self, engine: str, programs: Programs | None, *, on_disk: bool = False) -> None:
+    def __init__(
+        self,
+        engine: str,
+        programs: Programs | None,
+        *,
+        on_disk: bool = False,
+        processes: int = WORKERS,
+        at_a_time: int = AT_A_TIME,
+    ) -> None:
         self._engine = engine
+        self._processes = processes
+        self._at_a_time = min(at_a_time, processes)
         self._on_disk = on_disk
         self._programs = programs
 
@@ -98,9 +113,9 @@ class Opening:
         async with AsyncExitStack() as stack:
             notes = stack.enter_context(notes_file())
             system = System(
-                [_function(code, notes, queue_limit=WORKERS)],
+                [_function(code, notes, self._processes, queue_limit=self._processes)],
                 topics={topic: PARTITIONS},
-                config_text=subscription(FUNCTION, topic, handler),
+                config_text=subscription(FUNCTION, topic, handler, self._at_a_time),
                 log_level="warning",
                 control_planes=control_planes,
                 table_engine=self._engine,
@@ -130,7 +145,7 @@ class Opening:
         assert programs is not None, "Restate is opened only where it is installed"
         async with AsyncExitStack() as stack:
             notes = stack.enter_context(notes_file())
-            spec = _function("bench.beside.restate_handlers.handler", notes, queue_limit=RESTATE_QUEUE)
+            spec = _function("bench.beside.restate_handlers.handler", notes, self._processes, queue_limit=RESTATE_QUEUE)
             path = os.pathsep.join([str(ROOT), str(programs.sdk)])
             spec = msgspec.structs.replace(spec, environment={**spec.environment, "PYTHONPATH": path})
             with _set(DYNAMODB_VARIABLE, NOWHERE):
@@ -187,13 +202,13 @@ def _set(name: str, value: str) -> Iterator[None]:
         del os.environ[name]
 
 
-def _function(handler: str, notes: Path, queue_limit: int) -> FunctionSpec:
+def _function(handler: str, notes: Path, processes: int, queue_limit: int) -> FunctionSpec:
     return FunctionSpec(
         name=FUNCTION,
         handler=handler,
         root=str(ROOT),
         timeout_s=FUNCTION_TIMEOUT_S,
-        concurrency=WORKERS,
+        concurrency=processes,
         queue_limit=queue_limit,
         environment={PATH_VARIABLE: str(notes)},
     )
