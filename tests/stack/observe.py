@@ -85,7 +85,9 @@ async def lag(system: System, topics: Mapping[str, int]) -> int:
 
 async def records(system: System, topic: str, partitions: int) -> list[ConsumerRecord[bytes, bytes]]:
     """Every record of a topic as it stands."""
-    consumer = AIOKafkaConsumer(bootstrap_servers=system.bootstrap_servers, enable_auto_commit=False)
+    consumer = AIOKafkaConsumer(
+        bootstrap_servers=system.bootstrap_servers, enable_auto_commit=False, auto_offset_reset="earliest"
+    )
     found: list[ConsumerRecord[bytes, bytes]] = []
     async with asyncio.timeout(READ_TIMEOUT_S):
         await consumer.start()

@@ -62,7 +62,10 @@ class RealTopics:
                 f"this environment has no topic {topic}; it has {known}. Name those that handlers publish to: "
                 f"RealEnvironment(..., publishes=[{topic!r}])"
             )
-        consumer = AIOKafkaConsumer(bootstrap_servers=self.servers, enable_auto_commit=False)
+        # With the default, "latest", the answer to a reset of before `seek_to_beginning` would be taken for its own.
+        consumer = AIOKafkaConsumer(
+            bootstrap_servers=self.servers, enable_auto_commit=False, auto_offset_reset="earliest"
+        )
         try:
             await consumer.start()
             partitions = [TopicPartition(topic, number) for number in range(self.partitions[topic])]

@@ -311,8 +311,8 @@ class _Function:
     def may_start(self, stage: Stage) -> bool:
         """Whether a free place is for it.
 
-        One that will sleep is, however much is owed, where none begins yet or many that continue have passed by: the
-        one may take long, and lanes that wake for ever owe for ever.
+        One that will sleep is, however much is owed, where none begins and none has lately, or many that continue have
+        passed by: the one may take long, and lanes that wake for ever owe for ever.
         """
         if stage is not Stage.SLEEPS or self.in_a_row >= BEGUN_IN_A_ROW_MAX:
             return True
