@@ -27,9 +27,6 @@ LOADED: Final = 2
 """After so many seconds without any, one that continues is taken to hold its place so many times as long as the last
 ones did. They had the processors to themselves; at the end of a burst of new work, nobody has."""
 
-ROOM_MAX: Final = 1_000
-"""More than may share an invocation."""
-
 OWED_S_MAX: Final = 1.0
 """What is owed beyond that is forgotten: lanes that wake and sleep again for ever would owe more and more."""
 
@@ -66,14 +63,6 @@ class Wakes(Struct):
         if takes_s is not None:
             owed_s = max(now_s, self.owed_s) + HEADROOM * takes_s / places
             self.owed_s = min(owed_s, now_s + OWED_S_MAX)
-
-    def room(self, now_s: float, places: int) -> int:
-        """How many may begin at once without owing more than is resumed in time. One may in any case."""
-        takes_s = self._takes_s(now_s)
-        if not takes_s:
-            return ROOM_MAX
-        ahead_s = now_s + AHEAD_S - max(now_s, self.owed_s)
-        return min(ROOM_MAX, 1 + max(0, int(ahead_s * places / (HEADROOM * takes_s))))
 
     def _takes_s(self, now_s: float) -> float | None:
         """How long the next one that continues should hold its place, if anything tells."""

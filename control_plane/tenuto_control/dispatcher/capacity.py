@@ -35,7 +35,8 @@ CLOCK_S: Final = 1e-3
 """Less time than this makes no difference."""
 
 ANYWAY_S: Final = 0.02
-"""One that will sleep begins after this time if no other one is beginning, however much is owed."""
+"""One that will sleep begins so long after the one before, or after each of those that began together, if no other one
+is beginning, however much is owed."""
 
 GATHER_FROM: Final = 2
 """While a function holds fewer places, nobody waits for companions: an invocation that is under way is reason enough to
@@ -125,10 +126,10 @@ class Capacity:
 
     async def take(self, function: _Function, stage: Stage, sharing: Sharing = UNSHARED) -> Pool | None:
         """Wait for a place of a function, and hold it. Returns whom it is shared with, if it is."""
+        free = self._has_place(function) and function.may_start(stage) and not function.gathers(sharing)
         # Those who wait for nothing but time or companions are passed by.
-        passes = not function.gathers(sharing) and (not function.waits or function.next_stage() is None)
-        if passes and self._has_place(function) and function.may_start(stage):
-            function.hold(stage)
+        if free and (not function.waits or function.next_stage() is None):
+            function.hold(stage, 1)
             return None
         queue, entry = function.waiting[stage], function.enqueue(stage, sharing)
         if not function.listed:
@@ -295,7 +296,7 @@ class _Function:
     most: int = 1
     held: int = 0
     held_sleeping: int = 0
-    last_sleeping_s: float = -ANYWAY_S
+    anyway_s: float = 0.0
     wakes: Wakes = field(default_factory=Wakes)
     listed: bool = False
     look: asyncio.TimerHandle | None = None
@@ -323,11 +324,14 @@ class _Function:
         """From when on one that will sleep may begin."""
         if self.held_sleeping:
             return self.wakes.opens_s
-        return min(self.wakes.opens_s, self.last_sleeping_s + ANYWAY_S)
+        return min(self.wakes.opens_s, self.anyway_s)
 
     def gathers(self, sharing: Sharing) -> bool:
-        """Whether a lane that could have a place waits for companions: it loses little, and an invocation is saved."""
-        return sharing.beside and self.held >= GATHER_FROM and self.gather_s > 0
+        """Whether a lane that could have a place waits for companions: it loses little, and an invocation is saved.
+
+        Not for the last place, which others might take for long meanwhile.
+        """
+        return sharing.beside and GATHER_FROM <= self.held < self.most - 1 and self.gather_s > 0
 
     def opens_s(self) -> float:
         """When the next one of those may begin who wait for nothing but time."""
@@ -375,8 +379,8 @@ class _Function:
         begins = bool(self.waiting[Stage.BEGINS] or self.waiting[Stage.SLEEPS])
         self.in_a_row = self.in_a_row + 1 if begins and stage is Stage.CONTINUES else 0
         _, turn, sharing, _ = self.waiting[stage].popleft()
-        self.hold(stage)
         others = self._companions(stage, sharing) if sharing.most > 1 else ()
+        self.hold(stage, 1 + len(others))
         pool = Pool(1 + len(others)) if others else None
         turn.set_result(pool)
         for other in others:
@@ -390,19 +394,17 @@ class _Function:
         queue = self.waiting[stage]
         part = sharing.most if sharing.beside else -(-(len(queue) + 1) // self.most)
         wanted = min(sharing.most, part) - 1
-        if stage is Stage.SLEEPS:
-            now_s = asyncio.get_running_loop().time()
-            wanted = min(wanted, self.wakes.room(now_s, self.most) - 1)
         found = [one for one in queue if one[2] == sharing and not one[1].done()][:wanted] if wanted else []
         for one in found:
             queue.remove(one)
         return [one[1] for one in found]
 
-    def hold(self, stage: Stage) -> None:
+    def hold(self, stage: Stage, lanes: int) -> None:
+        """Hold a place, for so many lanes."""
         self.held += 1
         if stage is Stage.SLEEPS:
             self.held_sleeping += 1
-            self.last_sleeping_s = asyncio.get_running_loop().time()
+            self.anyway_s = asyncio.get_running_loop().time() + lanes * ANYWAY_S
 
     def let_go(self, stage: Stage) -> None:
         self.held -= 1
