@@ -147,13 +147,18 @@ def test_who_came_first_is_first_whether_it_will_sleep_or_not() -> None:
 
 @dataclass(slots=True)
 class Sleepers:
-    """Keys whose events begin, sleep for a second, and end; there are always more events than can be served."""
+    """Keys whose events begin, sleep for a second, and end; there are always more events than can be served.
+
+    Those that share a place share a processor as well, or all of them take as long as one, `together`.
+    """
 
     BEGINS_S: ClassVar = 0.006
     ENDS_S: ClassVar = 0.022
-    EIGHT: ClassVar = Target("f", ServiceManifest("box", keyed=True, handlers=()), 10_000, concurrency=8)
 
     foreseen: bool
+    places: int = 8
+    sharing: Sharing = UNSHARED
+    together: bool = False
     late_s: list[float] = field(default_factory=list)
 
     async def run(self, keys: int, seconds: float) -> None:
@@ -163,43 +168,22 @@ class Sleepers:
 
     async def _key(self, capacity: Capacity, until_s: float) -> None:
         loop = asyncio.get_running_loop()
+        target = Target("f", MANY.manifest, 10_000, concurrency=self.places)
         while loop.time() < until_s:
-            async with capacity.place(self.EIGHT, handler=SLEEPER):
-                await asyncio.sleep(self.BEGINS_S)
-            if self.foreseen:
-                capacity.slept(self.EIGHT, SLEEPER)
-            await asyncio.sleep(1)
-            due_s = loop.time()
-            async with capacity.place(self.EIGHT, begun=True):
-                self.late_s.append(loop.time() - due_s)
-                await asyncio.sleep(self.ENDS_S)
-
-    @property
-    def late_p99_s(self) -> float:
-        """Once the first ones have shown how long they take."""
-        return quantiles(self.late_s[len(self.late_s) // 3 :], n=100)[98]
-
-
-@dataclass(slots=True)
-class SharedSleepers(Sleepers):
-    """The same where up to eight keys share each place: a processor as well, or all of them take as long as one."""
-
-    together: bool = False
-    places: int = 3
-
-    async def _key(self, capacity: Capacity, until_s: float) -> None:
-        loop = asyncio.get_running_loop()
-        target = Target("f", self.EIGHT.manifest, 10_000, concurrency=self.places)
-        while loop.time() < until_s:
-            async with capacity.place(target, handler=SLEEPER, sharing=EIGHT_KEYS) as place:
+            async with capacity.place(target, handler=SLEEPER, sharing=self.sharing) as place:
                 await worked(place, capacity, target, self.BEGINS_S, self.together)
             if self.foreseen:
                 capacity.slept(target, SLEEPER)
             await asyncio.sleep(1)
             due_s = loop.time()
-            async with capacity.place(target, begun=True, sharing=EIGHT_KEYS) as place:
+            async with capacity.place(target, begun=True, sharing=self.sharing) as place:
                 self.late_s.append(loop.time() - due_s)
                 await worked(place, capacity, target, self.ENDS_S, self.together)
+
+    @property
+    def late_p99_s(self) -> float:
+        """Once the first ones have shown how long they take."""
+        return quantiles(self.late_s[len(self.late_s) // 3 :], n=100)[98]
 
 
 async def worked(place: HeldPlace, capacity: Capacity, target: Target, takes_s: float, together: bool) -> None:
@@ -215,15 +199,6 @@ async def worked(place: HeldPlace, capacity: Capacity, target: Target, takes_s: 
         await asked([b""])
 
 
-def test_sleeps_under_overload_end_in_time_where_keys_share_places() -> None:
-    load, unforeseen = SharedSleepers(foreseen=True), SharedSleepers(foreseen=False)
-    run_virtual(load.run(keys=500, seconds=20))
-    run_virtual(unforeseen.run(keys=500, seconds=20))
-    assert load.late_p99_s < 0.15
-    assert unforeseen.late_p99_s > 0.5
-    assert len(load.late_s) > 0.88 * len(unforeseen.late_s)
-
-
 def test_one_that_sleeps_begins_now_and_then_however_much_is_owed() -> None:
     async def scenario() -> None:
         yard = Yard(Capacity(9, 1_000))
@@ -237,13 +212,16 @@ def test_one_that_sleeps_begins_now_and_then_however_much_is_owed() -> None:
     run_virtual(scenario())
 
 
-def test_sleeps_under_overload_end_in_time() -> None:
-    load, unforeseen = Sleepers(foreseen=True), Sleepers(foreseen=False)
+@pytest.mark.parametrize(
+    ("places", "sharing", "late_p99_s", "share"), [(8, UNSHARED, 0.06, 0.95), (3, EIGHT_KEYS, 0.15, 0.88)]
+)
+def test_sleeps_under_overload_end_in_time(places: int, sharing: Sharing, late_p99_s: float, share: float) -> None:
+    load, unforeseen = Sleepers(True, places, sharing), Sleepers(False, places, sharing)
     run_virtual(load.run(keys=500, seconds=20))
     run_virtual(unforeseen.run(keys=500, seconds=20))
-    assert load.late_p99_s < 0.06
+    assert load.late_p99_s < late_p99_s
     assert unforeseen.late_p99_s > 0.5
-    assert len(load.late_s) > 0.95 * len(unforeseen.late_s)
+    assert len(load.late_s) > share * len(unforeseen.late_s)
 
 
 def test_lanes_that_sleep_for_ever_owe_no_more_than_a_second() -> None:
@@ -272,8 +250,9 @@ def test_a_function_is_bounded_by_itself_and_all_by_the_total() -> None:
     run_virtual(scenario())
 
 
+@pytest.mark.parametrize("share", [False, True])
 @pytest.mark.parametrize("seed", range(30))
-def test_no_place_is_lost_when_waiters_give_up(seed: int) -> None:
+def test_no_place_is_lost_when_waiters_give_up(seed: int, *, share: bool) -> None:
     async def scenario() -> None:
         rng = random.Random(seed)
         yard = Yard(Capacity(3, 1_000, gather_ms=rng.choice([0, GATHER_MS, 500])))
@@ -283,13 +262,14 @@ def test_no_place_is_lost_when_waiters_give_up(seed: int) -> None:
             handler = rng.choice([None, SLEEPER])
             yard.capacity.slept(target, SLEEPER)
             begun, seconds = rng.random() < 0.5, rng.choice([0.0, 0.1, 1.0])
-            sharing = rng.choice([UNSHARED, TOGETHER, Sharing(3, beside=True), Sharing(3)])
+            sharing = rng.choice([UNSHARED, TOGETHER, Sharing(3, beside=True), Sharing(3)]) if share else UNSHARED
             work = yard.work(str(n), begun=begun, target=target, seconds=seconds, handler=handler, sharing=sharing)
             tasks.append(asyncio.create_task(work))
             if rng.random() < 0.4:
                 asyncio.get_running_loop().call_later(rng.uniform(0, 5), rng.choice(tasks).cancel)
             await asyncio.sleep(rng.choice([0.0, 0.0, 0.05]))
         await asyncio.gather(*tasks, return_exceptions=True)
+        assert yard.most <= 3 * (TOGETHER.most if share else 1)
         # Everybody is gone, so as many as ever may run at once.
         yard.running = yard.most = 0
         fresh = [yard.work("f") for _ in range(4)] + [yard.work("g", target=OTHER) for _ in range(4)]
@@ -307,8 +287,8 @@ async def busy(capacity: Capacity, places: int) -> tuple[Yard, list[asyncio.Task
     return yard, held
 
 
-async def shared(yard: Yard, names: str, *, begun: bool = False, handler: Handler | None = None) -> None:
-    work = (yard.work(n, target=MANY, begun=begun, handler=handler, sharing=TOGETHER, seconds=0.1) for n in names)
+async def shared(yard: Yard, names: str, *, begun: bool = False) -> None:
+    work = (yard.work(n, target=MANY, begun=begun, sharing=TOGETHER, seconds=0.1) for n in names)
     await asyncio.gather(*work)
 
 
@@ -374,7 +354,7 @@ def test_nobody_waits_for_companions_while_others_might_take_the_last_place() ->
 @pytest.mark.parametrize("places", [1, 3])
 def test_keys_that_cost_no_more_together_are_not_held_back(places: int) -> None:
     """An invocation takes as long for one as for eight: what keeps them apart would keep them slow."""
-    load = SharedSleepers(foreseen=True, together=True, places=places)
+    load = Sleepers(True, places, EIGHT_KEYS, together=True)
     run_virtual(load.run(keys=300, seconds=20))
     assert len(load.late_s) > 150 * 20
 
